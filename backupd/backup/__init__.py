@@ -1,0 +1,122 @@
+"""Take one snapshot of one database into every store: one capture feeds them all, and none can stop another."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING
+
+from backupd.backup.feed import Feed
+from backupd.backup.results import BackupResult, Outcome, Progress, Wish
+from backupd.backup.target import Target
+from backupd.capture.process import Base, Capture, CaptureRequest, PagesCaptured
+from backupd.errors import BackupdError, LostPacksError
+from backupd.repository import Repository
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    from backupd.config import Database, Settings
+    from backupd.state import StateDirectory
+    from backupd.store import Store
+
+__all__ = ["BackupResult", "Outcome", "Progress", "Wish", "back_up"]
+
+_SLOT_BYTES = 8 << 20
+_FEWEST_SLOTS = 4
+
+
+def back_up(
+    database: Database,
+    stores: Sequence[Store],
+    settings: Settings,
+    state: StateDirectory,
+    *,
+    wish: Wish,
+    on_progress: Callable[[Progress], None],
+) -> list[BackupResult]:
+    """One snapshot of `database` in each of `stores`, with the same id in all; a result per store, in their order.
+
+    Expected failures are results, never exceptions. Repeatable. A store that lost acknowledged packs while the snapshot
+    was written gets a second try, which writes their pages again.
+    """
+    results = _attempt(database, stores, settings, state, wish, on_progress)
+    lost = [store for store, result in zip(stores, results, strict=True) if isinstance(result.error, LostPacksError)]
+    if lost:
+        again = iter(_attempt(database, lost, settings, state, wish, on_progress))
+        results = [next(again) if isinstance(result.error, LostPacksError) else result for result in results]
+    return results
+
+
+def _attempt(
+    database: Database,
+    stores: Sequence[Store],
+    settings: Settings,
+    state: StateDirectory,
+    wish: Wish,
+    on_progress: Callable[[Progress], None],
+) -> list[BackupResult]:
+    started = time.monotonic()
+    targets = [Target(database, Repository(store, state), state, settings, wish) for store in stores]
+    with ExitStack() as open_targets:
+        for target in targets:
+            open_targets.callback(target.close)
+        try:
+            with state.spool() as spool:
+                # All stores at once, so that a slow one costs its own time and no other's.
+                _in_parallel(target.prepare for target in targets)
+                ready = [target for target in targets if target.error is None]
+                if ready:
+                    _capture(database, ready, settings, spool, on_progress)
+        except BackupdError as error:
+            for target in targets:
+                target.fail(error)
+        return [target.result(time.monotonic() - started) for target in targets]
+
+
+def _capture(
+    database: Database,
+    targets: Sequence[Target],
+    settings: Settings,
+    spool: Path,
+    on_progress: Callable[[Progress], None],
+) -> None:
+    """Run the capture, feed its packs to the targets, and let each of them commit."""
+    request = CaptureRequest(
+        path=str(database.path),
+        spool=str(spool),
+        streams=_share_streams(targets, spool),
+        level=settings.packs.compression_level,
+        slots=max(_FEWEST_SLOTS, settings.packs.spool_limit // _SLOT_BYTES),
+        lock_timeout=settings.capture.lock_timeout.total_seconds(),
+        max_lock=settings.capture.max_lock.total_seconds(),
+    )
+    with Capture(request, deadline=settings.capture.deadline.total_seconds()) as capture:
+        feed = Feed(database, targets, capture, settings.capture.max_wal_growth)
+        for event in capture.events():
+            feed.handle(event)
+            if event is None or isinstance(event, PagesCaptured):
+                on_progress(feed.progress)
+    image = feed.image(spool / "hashes")
+    _in_parallel(partial(target.finish, image) for target in targets)
+    on_progress(feed.progress)
+
+
+def _share_streams(targets: Sequence[Target], spool: Path) -> list[Base]:
+    """One stream of packs for all targets that need the same pages stored: nearly always one for all."""
+    streams: dict[object, tuple[int, Base]] = {}
+    for target in targets:
+        key = target.stream_key()
+        if key not in streams:
+            streams[key] = (len(streams), target.stream_base(spool / f"expected-{len(streams)}"))
+        target.stream = streams[key][0]
+    return [base for _, base in streams.values()]
+
+
+def _in_parallel(calls: Iterable[Callable[[], None]]) -> None:
+    with ThreadPoolExecutor() as threads:
+        for future in [threads.submit(call) for call in calls]:
+            future.result()

@@ -1,0 +1,148 @@
+"""From the capture to the stores: finished packs wait in the spool until every store has taken them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from backupd.backup.assembly import WrittenPack
+from backupd.backup.results import Progress
+from backupd.capture.process import Captured, HeldUp, PackReady, PagesCaptured, Pinned
+from backupd.errors import BusyError, StoreUnavailableError
+from backupd.format.ids import SnapshotId
+from backupd.format.manifest import PackEntry
+from backupd.format.pack import index_bytes, parse_index
+from backupd.format.pagemap import image_digest
+from backupd.repository import map_hashes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from backupd.backup.target import Target
+    from backupd.capture.process import Capture
+    from backupd.config import Database
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What was captured. `id` carries the time at which the state was pinned; `hashes` is a file."""
+
+    id: SnapshotId
+    pinned: Pinned
+    hashes: Path
+    digest: str
+
+
+class Feed:
+    """Hands the capture's packs to the targets, and keeps a slow one from holding the application's WAL."""
+
+    def __init__(
+        self, database: Database, targets: Sequence[Target], capture: Capture, max_wal_growth_bytes: int
+    ) -> None:
+        self._path = str(database.path)
+        self._targets = targets
+        self._capture = capture
+        self._max_wal_growth_bytes = max_wal_growth_bytes
+        self._wal_bytes = 0
+        self._is_held_up = False
+        self._captured_pages = 0
+        self._pinned: Pinned | None = None
+        self._id: SnapshotId | None = None
+
+    @property
+    def progress(self) -> Progress:
+        """How far everything is; zeros until the state is pinned."""
+        page_size, page_count = (self._pinned.page_size, self._pinned.page_count) if self._pinned else (0, 0)
+        stored = sum(target.uploaded_bytes for target in self._targets)
+        return Progress(self._captured_pages * page_size, page_count * page_size, stored)
+
+    def image(self, hashes: Path) -> Image:
+        """What was captured; after the last event."""
+        assert self._id is not None and self._pinned is not None  # noqa: PT018, S101
+        return Image(self._id, self._pinned, hashes, image_digest(map_hashes(hashes)))
+
+    def handle(self, event: object) -> None:
+        """Act on one event of the capture; None is the passing of time."""
+        match event:
+            case Pinned():
+                self._pinned = event
+                self._id = SnapshotId.new(datetime.now(UTC), secrets.randbits(32))
+                self._wal_bytes = _wal_bytes(self._path)
+            case PagesCaptured():
+                self._captured_pages = event.pages
+            case PackReady():
+                self._distribute(event)
+            case HeldUp():
+                self._is_held_up = event.is_waiting
+            case Captured():
+                self._is_held_up = False
+            case _:
+                pass
+        if self._is_held_up:
+            self._limit_wal()
+
+    def _distribute(self, pack: PackReady) -> None:
+        takers = [target for target in self._targets if target.stream == pack.stream and target.error is None]
+        spooled = SpooledPack(pack, len(takers), self._capture)
+        for target in takers:
+            target.upload(spooled)
+
+    def _limit_wal(self) -> None:
+        grown = _wal_bytes(self._path) - self._wal_bytes
+        if grown <= self._max_wal_growth_bytes:
+            return
+        behind = [target for target in self._targets if target.error is None and target.is_behind]
+        for target in behind:
+            target.fail(
+                StoreUnavailableError(
+                    f"{target.repository.url} is too slow: the WAL of {self._path} grew by {grown >> 20} MiB "
+                    "while the snapshot waited for it",
+                    hint="the next snapshot tries again; raise capture.max_wal_growth if the disk has room",
+                )
+            )
+        if not behind:
+            raise BusyError(
+                f"the WAL of {self._path} grew by {grown >> 20} MiB while the snapshot was compressed",
+                hint="lower packs.compression_level, or raise capture.max_wal_growth if the disk has room",
+            )
+
+
+class SpooledPack:
+    """A finished pack in the spool, removed when the last store that wants it has taken it or given up."""
+
+    def __init__(self, pack: PackReady, takers: int, capture: Capture) -> None:
+        self.file = pack.file
+        self.order = pack.order
+        entry = PackEntry(sha256=pack.sha256, stored_bytes=pack.file.stat().st_size, pages=pack.pages)
+        with pack.file.open("rb") as file:
+            self.written = WrittenPack(entry, parse_index(file.read(index_bytes(pack.pages))).page_numbers)
+        self._takers = takers
+        self._capture = capture
+        self._lock = threading.Lock()
+        if not takers:
+            self._remove()
+
+    def taken(self) -> None:
+        """One store is done with it."""
+        with self._lock:
+            self._takers -= 1
+            is_last = self._takers == 0
+        if is_last:
+            self._remove()
+
+    def _remove(self) -> None:
+        self.file.unlink(missing_ok=True)
+        self._capture.pack_left_spool()
+
+
+def _wal_bytes(path: str) -> int:
+    """Size of the write-ahead log beside the database; `stat` leaves SQLite's locks alone."""
+    try:
+        return os.stat(path + "-wal").st_size  # noqa: PTH116
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,61 @@
+"""What a backup was asked for, and what became of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from backupd.format.manifest import SnapshotKind
+
+if TYPE_CHECKING:
+    from backupd.errors import BackupdError
+    from backupd.format.ids import SnapshotId
+
+
+class Outcome(StrEnum):
+    """What became of one database in one store."""
+
+    CREATED = "created"
+    UNCHANGED = "unchanged"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupResult:
+    """One database in one store. `id` is that of the new snapshot, of the newest when unchanged, None when failed."""
+
+    database: str
+    store: str
+    outcome: Outcome
+    id: SnapshotId | None = None
+    page_size: int | None = None
+    page_count: int | None = None
+    changed_pages: int | None = None
+    stored_bytes: int = 0
+    duration_seconds: float = 0.0
+    error: BackupdError | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a capture is, in bytes of page images, and how many bytes of packs all stores have taken."""
+
+    captured_bytes: int
+    image_bytes: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the user asked for besides a plain snapshot. Any of it makes a snapshot even when nothing changed."""
+
+    tags: tuple[str, ...] = ()
+    is_full: bool = False
+    kind: SnapshotKind = SnapshotKind.REGULAR
+
+    @property
+    def needs_snapshot(self) -> bool:
+        """Whether an unchanged database gets a new snapshot all the same."""
+        return bool(self.tags) or self.is_full or self.kind is not SnapshotKind.REGULAR

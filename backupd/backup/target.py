@@ -1,0 +1,240 @@
+"""One store's part in a snapshot."""
+
+from __future__ import annotations
+
+import os
+import socket
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from backupd import __version__
+from backupd.backup.assembly import assemble, count_changed
+from backupd.backup.results import BackupResult, Outcome
+from backupd.capture.process import Base
+from backupd.cleaning import pages_to_relocate
+from backupd.errors import BackupdError
+from backupd.format import FormatError
+from backupd.format.manifest import Manifest, Writer
+from backupd.format.pagemap import encode_page_map
+from backupd.repository import History, map_hashes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from backupd.backup.feed import Image, SpooledPack
+    from backupd.backup.results import Wish
+    from backupd.config import Database, Settings
+    from backupd.repository import BaseSnapshot, Repository
+    from backupd.state import StateDirectory
+
+_CLOCK_TOLERANCE = timedelta(minutes=1)
+_INTERRUPT_GRACE_SECONDS = 2.0
+_ANY_PAGE_SIZE = 512
+
+
+class Target:
+    """One store's part in a snapshot: what it has, what it is sent, what becomes of it. Its errors stay here."""
+
+    def __init__(
+        self, database: Database, repository: Repository, state: StateDirectory, settings: Settings, wish: Wish
+    ) -> None:
+        self.repository = repository
+        self.stream = 0
+        self.error: BackupdError | None = None
+        self.uploaded_bytes = 0
+        self._database = database
+        self._state = state
+        self._lock_timeout = settings.capture.lock_timeout.total_seconds()
+        self._wish = wish
+        self._base: BaseSnapshot | None = None
+        self._history = History((), ())
+        self._relocate: list[int] = []
+        self._packs: list[SpooledPack] = []
+        self._uploads = ThreadPoolExecutor(settings.packs.upload_threads, thread_name_prefix="upload")
+        self._pending: list[Future[None]] = []
+        self._result: BackupResult | None = None
+        self._held = ExitStack()
+
+    def close(self) -> None:
+        """Drop uploads that have not begun, and give running ones a moment; after success there are none."""
+        self._held.close()
+        self._uploads.shutdown(wait=False, cancel_futures=True)
+        wait(self._pending, timeout=_INTERRUPT_GRACE_SECONDS)
+
+    def fail(self, error: BackupdError) -> None:
+        """Give this store up for this run; the first error is kept."""
+        self.error = self.error or error
+
+    def prepare(self) -> None:
+        """Lock the database in this store, and find out what the snapshot builds on."""
+        subject = f"{self._database.name} in {self.repository.url}"
+        try:
+            self._held.enter_context(self._state.lock(subject, timeout=self._lock_timeout))
+            self.repository.create_if_missing()
+            survey = self.repository.survey(self._database.name)
+            self._history = self.repository.history(self._database.name, survey)
+            if self._history.newest is not None:
+                self._base = self.repository.base(self._history.newest, survey)
+                newest = self._base.manifest
+                self._relocate = pages_to_relocate(newest.packs, self._base.page_map, newest.page_size)
+        except BackupdError as error:
+            self.fail(error)
+        except FormatError as error:
+            self.fail(BackupdError(f"the newest snapshot in {self.repository.url} cannot be built on: {error}"))
+
+    @property
+    def _compares(self) -> bool:
+        return self._base is not None and not self._wish.is_full
+
+    def stream_key(self) -> object:
+        """Equal for targets that need the same pages stored."""
+        if self._base is None or not self._compares:
+            return None
+        manifest = self._base.manifest
+        return (manifest.page_size, manifest.image_digest, self._base.lost.tobytes(), tuple(self._relocate))
+
+    def stream_base(self, expected: Path) -> Base:
+        """What this target's stream is compared with; `expected` is a file that may be written for it."""
+        if self._base is None or not self._compares:
+            return Base(page_size=_ANY_PAGE_SIZE, hashes=None, relocate=())
+        file = self._base.hashes
+        if len(self._base.lost):
+            hashes = self._base.read_hashes().copy()
+            hashes[self._base.lost] = 0
+            expected.write_bytes(hashes.tobytes())
+            file = expected
+        return Base(page_size=self._base.manifest.page_size, hashes=str(file), relocate=self._relocate)
+
+    def upload(self, pack: SpooledPack) -> None:
+        """Send one pack of this target's stream, in the background."""
+        self._packs.append(pack)
+        self._pending.append(self._uploads.submit(self._upload, pack))
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether packs wait in the spool for this store."""
+        return any(not future.done() for future in self._pending)
+
+    def _upload(self, pack: SpooledPack) -> None:
+        try:
+            if self.error is None:
+                self.repository.put_pack(self._database.name, pack.file, pack.written.entry.sha256)
+                self.uploaded_bytes += pack.written.entry.stored_bytes
+        except BackupdError as error:
+            self.fail(error)
+        finally:
+            pack.taken()
+
+    def finish(self, image: Image) -> None:
+        """Wait for the uploads, then commit, or find that nothing changed."""
+        try:
+            while self.error is None and wait(self._pending, timeout=1.0).not_done:
+                pass
+            if self.error is None:
+                self._result = self._commit(image)
+        except BackupdError as error:
+            self.fail(error)
+
+    def _commit(self, image: Image) -> BackupResult:
+        base = self._base
+        if base is not None and not self._packs and not self._wish.needs_snapshot and _is_equal(image, base.manifest):
+            manifest, outcome = base.manifest, Outcome.UNCHANGED
+            changed = stored = 0
+        else:
+            manifest = self._manifest(image)
+            self.repository.commit(manifest, image.hashes)
+            outcome, changed, stored = Outcome.CREATED, manifest.changed_pages, manifest.stored_bytes
+        return BackupResult(
+            database=self._database.name,
+            store=self.repository.url,
+            outcome=outcome,
+            id=manifest.id,
+            page_size=manifest.page_size,
+            page_count=manifest.page_count,
+            changed_pages=changed,
+            stored_bytes=stored,
+            warnings=tuple(self._warnings(image)),
+        )
+
+    def _manifest(self, image: Image) -> Manifest:
+        pinned, newest = image.pinned, self._history.newest
+        base = self._base if self._base is not None and self._base.manifest.page_size == pinned.page_size else None
+        builds_on = base if self._compares else None
+        packs, page_map = assemble(
+            pinned.page_size,
+            pinned.page_count,
+            builds_on.manifest.packs if builds_on else (),
+            builds_on.page_map if builds_on else None,
+            [pack.written for pack in sorted(self._packs, key=lambda pack: pack.order)],
+        )
+        return Manifest(
+            id=image.id,
+            sequence=newest.sequence + 1 if newest else 1,
+            base=newest.id if newest else None,
+            database=self._database.name,
+            kind=self._wish.kind,
+            tags=self._wish.tags,
+            page_size=pinned.page_size,
+            page_count=pinned.page_count,
+            changed_pages=count_changed(map_hashes(image.hashes), base.read_hashes() if base else None),
+            stored_bytes=sum(pack.written.entry.stored_bytes for pack in self._packs),
+            image_digest=image.digest,
+            packs=packs,
+            page_map=encode_page_map(page_map),
+            source=pinned.facts,
+            writer=_describe_writer(str(self._database.path), self._state.writer_id()),
+        )
+
+    def _warnings(self, image: Image) -> Iterator[str]:
+        newest = self._history.newest
+        if newest is None:
+            return
+        me = self._state.writer_id()
+        if newest.writer.id != me and any(manifest.writer.id == me for manifest in self._history.manifests):
+            yield (
+                f"two writers take turns in {self.repository.url}: {self._database.name} was last written by "
+                f"{newest.writer.host} from {newest.writer.path}; give each its own store or database name"
+            )
+        if newest.id.taken_at > image.id.taken_at + _CLOCK_TOLERANCE:
+            yield f"this machine's clock is behind the newest snapshot, {newest.id}: check the time"
+        for damaged in self._history.damaged:
+            yield f"the manifest of {damaged.id} in {self.repository.url} is damaged: {damaged.reason}"
+
+    def result(self, duration_seconds: float) -> BackupResult:
+        """What became of it, after everything."""
+        if self._result is None or self.error is not None:
+            error = self.error or BackupdError(f"the snapshot in {self.repository.url} was not finished")
+            return BackupResult(
+                database=self._database.name,
+                store=self.repository.url,
+                outcome=Outcome.FAILED,
+                duration_seconds=duration_seconds,
+                error=error,
+            )
+        return replace(self._result, duration_seconds=duration_seconds)
+
+
+def _is_equal(image: Image, manifest: Manifest) -> bool:
+    pinned = image.pinned
+    return (pinned.page_size, pinned.page_count, image.digest) == (
+        manifest.page_size,
+        manifest.page_count,
+        manifest.image_digest,
+    )
+
+
+def _describe_writer(path: str, writer_id: str) -> Writer:
+    status = os.stat(path)  # noqa: PTH116
+    return Writer(
+        id=writer_id,
+        host=socket.gethostname(),
+        path=os.fsencode(path).decode(errors="backslashreplace"),
+        uid=status.st_uid,
+        gid=status.st_gid,
+        mode=status.st_mode & 0o7777,
+        backupd_version=__version__,
+    )

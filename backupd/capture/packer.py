@@ -1,0 +1,294 @@
+"""Pages to packs: hash, compare with the base, and compress what changed into the spool while the capture goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import shutil
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from blake3 import blake3
+
+from backupd.errors import SourceUnusableError, TargetUnwritableError
+from backupd.format import lock_page
+from backupd.format.pack import HASH_BYTES, encode_pack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+RAW_PACK_BYTES = 8 << 20
+"""Pages go into one pack until they fill this. Larger packs waste bytes when few of their pages live on."""
+
+_WORKERS = 2
+_RAW_PACKS_IN_MEMORY = 4
+_SPOOL_RESERVE_BYTES = 64 << 20
+_UNSEEN = bytes(HASH_BYTES)
+
+
+@dataclass(slots=True)
+class RawPack:
+    """Pages on their way into a pack. Their images are in the file `spilled` when there was no memory for them."""
+
+    stream: int
+    order: int
+    numbers: list[int] = field(default_factory=list)
+    hashes: bytearray = field(default_factory=bytearray)
+    images: bytearray = field(default_factory=bytearray)
+    spilled: Path | None = None
+
+
+class PackWriter:
+    """Compresses raw packs in worker threads into files of the spool, and says when each is there.
+
+    Bounded: raw packs in memory by `_RAW_PACKS_IN_MEMORY`, finished ones on disk by the slots that the reader of the
+    spool gives back with `free_slot`. When memory is full, `submit` waits, or, if `may_wait` is false because the
+    application waits for us, writes the raw pages to the spool.
+    """
+
+    def __init__(
+        self, spool: Path, *, page_size: int, level: int, slots: int, may_wait: bool, emit: Callable[..., None]
+    ) -> None:
+        self._spool = spool
+        self._page_size = page_size
+        self._level = level
+        self._may_wait = may_wait
+        self._emit = emit
+        self._memory = threading.Semaphore(_RAW_PACKS_IN_MEMORY)
+        self._slots = threading.Semaphore(slots)
+        self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="pack")
+        self._pending: list[Future[None]] = []
+
+    def free_slot(self) -> None:
+        """One finished pack has left the spool."""
+        self._slots.release()
+
+    def submit(self, raw: RawPack) -> None:
+        """Hand over a raw pack, which the caller does not touch any more. Raises what a worker failed with."""
+        self._raise_failures()
+        if self._memory.acquire(blocking=False):
+            pass
+        elif self._may_wait:
+            self._emit("held")
+            self._memory.acquire()
+            self._emit("resumed")
+        else:
+            self._spill(raw)
+        self._pending.append(self._workers.submit(self._finish, raw))
+
+    def close(self) -> None:
+        """Wait until every pack is in the spool. Raises what a worker failed with."""
+        for future in self._pending:
+            future.result()
+        self._workers.shutdown()
+
+    def _raise_failures(self) -> None:
+        done = [future for future in self._pending if future.done()]
+        self._pending = [future for future in self._pending if not future.done()]
+        for future in done:
+            future.result()
+
+    def _spill(self, raw: RawPack) -> None:
+        if shutil.disk_usage(self._spool).free < len(raw.images) + _SPOOL_RESERVE_BYTES:
+            raise spool_full(self._spool)
+        raw.spilled = self._spool / f"raw-{raw.stream}-{raw.order}"
+        _write(raw.spilled, raw.images)
+        raw.images = bytearray()
+
+    def _finish(self, raw: RawPack) -> None:
+        try:
+            images = raw.spilled.read_bytes() if raw.spilled else raw.images
+            numbers, hashes, images = _ascending(raw.numbers, bytes(raw.hashes), images, self._page_size)
+            pack = encode_pack(self._page_size, numbers, hashes, images, level=self._level)
+        finally:
+            if raw.spilled:
+                raw.spilled.unlink()
+            else:
+                self._memory.release()
+        raw.images = images = bytearray()
+        sha256 = hashlib.sha256(pack).hexdigest()
+        self._slots.acquire()
+        file = self._spool / f"pack-{raw.stream}-{raw.order}"
+        _write(file, pack)
+        self._emit("pack", stream=raw.stream, order=raw.order, file=str(file), sha256=sha256, pages=len(numbers))
+
+
+def _ascending(
+    numbers: list[int], hashes: bytes, images: bytes | bytearray, page_size: int
+) -> tuple[list[int], bytes, bytes | bytearray]:
+    """The same pages in the order of their numbers; SQLite's backup hardly ever needs it but for page 1."""
+    order = sorted(range(len(numbers)), key=numbers.__getitem__)
+    if order == list(range(len(numbers))):
+        return numbers, hashes, images
+    view = memoryview(images)
+    return (
+        [numbers[i] for i in order],
+        b"".join(hashes[i * HASH_BYTES : (i + 1) * HASH_BYTES] for i in order),
+        b"".join(view[i * page_size : (i + 1) * page_size] for i in order),
+    )
+
+
+def _write(file: Path, content: bytes | bytearray) -> None:
+    try:
+        file.write_bytes(content)
+    except OSError as error:
+        raise spool_full(file.parent, error) from error
+
+
+def spool_full(spool: Path, error: OSError | None = None) -> TargetUnwritableError:
+    """The error for a spool that takes no more."""
+    reason = error.strerror if error else f"{shutil.disk_usage(spool).free >> 20} MiB are left"
+    return TargetUnwritableError(
+        f"the spool {spool} cannot take more pages: {reason}",
+        hint="free some space there, or set state_dir to a larger disk",
+    )
+
+
+class Stream:
+    """The pages that differ from one base, on their way to every store that has this base.
+
+    `expected` holds the base's page hashes, with zeros for pages that have to be stored whatever they hold (a pack that
+    held them is gone); `relocate` the pages that leave their pack if the database has changed at all.
+    """
+
+    def __init__(self, number: int, expected: bytes | mmap.mmap, relocate: frozenset[int], spool: Path) -> None:
+        self.number = number
+        self.expected = expected
+        self.relocate = relocate
+        self._packs = 0
+        self._raw = RawPack(number, 0)
+        self._relocated: list[tuple[int, bytes]] = []
+        self._relocated_images = spool / f"relocated-{number}"
+        self._relocation = self._relocated_images.open("w+b") if relocate else None
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether any page had to be stored so far."""
+        return self._packs > 0 or bool(self._raw.numbers)
+
+    def add(self, number: int, page_hash: bytes, image: bytes, writer: PackWriter) -> None:
+        """Store one page."""
+        raw = self._raw
+        raw.numbers.append(number)
+        raw.hashes += page_hash
+        raw.images += image
+        if len(raw.images) >= RAW_PACK_BYTES:
+            self.flush(writer)
+
+    def replace(self, number: int, page_hash: bytes, image: bytes, writer: PackWriter) -> None:
+        """Store the later image of a page that came before: a pack lists no page twice, a later pack wins."""
+        raw = self._raw
+        if number not in raw.numbers:
+            self.add(number, page_hash, image, writer)
+            return
+        at = raw.numbers.index(number)
+        raw.hashes[at * HASH_BYTES : (at + 1) * HASH_BYTES] = page_hash
+        raw.images[at * len(image) : (at + 1) * len(image)] = image
+
+    def flush(self, writer: PackWriter) -> None:
+        """Send what has gathered as a pack."""
+        if self._raw.numbers:
+            writer.submit(self._raw)
+            self._packs += 1
+            self._raw = RawPack(self.number, self._packs)
+
+    def keep_for_relocation(self, number: int, page_hash: bytes, image: bytes) -> None:
+        """Put an unchanged page of `relocate` aside: whether it is stored depends on whether anything changed."""
+        assert self._relocation is not None  # noqa: S101
+        self._relocated.append((number, page_hash))
+        try:
+            self._relocation.write(image)
+        except OSError as error:
+            raise spool_full(self._relocated_images.parent, error) from error
+
+    def relocated(self, page_size: int) -> Iterator[tuple[int, bytes, bytes]]:
+        """The pages put aside: number, hash, image."""
+        if self._relocation is not None:
+            self._relocation.seek(0)
+            for number, page_hash in self._relocated:
+                yield number, page_hash, self._relocation.read(page_size)
+            self._relocation.close()
+            self._relocated_images.unlink()
+
+
+class Packer:
+    """Takes every page of an image once or more, and stores in each stream what that stream's base does not have."""
+
+    def __init__(self, page_size: int, page_count: int, streams: list[Stream], writer: PackWriter, file: Path) -> None:
+        """`file` becomes the page hashes of the image, 16 bytes a page; `page_count` is at least 1."""
+        self._page_size = page_size
+        self._page_count = page_count
+        self._streams = streams
+        self._writer = writer
+        self._hashes = _new_mapped_file(file, page_count * HASH_BYTES)
+        self._received = 0
+
+    def page_written(self, number: int, image: bytes) -> None:
+        """One page of the image. A page that comes again replaces its first image."""
+        digest = blake3(image).digest(length=HASH_BYTES)
+        start = (number - 1) * HASH_BYTES
+        end = start + HASH_BYTES
+        hashes = self._hashes
+        if hashes[start:end] != _UNSEEN:
+            self._page_rewritten(number, digest, image)
+            return
+        self._received += 1
+        hashes[start:end] = digest
+        for stream in self._streams:
+            if stream.expected[start:end] != digest:
+                stream.add(number, digest, image, self._writer)
+            elif number in stream.relocate:
+                stream.keep_for_relocation(number, digest, image)
+
+    def _page_rewritten(self, number: int, digest: bytes, image: bytes) -> None:
+        start = (number - 1) * HASH_BYTES
+        self._hashes[start : start + HASH_BYTES] = digest
+        for stream in self._streams:
+            stream.replace(number, digest, image, self._writer)
+
+    def hole_left(self) -> None:
+        """The lock-byte page, if the image reaches so far: nothing is stored, its hash is that of zeros."""
+        lock = lock_page(self._page_size)
+        if lock <= self._page_count:
+            start = (lock - 1) * HASH_BYTES
+            self._hashes[start : start + HASH_BYTES] = blake3(bytes(self._page_size)).digest(length=HASH_BYTES)
+            self._received += 1
+
+    def content_digest(self, first_page: bytes) -> bytes:
+        """BLAKE3 over `first_page` and the hashes of all other pages: stands for the content of the image."""
+        with memoryview(self._hashes) as hashes:
+            return blake3(first_page).update(hashes[HASH_BYTES:]).digest()
+
+    def finish(self) -> None:
+        """Send the last packs. Raises `SourceUnusableError` when a page never came."""
+        if self._received != self._page_count:
+            raise SourceUnusableError(
+                f"SQLite delivered {self._received} of {self._page_count} pages",
+                hint="the file was probably truncated during the capture; try again",
+            )
+        for stream in self._streams:
+            if stream.has_changes:
+                stream.flush(self._writer)
+                for number, digest, image in stream.relocated(self._page_size):
+                    start = (number - 1) * HASH_BYTES
+                    if self._hashes[start : start + HASH_BYTES] == digest:
+                        stream.add(number, digest, image, self._writer)
+                stream.flush(self._writer)
+        self._writer.close()
+        self._hashes.close()
+
+
+def _new_mapped_file(file: Path, size_bytes: int) -> mmap.mmap:
+    """A new file of zeros in memory. Its space is taken at once: a full disk would otherwise be a SIGBUS later."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, size_bytes)
+        return mmap.mmap(descriptor, size_bytes)
+    except OSError as error:
+        raise spool_full(file.parent, error) from error
+    finally:
+        os.close(descriptor)

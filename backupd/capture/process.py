@@ -1,0 +1,209 @@
+"""The parent's side of a capture: start the child, follow its events, end it at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import TypeAdapter
+
+from backupd import errors
+from backupd.errors import BackupdError, BusyError, SourceUnusableError
+from backupd.format.manifest import SourceFacts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import TracebackType
+
+_TICK_SECONDS = 0.1
+_READ_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What one stream of packs is compared with: `hashes` is a file of 16-byte page hashes, or None for "nothing".
+
+    Pages of `relocate` (page numbers) are stored too if anything has changed.
+    """
+
+    page_size: int
+    hashes: str | None
+    relocate: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureRequest:
+    """`slots` finished packs at most wait in `spool`, a private directory. Times are in seconds."""
+
+    path: str
+    spool: str
+    streams: Sequence[Base]
+    level: int
+    slots: int
+    lock_timeout: float
+    max_lock: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """One committed state is pinned; nothing is copied yet."""
+
+    page_size: int
+    page_count: int
+    facts: SourceFacts
+
+
+@dataclass(frozen=True, slots=True)
+class PagesCaptured:
+    """So many pages have been copied so far."""
+
+    pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class PackReady:
+    """A finished pack of stream `stream` lies in `file`. Of two packs that hold one page, the higher `order` counts."""
+
+    stream: int
+    order: int
+    file: Path
+    sha256: str
+    pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeldUp:
+    """Whether the capture now waits, with the state pinned, for packs to be compressed and to leave the spool."""
+
+    is_waiting: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """The database is no longer in use; `seconds` is how long the state was pinned. Packs may still follow."""
+
+    seconds: float
+
+
+Event = Pinned | PagesCaptured | PackReady | HeldUp | Captured
+
+
+class Capture:
+    """One capture, as a context manager: leaving it ends the child, however far it was.
+
+    The page hashes of the image are in the file `hashes` in the spool when `events` has ended.
+    """
+
+    def __init__(self, request: CaptureRequest, *, deadline: float) -> None:
+        """`deadline` is the most seconds that everything may take."""
+        self._request = request
+        self._deadline = deadline
+        self._give_up_at = time.monotonic() + deadline
+
+    def __enter__(self) -> Self:
+        # -P keeps a module of the same name in the current directory from being imported instead of ours.
+        command = [sys.executable, "-P", "-m", "backupd.capture.child"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603
+        self._send(json.dumps(asdict(self._request)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None  # noqa: S101
+            pipe.close()
+
+    def pack_left_spool(self) -> None:
+        """Let the child put another pack into the spool. From any thread."""
+        self._send("freed")
+
+    def _send(self, line: str) -> None:
+        assert self._process.stdin is not None  # noqa: S101
+        # A broken or closed pipe means that the child has ended; `events` says how.
+        with suppress(BrokenPipeError, ValueError):
+            os.write(self._process.stdin.fileno(), line.encode() + b"\n")
+
+    def events(self) -> Iterator[Event | None]:
+        """What the child reports, and None ten times a second while it reports nothing.
+
+        Raises `SourceUnusableError`, `BusyError` (locked, held for too long, or past the deadline) and
+        `TargetUnwritableError` (spool).
+        """
+        is_done = False
+        for line in self._lines():
+            if line is None:
+                yield None
+                continue
+            values = json.loads(line)
+            kind = values.pop("event")
+            if kind == "failed":
+                raise getattr(errors, values["error"])(values["message"], hint=values["hint"])
+            is_done = is_done or kind == "done"
+            event = _event(kind, values)
+            if event is not None:
+                yield event
+        status = self._process.wait()
+        if not is_done or status:
+            raise self._died(status)
+
+    def _lines(self) -> Iterator[bytes | None]:
+        assert self._process.stdout is not None  # noqa: S101
+        descriptor = self._process.stdout.fileno()
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        rest = b""
+        while True:
+            if time.monotonic() > self._give_up_at:
+                raise BusyError(
+                    f"the capture of {self._request.path} did not finish within {self._deadline:.0f} s",
+                    hint="raise capture.deadline, or find out what slows it down: the disk or a store",
+                )
+            if not poll.poll(_TICK_SECONDS * 1000):
+                yield None
+                continue
+            chunk = os.read(descriptor, _READ_BYTES)
+            if not chunk:
+                return
+            *lines, rest = (rest + chunk).split(b"\n")
+            yield from lines
+
+    def _died(self, status: int) -> BackupdError:
+        if status == -signal.SIGBUS:
+            return SourceUnusableError(
+                f"{self._request.path} was truncated during the capture, or its disk failed",
+                hint="find out what truncated it, then try again; earlier snapshots are untouched",
+            )
+        if status == -signal.SIGKILL:
+            return BackupdError(
+                f"the process that captured {self._request.path} was killed",
+                hint="memory may have run out: allow 200 MB plus 40 bytes a page",
+            )
+        return BackupdError(f"the process that captured {self._request.path} ended with status {status}")
+
+
+def _event(kind: str, values: dict[str, Any]) -> Event | None:
+    match kind:
+        case "pinned":
+            return Pinned(**{**values, "facts": TypeAdapter(SourceFacts).validate_python(values["facts"])})
+        case "pages":
+            return PagesCaptured(values["captured"])
+        case "pack":
+            return PackReady(**{**values, "file": Path(values["file"])})
+        case "held" | "resumed":
+            return HeldUp(is_waiting=kind == "held")
+        case "captured":
+            return Captured(values["seconds"])
+        case _:
+            return None

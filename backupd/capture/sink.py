@@ -1,0 +1,136 @@
+"""The VFS into which SQLite's backup writes: every page of the image comes by here, and none is kept on disk."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import apsw
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    PageWritten = Callable[[int, bytes], None]
+    """Takes a page number (from 1) and the page image, which is only valid during the call."""
+
+_VFS_NAME = "backupd-sink"
+_SECTOR_BYTES = 4096
+_COUNTER_OFFSET = 24
+_COOKIE_OFFSET = 40
+_VALID_FOR_OFFSET = 92
+
+
+class _PageFile:
+    """The destination's file: hands pages on, and keeps only page 1, whose header SQLite reads back."""
+
+    def __init__(self, page_size: int, page_written: PageWritten) -> None:
+        self._page_size = page_size
+        self._page_written = page_written
+        self._size = 0
+        self.first_page = b""
+
+    def xRead(self, amount: int, offset: int) -> bytes:
+        return self.first_page[offset : offset + amount]
+
+    def xWrite(self, data: bytes, offset: int) -> None:
+        if offset:
+            self._page_written(offset // self._page_size + 1, data)
+        else:
+            self.first_page = bytes(data)
+        self._size = max(self._size, offset + len(data))
+
+    def xFileSize(self) -> int:
+        return self._size
+
+    def xTruncate(self, size: int) -> None:
+        self._size = size
+
+    def xSync(self, flags: int) -> None:
+        pass
+
+    def xLock(self, level: int) -> None:
+        pass
+
+    def xUnlock(self, level: int) -> None:
+        pass
+
+    def xCheckReservedLock(self) -> bool:
+        return False
+
+    def xClose(self) -> None:
+        pass
+
+    def xSectorSize(self) -> int:
+        return _SECTOR_BYTES
+
+    def xDeviceCharacteristics(self) -> int:
+        return 0
+
+    def xFileControl(self, op: int, pointer: int) -> bool:
+        return False
+
+
+class _SinkVFS(apsw.VFS):
+    """A file system with one file in it."""
+
+    def __init__(self, file: _PageFile) -> None:
+        super().__init__(_VFS_NAME, "", maxpathname=64)
+        self._file = file
+
+    def xOpen(self, name: object, flags: list[int]) -> _PageFile:  # type: ignore[override]
+        flags[1] = flags[0]
+        return self._file
+
+    def xDelete(self, filename: str, syncdir: bool) -> None:
+        pass
+
+    def xAccess(self, pathname: str, flags: int) -> bool:
+        return False
+
+    def xFullPathname(self, name: str) -> str:
+        return name
+
+
+def stream_pages(
+    source: apsw.Connection,
+    *,
+    page_size: int,
+    pages_per_step: int,
+    page_written: PageWritten,
+    stepped: Callable[[int], None],
+) -> bytes:
+    """Copy the pinned state of `source`, which has at least one page, into `page_written`, and give page 1 back.
+
+    `page_written` gets every page but page 1 and the lock-byte page, roughly in order; a page that comes twice replaces
+    its first image. `stepped` is called after each step with the number of pages that remain. An exception of either
+    ends the copy and comes out of here.
+    """
+    file = _PageFile(page_size, page_written)
+    vfs = _SinkVFS(file)
+    destination = apsw.Connection("image", vfs=_VFS_NAME)
+    try:
+        destination.pragma("page_size", page_size)
+        # No journal, no lock and hardly any cache: the destination's pager hands each page straight to the file.
+        destination.pragma("journal_mode", "off")
+        destination.pragma("synchronous", "off")
+        destination.pragma("locking_mode", "exclusive")
+        destination.pragma("cache_size", 10)
+        with destination.backup("main", source, "main") as backup:
+            while not backup.done:
+                backup.step(pages_per_step)
+                stepped(backup.remaining)
+    finally:
+        destination.close()
+        vfs.unregister()
+    return file.first_page
+
+
+def complete_first_page(page: bytes, *, schema_version: int, writer_version: int, counter: int) -> bytes:
+    """Page 1 as a function of the content: the backup gives it a schema cookie and a change counter of its own.
+
+    Source: https://www.sqlite.org/fileformat2.html#the_database_header, offsets 24, 40, 92 and 96.
+    """
+    image = bytearray(page)
+    image[_COUNTER_OFFSET : _COUNTER_OFFSET + 4] = counter.to_bytes(4, "big")
+    image[_COOKIE_OFFSET : _COOKIE_OFFSET + 4] = (schema_version & 0xFFFFFFFF).to_bytes(4, "big")
+    image[_VALID_FOR_OFFSET : _VALID_FOR_OFFSET + 8] = counter.to_bytes(4, "big") + writer_version.to_bytes(4, "big")
+    return bytes(image)

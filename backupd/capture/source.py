@@ -1,0 +1,211 @@
+"""The live database: open it read-only, pin one committed state, and say what is in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import struct
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import apsw
+
+from backupd.errors import BackupdError, BusyError, SourceUnusableError
+from backupd.format import is_page_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_HEADER_BYTES = 100
+_MAGIC = b"SQLite format 3\x00"
+_WAL_VERSION = 2
+_LOCK_RETRY_SECONDS = 0.001
+_MMAP_LIMIT_BYTES = 1 << 46
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the first 100 bytes of the file say.
+
+    Source: https://www.sqlite.org/fileformat2.html#the_database_header.
+    """
+
+    is_wal: bool
+    writer_version: int
+    """SQLITE_VERSION_NUMBER of the library that changed the file last; 0 for an empty file."""
+
+    @property
+    def sqlite_version(self) -> str:
+        """The version as people write it, `3.45.1`; empty for an empty file."""
+        number = self.writer_version
+        return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}" if number else ""
+
+
+def read_header(path: str) -> Header:
+    """Look at the file before SQLite does. Raises `SourceUnusableError`.
+
+    Must come before any connection of this process is open: closing the file drops SQLite's POSIX locks on it.
+    Source: https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_
+    """
+    try:
+        _reject_odd_file(path, os.stat(path))
+        with open(path, "rb") as file:
+            head = file.read(_HEADER_BYTES)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if not head:
+        return Header(is_wal=False, writer_version=0)
+    if len(head) < _HEADER_BYTES or not head.startswith(_MAGIC):
+        raise SourceUnusableError(
+            f"{path} is not an SQLite database, or it is encrypted",
+            hint="check the path; a database of SQLCipher or another encrypting SQLite cannot be read",
+        )
+    page_size = int.from_bytes(head[16:18], "big")
+    if not is_page_size(65536 if page_size == 1 else page_size) or head[18] not in {1, 2} or head[19] not in {1, 2}:
+        raise SourceUnusableError(
+            f"{path} has a corrupt or encrypted SQLite header",
+            hint="restore the newest snapshot, or recover what can be with: sqlite3 FILE .recover",
+        )
+    return Header(is_wal=head[19] == _WAL_VERSION, writer_version=struct.unpack(">I", head[96:100])[0])
+
+
+def _reject_odd_file(path: str, status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise SourceUnusableError(f"{path} is a directory", hint="give the path of the database file inside it")
+    if not stat.S_ISREG(status.st_mode):
+        raise SourceUnusableError(f"{path} is not a regular file", hint="give the path of an SQLite database file")
+
+
+def _unreadable(path: str, error: OSError) -> SourceUnusableError:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return SourceUnusableError(
+            f"database {path} does not exist",
+            hint="check the path and, in a container, that the volume is mounted there; nothing was created",
+        )
+    return SourceUnusableError(
+        f"database {path} cannot be read: {error.strerror}",
+        hint=f"backupd runs as uid {os.geteuid()}; run it as the owner of the file, or as root",
+    )
+
+
+def reject_foreign_wal_files(path: str) -> None:
+    """Refuse to be the one that creates `-wal` and `-shm`, when the application could then not write them.
+
+    SQLite gives new ones the mode of the database, and the owner of the process unless that is root.
+    """
+    owner = os.stat(path).st_uid
+    if os.geteuid() in {0, owner} or (os.path.exists(path + "-wal") and os.path.exists(path + "-shm")):
+        return
+    if os.access(os.path.dirname(path), os.W_OK):
+        raise SourceUnusableError(
+            f"{path} is in WAL mode and nobody has it open: reading it as uid {os.geteuid()} would leave -wal and "
+            f"-shm files that its owner, uid {owner}, cannot write",
+            hint=f"run backupd as uid {owner} or as root, or keep the application running",
+        )
+
+
+def warm_file_cache(path: str) -> None:
+    """Read the whole file, so that the time under SQLite's lock is not spent on the disk. Before any connection."""
+    with open(path, "rb", buffering=0) as file:
+        buffer = bytearray(_READ_BYTES)
+        while file.readinto(buffer):
+            pass
+
+
+@contextmanager
+def pinned(path: str, *, lock_timeout: float) -> Iterator[apsw.Connection]:
+    """A read-only connection whose transaction holds one committed state until the block ends.
+
+    In WAL mode writers go on; in rollback mode they wait until then. Waits at most `lock_timeout` seconds for the
+    first lock. Raises `BusyError`, `SourceUnusableError`; SQLite's errors inside the block become these too.
+    """
+    try:
+        connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
+        try:
+            give_up_at = time.monotonic() + lock_timeout
+            connection.set_busy_handler(lambda _: _sleep_until(give_up_at))
+            connection.pragma("mmap_size", _MMAP_LIMIT_BYTES)
+            connection.execute("BEGIN")
+            # Takes the read lock as any SELECT does, but needs no readable schema: a damaged one is captured too.
+            connection.pragma("schema_version")
+            yield connection
+        finally:
+            connection.close()
+    except apsw.Error as error:
+        raise translated(path, error) from error
+
+
+def _sleep_until(give_up_at: float) -> bool:
+    # SQLite's own busy_timeout sleeps up to 100 ms between tries and so misses the gaps of a busy writer.
+    time.sleep(_LOCK_RETRY_SECONDS)
+    return time.monotonic() < give_up_at
+
+
+def translated(path: str, error: apsw.Error) -> BackupdError:
+    """Our error for one of SQLite's about the source database."""
+    extended = getattr(error, "extendedresult", 0)
+    detail = str(error).partition(": ")[2] or str(error)
+    if isinstance(error, apsw.BusyError | apsw.LockedError | apsw.ProtocolError):
+        return BusyError(
+            f"{path} stayed locked by the application",
+            hint="try again, or raise capture.lock_timeout; a long transaction or an exclusive lock blocks readers",
+        )
+    if extended == apsw.SQLITE_READONLY_ROLLBACK:
+        return SourceUnusableError(
+            f"{path} has a hot rollback journal: a program crashed inside a transaction",
+            hint="open it once with the application, which rolls the transaction back; backupd never writes to it",
+        )
+    if isinstance(error, apsw.NotADBError):
+        return SourceUnusableError(
+            f"{path} is not an SQLite database, or it is encrypted",
+            hint="check the path; a database of SQLCipher or another encrypting SQLite cannot be read",
+        )
+    if isinstance(error, apsw.CorruptError):
+        return SourceUnusableError(
+            f"{path} is corrupt: {detail}",
+            hint="check it with: sqlite3 FILE 'PRAGMA integrity_check'; the newest good snapshot can be restored",
+        )
+    if isinstance(error, apsw.CantOpenError | apsw.ReadOnlyError):
+        return SourceUnusableError(
+            f"{path} cannot be opened for reading: {detail}",
+            hint="a WAL database needs a directory that backupd may write (no :ro mount, uid of the owner or root), "
+            "or the application running",
+        )
+    return SourceUnusableError(f"{path} cannot be read: {detail}", hint="check the disk and the system log")
+
+
+def read_facts(connection: apsw.Connection, header: Header) -> dict[str, Any]:
+    """The values of `format.manifest.SourceFacts`, all of the pinned state. None where the schema cannot be read."""
+    facts = {
+        "journal_mode": connection.pragma("journal_mode"),
+        "encoding": connection.pragma("encoding"),
+        "free_pages": connection.pragma("freelist_count"),
+        "schema_version": connection.pragma("schema_version"),
+        "user_version": connection.pragma("user_version"),
+        "application_id": connection.pragma("application_id"),
+        "sqlite_version": header.sqlite_version,
+        "tables": None,
+        "schema_digest": None,
+        "alembic_revisions": None,
+    }
+    try:
+        schema = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema").fetchall()
+        facts["tables"] = sorted(name for kind, name, _, _ in schema if kind == "table")
+        facts["schema_digest"] = schema_digest(schema)
+        if "alembic_version" in facts["tables"]:
+            rows = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+            facts["alembic_revisions"] = sorted(str(row[0]) for row in rows)
+    except (apsw.CorruptError, apsw.SQLError, apsw.NotADBError):
+        pass  # a schema that SQLite cannot read is a fact too, and a damaged copy is better than none
+    return facts
+
+
+def schema_digest(schema: list[tuple[Any, ...]]) -> str:
+    """SHA-256, in hex, over the rows (type, name, tbl_name, sql) of sqlite_schema: sorted, each as a line of JSON."""
+    lines = sorted(json.dumps(row) for row in schema)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,175 @@
+"""Which SQLite files are protected, and what each is called."""
+
+import glob
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BeforeValidator, model_validator
+
+from backupd.config.values import InvalidValueError, Table, absolute_path
+from backupd.errors import UsageError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+# A store keeps these files beside the databases' directories.
+_NAMES_OF_THE_STORE = frozenset({"backupd.json", "restore.md", "rescue.py"})
+_SIDECARS = ("-wal", "-shm", "-journal")
+# A bracket that holds one wildcard is how a pattern spells that character itself, as `glob.escape` does.
+_WILDCARD = re.compile(r"\[(?P<escaped>[*?[])\]|(?P<run>(?:\*|\?|\[(?![*?[]\])!?\]?[^]/]*\])+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """One file to protect. `path` is absolute, with its symbolic links unresolved; nothing says that it exists."""
+
+    name: str
+    path: Path
+
+
+def check_database_name(name: str) -> str:
+    """Give `name` back when a database can be called that, else raise `InvalidValueError`.
+
+    Up to 100 letters, digits, dots, hyphens and underscores, the first a letter or digit, and no name of a file that
+    the store keeps for itself.
+    """
+    if not _NAME.fullmatch(name):
+        raise InvalidValueError(
+            f"{name!r} can not be a database's name",
+            hint="use up to 100 letters, digits, dots, hyphens and underscores, with a letter or digit first",
+        )
+    if name.lower() in _NAMES_OF_THE_STORE:
+        raise InvalidValueError(
+            f"{name!r} can not be a database's name", hint="every store has a file of that name; choose another name"
+        )
+    return name
+
+
+def _absolute_pattern(value: object) -> str:
+    path = absolute_path(value)
+    text = str(value)
+    if Path(text).is_absolute() or text.startswith("~"):
+        return str(path)
+    return f"{glob.escape(str(Path.cwd()))}/{Path(text)}"
+
+
+class DatabaseSettings(Table):
+    """One file, or every file that a pattern with `*`, `?` or `[...]` finds. `path` is an absolute pattern.
+
+    `name` is None when it comes from the path. A wildcard character that is meant as itself stands in brackets: `[[]`.
+    """
+
+    path: Annotated[str, BeforeValidator(_absolute_pattern)]
+    name: str | None = None
+
+    @property
+    def is_glob(self) -> bool:
+        """Whether `path` may find several files."""
+        return any(wildcard["run"] for wildcard in _WILDCARD.finditer(self.path))
+
+    @model_validator(mode="after")
+    def _check_the_name(self) -> Self:
+        if self.is_glob and "**" in self.path:
+            raise InvalidValueError("'**' is not supported in a path", hint="write one entry for each depth")
+        if self.is_glob and self.name is not None:
+            raise InvalidValueError(
+                "a path with wildcards can not have a name",
+                hint="take `name` out: the part of the path that varies names each database",
+            )
+        if not self.is_glob:
+            self.database_at(*self.paths())
+        return self
+
+    def paths(self) -> tuple[Path, ...]:
+        """The files that this entry stands for now, in order; for a path without wildcards always that one.
+
+        Directories and SQLite's own `-wal`, `-shm` and `-journal` files are left out.
+        """
+        if not self.is_glob:
+            return (Path(_WILDCARD.sub(r"\g<escaped>", self.path)),)
+        found = (Path(path) for path in sorted(glob.glob(self.path)))  # noqa: PTH207  (Path.glob finds hidden files too)
+        return tuple(path for path in found if not path.name.endswith(_SIDECARS) and not path.is_dir())
+
+    def database_at(self, path: Path) -> Database:
+        """One of `paths` with its name. Raises `UsageError` when the part of the path that varies can not be a name."""
+        if not self.is_glob:
+            return database_from_path(path, name=self.name)
+        return Database(_name_that_varies(self.path, path), path)
+
+
+def database_from_path(path: Path, *, name: str | None = None) -> Database:
+    """The database at exactly this path (no wildcards), named `name` or by the file's name without its last suffix.
+
+    A relative path is taken from the current directory. Raises `UsageError` when the name can not be used.
+    """
+    path = absolute_path(path)
+    if name is not None:
+        return Database(check_database_name(name), path)
+    return Database(_checked_name_from_path(path.stem, path, "set `name`, or rename the file"), path)
+
+
+def find_databases(entries: Iterable[DatabaseSettings]) -> tuple[Database, ...]:
+    """Every database that `entries` stand for at this moment, in their order; call it again, as files come and go.
+
+    A file that has an entry of its own is left out of what patterns find, and a file that two patterns find belongs to
+    the first. A pattern that finds nothing adds nothing: `unmatched_patterns` tells which. Raises `UsageError` when two
+    databases would have one name (upper and lower case are the same, because some stores' file systems say so).
+    """
+    entries = tuple(entries)
+    taken = {path for entry in entries if not entry.is_glob for path in entry.paths()}
+    databases: list[Database] = []
+    for entry in entries:
+        paths = [path for path in entry.paths() if not entry.is_glob or path not in taken]
+        taken.update(paths)
+        databases += [entry.database_at(path) for path in paths]
+    _refuse_shared_names(databases)
+    return tuple(databases)
+
+
+def unmatched_patterns(entries: Iterable[DatabaseSettings]) -> tuple[str, ...]:
+    """The patterns among `entries` that find no file now."""
+    return tuple(entry.path for entry in entries if not entry.paths())
+
+
+def _refuse_shared_names(databases: Iterable[Database]) -> None:
+    """Raise `InvalidValueError` when two of `databases` have one name or one path."""
+    by_name: dict[str, Database] = {}
+    paths: set[Path] = set()
+    for database in databases:
+        if database.path in paths:
+            raise InvalidValueError(f"{database.path} has two entries", hint="take one of them out")
+        other = by_name.setdefault(database.name.lower(), database)
+        if other is not database:
+            raise InvalidValueError(
+                f"two databases with one name: {other.name!r} ({other.path}) and {database.name!r} ({database.path})",
+                hint="set `name` in an entry for one of them",
+            )
+        paths.add(database.path)
+
+
+def _name_that_varies(pattern: str, path: Path) -> str:
+    expression, position = "", 0
+    for wildcard in _WILDCARD.finditer(pattern):
+        expression += re.escape(pattern[position : wildcard.start()])
+        expression += re.escape(wildcard["escaped"]) if wildcard["escaped"] else _captured(wildcard["run"])
+        position = wildcard.end()
+    match = re.fullmatch(expression + re.escape(pattern[position:]), str(path))
+    return _checked_name_from_path(
+        "-".join(match.groups()) if match else "",
+        path,
+        "give this file an entry of its own with `path` and `name`, or rename what varies",
+    )
+
+
+def _captured(run: str) -> str:
+    # glob has chosen the path already, so which characters a bracket allows does not matter here: only that it is one.
+    one_by_one = re.sub(r"\[!?\]?[^]]*\]", "?", run)
+    return "(" + one_by_one.replace("?", "[^/]").replace("*", "[^/]*") + ")"
+
+
+def _checked_name_from_path(name: str, path: Path, hint: str) -> str:
+    try:
+        return check_database_name(name)
+    except UsageError as error:
+        raise InvalidValueError(f"{error.message} ({path})", hint=hint) from None

@@ -1,0 +1,157 @@
+"""From a file and the environment to `Settings`, or to one error that names every wrong key and where it is."""
+
+import glob
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from backupd.config.problems import Origin, one_error, variable_of
+from backupd.config.settings import ENTRIES, TABLES, Settings, default_state_dir, home_directory
+from backupd.config.stores import SCHEME
+from backupd.config.values import absolute_path
+from backupd.errors import UsageError
+
+# Kubernetes puts these into every container beside a service called "backupd"; they are not the user's.
+_SERVICE_LINK = re.compile(r"BACKUPD_(SERVICE_HOST|SERVICE_PORT|PORT)(_.*)?")
+
+
+def load(config_file: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read the configuration: `config_file`, or the first of the usual places, overlaid with BACKUPD_... variables.
+
+    The usual places are $BACKUPD_CONFIG, ./backupd.toml, $XDG_CONFIG_HOME/backupd/config.toml (~/.config) and
+    /etc/backupd/config.toml; when there is none of them, every key has its default. A relative path in a file starts at
+    that file's directory, one in a variable at the current directory.
+
+    Raises `UsageError` for everything that is wrong; neither its text nor its causes contain a secret.
+    """
+    source = _config_file(config_file, environ)
+    in_file = _read_toml(source) if source else {}
+    variables = {
+        name: value
+        for name, value in environ.items()
+        if value and name.startswith("BACKUPD_") and name != "BACKUPD_CONFIG" and not _SERVICE_LINK.fullmatch(name)
+    }
+    tree = _anchored(in_file, source.parent) if source else {}
+    if variables:
+        tree = _overlaid_with_variables(tree, variables)
+    if "state_dir" not in tree:
+        tree["state_dir"] = default_state_dir(environ, is_root=os.geteuid() == 0)
+    try:
+        return Settings.model_validate(tree, context={"source": source})
+    except ValidationError as error:
+        origin = Origin(source, in_file, frozenset(variables))
+        problems = [origin.problem(details) for details in error.errors(include_url=False)]
+    # Raised out here, so that pydantic's error, which holds the values, is not this one's context.
+    raise one_error(problems)
+
+
+def _config_file(config_file: Path | None, environ: Mapping[str, str]) -> Path | None:
+    if config_file is not None:
+        return absolute_path(config_file)
+    if named := environ.get("BACKUPD_CONFIG"):
+        return absolute_path(named)
+    return next((path for path in _usual_places(environ) if _is_there(path)), None)
+
+
+def _usual_places(environ: Mapping[str, str]) -> Iterator[Path]:
+    yield Path("backupd.toml").absolute()
+    xdg_config_home = Path(environ.get("XDG_CONFIG_HOME", ""))
+    home = home_directory(environ)
+    if xdg_config_home.is_absolute():
+        yield xdg_config_home / "backupd/config.toml"
+    elif home is not None:
+        yield home / ".config/backupd/config.toml"
+    yield Path("/etc/backupd/config.toml")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except OSError:
+        # Another user's home, as with HOME=/root and a process of uid 1000, is a place without a file for this one.
+        return False
+    return True
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    hint = None
+    try:
+        # Some editors put a byte order mark first, which TOML does not know.
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError:
+        problem = f"no such configuration file: {path}"
+    except IsADirectoryError:
+        problem = f"{path} is a directory, not a configuration file"
+        hint = "Docker makes one when the file that should be mounted there does not exist"
+    except OSError as error:
+        problem = f"can not read {path}: {error.strerror}"
+    except UnicodeDecodeError as error:
+        problem, hint = f"{path} is not UTF-8 text (byte {error.start})", "save it as UTF-8"
+    except (ValueError, RecursionError) as error:
+        problem = f"{path} is not valid TOML: {error}"
+    raise UsageError(problem, hint=hint)
+
+
+def _anchored(in_file: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """A copy in which relative paths start at `directory`; what is not a relative path is left to the validation."""
+
+    def anchor(table: Any, key: str, start: str) -> Any:
+        value = table.get(key) if isinstance(table, dict) else None
+        if (
+            not isinstance(value, str)
+            or not value
+            or value[0] in "/~"
+            or (key == "url" and SCHEME.match(value.strip()))
+        ):
+            return table
+        return {**table, key: f"{start}/{value}"}
+
+    tree = anchor(in_file, "state_dir", str(directory))
+    if isinstance(databases := tree.get("databases"), list):
+        # A path is a pattern, and the directory in front of it is not.
+        start = glob.escape(str(directory))
+        tree = {**tree, "databases": [anchor(table, "path", start) for table in databases]}
+    if isinstance(stores := tree.get("stores"), list):
+        start = str(directory)
+        tree = {**tree, "stores": [anchor(anchor(table, "url", start), "ca_bundle", start) for table in stores]}
+    return dict(tree)
+
+
+def _overlaid_with_variables(tree: dict[str, Any], variables: Mapping[str, str]) -> dict[str, Any]:
+    from backupd.config.environment import read_variables  # noqa: PLC0415  (see there: 0.2 s)
+
+    overlay, problems = read_variables(variables)
+    if problems:
+        raise one_error(problems)
+    overlaid = dict(tree)
+    for key, value in overlay.items():
+        if key in ENTRIES:
+            overlaid[key] = _entries_overlaid(key, tree.get(key, []), value)
+        elif key in TABLES:
+            overlaid[key] = _table_overlaid(tree.get(key, {}), value)
+        else:
+            overlaid[key] = value
+    return overlaid
+
+
+def _entries_overlaid(key: str, entries: Any, overlay: Mapping[str, dict[str, str]]) -> Any:
+    if not isinstance(entries, list):
+        return entries
+    overlaid = list(entries)
+    for position, table in sorted((int(text), table) for text, table in overlay.items()):
+        if position > len(overlaid):
+            given, expected = (variable_of(key, number, min(table)) for number in (position, len(overlaid)))
+            raise UsageError(f"{given} leaves a gap", hint=f"positions start at 0, and the next is {expected}")
+        below = overlaid[position] if position < len(overlaid) else {}
+        overlaid[position : position + 1] = [_table_overlaid(below, table)]
+    return overlaid
+
+
+def _table_overlaid(table: Any, overlay: Mapping[str, str]) -> Any:
+    # What is no table in the file stays what it is, for the validation to refuse.
+    return {**table, **overlay} if isinstance(table, dict) else table

@@ -1,0 +1,107 @@
+"""What pydantic found wrong, told in the words of the file or variable that it came from."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from backupd.config.settings import ENTRIES, TABLES, Settings
+from backupd.config.values import InvalidValueError
+from backupd.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from pydantic_core import ErrorDetails
+
+Location = tuple[int | str, ...]
+
+
+def variable_of(*location: int | str) -> str:
+    """The variable for a key at its location: ("stores", 0, "url") is BACKUPD_STORES__0__URL."""
+    return "BACKUPD_" + "__".join(str(part).upper() for part in location)
+
+
+def one_error(problems: Sequence[UsageError]) -> UsageError:
+    """All problems (one or more) as one: the first, with the others in its hint."""
+    first, *others = problems
+    if not others:
+        return UsageError(first.message, hint=first.hint)
+    told = [f"{other.message} ({other.hint})" if other.hint else other.message for other in others]
+    also = f"also wrong: {'; '.join(told)}"
+    return UsageError(first.message, hint=f"{first.hint}; {also}" if first.hint else also)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where values came from: the file with its content as it was read, and the names of the variables that are set."""
+
+    source: Path | None
+    in_file: Mapping[str, Any]
+    variables: frozenset[str]
+
+    def problem(self, details: ErrorDetails) -> InvalidValueError:
+        """One of pydantic's errors in our words. It repeats a value only where a rule of ours put it into its text."""
+        location = details["loc"]
+        if details["type"] == "extra_forbidden":
+            return self._unknown_key(location)
+        if details["type"] == "missing":
+            return self._missing_key(location)
+        if isinstance(own := details.get("ctx", {}).get("error"), InvalidValueError):
+            return InvalidValueError(f"{self._place(location)}: {own.message}", hint=own.hint)
+        return InvalidValueError(f"{self._place(location)}: {_rule(details)}")
+
+    def _unknown_key(self, location: Location) -> InvalidValueError:
+        *table, key = location
+        known = TABLES[str(table[0])].model_fields if table else Settings.model_fields
+        likely = difflib.get_close_matches(str(key), known, n=1)
+        if likely:
+            hint = f"did you mean {likely[0]!r}?"
+        elif table and key in Settings.model_fields:
+            hint = f"{key!r} belongs above the first line in brackets"
+        elif owners := [_heading(name) for name, owner in TABLES.items() if key in owner.model_fields]:
+            hint = f"{key!r} belongs under {' or '.join(owners)}"
+        else:
+            hint = f"known here: {', '.join(known)}"
+        return InvalidValueError(f"unknown key {_key(location)!r} in {self.source}", hint=hint)
+
+    def _missing_key(self, location: Location) -> InvalidValueError:
+        *table, key = location
+        if self._is_in_file(table):
+            return InvalidValueError(f"{_key(table)} in {self.source} has no {key!r}")
+        return InvalidValueError(f"{variable_of(*location)} is not set, but other keys of {_key(table)} are")
+
+    def _place(self, location: Location) -> str:
+        variable = variable_of(*location) if location else ""
+        if variable in self.variables or f"{variable}_FILE" in self.variables:
+            return f"{variable}_FILE" if f"{variable}_FILE" in self.variables else variable
+        if self._is_in_file(location):
+            return f"{_key(location)} in {self.source}" if location else str(self.source)
+        return f"{variable}__*" if location else "BACKUPD_*"
+
+    def _is_in_file(self, location: Sequence[int | str]) -> bool:
+        value: Any = self.in_file
+        for part in location:
+            try:
+                value = value[part]
+            except (LookupError, TypeError):
+                return False
+        return self.source is not None
+
+
+def _key(location: Sequence[int | str]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
+
+
+def _heading(table: str) -> str:
+    return f"[[{table}]]" if table in ENTRIES else f"[{table}]"
+
+
+def _rule(details: ErrorDetails) -> str:
+    if details["type"] in {"tuple_type", "model_type"}:
+        return f"must be a table, headed {_heading(str(details['loc'][0]))}"
+    if details["type"] in {"string_too_short", "too_short"}:
+        return "must not be empty"
+    return details["msg"].replace("Input should be", "must be")

@@ -1,0 +1,169 @@
+"""A store as the configuration names it: a directory, or a bucket with its keys."""
+
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from urllib.parse import unquote
+
+from pydantic import AfterValidator, Field, SecretStr, model_validator
+
+from backupd.config.values import AbsolutePath, Count, Duration, InvalidValueError, Table, Text, absolute_path
+
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+# Looser than Amazon's rule (lower case, 63 characters) because other servers and Amazon's oldest buckets are.
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,254}")
+
+
+def _normal_store_url(url: str) -> str:
+    if url != url.strip():
+        raise InvalidValueError("must not begin or end with a space")
+    scheme = SCHEME.match(url)
+    if scheme is None:
+        return str(absolute_path(url))
+    if url.startswith("s3://"):
+        return _normal_s3_url(url)
+    if url.startswith("file://"):
+        return _directory_of_file_url(url)
+    raise InvalidValueError(
+        f"'{scheme[1]}:' is not a kind of store",
+        hint="use s3://bucket/prefix or a directory; a relative one with a colon in its name begins with ./",
+    )
+
+
+def _normal_s3_url(url: str) -> str:
+    # None of these messages repeats the URL: a secret may be in it.
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    if "@" in bucket or ":" in bucket:
+        raise InvalidValueError(
+            "must not contain credentials or a port",
+            hint="write s3://bucket/prefix, and use the keys access_key_id, secret_access_key and endpoint_url",
+        )
+    _refuse_query(url)
+    if not _BUCKET.fullmatch(bucket):
+        raise InvalidValueError(
+            "must name a bucket of 3 or more letters, digits, dots, hyphens and underscores",
+            hint="write s3://bucket/prefix",
+        )
+    prefix = prefix.strip("/")
+    if prefix and any(part in {"", ".", ".."} for part in prefix.split("/")):
+        raise InvalidValueError("has an empty part, '.' or '..' in its prefix")
+    if not prefix.isprintable():
+        raise InvalidValueError("has an unprintable character in its prefix")
+    return f"s3://{bucket}/{prefix}".rstrip("/")
+
+
+def _directory_of_file_url(url: str) -> str:
+    _refuse_query(url)
+    host, slash, path = url.removeprefix("file://").partition("/")
+    if host not in {"", "localhost"} or not slash:
+        raise InvalidValueError("must not name a host", hint="write file:///path with three slashes, or only /path")
+    return _normal_store_url(slash + unquote(path))
+
+
+def _refuse_query(url: str) -> None:
+    if "?" in url or "#" in url:
+        raise InvalidValueError("must not contain a query or a fragment", hint="every option has a key of its own")
+
+
+def _http_url(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    authority = rest.partition("/")[0]
+    if scheme not in {"http", "https"} or not separator or not authority:
+        raise InvalidValueError("must be an http:// or https:// URL with a host")
+    if not url.isprintable() or " " in url:
+        raise InvalidValueError("must not contain a space or an unprintable character")
+    if "@" in rest:
+        raise InvalidValueError("must not contain credentials", hint="use access_key_id and secret_access_key")
+    _refuse_query(url)
+    return url.rstrip("/")
+
+
+class StoreSettings(Table):
+    """One store.
+
+    `url` is kept in one spelling: an absolute directory path (from `~`, `file://` or the current directory), or
+    `s3://bucket/prefix` without a slash at its end. It never contains a secret.
+    """
+
+    url: Annotated[str, AfterValidator(_normal_store_url)]
+
+    endpoint_url: Annotated[str, AfterValidator(_http_url)] | None = None
+    region: Text | None = None
+    addressing_style: Literal["auto", "path", "virtual"] = "auto"
+
+    profile: Text | None = None
+    access_key_id: Text | None = None
+    secret_access_key: SecretStr | None = Field(default=None, min_length=1)
+    session_token: SecretStr | None = Field(default=None, min_length=1)
+    ca_bundle: AbsolutePath | None = None
+
+    storage_class: Text | None = None
+    server_side_encryption: Literal["AES256", "aws:kms"] | None = None
+    sse_kms_key_id: Text | None = None
+
+    time_limit: Duration = timedelta(minutes=5)
+    connect_timeout: Duration = timedelta(seconds=10)
+    read_timeout: Duration = timedelta(seconds=60)
+    max_attempts: Annotated[Count, Field(ge=1)] = 5
+
+    @property
+    def is_s3(self) -> bool:
+        """Whether this store is a bucket; otherwise it is a directory."""
+        return self.url.startswith("s3://")
+
+    @property
+    def directory(self) -> Path:
+        """The absolute path of a directory store. Raises `ValueError` for a bucket."""
+        if self.is_s3:
+            raise ValueError(f"{self.url} is not a directory")
+        return Path(self.url)
+
+    @property
+    def bucket(self) -> str:
+        """The bucket's name. Raises `ValueError` for a directory store."""
+        return self._bucket_and_prefix()[0]
+
+    @property
+    def prefix(self) -> str:
+        """What comes before every key in the bucket, without a slash at either end; may be "". Raises as `bucket`."""
+        return self._bucket_and_prefix()[1]
+
+    def _bucket_and_prefix(self) -> tuple[str, str]:
+        if not self.is_s3:
+            raise ValueError(f"{self.url} is not in a bucket")
+        bucket, _, prefix = self.url.removeprefix("s3://").partition("/")
+        return bucket, prefix
+
+    @model_validator(mode="after")
+    def _refuse_keys_that_have_no_effect(self) -> Self:
+        given = self.model_fields_set - {"url"}
+        if given and not self.is_s3:
+            keys = ", ".join(key for key in type(self).model_fields if key in given)
+            raise InvalidValueError(
+                f"a directory has no use for {keys}", hint="these keys are for s3:// stores; take them out"
+            )
+        if self.sse_kms_key_id is not None and self.server_side_encryption != "aws:kms":
+            raise InvalidValueError(
+                "sse_kms_key_id is set, but not used", hint='set server_side_encryption = "aws:kms" as well'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_half_of_the_credentials(self) -> Self:
+        if (self.access_key_id is None) != (self.secret_access_key is None):
+            given, missing = "access_key_id", "secret_access_key"
+            if self.access_key_id is None:
+                given, missing = missing, given
+            raise InvalidValueError(f"{given} is set without {missing}", hint=f"set {missing}, or neither")
+        if self.session_token is not None and self.access_key_id is None:
+            raise InvalidValueError("session_token is set without access_key_id and secret_access_key")
+        return self
+
+
+def store_from_url(url: str) -> StoreSettings:
+    """The store at `url` with every other key at its default. Raises `UsageError` when `url` names no store."""
+    try:
+        return StoreSettings(url=_normal_store_url(url))
+    except InvalidValueError as error:
+        raise InvalidValueError(f"store URL: {error.message}", hint=error.hint) from None

@@ -1,0 +1,141 @@
+"""What stands to the right of an equals sign: durations, sizes and paths, as people write them."""
+
+import re
+from datetime import timedelta
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+from backupd.errors import UsageError
+
+_DURATION = re.compile(
+    r"(?:([0-9]{1,9})w)?(?:([0-9]{1,9})d)?(?:([0-9]{1,9})h)?(?:([0-9]{1,9})m)?(?:([0-9]{1,9})s)?(?:([0-9]{1,12})ms)?"
+)
+_SIZE = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?) ?([kmgt]?i?b)", re.IGNORECASE)
+_UNIT_BYTES = {
+    "B": 1,
+    "kB": 10**3,
+    "KiB": 2**10,
+    "MB": 10**6,
+    "MiB": 2**20,
+    "GB": 10**9,
+    "GiB": 2**30,
+    "TB": 10**12,
+    "TiB": 2**40,
+}
+_BYTES_BY_LOWER_CASE_UNIT = {unit.lower(): size_bytes for unit, size_bytes in _UNIT_BYTES.items()}
+
+
+class InvalidValueError(UsageError, ValueError):
+    """A value that breaks its rule.
+
+    A `UsageError` for those who parse a single value, and a `ValueError` because that is what pydantic collects: every
+    wrong key of a configuration is reported at once.
+    """
+
+
+class Table(BaseModel):
+    """One table of the configuration: immutable, no unknown keys, and no value ever repeated by pydantic's errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+def parse_duration(text: str) -> timedelta:
+    """Read "500ms", "30s", "3m", "1h", "2d", "1w", or units in falling order together, such as "1h30m".
+
+    Raises `InvalidValueError` for anything else, a bare number included. Zero is a duration.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if match is None or not any(match.groups()):
+        raise InvalidValueError(f"{text!r} is not a duration", hint="write it like 500ms, 30s, 3m, 1h30m, 2d or 1w")
+    weeks, days, hours, minutes, seconds, milliseconds = (int(part or 0) for part in match.groups())
+    try:
+        return timedelta(
+            weeks=weeks, days=days, hours=hours, minutes=minutes, seconds=seconds, milliseconds=milliseconds
+        )
+    except OverflowError:
+        raise InvalidValueError(f"{text!r} is too long a duration") from None
+
+
+def format_duration(duration: timedelta) -> str:
+    """The shortest text that `parse_duration` reads back as `duration` (not negative; parts of a millisecond go)."""
+    remaining_ms = duration // timedelta(milliseconds=1)
+    text = ""
+    for unit, unit_ms in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)):
+        count, remaining_ms = divmod(remaining_ms, unit_ms)
+        text += f"{count}{unit}" if count else ""
+    return text or "0s"
+
+
+def parse_size(text: str) -> int:
+    """Read "256MB" (decimal), "256MiB" (binary), "1.5GB", or bytes without a unit; gives bytes.
+
+    Upper and lower case are the same. Raises `InvalidValueError` for anything else; "256M" too, because tools disagree
+    about what that is.
+    """
+    hint = "write it like 256MB (decimal) or 256MiB (binary)"
+    if re.fullmatch(r"[0-9]{1,20}", text.strip()):
+        return int(text)
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise InvalidValueError(f"{text!r} is not a size", hint=hint)
+    size_bytes = Fraction(match[1]) * _BYTES_BY_LOWER_CASE_UNIT[match[2].lower()]
+    if size_bytes.denominator != 1:
+        raise InvalidValueError(f"{text!r} is not a whole number of bytes", hint=hint)
+    return int(size_bytes)
+
+
+def format_size(size_bytes: int) -> str:
+    """The text with the smallest whole number that `parse_size` reads back as `size_bytes` (not negative)."""
+    exact = [unit for unit, unit_bytes in _UNIT_BYTES.items() if size_bytes and size_bytes % unit_bytes == 0]
+    unit = max(exact, key=_UNIT_BYTES.__getitem__, default="B")
+    return f"{size_bytes // _UNIT_BYTES[unit]}{unit}"
+
+
+def absolute_path(value: object) -> Path:
+    """Make a path absolute from the home directory (`~`) or the current one; symbolic links stay as they are.
+
+    Raises `InvalidValueError` when it is empty, not text, or no path at all.
+    """
+    if not isinstance(value, str | Path):
+        raise InvalidValueError("must be a path in quotes")
+    if not str(value) or "\0" in str(value):
+        raise InvalidValueError("must not be empty" if not str(value) else "a path can not contain a NUL character")
+    try:
+        return Path(value).expanduser().absolute()
+    except RuntimeError:
+        raise InvalidValueError(f"the home directory in {str(value)!r} is not known") from None
+
+
+def _duration(value: object) -> timedelta:
+    if isinstance(value, str):
+        value = parse_duration(value)
+    if not isinstance(value, timedelta):
+        raise InvalidValueError("must be a duration with a unit", hint='write it like "30s"')
+    if value <= timedelta(0):
+        raise InvalidValueError("must be longer than 0s")
+    return value
+
+
+def _size(value: object) -> int:
+    if isinstance(value, str):
+        value = parse_size(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidValueError("must be a size", hint='write it like "256MB", or as a number of bytes')
+    return value
+
+
+def _count(value: object) -> object:
+    # pydantic takes `true` for 1 and 3.0 for 3: neither is what a careful file says.
+    if isinstance(value, bool | float):
+        raise InvalidValueError("must be a whole number")
+    return value
+
+
+Duration = Annotated[timedelta, BeforeValidator(_duration), PlainSerializer(format_duration, when_used="json")]
+Size = Annotated[int, BeforeValidator(_size), PlainSerializer(format_size, when_used="json")]
+Count = Annotated[int, BeforeValidator(_count)]
+AbsolutePath = Annotated[Path, BeforeValidator(absolute_path)]
+Text = Annotated[str, Field(min_length=1)]

@@ -1,0 +1,118 @@
+"""Every error that backupd reports, with its exit code: the one table that the command line, JSON and docs share."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import ClassVar
+
+
+class ExitCode(IntEnum):
+    """What the process returns to its caller. Published in README; a number never changes its meaning."""
+
+    DONE = 0
+    BUG = 1
+    USAGE = 2
+    PARTLY_DONE = 3
+    STORE_UNAVAILABLE = 10
+    BUSY = 11
+    NO_SUCH_SNAPSHOT = 12
+    SOURCE_UNUSABLE = 13
+    DAMAGE_FOUND = 20
+    UNSUPPORTED_FORMAT = 21
+    INTERRUPTED = 130
+
+
+class BackupdError(Exception):
+    """An expected failure: one line that says what happened to what, and a hint that says what to do next.
+
+    `message` is lower case without a full stop and names the id, path or URL; `hint` is one line or None.
+    """
+
+    exit_code: ClassVar[ExitCode] = ExitCode.BUG
+    retry_can_help: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(BackupdError):
+    """Wrong arguments or an invalid configuration."""
+
+    exit_code = ExitCode.USAGE
+
+
+class TargetExistsError(UsageError):
+    """A restore would overwrite something that nobody allowed it to overwrite."""
+
+
+class TargetUnwritableError(UsageError):
+    """A local file or directory that backupd has to write (restore target, state directory) cannot be written."""
+
+
+class StoreError(BackupdError):
+    """A store did not do what was asked. This base class is what an unknown answer becomes."""
+
+    exit_code = ExitCode.STORE_UNAVAILABLE
+
+
+class StoreUnavailableError(StoreError):
+    """A store cannot be reached, does not answer in time, or says that it is overloaded."""
+
+    retry_can_help = True
+
+
+class StoreRefusedError(StoreError):
+    """A store understood and said no: wrong keys, missing bucket, no permission, a clock that is far off."""
+
+
+class StoreFullError(StoreError):
+    """No space, or no quota, is left in the store."""
+
+
+class NoSuchObjectError(StoreError):
+    """A store holds no object of that key."""
+
+
+class LostPacksError(StoreError):
+    """A store does not show packs that it acknowledged. Another snapshot writes their pages again."""
+
+    retry_can_help = True
+
+
+class BusyError(BackupdError):
+    """Something else holds a lock, or held it longer than allowed."""
+
+    exit_code = ExitCode.BUSY
+    retry_can_help = True
+
+
+class NoSuchSnapshotError(BackupdError):
+    """No snapshot, or more than one, answers to the reference that was given."""
+
+    exit_code = ExitCode.NO_SUCH_SNAPSHOT
+
+
+class SourceUnusableError(BackupdError):
+    """The database file is missing, unreadable, not SQLite, or changed under the capture."""
+
+    exit_code = ExitCode.SOURCE_UNUSABLE
+
+
+class DamageError(BackupdError):
+    """Stored bytes are not the ones that were written, or are gone."""
+
+    exit_code = ExitCode.DAMAGE_FOUND
+
+
+class UnsupportedFormatError(BackupdError):
+    """The store was written by a newer backupd."""
+
+    exit_code = ExitCode.UNSUPPORTED_FORMAT
+
+
+class InterruptedByUserError(BackupdError):
+    """Ctrl-C or SIGTERM."""
+
+    exit_code = ExitCode.INTERRUPTED

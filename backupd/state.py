@@ -1,0 +1,134 @@
+"""The state directory: what backupd may lose at any time (caches, locks, spools), kept out of the stores' way.
+
+writer                              id of this installation, told apart in manifests
+locks/<digest>.lock                 one run at a time
+spool/<run>/  spool/<run>.lock      finished packs on their way to the stores
+cache/<repository>/<database>/      manifests, and the page hashes of the newest snapshot
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from backupd.errors import BusyError, TargetUnwritableError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_LOCK_RETRY_SECONDS = 0.05
+
+
+class StateDirectory:
+    """A private directory, made when it is first used. Its methods raise `TargetUnwritableError` when it cannot be."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def writer_id(self) -> str:
+        """Sixteen random hex digits that stay the same as long as the directory does."""
+        file = self._directory() / "writer"
+        with self._reporting_errors():
+            if not file.exists():
+                temporary = file.with_name(f"writer.{secrets.token_hex(4)}")
+                temporary.write_text(secrets.token_hex(8))
+                try:
+                    os.link(temporary, file)  # unlike a rename, loses to whoever came first
+                except FileExistsError:
+                    pass
+                finally:
+                    temporary.unlink()
+            return file.read_text()[:64]
+
+    @contextmanager
+    def lock(self, subject: str, *, timeout: float) -> Iterator[None]:
+        """Hold the lock on `subject`, free text, against other processes. Waits at most `timeout` seconds.
+
+        Raises `BusyError`. The kernel drops the lock when the process ends, however it ends.
+        """
+        digest = hashlib.sha256(subject.encode()).hexdigest()[:32]
+        file = self._directory("locks") / f"{digest}.lock"
+        with self._reporting_errors():
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            give_up_at = time.monotonic() + timeout
+            while not _try_lock(descriptor):
+                if time.monotonic() > give_up_at:
+                    raise BusyError(
+                        f"another backupd is at work on {subject}",
+                        hint="wait until it has finished; it shares the state directory " + str(self._root),
+                    )
+                time.sleep(_LOCK_RETRY_SECONDS)
+            yield
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def spool(self) -> Iterator[Path]:
+        """An empty directory for one run, gone when the block ends. Spools of runs that were killed go too."""
+        directory = self._directory("spool")
+        _remove_abandoned_spools(directory)
+        run = directory / f"{time.time_ns():x}-{secrets.token_hex(4)}"
+        lock_file = run.with_suffix(".lock")
+        with self._reporting_errors():
+            descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            _try_lock(descriptor)
+            with self._reporting_errors():
+                run.mkdir(mode=0o700)
+            yield run
+        finally:
+            shutil.rmtree(run, ignore_errors=True)
+            lock_file.unlink(missing_ok=True)
+            os.close(descriptor)
+
+    def cache(self, repository_id: str, database: str) -> Path:
+        """A directory for what is known of one database in one repository."""
+        return self._directory("cache", repository_id, database)
+
+    def _directory(self, *parts: str) -> Path:
+        path = self._root.joinpath(*parts)
+        with self._reporting_errors():
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return path
+
+    @contextmanager
+    def _reporting_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TargetUnwritableError(
+                f"the state directory {self._root} cannot be used: {error.strerror} ({error.filename})",
+                hint="set state_dir (or BACKUPD_STATE_DIR) to a directory that backupd may write",
+            ) from error
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _remove_abandoned_spools(directory: Path) -> None:
+    """Remove what no living run holds the lock of. A run that is just starting has a lock file and no directory."""
+    for lock_file in directory.glob("*.lock"):
+        try:
+            descriptor = os.open(lock_file, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            run = lock_file.with_suffix("")
+            if run.exists() and _try_lock(descriptor):
+                shutil.rmtree(run, ignore_errors=True)
+                lock_file.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)

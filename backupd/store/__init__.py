@@ -1,0 +1,67 @@
+"""Where packs and manifests live: a directory, or a prefix in an S3-compatible bucket."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+    from pathlib import Path
+
+    from backupd.config import StoreSettings
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """One object as a listing shows it. `modified_at` is by the store's clock, aware, UTC."""
+
+    key: str
+    size_bytes: int
+    modified_at: datetime
+
+
+class Store(Protocol):
+    """Objects by key. Every method may be called from several threads at once and may be repeated.
+
+    Keys are relative to the store's root, with `/` between parts. Every method raises `StoreUnavailableError` when the
+    store cannot be reached within its time limit (a retry can help) and another `StoreError` when it refuses.
+    """
+
+    @property
+    def url(self) -> str:
+        """What the user calls this store; never contains a secret."""
+
+    def put(self, key: str, content: bytes | Path, *, sha256: bytes) -> None:
+        """Write one object from memory or from a local file, replacing what was there.
+
+        Atomic: a reader sees the old object, the new one, or none, never a part. Durable when it returns.
+        `sha256` (32 bytes, of the whole content) goes with the request, so that a store that can check it does.
+        """
+
+    def get(self, key: str, *, limit_bytes: int) -> bytes:
+        """The whole object. Raises `NoSuchObjectError`, and `DamageError` when it is larger than `limit_bytes`."""
+
+    def get_range(self, key: str, *, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset`, fewer at the object's end. Raises `NoSuchObjectError`."""
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        """Every object whose key begins with `prefix`, in the order of the keys' UTF-8 bytes; empty if there is none.
+
+        Objects that were put before the call are shown; ones put during it may be.
+        """
+
+    def delete(self, key: str) -> None:
+        """Remove one object; nothing happens when it is not there."""
+
+
+def open_store(settings: StoreSettings) -> Store:
+    """The store that `settings.url` names. Makes no request and creates nothing: the first method call does."""
+    if settings.is_s3:
+        from backupd.store.s3 import S3Store  # noqa: PLC0415  (boto3 takes 0.2 s to import)
+
+        return S3Store(settings)
+    from backupd.store.directory import DirectoryStore  # noqa: PLC0415
+
+    return DirectoryStore(settings.directory)

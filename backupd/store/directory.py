@@ -1,0 +1,325 @@
+"""A store in a directory: a second disk, a mounted share, or a place that another tool carries away."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+import threading
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backupd.errors import (
+    DamageError,
+    NoSuchObjectError,
+    StoreError,
+    StoreFullError,
+    StoreRefusedError,
+    StoreUnavailableError,
+)
+from backupd.store import StoredObject
+from backupd.store.keys import require_safe_key, require_safe_prefix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_INCOMING = ".incoming"
+_STALE_AFTER_SECONDS = 3600
+_COPY_BLOCK_BYTES = 1 << 20
+_COPY_RANGE_BYTES = 1 << 30
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
+_IN_THE_WAY = {errno.ENOTDIR, errno.ELOOP, errno.EISDIR}
+_NOT_SUPPORTED = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+
+
+class DirectoryStore:
+    """Implements `Store` under `root`, with files of mode 0600 and directories of mode 0700.
+
+    `root` appears with the first `put`; nothing else creates anything. Symbolic links below `root` are not followed,
+    so no key leads out of it, and what is not a regular file does not exist as an object. `put` does not compare
+    `sha256`: nothing lies between this process and the file system that could have changed the content.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.absolute()
+        self._lock = threading.Lock()
+        self._has_put = False
+        self._durable: set[str] = set()
+
+    @property
+    def url(self) -> str:
+        """The absolute path."""
+        return str(self._root)
+
+    def put(self, key: str, content: bytes | Path, *, sha256: bytes) -> None:  # noqa: ARG002
+        """Write one object into a temporary file, flush it, and rename it into place.
+
+        Raises OSError when `content` is a file that cannot be opened: that is not the store's doing.
+        """
+        if not isinstance(content, Path):
+            self._put(key, content)
+            return
+        with content.open("rb", buffering=0) as source:
+            self._put(key, source.fileno())
+
+    def get(self, key: str, *, limit_bytes: int) -> bytes:
+        """The whole object."""
+        with self._opened(key) as (file, size_bytes):
+            if size_bytes > limit_bytes:
+                raise DamageError(f"{self._root / key} has {size_bytes} bytes where at most {limit_bytes} can be right")
+            return _read_at(file, 0, size_bytes)
+
+    def get_range(self, key: str, *, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset`, fewer at the object's end."""
+        with self._opened(key) as (file, size_bytes):
+            return _read_at(file, offset, min(length, max(0, size_bytes - offset)))
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        """Every object whose key begins with `prefix`, in the order of the keys' UTF-8 bytes."""
+        require_safe_prefix(prefix)
+        with self._translated(prefix):
+            yield from self._walk(prefix[: prefix.rfind("/") + 1], prefix)
+
+    def delete(self, key: str) -> None:
+        """Remove one object; nothing happens when it is not there."""
+        with (
+            self._translated(key),
+            suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError),
+            self._parent(key) as parent,
+        ):
+            os.unlink(_name(key), dir_fd=parent)
+
+    def _put(self, key: str, content: bytes | int) -> None:
+        with self._translated(key), self._parent(key, create=True) as parent, self._incoming() as incoming:
+            temporary = f"{os.getpid()}-{secrets.token_hex(8)}"
+            try:
+                _write_durably(temporary, incoming, content)
+                os.rename(temporary, _name(key), src_dir_fd=incoming, dst_dir_fd=parent)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(temporary, dir_fd=incoming)
+                raise
+            _flush_names(parent)
+
+    @contextmanager
+    def _opened(self, key: str) -> Iterator[tuple[int, int]]:
+        """The descriptor and size of an object's file; NoSuchObjectError for everything that `list` hides."""
+        with self._translated(key), ExitStack() as opened:
+            try:
+                with self._parent(key) as parent:
+                    # O_NONBLOCK because opening a named pipe would wait for its writer.
+                    file = os.open(_name(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=parent)
+            except OSError as error:
+                if error.errno == errno.ENOENT or error.errno in _IN_THE_WAY:
+                    raise self._no_such_object(key) from error
+                raise
+            opened.callback(os.close, file)
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode):
+                raise self._no_such_object(key)
+            yield file, status.st_size
+
+    @contextmanager
+    def _parent(self, key: str, *, create: bool = False) -> Iterator[int]:
+        """The descriptor of the directory that holds `key`."""
+        require_safe_key(key)
+        parts = key.split("/")
+        if parts[0] == _INCOMING:
+            raise ValueError(f"{key!r} is not an object's key")
+        with self._directory(parts[:-1], create=create) as directory:
+            yield directory
+
+    @contextmanager
+    def _incoming(self) -> Iterator[int]:
+        """The descriptor of the directory for temporary files, swept by the first `put`."""
+        with self._directory([_INCOMING], create=True) as incoming:
+            with self._lock:
+                is_first_put, self._has_put = not self._has_put, True
+            if is_first_put:
+                _remove_stale(incoming)
+            yield incoming
+
+    @contextmanager
+    def _directory(self, parts: Sequence[str], *, create: bool = False) -> Iterator[int]:
+        """The descriptor of a directory below the root, reached without following a link."""
+        with ExitStack() as opened:
+            directory = self._open_root(create=create)
+            opened.callback(os.close, directory)
+            for depth, part in enumerate(parts):
+                if create:
+                    self._create_directory(part, directory, path="/".join(parts[: depth + 1]))
+                directory = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
+                opened.callback(os.close, directory)
+            yield directory
+
+    def _open_root(self, *, create: bool) -> int:
+        if create and not self._root.exists():
+            _create_root(self._root)
+        try:
+            return os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
+        except NotADirectoryError as error:
+            raise StoreRefusedError(
+                f"store {self._root} is not a directory", hint="name a directory in the store's `url`"
+            ) from error
+
+    def _create_directory(self, name: str, parent: int, *, path: str) -> None:
+        with suppress(FileExistsError):
+            os.mkdir(name, mode=0o700, dir_fd=parent)
+        # Once, also for one that existed: who created it may have been killed before it flushed the name.
+        if path not in self._durable:
+            _flush_names(parent)
+            self._durable.add(path)
+
+    def _walk(self, directory: str, prefix: str) -> Iterator[StoredObject]:
+        """The objects below `directory` ("" or a path that ends with `/`) whose keys begin with `prefix`."""
+        if directory.startswith(f"{_INCOMING}/"):
+            return
+        try:
+            with self._directory(directory.split("/")[:-1]) as descriptor:
+                entries = _sorted_entries(descriptor)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for name, status in entries:
+            key = directory + name
+            if not key.startswith(prefix):
+                continue
+            if key.endswith("/"):
+                yield from self._walk(key, prefix)
+            else:
+                yield StoredObject(key, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
+
+    def _no_such_object(self, key: str) -> NoSuchObjectError:
+        return NoSuchObjectError(f"there is no {key} in {self._root}")
+
+    @contextmanager
+    def _translated(self, key: str) -> Iterator[None]:
+        """Turn every OSError into the StoreError that says what to do about it."""
+        try:
+            yield
+        except OSError as error:
+            raise _translate(error, self._root, self._root / key) from error
+
+
+def _translate(error: OSError, root: Path, path: Path) -> StoreError:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    if error.errno in _NO_SPACE:
+        return StoreFullError(
+            f"no space left for {path}: {reason.lower()}, {_free_space(root)}",
+            hint="free space or enlarge the disk or quota; backupd needs room for what changes between two snapshots",
+        )
+    if error.errno in _NO_PERMISSION:
+        return StoreRefusedError(
+            f"{path}: {reason.lower()}",
+            hint=f"let uid {os.geteuid()} read and write {root}, and check that it is not mounted read-only",
+        )
+    if error.errno in _IN_THE_WAY:
+        return StoreRefusedError(
+            f"{path}: something that is not a plain directory or file is in the way",
+            hint=f"move it aside; symbolic links are not followed below {root}",
+        )
+    return StoreUnavailableError(f"{path}: {reason.lower()}", hint=f"check the disk or mount that holds {root}")
+
+
+def _free_space(root: Path) -> str:
+    try:
+        status = os.statvfs(root)
+    except OSError:
+        return "free space unknown"
+    return f"{status.f_bavail * status.f_frsize / 2**20:.1f} MiB and {status.f_favail} files free"
+
+
+def _name(key: str) -> str:
+    return key.rpartition("/")[2]
+
+
+def _create_root(root: Path) -> None:
+    missing = [directory for directory in (root, *root.parents) if not directory.exists()]
+    for directory in reversed(missing):
+        directory.mkdir(mode=0o700, exist_ok=True)
+        parent = os.open(directory.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            _flush_names(parent)
+        finally:
+            os.close(parent)
+
+
+def _flush_names(directory: int) -> None:
+    try:
+        os.fsync(directory)
+    except OSError as error:
+        # Some network file systems cannot flush a directory, and write names through instead.
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+
+
+def _remove_stale(incoming: int) -> None:
+    """Remove what a killed process left; another process may be writing the younger ones right now."""
+    stale_before = time.time() - _STALE_AFTER_SECONDS
+    for name, status in _sorted_entries(incoming):
+        if not name.endswith("/") and status.st_mtime < stale_before:
+            with suppress(OSError):
+                os.unlink(name, dir_fd=incoming)
+
+
+def _sorted_entries(directory: int) -> list[tuple[str, os.stat_result]]:
+    """Regular files and directories, the latter with a `/` at the end, which makes this the order of whole keys.
+
+    Python compares code points, which orders strings as their UTF-8 bytes. Links, pipes, names that are not UTF-8,
+    and files that vanish meanwhile are left out.
+    """
+    entries = []
+    with os.scandir(directory) as found:
+        for entry in found:
+            with suppress(FileNotFoundError, UnicodeEncodeError):
+                entry.name.encode()
+                status = entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    entries.append((f"{entry.name}/", status))
+                elif stat.S_ISREG(status.st_mode):
+                    entries.append((entry.name, status))
+    return sorted(entries, key=lambda entry: entry[0])
+
+
+def _write_durably(name: str, directory: int, content: bytes | int) -> None:
+    file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode=0o600, dir_fd=directory)
+    try:
+        if isinstance(content, int):
+            _copy(content, file)
+        else:
+            _write(file, content)
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _copy(source: int, target: int) -> None:
+    try:
+        while os.copy_file_range(source, target, _COPY_RANGE_BYTES):
+            pass
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+    # The rest: everything where the kernel cannot copy between these file systems, and nothing where it did.
+    while block := os.read(source, _COPY_BLOCK_BYTES):
+        _write(target, block)
+
+
+def _write(file: int, content: bytes) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(file, rest) :]
+
+
+def _read_at(file: int, offset: int, length: int) -> bytes:
+    """`length` bytes from `offset`, fewer when the file ends before."""
+    blocks = []
+    while length > 0 and (block := os.pread(file, length, offset)):
+        blocks.append(block)
+        offset += len(block)
+        length -= len(block)
+    return b"".join(blocks)

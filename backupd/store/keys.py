@@ -1,0 +1,99 @@
+"""The only spelling of object keys: format/FORMAT.md's layout, written and parsed.
+
+A key that comes from a store is untrusted: `parse` of the two classes below answers None for every stranger.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Self
+
+REPOSITORY_KEY = "backupd.json"
+
+_DATABASE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+_SNAPSHOT_ID = r"[0-9]{8}T[0-9]{9}Z-[0-9a-f]{8}"
+_SHA256 = r"[0-9a-f]{64}"
+_SNAPSHOT_KEY = re.compile(f"({_DATABASE})/snapshots/({_SNAPSHOT_ID})\\.json")
+_PACK_KEY = re.compile(f"({_DATABASE})/packs/({_SHA256})\\.zst")
+
+# The longest key that S3 takes, in bytes of UTF-8. The prefix of a store comes on top; no key of ours comes near.
+_LONGEST_KEY_BYTES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotKey:
+    """Where the manifest of one snapshot is. Prints itself as the key; raises ValueError on a malformed part."""
+
+    database: str
+    snapshot_id: str
+
+    def __post_init__(self) -> None:
+        _require_match(_SNAPSHOT_KEY, str(self))
+
+    def __str__(self) -> str:
+        return f"{snapshots_prefix(self.database)}{self.snapshot_id}.json"
+
+    @classmethod
+    def parse(cls, key: str) -> Self | None:
+        """The parts of a manifest's key, or None when `key` is anything else."""
+        match = _SNAPSHOT_KEY.fullmatch(key)
+        return cls(match[1], match[2]) if match else None
+
+
+@dataclass(frozen=True, slots=True)
+class PackKey:
+    """Where one pack is, by the SHA-256 of its bytes. Prints itself as the key; ValueError on a malformed part."""
+
+    database: str
+    sha256: bytes
+
+    def __post_init__(self) -> None:
+        _require_match(_PACK_KEY, str(self))
+
+    def __str__(self) -> str:
+        return f"{packs_prefix(self.database)}{self.sha256.hex()}.zst"
+
+    @classmethod
+    def parse(cls, key: str) -> Self | None:
+        """The parts of a pack's key, or None when `key` is anything else."""
+        match = _PACK_KEY.fullmatch(key)
+        return cls(match[1], bytes.fromhex(match[2])) if match else None
+
+
+def database_prefix(database: str) -> str:
+    """What the keys of all objects of one database begin with."""
+    return f"{database}/"
+
+
+def snapshots_prefix(database: str) -> str:
+    """What the keys of all manifests of one database begin with."""
+    return f"{database}/snapshots/"
+
+
+def packs_prefix(database: str) -> str:
+    """What the keys of all packs of one database begin with."""
+    return f"{database}/packs/"
+
+
+def require_safe_key(key: str) -> None:
+    """Raise ValueError unless `key` is relative, has no empty, `.` or `..` part, and is storable everywhere."""
+    if any(part in {"", ".", ".."} for part in key.split("/")):
+        raise ValueError(f"unsafe object key {key!r}")
+    _reject_control_characters(key)
+
+
+def require_safe_prefix(prefix: str) -> None:
+    """Raise ValueError unless `prefix` is empty or the beginning of a safe key, with any end."""
+    if prefix:
+        require_safe_key(f"{prefix}x")
+
+
+def _reject_control_characters(key: str) -> None:
+    if any(character < " " or character == "\x7f" for character in key) or len(key.encode()) > _LONGEST_KEY_BYTES:
+        raise ValueError(f"unsafe object key {key!r}")
+
+
+def _require_match(pattern: re.Pattern[str], key: str) -> None:
+    if not pattern.fullmatch(key):
+        raise ValueError(f"malformed object key {key!r}")

@@ -1,0 +1,301 @@
+"""A store in an S3-compatible bucket. Only this module and `s3_errors` know boto3."""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+import time
+from concurrent.futures import Future, wait
+from contextlib import closing
+from datetime import UTC
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import boto3
+from botocore.auth import AUTH_TYPE_MAPS, S3SigV4Auth
+from botocore.config import Config
+from botocore.exceptions import (
+    ClientError,
+    IncompleteReadError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+)
+
+from backupd.errors import DamageError, NoSuchObjectError
+from backupd.store import StoredObject
+from backupd.store.keys import require_safe_key, require_safe_prefix
+from backupd.store.s3_errors import LIBRARY_ERRORS, Asked, is_beyond_end, not_s3, out_of_time, translate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from botocore.awsrequest import AWSRequest
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef, ListObjectsV2OutputTypeDef
+    from pydantic import SecretStr
+
+    from backupd.config import StoreSettings
+
+_T = TypeVar("_T")
+
+# Eight threads work on one store at once; requests that were given up on may hold connections a while longer.
+_POOL_CONNECTIONS = 16
+_READ_BLOCK_BYTES = 1 << 18
+_SIGNER = "s3v4-known-hash"
+
+
+class S3Store:
+    """Implements `Store` in a bucket, with one request for one object.
+
+    Each operation (for `list`, each page) has the time limit of the settings, retries included. At its end the caller
+    gets `StoreUnavailableError` at once; the abandoned request ends at its next sign of life.
+    """
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self._settings = settings
+        self._root = f"{settings.prefix}/" if settings.prefix else ""
+        self._lock = threading.Lock()
+        self._shared_client: S3Client | None = None
+        self._operation = threading.local()
+
+    @property
+    def url(self) -> str:
+        """`s3://bucket/prefix`."""
+        return f"s3://{self._settings.bucket}/{self._root}".rstrip("/")
+
+    def put(self, key: str, content: bytes | Path, *, sha256: bytes) -> None:
+        """Write one object with one PUT, whose checksum and signature both carry `sha256`.
+
+        Raises OSError when `content` is a file that cannot be opened: that is not the store's doing.
+        """
+        asked = self._asked("put", key)
+        checksum = base64.b64encode(sha256).decode()
+        # Bytes go through a reader too: only then is the read timeout for each block, not for the whole upload, and a
+        # server can refuse ("100-continue") before it is sent anything. Leaving the block stops an abandoned upload.
+        with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as body:
+            answer = self._bounded(
+                asked,
+                lambda client: client.put_object(
+                    **self._object(key), **self._placement(), Body=body, ChecksumSHA256=checksum
+                ),
+            )
+        if "ETag" not in answer:
+            raise not_s3(asked)
+
+    def get(self, key: str, *, limit_bytes: int) -> bytes:
+        """The whole object."""
+        asked = self._asked("get", key)
+
+        def read(answer: GetObjectOutputTypeDef) -> bytes:
+            size_bytes = answer.get("ContentLength", 0)
+            content = b"" if size_bytes > limit_bytes else self._read(answer, limit_bytes + 1)
+            if max(size_bytes, len(content)) > limit_bytes:
+                raise DamageError(f"{key} in {self.url} has more than the {limit_bytes} bytes that can be right")
+            return content
+
+        return self._bounded(asked, lambda client: self._get(client, asked, read))
+
+    def get_range(self, key: str, *, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset`, fewer at the object's end."""
+        asked = self._asked("get", key)
+        # HTTP has no empty range; one byte more finds out whether the object exists.
+        last = offset + max(length, 1) - 1
+
+        def read(answer: GetObjectOutputTypeDef) -> bytes:
+            if "ContentRange" in answer:
+                return self._read(answer, length)
+            # A server may answer a range with the whole object (RFC 9110, 14.2).
+            return self._read(answer, offset + length)[offset:]
+
+        def get_range(client: S3Client) -> bytes:
+            try:
+                return self._get(client, asked, read, Range=f"bytes={offset}-{last}")
+            except ClientError as error:
+                if is_beyond_end(error):
+                    return b""
+                raise
+
+        return self._bounded(asked, get_range)
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        """Every object whose key begins with `prefix`, in the order of the keys' UTF-8 bytes.
+
+        Holds all of them in memory, because not every server lists in this order (SeaweedFS goes by directory).
+        """
+        require_safe_prefix(prefix)
+        found = [
+            StoredObject(
+                key=item["Key"].removeprefix(self._root),
+                size_bytes=item["Size"],
+                modified_at=item["LastModified"].astimezone(UTC),
+            )
+            for page in self._pages(prefix)
+            for item in page.get("Contents", [])
+            # A "folder" that some tool made for the prefix itself has no key in this store.
+            if item["Key"] != self._root
+        ]
+        yield from sorted(found, key=lambda stored: stored.key.encode())
+
+    def delete(self, key: str) -> None:
+        """Remove one object; nothing happens when it is not there."""
+        asked = self._asked("delete", key)
+        try:
+            self._bounded(asked, lambda client: client.delete_object(**self._object(key)))
+        except NoSuchObjectError:
+            # Google's answer where Amazon's is a success.
+            return
+
+    def _pages(self, prefix: str) -> Iterator[ListObjectsV2OutputTypeDef]:
+        asked = Asked("list", self._settings, prefix)
+        continuation: dict[str, Any] = {}
+        while True:
+            parameters = {"Bucket": self._settings.bucket, "Prefix": self._root + prefix, **continuation}
+            page = self._bounded(asked, lambda client, given=parameters: client.list_objects_v2(**given))  # type: ignore[misc]
+            if "IsTruncated" not in page:
+                raise not_s3(asked)
+            yield page
+            if not page["IsTruncated"]:
+                return
+            following = {"ContinuationToken": page.get("NextContinuationToken")}
+            if following in ({"ContinuationToken": None}, continuation):
+                raise not_s3(asked)
+            continuation = following
+
+    def _get(
+        self,
+        client: S3Client,
+        asked: Asked,
+        read: Callable[[GetObjectOutputTypeDef], bytes],
+        **parameters: Any,
+    ) -> bytes:
+        """One object through `read`, asked for again when its body breaks off: botocore retries what precedes that."""
+        attempts_left = self._settings.max_attempts
+        while True:
+            attempts_left -= 1
+            answer = client.get_object(**self._object(asked.key), **parameters)
+            if "ETag" not in answer:
+                raise not_s3(asked)
+            try:
+                with closing(answer["Body"]):
+                    return read(answer)
+            except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
+                if not attempts_left:
+                    raise
+
+    def _read(self, answer: GetObjectOutputTypeDef, most_bytes: int) -> bytes:
+        """The body, or its first `most_bytes`."""
+        blocks = []
+        while most_bytes > 0 and (block := answer["Body"].read(min(_READ_BLOCK_BYTES, most_bytes))):
+            self._require_time()
+            blocks.append(block)
+            most_bytes -= len(block)
+        return b"".join(blocks)
+
+    def _bounded(self, asked: Asked, operation: Callable[[S3Client], _T]) -> _T:
+        """What `operation` returns, or its error as a `StoreError`, within the time limit.
+
+        It runs in a thread of its own, because no setting of botocore or urllib3 bounds a name server that does not
+        answer, a credential process that hangs, or a server that sends one byte a minute.
+        """
+        limit = self._settings.time_limit.total_seconds()
+        outcome: Future[_T] = Future()
+
+        def run() -> None:
+            self._operation.asked, self._operation.deadline = asked, time.monotonic() + limit
+            try:
+                outcome.set_result(operation(self._client()))
+            except BaseException as error:  # noqa: BLE001  (raised again in the caller's thread)
+                outcome.set_exception(error)
+
+        threading.Thread(target=run, name=f"s3-{asked.verb}", daemon=True).start()
+        if not wait([outcome], timeout=limit).done:
+            raise out_of_time(asked)
+        try:
+            return outcome.result()
+        except LIBRARY_ERRORS as error:
+            raise translate(error, asked) from error
+
+    def _require_time(self, **_: object) -> None:
+        """Raise when this thread's operation was given up on. Also botocore's hook before each attempt."""
+        if time.monotonic() > self._operation.deadline:
+            raise out_of_time(self._operation.asked)
+
+    def _client(self) -> S3Client:
+        with self._lock:
+            if self._shared_client is None:
+                try:
+                    self._shared_client = _new_client(self._settings)
+                except ValueError as error:
+                    raise translate(error, self._operation.asked) from error
+                self._shared_client.meta.events.register("before-send.s3", self._require_time)
+            return self._shared_client
+
+    def _asked(self, verb: str, key: str) -> Asked:
+        require_safe_key(key)
+        return Asked(verb, self._settings, key)
+
+    def _object(self, key: str) -> Mapping[str, Any]:
+        return {"Bucket": self._settings.bucket, "Key": self._root + key}
+
+    def _placement(self) -> Mapping[str, Any]:
+        """How the store is to keep an object, as parameters of a PUT."""
+        wanted = {
+            "StorageClass": self._settings.storage_class,
+            "ServerSideEncryption": self._settings.server_side_encryption,
+            "SSEKMSKeyId": self._settings.sse_kms_key_id,
+        }
+        return {name: value for name, value in wanted.items() if value is not None}
+
+
+class _KnownHashAuth(S3SigV4Auth):
+    """Signs a PUT with the hash that its checksum header has; botocore would read and hash the body once more."""
+
+    def payload(self, request: AWSRequest) -> str:
+        return base64.b64decode(request.headers["x-amz-checksum-sha256"]).hex()
+
+
+AUTH_TYPE_MAPS[_SIGNER] = _KnownHashAuth
+
+
+def _choose_signer(signature_version: str, **_: object) -> str | None:
+    # Everything else (S3 Express, access points in several regions) is signed in its own way.
+    return _SIGNER if signature_version in {"v4", "s3v4"} else None
+
+
+def _new_client(settings: StoreSettings) -> S3Client:
+    """A client with the given keys, or those that the usual AWS chain finds."""
+    session = boto3.Session(
+        profile_name=settings.profile,
+        region_name=settings.region,
+        aws_access_key_id=settings.access_key_id,
+        aws_secret_access_key=_revealed(settings.secret_access_key),
+        aws_session_token=_revealed(settings.session_token),
+    )
+    style = settings.addressing_style
+    if style == "auto" and settings.endpoint_url is not None:
+        style = "path"
+    client: S3Client = session.client(
+        "s3",
+        # Every server but Amazon's takes this region, or names the right one in its refusal.
+        region_name=session.region_name or "us-east-1",
+        endpoint_url=settings.endpoint_url,
+        verify=str(settings.ca_bundle) if settings.ca_bundle else None,
+        config=Config(
+            s3={"addressing_style": style},
+            connect_timeout=settings.connect_timeout.total_seconds(),
+            read_timeout=settings.read_timeout.total_seconds(),
+            retries={"mode": "standard", "total_max_attempts": settings.max_attempts},
+            max_pool_connections=_POOL_CONNECTIONS,
+            tcp_keepalive=True,
+            # R2, B2 and older MinIO and Ceph refuse or mangle the trailers of the default; each PUT carries SHA-256.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        ),
+    )
+    client.meta.events.register_first("choose-signer.s3.PutObject", _choose_signer)  # type: ignore[arg-type]
+    return client
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()

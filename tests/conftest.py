@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from harness.s3_server import S3Server, moto_server, s3_server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_FOREIGN = ("AWS_", "BOTO_", "BACKUPD_")
+_FOREIGN_NAMES = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test sees the credentials, proxies or certificates of the machine that it runs on."""
+    nothing: Path = tmp_path_factory.mktemp("aws") / "nothing"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name in list(os.environ):
+            if name.startswith(_FOREIGN) or name.upper() in _FOREIGN_NAMES:
+                monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(nothing))
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(nothing))
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        yield
+
+
+@pytest.fixture(scope="session")
+def seaweed() -> Iterator[S3Server]:
+    """A real S3 server."""
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[S3Server]:
+    """A simulated S3 server, for speed."""
+    with moto_server() as server:
+        yield server

@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from backupd.config import StoreSettings
+from backupd.errors import DamageError, NoSuchObjectError, StoreUnavailableError
+from backupd.store import Store, StoredObject, open_store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_MIB = 1 << 20
+_KINDS = ["directory", "moto", "moto-prefix", "seaweed", "seaweed-prefix"]
+
+
+@pytest.fixture(params=_KINDS)
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> StoreSettings:
+    kind, _, prefix = request.param.partition("-")
+    if kind == "directory":
+        return StoreSettings(url=str(tmp_path / "made" / "by put"))
+    return request.getfixturevalue(kind).settings(prefix=f"some/{prefix}" if prefix else "")
+
+
+@pytest.fixture
+def store(settings: StoreSettings) -> Store:
+    return open_store(settings)
+
+
+def put(store: Store, key: str, content: bytes) -> None:
+    store.put(key, content, sha256=hashlib.sha256(content).digest())
+
+
+def keys(store: Store, prefix: str = "") -> list[str]:
+    return [stored.key for stored in store.list(prefix)]
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 8 * _MIB + 1])
+def test_bytes_come_back(store: Store, size: int):
+    """What was put from memory is what get gives, with a limit of exactly its size."""
+    content = os.urandom(size)
+    put(store, "app/packs/a", content)
+    assert store.get("app/packs/a", limit_bytes=size) == content
+
+
+@pytest.mark.parametrize("size", [0, 1, 8 * _MIB + 1])
+def test_file_comes_back(store: Store, size: int, tmp_path: Path):
+    """What was put from a file is what get gives, and the file is still there."""
+    content = os.urandom(size)
+    source = tmp_path / "source"
+    source.write_bytes(content)
+    store.put("app/packs/a", source, sha256=hashlib.sha256(content).digest())
+    assert store.get("app/packs/a", limit_bytes=size) == content
+    assert source.read_bytes() == content
+
+
+def test_missing_source_is_not_the_stores_fault(store: Store, tmp_path: Path):
+    """A local file that cannot be opened raises OSError and stores nothing."""
+    with pytest.raises(FileNotFoundError):
+        store.put("a", tmp_path / "missing", sha256=bytes(32))
+    assert keys(store) == []
+
+
+def test_put_replaces(store: Store):
+    """A second put of a key leaves the second content, in whole."""
+    put(store, "a", b"the first and longer content")
+    put(store, "a", b"second")
+    assert store.get("a", limit_bytes=100) == b"second"
+    assert [(stored.key, stored.size_bytes) for stored in store.list("")] == [("a", 6)]
+
+
+def test_put_may_be_repeated(store: Store):
+    """The same put twice is one object."""
+    put(store, "app/packs/a", b"same")
+    put(store, "app/packs/a", b"same")
+    assert keys(store) == ["app/packs/a"]
+
+
+def test_get_obeys_its_limit(store: Store):
+    """An object of one byte more than the limit is damage."""
+    put(store, "a", b"12345")
+    with pytest.raises(DamageError, match="4 bytes"):
+        store.get("a", limit_bytes=4)
+
+
+def test_nothing_is_found_before_the_first_put(store: Store, settings: StoreSettings):
+    """An empty store lists nothing, has no object, lets itself be deleted from, and is not created by any of that."""
+    assert keys(store) == keys(store, "app/packs/") == []
+    with pytest.raises(NoSuchObjectError, match=r"backupd\.json"):
+        store.get("backupd.json", limit_bytes=1)
+    with pytest.raises(NoSuchObjectError):
+        store.get_range("backupd.json", offset=0, length=1)
+    store.delete("backupd.json")
+    assert settings.is_s3 or not settings.directory.parent.exists()
+
+
+def test_missing_object_beside_others(store: Store):
+    """A key is missing although longer and shorter ones exist; a prefix of a key is no object."""
+    put(store, "app/packs/ab", b"1")
+    for missing in ["app/packs/a", "app/packs/abc", "app/packs", "app", "app/packs/ab/c"]:
+        with pytest.raises(NoSuchObjectError):
+            store.get(missing, limit_bytes=1)
+        with pytest.raises(NoSuchObjectError):
+            store.get_range(missing, offset=0, length=0)
+
+
+@pytest.mark.parametrize(
+    ("offset", "length", "expected"),
+    [
+        (0, 10, b"0123456789"),
+        (0, 0, b""),
+        (3, 4, b"3456"),
+        (9, 1, b"9"),
+        (8, 3, b"89"),
+        (10, 1, b""),
+        (10, 0, b""),
+        (1000, 10, b""),
+    ],
+)
+def test_ranges(store: Store, offset: int, length: int, expected: bytes):
+    """A range ends with the object, and is empty beyond it."""
+    put(store, "a", b"0123456789")
+    assert store.get_range("a", offset=offset, length=length) == expected
+
+
+def test_range_of_an_empty_object(store: Store):
+    """An empty object exists and has only empty ranges."""
+    put(store, "a", b"")
+    assert store.get_range("a", offset=0, length=5) == b""
+
+
+def test_range_in_a_large_object(store: Store):
+    """A range of several blocks comes back whole."""
+    content = os.urandom(2 * _MIB)
+    put(store, "a", content)
+    assert store.get_range("a", offset=_MIB - 1, length=_MIB) == content[_MIB - 1 : 2 * _MIB - 1]
+
+
+def test_list_is_in_the_order_of_utf8(store: Store):
+    """Whole keys are compared as bytes: `-` and `.` come before the `/` of a longer name, letters after it."""
+    names = ["a/b/c", "a-b/c", "a.b", "a0", "a/b", "B", "é", "z", "\N{GRINNING FACE}", "\uffee", "a b+%&?#=~"]
+    names.remove("a/b")  # a directory cannot hold `a/b` beside `a/b/c`
+    for name in names:
+        put(store, name, name.encode())
+    assert keys(store) == sorted(names, key=str.encode)
+    for name in names:
+        assert store.get(name, limit_bytes=100) == name.encode()
+
+
+def test_list_by_prefix(store: Store):
+    """A prefix ends anywhere: in a name, or with `/`, which keeps a longer database name out."""
+    for key in ["app/packs/1", "app/snapshots/1", "app2/packs/1", "ap", "backupd.json"]:
+        put(store, key, b"x")
+    assert keys(store, "app/") == ["app/packs/1", "app/snapshots/1"]
+    assert keys(store, "app") == ["app/packs/1", "app/snapshots/1", "app2/packs/1"]
+    assert keys(store, "app/p") == ["app/packs/1"]
+    assert keys(store, "app/packs/1") == ["app/packs/1"]
+    assert keys(store, "app/packs/1/") == []
+    assert keys(store, "nothing/of/this") == []
+    assert keys(store) == ["ap", "app/packs/1", "app/snapshots/1", "app2/packs/1", "backupd.json"]
+
+
+def test_list_tells_size_and_time(store: Store):
+    """A listed object has its size and the time of its put, aware, in UTC."""
+    before = datetime.now(UTC) - timedelta(seconds=2)
+    put(store, "app/packs/1", b"12345")
+    (stored,) = store.list("app/")
+    assert stored == StoredObject("app/packs/1", 5, stored.modified_at)
+    assert stored.modified_at.tzinfo is UTC
+    assert before <= stored.modified_at <= datetime.now(UTC) + timedelta(seconds=2)
+
+
+def test_list_of_many(store: Store, request: pytest.FixtureRequest):
+    """More objects than a page holds (1,000) are all listed, in order, once."""
+    count = 60 if "seaweed" in request.node.name else 1003
+    names = [f"app/packs/{number:04}" for number in range(count)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda name: put(store, name, b""), names))
+    put(store, "app/other", b"")
+    assert keys(store, "app/packs/") == names
+
+
+def test_delete(store: Store):
+    """A deleted object is gone, its neighbour is not, and deleting again does nothing."""
+    put(store, "app/packs/1", b"1")
+    put(store, "app/packs/2", b"2")
+    store.delete("app/packs/1")
+    store.delete("app/packs/1")
+    store.delete("app/packs")
+    store.delete("app/packs/2/3")
+    with pytest.raises(NoSuchObjectError):
+        store.get("app/packs/1", limit_bytes=1)
+    assert keys(store) == ["app/packs/2"]
+
+
+def test_put_after_delete(store: Store):
+    """A key can be used again."""
+    put(store, "a", b"1")
+    store.delete("a")
+    put(store, "a", b"2")
+    assert store.get("a", limit_bytes=1) == b"2"
+
+
+def test_eight_threads(store: Store):
+    """Eight threads put, get and list one new store at once, and find what they put."""
+    contents = [os.urandom(200_000 + number) for number in range(24)]
+
+    def round_trip(number: int) -> bool:
+        put(store, f"app/packs/{number:02}", contents[number])
+        is_listed = f"app/packs/{number:02}" in keys(store, "app/packs/")
+        return is_listed and store.get(f"app/packs/{number:02}", limit_bytes=_MIB) == contents[number]
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(round_trip, range(len(contents))))
+
+
+def test_replacing_is_atomic(store: Store):
+    """A reader beside a writer sees one of the whole contents, never a part of one."""
+    contents = [bytes([number]) * 300_000 for number in range(1, 11)]
+    put(store, "a", contents[0])
+    with ThreadPoolExecutor(1) as writer:
+        writing = writer.submit(lambda: [put(store, "a", content) for content in contents])
+        seen = [store.get("a", limit_bytes=_MIB)]
+        while not writing.done():
+            seen.append(store.get("a", limit_bytes=_MIB))
+        writing.result()
+    assert set(seen) <= set(contents)
+
+
+@pytest.mark.parametrize(
+    "key", ["", "/a", "a/", "a//b", "../a", "a/../b", "./a", "..", "a\0b", "a\nb", "a/" + "b" * 1100]
+)
+def test_unsafe_keys_are_refused(store: Store, key: str):
+    """A key that could mean something outside the store, or not be stored everywhere, reaches no store."""
+    with pytest.raises(ValueError, match="unsafe object key"):
+        put(store, key, b"")
+    with pytest.raises(ValueError, match="unsafe object key"):
+        store.get(key, limit_bytes=1)
+    with pytest.raises(ValueError, match="unsafe object key"):
+        store.get_range(key, offset=0, length=1)
+    with pytest.raises(ValueError, match="unsafe object key"):
+        store.delete(key)
+
+
+@pytest.mark.parametrize("prefix", ["/", "../", "a/../", "a//"])
+def test_unsafe_prefixes_are_refused(store: Store, prefix: str):
+    """Neither does a prefix."""
+    with pytest.raises(ValueError, match="unsafe object key"):
+        keys(store, prefix)
+
+
+@pytest.mark.parametrize("settings", ["seaweed"], indirect=True)
+def test_a_wrong_hash_is_noticed(store: Store):
+    """A store that verifies checksums keeps nothing whose hash is not the given one."""
+    with pytest.raises(StoreUnavailableError, match="other bytes"):
+        store.put("a", b"content", sha256=hashlib.sha256(b"other").digest())
+    assert keys(store) == []
+
+
+def test_url_is_what_the_user_wrote(store: Store, settings: StoreSettings):
+    """The URL names the store, and no secret."""
+    assert store.url == settings.url
+    assert settings.secret_access_key is None or settings.secret_access_key.get_secret_value() not in store.url

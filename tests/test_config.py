@@ -1,0 +1,1085 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+import traceback
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from backupd.config import (
+    Database,
+    DatabaseSettings,
+    InvalidValueError,
+    Settings,
+    StoreSettings,
+    check_database_name,
+    database_from_path,
+    find_databases,
+    format_duration,
+    format_size,
+    load,
+    parse_duration,
+    parse_size,
+    store_from_url,
+    unmatched_patterns,
+)
+from backupd.config.loading import _usual_places
+from backupd.config.problems import variable_of
+from backupd.config.settings import TABLES, default_state_dir
+from backupd.errors import ExitCode, UsageError
+
+EXAMPLE = Path(__file__).parent.parent / "config.example.toml"
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    """Where a test's configuration stands."""
+    return tmp_path / "config.toml"
+
+
+@pytest.fixture
+def load_text(config_file):
+    """Load a configuration from its text and variables."""
+
+    def load_text(text: str = "", **environ: str) -> Settings:
+        config_file.write_text(text, encoding="utf-8")
+        return load(config_file, environ)
+
+    return load_text
+
+
+@pytest.fixture
+def refusal(load_text):
+    """What `load` says, message and hint in one, when it refuses a configuration."""
+
+    def refusal(text: str = "", **environ: str) -> str:
+        with pytest.raises(UsageError) as caught:
+            load_text(text, **environ)
+        assert caught.value.exit_code == ExitCode.USAGE
+        told = f"{caught.value.message} | {caught.value.hint}"
+        assert "\n" not in told
+        return told
+
+    return refusal
+
+
+def touch(*paths: Path) -> None:
+    """Make empty files with their directories."""
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    ("text", "duration"),
+    [
+        ("500ms", timedelta(milliseconds=500)),
+        ("30s", timedelta(seconds=30)),
+        ("3m", 3 * MINUTE),
+        ("1h30m", 90 * MINUTE),
+        ("2d", timedelta(days=2)),
+        ("1w", timedelta(weeks=1)),
+        ("0s", timedelta(0)),
+        (" 5m ", 5 * MINUTE),
+    ],
+)
+def test_durations_are_read_as_people_write_them(text, duration):
+    """A number with a unit, or several in falling order, is a duration."""
+    assert parse_duration(text) == duration
+
+
+@pytest.mark.parametrize("text", ["", "30", "s", "-1s", "1.5h", "1m1h", "1s1s", "1 h", "1y", "1M", "٣s", "9999999999s"])
+def test_what_is_no_duration_is_refused_with_an_example(text):
+    """Anything else, above all a number without a unit, is refused and shown how it is written."""
+    with pytest.raises(InvalidValueError, match="is not a duration") as caught:
+        parse_duration(text)
+    assert "1h30m" in caught.value.hint
+
+
+def test_a_duration_beyond_the_calendar_is_refused():
+    """A duration that no timedelta can hold is an error, not a crash."""
+    with pytest.raises(InvalidValueError, match="too long"):
+        parse_duration("999999999w")
+
+
+@given(st.integers(min_value=0, max_value=10**15))
+def test_a_printed_duration_reads_back(milliseconds):
+    """Printing and reading a duration gives the same duration."""
+    duration = timedelta(milliseconds=milliseconds)
+    assert parse_duration(format_duration(duration)) == duration
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [
+        ("256MB", 256_000_000),
+        ("256MiB", 268_435_456),
+        ("256 mb", 256_000_000),
+        ("1.5GB", 1_500_000_000),
+        ("1kB", 1000),
+        ("1KiB", 1024),
+        ("2TB", 2 * 10**12),
+        ("7B", 7),
+        ("268435456", 268_435_456),
+        ("0", 0),
+    ],
+)
+def test_sizes_are_decimal_or_binary_by_their_unit(text, size_bytes):
+    """MB is a million bytes, MiB is 2^20, and a bare number is in bytes."""
+    assert parse_size(text) == size_bytes
+
+
+@pytest.mark.parametrize("text", ["", "256M", "256Mbit", "-1MB", "1.5", "0.5B", "MB", "1e3MB"])
+def test_what_is_no_size_is_refused_with_an_example(text):
+    """A unit that tools disagree about, or half a byte, is refused and shown how it is written."""
+    with pytest.raises(InvalidValueError) as caught:
+        parse_size(text)
+    assert "256MiB" in caught.value.hint
+
+
+@given(st.integers(min_value=0, max_value=10**18))
+def test_a_printed_size_reads_back(size_bytes):
+    """Printing and reading a size gives the same size."""
+    assert parse_size(format_size(size_bytes)) == size_bytes
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"), [(256_000_000, "256MB"), (2**28, "256MiB"), (0, "0B"), (1001, "1001B")]
+)
+def test_a_size_prints_in_its_largest_exact_unit(size_bytes, text):
+    """A size is printed as a person would have written it."""
+    assert format_size(size_bytes) == text
+
+
+# Where the configuration comes from
+
+
+def test_without_a_file_everything_has_its_default(tmp_path, monkeypatch):
+    """No file and no variables is a configuration: nothing listed, and ./backups as the store to fall back to."""
+    if Path("/etc/backupd/config.toml").exists():
+        pytest.skip("this machine has a configuration of its own in /etc/backupd")
+    monkeypatch.chdir(tmp_path)
+    settings = load(None, {"HOME": str(tmp_path)})
+    assert settings.source is None
+    assert settings.databases == settings.stores == ()
+    assert [store.directory for store in settings.stores_or_default] == [tmp_path / "backups"]
+
+
+def test_configured_stores_replace_the_default_one(load_text):
+    """As soon as one store is configured, ./backups is not used."""
+    settings = load_text('[[stores]]\nurl = "/srv/backups"')
+    assert settings.stores_or_default == settings.stores
+
+
+def test_the_first_of_the_usual_places_is_read(tmp_path, monkeypatch):
+    """$BACKUPD_CONFIG comes before ./backupd.toml, that before $XDG_CONFIG_HOME, and that before ~/.config."""
+    here, xdg, home = tmp_path / "here", tmp_path / "xdg", tmp_path / "home"
+    places = [
+        tmp_path / "named.toml",
+        here / "backupd.toml",
+        xdg / "backupd/config.toml",
+        home / ".config/backupd/config.toml",
+    ]
+    touch(*places)
+    monkeypatch.chdir(here)
+    environ = {"HOME": str(home), "XDG_CONFIG_HOME": str(xdg), "BACKUPD_CONFIG": str(places[0])}
+    found = []
+    for variable in ["BACKUPD_CONFIG", "here", "XDG_CONFIG_HOME", "home"]:
+        found.append(load(None, environ).source)
+        environ.pop(variable, None)
+        found[-1].unlink()
+    assert found == places
+
+
+def test_the_last_of_the_usual_places_is_the_systems(tmp_path):
+    """/etc/backupd/config.toml is looked at last, and an XDG variable with a relative path is ignored."""
+    assert list(_usual_places({"HOME": str(tmp_path), "XDG_CONFIG_HOME": "relative"}))[1:] == [
+        tmp_path / ".config/backupd/config.toml",
+        Path("/etc/backupd/config.toml"),
+    ]
+
+
+def test_an_empty_backupd_config_counts_as_not_set(tmp_path, monkeypatch):
+    """BACKUPD_CONFIG= is what compose makes of a variable that nobody set."""
+    touch(tmp_path / "backupd.toml")
+    monkeypatch.chdir(tmp_path)
+    assert load(None, {"BACKUPD_CONFIG": ""}).source == tmp_path / "backupd.toml"
+
+
+def test_the_state_directory_follows_the_user(tmp_path):
+    """Root keeps state in /var/lib, everyone else in $XDG_STATE_HOME or ~/.local/state."""
+    home = {"HOME": "/home/ada"}
+    assert default_state_dir(home, is_root=True) == Path("/var/lib/backupd")
+    assert default_state_dir(home, is_root=False) == Path("/home/ada/.local/state/backupd")
+    assert default_state_dir(home | {"XDG_STATE_HOME": "/x"}, is_root=False) == Path("/x/backupd")
+    assert default_state_dir(home | {"XDG_STATE_HOME": "x"}, is_root=False) == Path("/home/ada/.local/state/backupd")
+
+
+def test_without_a_home_directory_the_state_directory_has_to_be_set():
+    """A user that the system does not know, as in a container, never gets a directory called ~."""
+    with pytest.raises(UsageError, match="no home directory") as caught:
+        default_state_dir({"HOME": "relative"}, is_root=False)
+    assert "BACKUPD_STATE_DIR" in caught.value.hint
+
+
+def test_a_named_file_that_is_missing_is_an_error(tmp_path):
+    """A file that was asked for, by argument or variable, has to be there."""
+    missing = tmp_path / "missing.toml"
+    with pytest.raises(UsageError, match=f"no such configuration file: {missing}"):
+        load(missing, {})
+    with pytest.raises(UsageError, match=f"no such configuration file: {missing}"):
+        load(None, {"BACKUPD_CONFIG": str(missing)})
+
+
+def test_a_directory_in_place_of_the_file_is_explained(tmp_path, monkeypatch):
+    """Docker mounts a directory when the file on the host is missing: that is said, and not passed over."""
+    (tmp_path / "backupd.toml").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="is a directory") as caught:
+        load(None, {})
+    assert "Docker" in caught.value.hint
+
+
+def test_a_broken_link_in_a_usual_place_is_not_passed_over(tmp_path, monkeypatch):
+    """A configuration that somebody linked here and that is gone must not turn into all defaults."""
+    (tmp_path / "backupd.toml").symlink_to("gone.toml")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="no such configuration file"):
+        load(None, {})
+
+
+def test_an_unreadable_file_is_an_error(config_file):
+    """A file that can not be opened is named, with the system's reason."""
+    config_file.symlink_to(config_file)
+    with pytest.raises(UsageError, match=f"can not read {config_file}: Too many levels"):
+        load(config_file, {})
+
+
+def test_a_file_that_is_not_utf_8_is_an_error(config_file):
+    """Text in another encoding is refused with the place of the first wrong byte."""
+    config_file.write_bytes('# größer\nstate_dir = "/x"'.encode("latin-1"))
+    with pytest.raises(UsageError, match=r"is not UTF-8 text \(byte 4\)"):
+        load(config_file, {})
+
+
+def test_a_byte_order_mark_is_accepted(config_file):
+    """A file saved by an editor that begins it with a byte order mark loads."""
+    config_file.write_text('state_dir = "/x"', encoding="utf-8-sig")
+    assert load(config_file, {}).state_dir == Path("/x")
+
+
+def test_a_pipe_is_read_like_a_file():
+    """A configuration that another program prints is read, not silently taken for no configuration."""
+    code = "from pathlib import Path; from backupd.config import load; print(load(Path('/dev/stdin'), {}).state_dir)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], input='state_dir = "/x"', text=True, capture_output=True, check=True
+    )
+    assert ran.stdout == "/x\n"
+
+
+def test_invalid_toml_is_an_error_with_its_line(refusal, config_file):
+    """A syntax error names the file and the line."""
+    told = refusal('state_dir = "/x"\n[capture\n')
+    assert f"{config_file} is not valid TOML" in told
+    assert "at line 2" in told
+
+
+def test_relative_paths_start_at_the_file(config_file, load_text, tmp_path):
+    """The same file means the same paths, whatever directory backupd is started in."""
+    settings = load_text(
+        'state_dir = "state"\n[[databases]]\npath = "app.db"\n[[databases]]\npath = "tenants/*/app.db"\n'
+        '[[stores]]\nurl = "backups"\n[[stores]]\nurl = "s3://bucket"\nca_bundle = "ca.pem"'
+    )
+    assert settings.source == config_file
+    assert settings.state_dir == tmp_path / "state"
+    assert [entry.path for entry in settings.databases] == [f"{tmp_path}/app.db", f"{tmp_path}/tenants/*/app.db"]
+    assert settings.stores[0].directory == tmp_path / "backups"
+    assert settings.stores[1].ca_bundle == tmp_path / "ca.pem"
+
+
+def test_relative_paths_in_variables_start_at_the_current_directory(load_text, tmp_path, monkeypatch):
+    """A variable belongs to whoever starts backupd, and so does the directory its paths start at."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    settings = load_text('state_dir = "in-file"', BACKUPD_STATE_DIR="in-variable", BACKUPD_STORES__0__URL="b")
+    assert settings.state_dir == tmp_path / "elsewhere/in-variable"
+    assert settings.stores[0].directory == tmp_path / "elsewhere/b"
+
+
+def test_a_configuration_in_a_directory_with_wildcards_in_its_name_works(tmp_path):
+    """The directory of the file is never taken for a part of a pattern."""
+    directory = tmp_path / "[old] *"
+    touch(directory / "app.db", directory / "tenants/acme.db")
+    file = directory / "c.toml"
+    file.write_text('[[databases]]\npath = "app.db"\n[[databases]]\npath = "tenants/*.db"')
+    assert find_databases(load(file, {}).databases) == (
+        Database("app", directory / "app.db"),
+        Database("acme", directory / "tenants/acme.db"),
+    )
+
+
+def test_a_tilde_is_the_home_directory(load_text, monkeypatch):
+    """~ at the start of a path never makes a directory called ~."""
+    monkeypatch.setenv("HOME", "/home/ada")
+    settings = load_text('state_dir = "~/state"\n[[stores]]\nurl = "~/backups"\n[[databases]]\npath = "~/app.db"')
+    assert settings.state_dir == Path("/home/ada/state")
+    assert settings.stores[0].directory == Path("/home/ada/backups")
+    assert settings.databases[0].path == "/home/ada/app.db"
+
+
+# Keys and values of the file
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("databses = []", "unknown key 'databses' in {file} | did you mean 'databases'?"),
+        ("[capture]\nmaxlock = '3s'", "unknown key 'capture.maxlock' in {file} | did you mean 'max_lock'?"),
+        (
+            '[[stores]]\nurl = "s3://abc"\nregoin = "x"',
+            "unknown key 'stores[0].regoin' in {file} | did you mean 'region'?",
+        ),
+        ("max_lock = '3s'", "unknown key 'max_lock' in {file} | 'max_lock' belongs under [capture]"),
+        ("region = 'x'", "unknown key 'region' in {file} | 'region' belongs under [[stores]]"),
+        (
+            "[[databases]]\npath = '/a.db'\nstate_dir = '/x'",
+            "unknown key 'databases[0].state_dir' in {file} | 'state_dir' belongs above the first line in brackets",
+        ),
+        ("[[databases]]\npath = '/a.db'\nzzz = 1", "unknown key 'databases[0].zzz' in {file} | known here: path, name"),
+        ("source = '/x'", "unknown key 'source' in {file} | did you mean 'stores'?"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_likely_spelling(refusal, config_file, text, told):
+    """A typo at any depth is refused, with the key that was probably meant or the table where it belongs."""
+    assert refusal(text) == told.format(file=config_file)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("state_dir = 5", "state_dir in {file}: must be a path in quotes"),
+        ("state_dir = ''", "state_dir in {file}: must not be empty"),
+        (r'state_dir = "a\u0000b"', "state_dir in {file}: a path can not contain a NUL character"),
+        ("[capture]\nmax_lock = '3x'", "capture.max_lock in {file}: '3x' is not a duration | write it like"),
+        ("[capture]\nmax_lock = 3", "capture.max_lock in {file}: must be a duration with a unit"),
+        ("[capture]\nmax_lock = '0s'", "capture.max_lock in {file}: must be longer than 0s"),
+        ("[capture]\nmax_wal_growth = 1.5", "capture.max_wal_growth in {file}: must be a size"),
+        ("[capture]\nmax_wal_growth = true", "capture.max_wal_growth in {file}: must be a size"),
+        ("[packs]\nspool_limit = 256", "packs.spool_limit in {file}: 256B is less than 1MB | a number without a unit"),
+        ("[packs]\ncompression_level = 0", "packs.compression_level in {file}: must be greater than or equal to 1"),
+        ("[packs]\ncompression_level = 20", "packs.compression_level in {file}: must be less than or equal to 19"),
+        ("[packs]\nupload_threads = true", "packs.upload_threads in {file}: must be a whole number"),
+        ("[packs]\nupload_threads = 2.0", "packs.upload_threads in {file}: must be a whole number"),
+        ("[packs]\nupload_threads = 'x'", "packs.upload_threads in {file}: must be a valid integer"),
+        ("capture = 3", "capture in {file}: must be a table, headed [capture]"),
+        ("[stores]\nurl = '/x'", "stores in {file}: must be a table, headed [[stores]]"),
+        ("stores = ['/x']", "stores[0] in {file}: must be a table, headed [[stores]]"),
+        ("[[databases]]\nname = 'x'", "databases[0] in {file} has no 'path'"),
+        ("[[stores]]\nurl = 5", "stores[0].url in {file}: must be a valid string"),
+        ("[[stores]]\nurl = 's3://abc'\nregion = ''", "stores[0].region in {file}: must not be empty"),
+        ("[[stores]]\nurl = 's3://abc'\nmax_attempts = 0", "stores[0].max_attempts in {file}: must be greater"),
+        (
+            "[[stores]]\nurl = 's3://abc'\naddressing_style = 'x'",
+            "stores[0].addressing_style in {file}: must be 'auto', 'path' or 'virtual'",
+        ),
+    ],
+)
+def test_a_wrong_value_names_the_file_the_key_and_the_rule(refusal, config_file, text, told):
+    """A value that breaks a rule is refused in one line that says where it stands and what would be right."""
+    assert refusal(text).startswith(told.format(file=config_file))
+
+
+@pytest.mark.parametrize("level", [1, 19])
+def test_the_compression_level_goes_from_1_to_19(load_text, level):
+    """Both ends of the range are inside."""
+    assert load_text(f"[packs]\ncompression_level = {level}").packs.compression_level == level
+
+
+def test_values_of_the_file_arrive(load_text):
+    """Durations and sizes become timedeltas and bytes; what is not in the file keeps its default."""
+    settings = load_text('[capture]\nmax_lock = "1500ms"\nmax_wal_growth = "1GiB"\n[packs]\nspool_limit = 2000000')
+    assert settings.capture.max_lock == timedelta(seconds=1.5)
+    assert settings.capture.max_wal_growth == 2**30
+    assert settings.packs.spool_limit == 2_000_000
+    assert settings.capture.deadline == timedelta(hours=1)
+
+
+def test_every_problem_is_told_at_once(refusal):
+    """The first problem is the message, and no other one waits for the next attempt."""
+    told = refusal("databses = 1\n[capture]\nmax_lock = '3x'\n[packs]\nupload_threads = 0")
+    for part in ["'databses'", "did you mean 'databases'", "capture.max_lock", "1h30m", "packs.upload_threads"]:
+        assert part in told
+
+
+def test_settings_can_not_be_changed(load_text):
+    """Settings are values: nothing that holds them can be surprised."""
+    settings = load_text('[[stores]]\nurl = "/x"')
+    with pytest.raises(ValidationError):
+        settings.state_dir = Path("/y")
+    with pytest.raises(ValidationError):
+        settings.stores[0].url = "/y"
+
+
+def test_settings_print_durations_and_sizes_as_people_write_them(load_text):
+    """Settings dumped for people have no seconds since nor bytes to count."""
+    dumped = load_text().model_dump(mode="json")
+    assert dumped["capture"]["max_lock"] == "3s"
+    assert dumped["capture"]["max_wal_growth"] == "256MB"
+
+
+# Variables
+
+
+def test_variables_beat_the_file(load_text):
+    """A variable overrides its key, and leaves the other keys of the same table and entry alone."""
+    settings = load_text(
+        '[capture]\nmax_lock = "9s"\ndeadline = "9h"\n'
+        '[[stores]]\nurl = "s3://first/x"\nregion = "a"\n[[stores]]\nurl = "/second"',
+        BACKUPD_CAPTURE__MAX_LOCK="5s",
+        BACKUPD_STORES__0__REGION="b",
+        BACKUPD_PACKS__UPLOAD_THREADS="8",
+        BACKUPD_PACKS__SPOOL_LIMIT="1GiB",
+    )
+    assert settings.capture.max_lock == timedelta(seconds=5)
+    assert settings.capture.deadline == timedelta(hours=9)
+    assert [(store.url, store.region) for store in settings.stores] == [("s3://first/x", "b"), ("/second", None)]
+    assert settings.packs.upload_threads == 8
+    assert settings.packs.spool_limit == 2**30
+
+
+def test_variables_add_the_next_entries(load_text):
+    """A position after the file's last entry makes a new one, ten and more in the order of numbers."""
+    environ = {f"BACKUPD_DATABASES__{position}__PATH": f"/{position}.db" for position in range(11, 0, -1)}
+    settings = load_text('[[databases]]\npath = "/0.db"', **environ)
+    assert [entry.path for entry in settings.databases] == [f"/{position}.db" for position in range(12)]
+
+
+def test_variables_alone_are_a_configuration(tmp_path):
+    """A container needs no file."""
+    environ = {
+        "BACKUPD_CONFIG": "/dev/null",
+        "BACKUPD_STATE_DIR": "/state",
+        "BACKUPD_DATABASES__0__PATH": "/app.db",
+        "BACKUPD_DATABASES__0__NAME": "shop",
+        "BACKUPD_STORES__0__URL": "s3://bucket/x",
+        "BACKUPD_STORES__0__ENDPOINT_URL": "https://s3.example.com/",
+    }
+    settings = load(None, environ)
+    assert settings.state_dir == Path("/state")
+    assert find_databases(settings.databases) == (Database("shop", Path("/app.db")),)
+    assert settings.stores == (StoreSettings(url="s3://bucket/x", endpoint_url="https://s3.example.com"),)
+
+
+def test_every_key_has_a_variable(load_text):
+    """No key is refused as an unknown variable."""
+    for key, field in Settings.model_fields.items():
+        position = "0__" if field.default == () else ""
+        keys = (
+            [f"{key}__{position}{key_in_table}" for key_in_table in TABLES[key].model_fields]
+            if key in TABLES
+            else [key]
+        )
+        for name in keys:
+            with pytest.raises(UsageError) as caught:
+                load_text(**{f"BACKUPD_{name.upper()}": "\0"})
+            assert f"BACKUPD_{key.upper()}" in caught.value.message
+            assert "unknown" not in caught.value.message
+
+
+def test_a_gap_in_positions_is_an_error(refusal):
+    """A position that skips one would lose an entry silently somewhere else."""
+    told = refusal('[[stores]]\nurl = "/a"', BACKUPD_STORES__2__URL="/c")
+    assert told == "BACKUPD_STORES__2__URL leaves a gap | positions start at 0, and the next is BACKUPD_STORES__1__URL"
+
+
+def test_empty_variables_count_as_not_set(load_text):
+    """Compose turns an unset variable into an empty one: it changes nothing, whatever its name is."""
+    environ = {
+        "BACKUPD_STATE_DIR": "",
+        "BACKUPD_STORES__5__URL": "",
+        "BACKUPD_TYPO": "",
+        "BACKUPD_CAPTURE__MAX_LOCK": "",
+    }
+    assert load_text('state_dir = "/x"', **environ) == load_text('state_dir = "/x"')
+
+
+@pytest.mark.parametrize(
+    ("variable", "likely"),
+    [
+        ("BACKUPD_STATEDIR", "BACKUPD_STATE_DIR"),
+        ("BACKUPD_STORE__0__URL", "BACKUPD_STORES__0__URL"),
+        ("BACKUPD_STORES__3__ULR", "BACKUPD_STORES__3__URL"),
+        ("BACKUPD_STORES_0_URL", "BACKUPD_STORES__0__URL"),
+        ("BACKUPD_STORES__URL", "BACKUPD_STORES__0__URL"),
+        ("BACKUPD_STORES__00__URL", "BACKUPD_STORES__0__URL"),
+        ("BACKUPD_CAPTURE__MAX_LOCKS", "BACKUPD_CAPTURE__MAX_LOCK"),
+        ("BACKUPD_STORES__0__SECRET_ACCESS_KEY_FIL", "BACKUPD_STORES__0__SECRET_ACCESS_KEY_FILE"),
+        ("BACKUPD_CONFIG_", "BACKUPD_CONFIG"),
+    ],
+)
+def test_an_unknown_variable_is_refused_with_the_likely_spelling(refusal, variable, likely):
+    """A typo in a variable's name is as loud as one in the file."""
+    assert refusal(**{variable: "x"}) == f"unknown variable {variable} in the environment | did you mean {likely}?"
+
+
+@pytest.mark.parametrize(
+    "variable", ["BACKUPD_STORES", "BACKUPD_CAPTURE", "BACKUPD_SOURCE", "BACKUPD_STORES__0__URL_FILE"]
+)
+def test_only_the_documented_variables_exist(refusal, variable):
+    """There is one way to say a thing: no JSON in a table's variable, and files for secrets only."""
+    assert f"unknown variable {variable}" in refusal(**{variable: "{}"})
+
+
+def test_every_wrong_variable_is_told_at_once(refusal):
+    """Two typos take one attempt to find."""
+    told = refusal(BACKUPD_STATEDIR="x", BACKUPD_CAPTURE__MAXLOCK="x")
+    assert "BACKUPD_STATEDIR" in told
+    assert "BACKUPD_CAPTURE__MAXLOCK" in told
+
+
+def test_other_programs_variables_are_left_alone(load_text):
+    """Click's completion, and what Kubernetes sets for a service called backupd, are not ours to refuse."""
+    foreign = {
+        "_BACKUPD_COMPLETE": "zsh_source",
+        "BACKUPD_SERVICE_HOST": "10.0.0.1",
+        "BACKUPD_SERVICE_PORT_HTTP": "80",
+        "BACKUPD_PORT": "tcp://10.0.0.1:80",
+        "BACKUPD_PORT_80_TCP_ADDR": "10.0.0.1",
+        "backupd_state_dir": "/lower",
+    }
+    assert load_text(**foreign) == load_text()
+
+
+def test_a_wrong_value_from_a_variable_names_the_variable(refusal):
+    """A problem is put down to the variable, also where the file has the key too."""
+    told = refusal('[capture]\nmax_lock = "1s"', BACKUPD_CAPTURE__MAX_LOCK="3")
+    assert told.startswith("BACKUPD_CAPTURE__MAX_LOCK: '3' is not a duration")
+    assert refusal(BACKUPD_STORES__0__REGION="x").startswith("BACKUPD_STORES__0__URL is not set")
+    told = refusal(BACKUPD_STORES__0__URL="/x", BACKUPD_STORES__0__REGION="x")
+    assert told.startswith("BACKUPD_STORES__0__*: a directory has no use for region")
+
+
+def test_a_variable_does_not_hide_that_the_files_table_is_wrong(refusal, config_file):
+    """What can not be overlaid is reported, not replaced."""
+    assert f"capture in {config_file}: must be a table" in refusal("capture = 3", BACKUPD_CAPTURE__MAX_LOCK="3s")
+    assert f"stores in {config_file}: must be a table" in refusal("stores = 3", BACKUPD_STORES__0__URL="/x")
+    assert f"stores[0] in {config_file}: must be a table" in refusal("stores = [3]", BACKUPD_STORES__0__URL="/x")
+
+
+TEXT = st.text(alphabet="019asMBh ./~:@?#%*![]-_\\\"'{}\n\r\0ü€🙂", max_size=12) | st.sampled_from(
+    ["s3://abc", "/x", "5s"]
+)
+ANYTHING = st.none() | st.booleans() | st.integers() | st.floats() | TEXT | st.lists(TEXT, max_size=2)
+LOCATIONS = [
+    (key, key_in_table)
+    for key in Settings.model_fields
+    for key_in_table in (TABLES[key].model_fields if key in TABLES else [""])
+]
+
+
+@given(st.dictionaries(st.sampled_from(LOCATIONS), ANYTHING, max_size=4))
+def test_whatever_the_file_says_only_usage_errors_come_out(values):
+    """No value of any key gets past validation as another library's error."""
+    lines = []
+    for (key, key_in_table), value in values.items():
+        written = "{}" if value is None else json.dumps(value, ensure_ascii=False)
+        table = f"{{{key_in_table} = {written}}}" if key_in_table else written
+        lines.append(f"{key} = {f'[{table}]' if Settings.model_fields[key].default == () else table}")
+    given_keys = {line.partition(" =")[0]: line for line in lines}
+    with tempfile.NamedTemporaryFile(suffix=".toml") as file:
+        file.write("\n".join(given_keys.values()).encode(errors="replace"))
+        file.flush()
+        with contextlib.suppress(UsageError):
+            load(Path(file.name), {})
+
+
+@given(st.dictionaries(st.sampled_from(LOCATIONS), TEXT, max_size=4), st.sampled_from(["", "_FILE"]))
+def test_whatever_variables_say_only_usage_errors_come_out(values, suffix):
+    """No value of any variable gets past validation as another library's error."""
+    environ = {"BACKUPD_CONFIG": "/dev/null"}
+    for (key, key_in_table), value in values.items():
+        position = [0] if Settings.model_fields[key].default == () else []
+        location = [key, *position, key_in_table] if key_in_table else [key]
+        is_secret = key_in_table in {"secret_access_key", "session_token"}
+        environ[variable_of(*location) + (suffix if is_secret else "")] = value
+    with contextlib.suppress(UsageError):
+        load(None, environ)
+
+
+# Secrets
+
+KEYS = '[[stores]]\nurl = "s3://bucket"\naccess_key_id = "AKIA"\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "secret"),
+    [
+        (b"hunter2", "hunter2"),
+        (b"hunter2\n", "hunter2"),
+        (b"hunter2\r\n", "hunter2"),
+        (b"hunter2\n\n", "hunter2\n"),
+        (b"hunter2\r", "hunter2\r"),
+        (b" hunter2 ", " hunter2 "),
+    ],
+)
+def test_a_secret_is_read_from_a_file(load_text, tmp_path, content, secret):
+    """One newline at the end is the editor's; every other byte is the secret's."""
+    (tmp_path / "secret").write_bytes(content)
+    settings = load_text(KEYS, BACKUPD_STORES__0__SECRET_ACCESS_KEY_FILE=str(tmp_path / "secret"))
+    assert settings.stores[0].secret_access_key.get_secret_value() == secret
+
+
+def test_a_secret_file_beats_the_configuration_file(load_text, tmp_path):
+    """The environment comes first for secret files as well."""
+    (tmp_path / "token").write_text("from-file")
+    text = KEYS + 'secret_access_key = "x"\nsession_token = "y"'
+    settings = load_text(text, BACKUPD_STORES__0__SESSION_TOKEN_FILE=str(tmp_path / "token"))
+    assert settings.stores[0].session_token.get_secret_value() == "from-file"
+    assert settings.stores[0].secret_access_key.get_secret_value() == "x"
+
+
+def test_a_secret_and_its_file_at_once_are_an_error(refusal, tmp_path):
+    """Which of the two holds would be a guess."""
+    told = refusal(BACKUPD_STORES__0__SECRET_ACCESS_KEY="x", BACKUPD_STORES__0__SECRET_ACCESS_KEY_FILE=str(tmp_path))
+    assert "BACKUPD_STORES__0__SECRET_ACCESS_KEY and BACKUPD_STORES__0__SECRET_ACCESS_KEY_FILE are both set" in told
+
+
+def test_an_empty_variable_beside_a_secret_file_is_no_conflict(load_text, tmp_path):
+    """Compose may pass both variables on and fill one."""
+    (tmp_path / "secret").write_text("x")
+    environ = {"BACKUPD_STORES__0__SECRET_ACCESS_KEY": ""}
+    load_text(KEYS, BACKUPD_STORES__0__SECRET_ACCESS_KEY_FILE=str(tmp_path / "secret"), **environ)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda path: path.with_suffix(".other").touch(), "can not be read: No such file or directory"),
+        (lambda path: path.mkdir(), "can not be read: Is a directory"),
+        (lambda path: path.symlink_to(path), "can not be read: Too many levels of symbolic links"),
+        (lambda path: path.write_bytes(b"hunter2\xff"), "is not UTF-8 text"),
+        (lambda path: path.write_bytes(b"\n"), "is empty"),
+    ],
+    ids=["missing", "directory", "loop", "not-utf-8", "empty"],
+)
+def test_a_secret_file_without_a_secret_is_an_error(refusal, tmp_path, make, told):
+    """The variable and the path are named, the content never."""
+    path = tmp_path / "secret"
+    make(path)
+    said = refusal(KEYS, BACKUPD_STORES__0__SECRET_ACCESS_KEY_FILE=str(path))
+    assert said.startswith(f"BACKUPD_STORES__0__SECRET_ACCESS_KEY_FILE: {path} {told}")
+    assert "hunter2" not in said
+
+
+def test_a_secret_does_not_show(load_text):
+    """Neither printing nor dumping settings shows a secret."""
+    settings = load_text(KEYS + 'secret_access_key = "hunter2"\nsession_token = "hunter2"')
+    for shown in [repr(settings), str(settings), str(settings.model_dump()), settings.model_dump_json()]:
+        assert "hunter2" not in shown
+        assert "s3://bucket" in shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        KEYS + 'secret_access_key = "hunter2"\nregoin = "x"',
+        KEYS + 'secret_access_key = "hunter2"\nmax_attempts = 0',
+        KEYS + 'secret_access_key = ["hunter2"]',
+        KEYS + 'session_token = "hunter2"',
+        '[[stores]]\nurl = "/x"\nsecret_access_key = "hunter2"',
+        '[[stores]]\nurl = "s3://bucket"\nsecret_access_key = "hunter2"',
+        '[stores]\nurl = "s3://bucket"\nsecret_access_key = "hunter2"',
+        '[[stores]]\nsecret_access_key = "hunter2"',
+        '[[stores]]\nurl = "s3://AKIA:hunter2@bucket/x"',
+        '[[stores]]\nurl = "s3://AKIA:hunter2/with/slashes@bucket/x"',
+        '[[stores]]\nurl = "s3://bucket/x?secret=hunter2"',
+        '[[stores]]\nurl = "sftp://user:hunter2@host/x"',
+        '[[stores]]\nurl = "file://user:hunter2@host/x"',
+        '[[stores]]\nurl = "s3://bucket"\nendpoint_url = "https://user:hunter2@host"',
+        '[[stores]]\nurl = "s3://bucket"\nendpoint_url = "https://user:hunter2/x@host"',
+        '[[stores]]\nurl = "s3://bucket"\nendpoint_url = "https://host?key=hunter2"',
+        '[[stores]]\nurl = "s3://bucket"\nsecret_access_key = "hunter2',
+    ],
+)
+def test_no_error_shows_a_secret(config_file, text):
+    """Whatever else is wrong, the secret is in neither the message, the hint, nor a cause in the traceback."""
+    config_file.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        load(config_file, {})
+    error = caught.value
+    assert error.__context__ is None or "hunter2" not in repr(error.__context__)
+    assert "hunter2" not in f"{error.hint}{''.join(traceback.format_exception(error))}"
+
+
+# Stores
+
+
+@pytest.mark.parametrize(
+    ("url", "normal", "bucket", "prefix"),
+    [
+        ("s3://bucket", "s3://bucket", "bucket", ""),
+        ("s3://bucket/", "s3://bucket", "bucket", ""),
+        ("s3://bucket/a", "s3://bucket/a", "bucket", "a"),
+        ("s3://bucket//a/b/", "s3://bucket/a/b", "bucket", "a/b"),
+        ("s3://My_old.Bucket/a@b:c", "s3://My_old.Bucket/a@b:c", "My_old.Bucket", "a@b:c"),
+        ("s3://abc/%20 ü", "s3://abc/%20 ü", "abc", "%20 ü"),
+    ],
+)
+def test_a_bucket_url_names_bucket_and_prefix(url, normal, bucket, prefix):
+    """Slashes at the prefix's ends mean nothing, and nothing is decoded."""
+    store = StoreSettings(url=url)
+    assert (store.is_s3, store.url, store.bucket, store.prefix) == (True, normal, bucket, prefix)
+    with pytest.raises(ValueError, match="is not a directory"):
+        _ = store.directory
+
+
+@pytest.mark.parametrize(
+    ("url", "directory"),
+    [
+        ("/backups", "/backups"),
+        ("/backups/", "/backups"),
+        ("/b:c/d", "/b:c/d"),
+        ("file:///backups", "/backups"),
+        ("file://localhost/backups", "/backups"),
+        ("file:///my%20backups", "/my backups"),
+        ("backups", "{cwd}/backups"),
+        ("./a:b", "{cwd}/a:b"),
+        ("../backups", "{cwd}/../backups"),
+    ],
+)
+def test_a_directory_url_names_an_absolute_path(url, directory, tmp_path, monkeypatch):
+    """A path or file:// URL is a directory, made absolute without resolving symbolic links."""
+    monkeypatch.chdir(tmp_path)
+    store = StoreSettings(url=url)
+    assert not store.is_s3
+    assert store.url == str(store.directory) == directory.format(cwd=tmp_path)
+    with pytest.raises(ValueError, match="is not in a bucket"):
+        _ = store.bucket
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("", "must not be empty"),
+        (" s3://bucket", "begin or end with a space"),
+        ("file:///a%20", "begin or end with a space"),
+        ("sftp://host/path", "'sftp:' is not a kind of store"),
+        ("S3://bucket", "'S3:' is not a kind of store"),
+        ("s3:bucket/path", "'s3:' is not a kind of store"),
+        ("sftp:host:/path", "'sftp:' is not a kind of store"),
+        ("file:/path", "'file:' is not a kind of store"),
+        ("file://host/path", "must not name a host"),
+        ("file://backups", "must not name a host"),
+        ("file:///a?b", "query"),
+        ("s3://", "3 or more"),
+        ("s3://ab", "3 or more"),
+        ("s3:///abc", "3 or more"),
+        ("s3://-abc", "3 or more"),
+        ("s3://bucket:9000/x", "credentials or a port"),
+        ("s3://key:secret@bucket", "credentials or a port"),
+        ("s3://bucket?x=1", "query"),
+        ("s3://bucket/a#b", "query"),
+        ("s3://bucket/a//b", "empty part"),
+        ("s3://bucket/a/../b", "empty part"),
+        ("s3://bucket/a\nb", "unprintable"),
+    ],
+)
+def test_what_names_no_store_is_refused(url, told):
+    """A URL that is not understood in full is refused, and never taken for a directory of that name."""
+    with pytest.raises(UsageError, match=f"store URL: .*{re.escape(told)}"):
+        store_from_url(url)
+    with pytest.raises(ValidationError, match=re.escape(told)):
+        StoreSettings(url=url)
+
+
+def test_a_bucket_name_has_three_letters():
+    """The shortest name of a bucket is accepted, by the function that command lines use too."""
+    assert store_from_url("s3://abc") == StoreSettings(url="s3://abc")
+
+
+@pytest.mark.parametrize(
+    "url", ["s3.example.com", "ftp://x", "https://", "http:///x", "https://u:p@h", "https://h?x", "https://a b"]
+)
+def test_an_endpoint_is_a_plain_http_url(url):
+    """An endpoint without scheme or host, or with credentials or a query, is refused."""
+    with pytest.raises(ValidationError, match="must"):
+        StoreSettings(url="s3://bucket", endpoint_url=url)
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"access_key_id": "x"}, "access_key_id is set without secret_access_key"),
+        ({"secret_access_key": "x"}, "secret_access_key is set without access_key_id"),
+        ({"session_token": "x"}, "session_token is set without"),
+        ({"sse_kms_key_id": "x"}, "sse_kms_key_id is set, but not used"),
+        ({"sse_kms_key_id": "x", "server_side_encryption": "AES256"}, "sse_kms_key_id is set, but not used"),
+        ({"secret_access_key": "", "access_key_id": "x"}, "at least 1"),
+    ],
+)
+def test_keys_of_a_store_that_need_each_other_come_together(keys, told):
+    """Half of the credentials, or a key for an encryption that is off, is an error."""
+    with pytest.raises(ValidationError, match=told):
+        StoreSettings(url="s3://bucket", **keys)
+
+
+@pytest.mark.parametrize("key", sorted(StoreSettings.model_fields.keys() - {"url"}))
+def test_a_directory_takes_no_keys_of_a_bucket(refusal, key):
+    """A key that would have no effect is refused rather than believed."""
+    value = '"AES256"' if key == "server_side_encryption" else '"auto"' if key == "addressing_style" else '"5m"'
+    value = {"max_attempts": "5", "endpoint_url": '"https://h"'}.get(key, value)
+    assert f"a directory has no use for {key}" in refusal(f'[[stores]]\nurl = "/x"\n{key} = {value}')
+
+
+def test_one_store_twice_is_an_error(refusal):
+    """Two spellings of one store are not two copies."""
+    assert "the store s3://bucket/a has two entries" in refusal(
+        '[[stores]]\nurl = "s3://bucket/a/"\n[[stores]]\nurl = "s3://bucket/a"'
+    )
+
+
+def test_one_bucket_name_at_two_services_is_two_stores(load_text):
+    """The same URL at another endpoint is another store."""
+    text = '[[stores]]\nurl = "s3://bucket/a"\n[[stores]]\nurl = "s3://bucket/a"\nendpoint_url = "https://h"'
+    assert len(load_text(text).stores) == 2
+
+
+# Databases
+
+
+@pytest.mark.parametrize("name", ["a", "7", "shop.v2_old-1", "a" * 100, "backupd", "trash"])
+def test_a_database_name_that_fits_is_given_back(name):
+    """Letters, digits, dots, hyphens and underscores make a name, up to 100 of them."""
+    assert check_database_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "a" * 101, ".incoming", "-a", "_a", "a b", "a/b", "..", "ä", "a\n", "backupd.json", "RESTORE.md", "Rescue.PY"],
+)
+def test_a_database_name_that_can_not_be_stored_is_refused(name):
+    """A name that is no single safe part of a key, or that the store uses itself, is refused."""
+    with pytest.raises(UsageError, match="can not be a database's name"):
+        check_database_name(name)
+
+
+def test_a_database_is_named_by_its_file_or_by_the_user(load_text):
+    """The default is the file's name without its last suffix."""
+    settings = load_text('[[databases]]\npath = "/a/shop.v2.db"\n[[databases]]\npath = "/b/app.db"\nname = "blog"')
+    assert find_databases(settings.databases) == (
+        Database("shop.v2", Path("/a/shop.v2.db")),
+        Database("blog", Path("/b/app.db")),
+    )
+
+
+def test_a_file_name_that_is_no_database_name_asks_for_one(refusal, config_file):
+    """The error names the entry and the file, and says to set `name`."""
+    told = refusal('[[databases]]\npath = "/data/müll eimer.db"')
+    assert told.startswith(
+        f"databases[0] in {config_file}: 'müll eimer' can not be a database's name (/data/müll eimer.db)"
+    )
+    assert "set `name`" in told
+
+
+def test_a_name_for_a_pattern_is_refused(refusal):
+    """One name can not stand for many files."""
+    assert "a path with wildcards can not have a name" in refusal('[[databases]]\npath = "/*.db"\nname = "x"')
+
+
+def test_a_pattern_of_any_depth_is_refused(refusal):
+    """** would promise something that is not done."""
+    assert "'**' is not supported" in refusal('[[databases]]\npath = "/a/**/app.db"')
+
+
+@pytest.mark.parametrize("second", ["shop", "Shop"])
+def test_two_databases_with_one_name_are_refused(refusal, second):
+    """Both paths are told; case does not tell names apart, because not every store's file system does."""
+    told = refusal(f'[[databases]]\npath = "/a/shop.db"\n[[databases]]\npath = "/b/{second}.sqlite"')
+    assert "two databases with one name" in told
+    assert "/a/shop.db" in told
+    assert f"/b/{second}.sqlite" in told
+    assert "set `name`" in told
+
+
+def test_one_file_twice_is_refused(refusal):
+    """Two names for one file would be two histories of it."""
+    told = refusal('[[databases]]\npath = "/a.db"\n[[databases]]\npath = "/a.db"\nname = "b"')
+    assert "/a.db has two entries" in told
+
+
+@pytest.mark.parametrize(
+    ("pattern", "file", "name"),
+    [
+        ("tenants/*/app.db", "tenants/acme/app.db", "acme"),
+        ("data/*.db", "data/shop.db", "shop"),
+        ("data/*", "data/shop.db", "shop.db"),
+        ("data/db-?.db", "data/db-7.db", "7"),
+        ("data/db-??.db", "data/db-42.db", "42"),
+        ("data/db-[0-9][!a]*.db", "data/db-7bc.db", "7bc"),
+        ("*/data/*.db", "acme/data/shop.db", "acme-shop"),
+        ("*/v?-*.db", "acme/v2-shop.db", "acme-2-shop"),
+        ("data/[[]*].db", "data/[shop].db", "shop"),
+        ("data/a.b+(c)*.db", "data/a.b+(c)d.db", "d"),
+        ("data/[]x]y.db", "data/xy.db", "x"),
+    ],
+)
+def test_the_part_that_varies_names_a_database(tmp_path, pattern, file, name):
+    """Every run of wildcards gives its text, joined by hyphens in order."""
+    touch(tmp_path / file)
+    entry = DatabaseSettings(path=f"{tmp_path}/{pattern}")
+    assert entry.is_glob
+    assert find_databases([entry]) == (Database(name, tmp_path / file),)
+
+
+@pytest.mark.parametrize(
+    ("path", "literal"),
+    [("/a[[]1].db", "/a[1].db"), ("/a[*].db", "/a*.db"), ("/a[?].db", "/a?.db"), ("/a[1.db", "/a[1.db")],
+)
+def test_a_wildcard_in_brackets_is_a_character(path, literal):
+    """A path whose wildcards are all meant as themselves is one file, and may have a name."""
+    entry = DatabaseSettings(path=path, name="x")
+    assert not entry.is_glob
+    assert find_databases([entry]) == (Database("x", Path(literal)),)
+
+
+def test_a_pattern_finds_databases_and_nothing_else(tmp_path):
+    """SQLite's own files and directories are left out, hidden files too; the order is that of the paths."""
+    names = ["b.db", "a.db", "a.db-wal", "a.db-shm", "a.db-journal", ".hidden.db"]
+    touch(*(tmp_path / name for name in names), tmp_path / "directory.db/x")
+    databases = find_databases([DatabaseSettings(path=f"{tmp_path}/*.db*")])
+    assert [database.path.name for database in databases] == ["a.db", "b.db"]
+
+
+def test_a_pattern_is_expanded_at_each_call(tmp_path):
+    """Files come and go while backupd runs; a pattern without any can be told apart."""
+    entries = [DatabaseSettings(path=f"{tmp_path}/*.db"), DatabaseSettings(path=f"{tmp_path}/plain.sqlite")]
+    assert [database.name for database in find_databases(entries)] == ["plain"]
+    assert unmatched_patterns(entries) == (f"{tmp_path}/*.db",)
+    touch(tmp_path / "new.db")
+    assert [database.name for database in find_databases(entries)] == ["new", "plain"]
+    assert unmatched_patterns(entries) == ()
+
+
+def test_a_plain_path_need_not_exist(tmp_path):
+    """Whether the file is there is found out when it is read."""
+    assert find_databases([DatabaseSettings(path=f"{tmp_path}/missing.db")])[0].path == tmp_path / "missing.db"
+
+
+def test_symbolic_links_are_kept(tmp_path):
+    """A path is the user's name for a file; also a broken link is found, so that it is missed rather than forgotten."""
+    touch(tmp_path / "real/x.sqlite")
+    (tmp_path / "link.db").symlink_to(tmp_path / "real/x.sqlite")
+    (tmp_path / "broken.db").symlink_to(tmp_path / "gone")
+    databases = find_databases([DatabaseSettings(path=f"{tmp_path}/*.db")])
+    assert databases == (Database("broken", tmp_path / "broken.db"), Database("link", tmp_path / "link.db"))
+
+
+def test_two_found_files_with_one_name_are_refused(tmp_path):
+    """A name that a pattern gives has to be unique too, and the error names both files."""
+    touch(tmp_path / "a-b/c.db", tmp_path / "a/b-c.db")
+    with pytest.raises(UsageError, match="two databases with one name") as caught:
+        find_databases([DatabaseSettings(path=f"{tmp_path}/*/*.db")])
+    assert "a-b/c.db" in caught.value.message
+    assert "a/b-c.db" in caught.value.message
+
+
+def test_a_found_file_that_can_not_be_named_says_what_to_do(tmp_path):
+    """The way out that the error names, an entry of its own, works."""
+    touch(tmp_path / "müller.db", tmp_path / "acme.db")
+    pattern = DatabaseSettings(path=f"{tmp_path}/*.db")
+    with pytest.raises(UsageError, match="müller") as caught:
+        find_databases([pattern])
+    assert "entry of its own" in caught.value.hint
+    own = DatabaseSettings(path=f"{tmp_path}/müller.db", name="mueller")
+    assert [database.name for database in find_databases([pattern, own])] == ["acme", "mueller"]
+
+
+def test_a_file_that_two_patterns_find_belongs_to_the_first(tmp_path):
+    """One file is protected once."""
+    touch(tmp_path / "data/shop.db")
+    entries = [DatabaseSettings(path=f"{tmp_path}/{pattern}") for pattern in ["*/shop.db", "data/*.db"]]
+    assert [database.name for database in find_databases(entries)] == ["data"]
+
+
+def test_a_path_alone_is_a_database(tmp_path, monkeypatch):
+    """A path on a command line is taken as it is, wildcards included, and made absolute."""
+    monkeypatch.chdir(tmp_path)
+    assert database_from_path(Path("app.db")) == Database("app", tmp_path / "app.db")
+    assert database_from_path(Path("/a[1].db"), name="x") == Database("x", Path("/a[1].db"))
+    with pytest.raises(UsageError, match="can not be a database's name"):
+        database_from_path(Path("/a[1].db"))
+
+
+# The example
+
+
+def uncommented_example() -> str:
+    """The example with every key that it comments out."""
+    return re.sub(r"^#(?=\S)", "", EXAMPLE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+def test_the_example_loads():
+    """config.example.toml can be copied and used."""
+    settings = load(EXAMPLE, {})
+    assert [database.name for database in find_databases(settings.databases)] == ["app"]
+    assert [store.url for store in settings.stores] == ["/backups"]
+
+
+def test_the_example_loads_with_every_comment_taken_away(load_text):
+    """Each commented line shows a value that is accepted, all of them together."""
+    settings = load_text(uncommented_example())
+    assert [entry.is_glob for entry in settings.databases] == [False, True]
+    assert [store.is_s3 for store in settings.stores] == [False, True]
+
+
+def test_the_example_shows_every_key_and_no_other():
+    """A key that the example lacks is a key that nobody finds."""
+    shown = tomllib.loads(uncommented_example())
+    assert shown.keys() == Settings.model_fields.keys()
+    for key, table in TABLES.items():
+        tables = shown[key] if isinstance(shown[key], list) else [shown[key]]
+        assert {name for table in tables for name in table} == table.model_fields.keys()
+
+
+def test_the_example_shows_the_true_defaults(load_text):
+    """What stands in the example is what happens without it."""
+    settings = load_text(uncommented_example())
+    assert settings.state_dir == default_state_dir({}, is_root=True)
+    assert settings.databases[0].name == settings.databases[0].path.rpartition("/")[2].removesuffix(".db")
+    for shown in [settings.capture, settings.packs, settings.stores[1]]:
+        for key, field in type(shown).model_fields.items():
+            if not field.is_required() and field.default is not None:
+                assert getattr(shown, key) == field.default, key
+
+
+def test_the_example_comments_out_only_what_has_no_default():
+    """A key with a default stands uncommented, so that copying the example changes nothing."""
+    shown = tomllib.loads(EXAMPLE.read_text(encoding="utf-8"))
+    assert shown["capture"].keys() == TABLES["capture"].model_fields.keys()
+    assert shown["packs"].keys() == TABLES["packs"].model_fields.keys()
+    assert [entry.keys() for entry in shown["databases"]] == [{"path"}]
+    assert [entry.keys() for entry in shown["stores"]] == [{"url"}]
+
+
+def test_imports_stay_lean():
+    """Loading without variables imports no library that costs a fifth of a second."""
+    code = (
+        "import sys; from pathlib import Path; from backupd.config import load; load(Path('/dev/null'), {});"
+        "print([name for name in ('pydantic_settings', 'boto3', 'asyncio', 'numpy') if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
+    assert ran.stdout == "[]\n"
