@@ -192,6 +192,16 @@ class Repository:
             )
         return found
 
+    def checked_map(self, manifest: Manifest) -> PageMap:
+        """The page map of a manifest from this store. Raises `DamageError`."""
+        try:
+            return manifest.decode_map()
+        except FormatError as error:
+            raise DamageError(
+                f"the manifest of snapshot {manifest.id} in {self.url} is damaged: {error}",
+                hint=f"restore another snapshot; backupd list {manifest.database} shows them",
+            ) from error
+
     def _cached_manifest(self, database: str, snapshot_id: SnapshotId, size_bytes: int) -> Manifest | DamagedManifest:
         cached = self._cache(database) / f"{snapshot_id}.json"
         try:
@@ -222,7 +232,7 @@ class Repository:
 
     def base(self, newest: Manifest, survey: Survey) -> BaseSnapshot:
         """What a snapshot after `newest` builds on. Page hashes come from the cache, or else from the pack indexes."""
-        page_map = newest.decode_map()
+        page_map = self.checked_map(newest)
         is_lost = np.zeros(len(newest.packs) + 1, dtype=bool)
         missing = set(survey.missing(newest.packs))
         for position, pack in enumerate(newest.packs, 1):
@@ -327,6 +337,16 @@ def _checked_repository_id(value: object) -> str:
 def pack_key(database: str, pack: PackEntry) -> str:
     """Where the store holds `pack`."""
     return str(PackKey(database, bytes.fromhex(pack.sha256)))
+
+
+def snapshots_that_need(
+    repository: Repository, database: str, pack: PackEntry
+) -> tuple[list[SnapshotId], SnapshotId | None]:
+    """The snapshots that name `pack`, oldest first, and the newest that does not: who suffers when it is damaged."""
+    manifests = repository.history(database).manifests
+    needing = [manifest.id for manifest in manifests if pack in manifest.packs]
+    spared = [manifest.id for manifest in manifests if pack not in manifest.packs]
+    return needing, spared[-1] if spared else None
 
 
 def _snapshot_id(key: str) -> SnapshotId | None:

@@ -16,7 +16,6 @@ from backupd.backup.results import BackupResult, Outcome
 from backupd.capture.process import Base
 from backupd.cleaning import pages_to_relocate
 from backupd.errors import BackupdError
-from backupd.format import FormatError
 from backupd.format.manifest import Manifest, Writer
 from backupd.format.pagemap import encode_page_map
 from backupd.repository import History, map_hashes
@@ -83,8 +82,6 @@ class Target:
                 self._relocate = pages_to_relocate(newest.packs, self._base.page_map, newest.page_size)
         except BackupdError as error:
             self.fail(error)
-        except FormatError as error:
-            self.fail(BackupdError(f"the newest snapshot in {self.repository.url} cannot be built on: {error}"))
 
     @property
     def _compares(self) -> bool:

@@ -9,7 +9,6 @@ import shutil
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
@@ -20,6 +19,7 @@ from backupd.format.pack import HASH_BYTES, encode_pack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 RAW_PACK_BYTES = 8 << 20
 """Pages go into one pack until they fill this. Larger packs waste bytes when few of their pages live on."""

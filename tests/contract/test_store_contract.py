@@ -4,6 +4,7 @@ import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,30 +14,59 @@ from backupd.errors import DamageError, NoSuchObjectError, StoreUnavailableError
 from backupd.store import Store, StoredObject, open_store
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 _MIB = 1 << 20
 _KINDS = ["directory", "moto", "moto-prefix", "seaweed", "seaweed-prefix"]
 
 
+@pytest.fixture(scope="module")
+def bucket_settings(request: pytest.FixtureRequest) -> Callable[[str], StoreSettings]:
+    """Settings for each kind of bucket."""
+
+    @cache
+    def settings(kind: str) -> StoreSettings:
+        server, _, prefix = kind.partition("-")
+        return request.getfixturevalue(server).settings(prefix=f"some/{prefix}" if prefix else "")
+
+    return settings
+
+
+@pytest.fixture(scope="module")
+def bucket_store(bucket_settings: Callable[[str], StoreSettings]) -> Callable[[str], Store]:
+    """One store for each kind of bucket: making a client takes longer than most tests."""
+    return cache(lambda kind: open_store(bucket_settings(kind)))
+
+
 @pytest.fixture(params=_KINDS)
-def settings(request: pytest.FixtureRequest, tmp_path: Path) -> StoreSettings:
-    kind, _, prefix = request.param.partition("-")
-    if kind == "directory":
-        return StoreSettings(url=str(tmp_path / "made" / "by put"))
-    return request.getfixturevalue(kind).settings(prefix=f"some/{prefix}" if prefix else "")
+def kind(request: pytest.FixtureRequest) -> str:
+    """Which implementation, on which server; `-prefix` is a store below the top of its bucket."""
+    return request.param
 
 
 @pytest.fixture
-def store(settings: StoreSettings) -> Store:
-    return open_store(settings)
+def settings(kind: str, bucket_settings: Callable[[str], StoreSettings], tmp_path: Path) -> StoreSettings:
+    """The settings of `store`."""
+    return StoreSettings(url=str(tmp_path / "made" / "by put")) if kind == "directory" else bucket_settings(kind)
+
+
+@pytest.fixture
+def store(kind: str, settings: StoreSettings, bucket_store: Callable[[str], Store]) -> Iterator[Store]:
+    """An empty store."""
+    store = open_store(settings) if kind == "directory" else bucket_store(kind)
+    yield store
+    for stored in store.list(""):
+        store.delete(stored.key)
 
 
 def put(store: Store, key: str, content: bytes) -> None:
+    """Put with the right hash."""
     store.put(key, content, sha256=hashlib.sha256(content).digest())
 
 
 def keys(store: Store, prefix: str = "") -> list[str]:
+    """What a listing shows."""
     return [stored.key for stored in store.list(prefix)]
 
 
@@ -84,7 +114,7 @@ def test_put_may_be_repeated(store: Store):
 def test_get_obeys_its_limit(store: Store):
     """An object of one byte more than the limit is damage."""
     put(store, "a", b"12345")
-    with pytest.raises(DamageError, match="4 bytes"):
+    with pytest.raises(DamageError, match=r"\b4\b"):
         store.get("a", limit_bytes=4)
 
 
@@ -175,13 +205,12 @@ def test_list_tells_size_and_time(store: Store):
     assert before <= stored.modified_at <= datetime.now(UTC) + timedelta(seconds=2)
 
 
-def test_list_of_many(store: Store, request: pytest.FixtureRequest):
-    """More objects than a page holds (1,000) are all listed, in order, once."""
-    count = 60 if "seaweed" in request.node.name else 1003
-    names = [f"app/packs/{number:04}" for number in range(count)]
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda name: put(store, name, b""), names))
-    put(store, "app/other", b"")
+@pytest.mark.parametrize("kind", ["directory"])
+def test_list_of_many(store: Store):
+    """Thousands of objects are listed in order, each once; test_s3 does it for the pages of a bucket."""
+    names = [f"app/packs/{number:04}" for number in range(2001)]
+    for name in reversed(names):
+        put(store, name, b"")
     assert keys(store, "app/packs/") == names
 
 
@@ -254,7 +283,7 @@ def test_unsafe_prefixes_are_refused(store: Store, prefix: str):
         keys(store, prefix)
 
 
-@pytest.mark.parametrize("settings", ["seaweed"], indirect=True)
+@pytest.mark.parametrize("kind", ["seaweed"])
 def test_a_wrong_hash_is_noticed(store: Store):
     """A store that verifies checksums keeps nothing whose hash is not the given one."""
     with pytest.raises(StoreUnavailableError, match="other bytes"):

@@ -1,0 +1,143 @@
+"""What the stores hold: all snapshots for a listing, or the one that somebody means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from backupd.errors import BackupdError, DamageError, NoSuchSnapshotError
+from backupd.reference import parse_reference, resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from backupd.format.manifest import Manifest
+    from backupd.reference import Reference
+    from backupd.repository import History, Repository
+
+_DATABASES_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ListedSnapshot:
+    """One snapshot in one store."""
+
+    repository: Repository
+    manifest: Manifest
+
+
+@dataclass(slots=True)
+class Listing:
+    """Snapshots by store, database and age, newest last; and every store or manifest that could not be read."""
+
+    snapshots: list[ListedSnapshot] = field(default_factory=list)
+    problems: list[BackupdError] = field(default_factory=list)
+
+
+def list_snapshots(repositories: Sequence[Repository], database: str | None) -> Listing:
+    """Everything in `repositories`, or all of one database. Errors of one store do not hide what others hold."""
+    listing = Listing()
+    for repository in repositories:
+        try:
+            if not repository.exists():
+                continue
+            for name in [database] if database else repository.databases():
+                history = repository.history(name)
+                listing.snapshots.extend(ListedSnapshot(repository, manifest) for manifest in history.manifests)
+                listing.problems.extend(_damage(repository, history))
+        except BackupdError as error:
+            listing.problems.append(error)
+    return listing
+
+
+def _damage(repository: Repository, history: History) -> list[DamageError]:
+    return [
+        DamageError(
+            f"the manifest of snapshot {damaged.database}@{damaged.id} in {repository.url} is damaged: {damaged.reason}",
+            hint="it cannot be restored from there; other snapshots are not affected",
+        )
+        for damaged in history.damaged
+    ]
+
+
+def find_snapshot(
+    repositories: Sequence[Repository], text: str, *, database: str | None, now: datetime
+) -> ListedSnapshot:
+    """The snapshot that `text` means, from the first store that has it; its manifest is read from that store itself.
+
+    Raises `NoSuchSnapshotError` (none, or ambiguous), `DamageError` when a damaged manifest may be the one meant, and
+    the error of a store that could not be asked when no other store has it.
+    """
+    reference = parse_reference(text)
+    wanted = reference.database or database
+    failed: BackupdError | None = None
+    known: set[str] = set()
+    for repository in repositories:
+        try:
+            if not repository.exists():
+                continue
+            names = [wanted] if wanted else repository.databases()
+            known.update(repository.databases() if wanted else names)
+            if (found := _find_in(repository, reference, names, now)) is not None:
+                manifest = repository.manifest(found.database, found.id)
+                return ListedSnapshot(repository, manifest)
+        except (NoSuchSnapshotError, DamageError):
+            raise
+        except BackupdError as error:
+            failed = failed or error
+    raise failed or _nothing_found(reference, repositories, wanted, known)
+
+
+def _find_in(repository: Repository, reference: Reference, names: list[str], now: datetime) -> Manifest | None:
+    if len(names) > 1 and reference.names_one_moment:
+        raise NoSuchSnapshotError(
+            f"{repository.url} holds several databases: {_some(names)}",
+            hint=f"say which one: {names[0]}@{reference.text}",
+        )
+    found = []
+    for name in names:
+        history = repository.history(name)
+        manifest = resolve(reference, history.manifests, now)
+        _reject_if_damage_may_be_meant(repository, reference, history, manifest)
+        if manifest is not None:
+            found.append(manifest)
+    if len(found) > 1:
+        raise NoSuchSnapshotError(
+            f"{reference.text} means a snapshot in several databases: {_some([each.database for each in found])}",
+            hint=f"say which one: {found[0].database}@{reference.text}",
+        )
+    return found[0] if found else None
+
+
+def _reject_if_damage_may_be_meant(
+    repository: Repository, reference: Reference, history: History, found: Manifest | None
+) -> None:
+    """Never hand out an older snapshot in silence because the manifest of the right one cannot be read."""
+    for damaged in history.damaged:
+        is_meant_by_id = str(damaged.id).startswith(reference.text)
+        may_be_newer = not reference.is_id and (found is None or damaged.id > found.id)
+        if is_meant_by_id or may_be_newer:
+            alternative = f"restore {found.id} by its id instead, or " if found else ""
+            raise DamageError(
+                f"the manifest of snapshot {damaged.id} in {repository.url} is damaged: {damaged.reason}",
+                hint=f"{alternative}choose another snapshot from: backupd list {damaged.database}",
+            )
+
+
+def _nothing_found(
+    reference: Reference, repositories: Sequence[Repository], database: str | None, known: set[str]
+) -> NoSuchSnapshotError:
+    places = ", ".join(repository.url for repository in repositories)
+    if not known:
+        return NoSuchSnapshotError(f"no snapshots in {places}", hint="take one with: backupd now")
+    if database is not None and database not in known:
+        return NoSuchSnapshotError(
+            f"no snapshots of a database {database} in {places}", hint=f"there are some of: {_some(sorted(known))}"
+        )
+    return NoSuchSnapshotError(f"no snapshot {reference.text} in {places}", hint="see what there is with: backupd list")
+
+
+def _some(names: list[str]) -> str:
+    rest = len(names) - _DATABASES_SHOWN
+    return ", ".join(names[:_DATABASES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,310 @@
+"""Restore one snapshot to a file: fetch its packs in parallel, prove the image, put it in place in one step."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import structlog
+from blake3 import blake3
+
+from backupd.capture.image import why_unreadable
+from backupd.errors import BusyError, DamageError, TargetExistsError, TargetUnwritableError
+from backupd.format.pack import HASH_BYTES
+from backupd.format.pagemap import image_digest, page_hashes
+from backupd.repository import pack_key, snapshots_that_need
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from backupd.format.manifest import Manifest, PackEntry
+    from backupd.format.pack import PackIndex
+    from backupd.repository import Repository
+
+_FETCHERS = 4
+_PRIVATE_MODE = 0o600
+_SIDE_FILES = ("-wal", "-shm", "-journal")
+_SNAPSHOTS_SHOWN = 3
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How much of the image has been written, in bytes, and how many bytes of packs that took."""
+
+    restored_bytes: int
+    image_bytes: int
+    fetched_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreResult:
+    """A restored file."""
+
+    target: Path
+    image_bytes: int
+    fetched_bytes: int
+    duration_seconds: float
+
+
+def reject_unusable_target(target: Path, *, force: bool) -> None:
+    """Refuse to overwrite a file, or to come beside a leftover that SQLite would apply to it.
+
+    Raises `TargetExistsError`, `TargetUnwritableError`. Changes nothing.
+    """
+    if target.is_dir():
+        raise TargetUnwritableError(f"{target} is a directory", hint="give the file to restore to: --to FILE")
+    if not target.parent.is_dir():
+        raise TargetUnwritableError(f"the directory {target.parent} does not exist", hint="make it first, or use --to")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise TargetUnwritableError(
+            f"the directory {target.parent} cannot be written by uid {os.geteuid()}",
+            hint="restore elsewhere with --to FILE, or run as its owner",
+        )
+    if force:
+        return
+    if target.exists() or target.is_symlink():
+        raise TargetExistsError(
+            f"{target} exists already",
+            hint="restore beside it with --to FILE, or replace it with --force after stopping the application",
+        )
+    for leftover in _side_files(target):
+        raise TargetExistsError(
+            f"{leftover} is left from another database, and SQLite would apply it to the restored one",
+            hint="move it away, or let --force do so after stopping the application",
+        )
+
+
+def restore_to_file(
+    repository: Repository,
+    manifest: Manifest,
+    target: Path,
+    *,
+    force: bool,
+    as_source: bool,
+    on_progress: Callable[[Progress], None],
+) -> RestoreResult:
+    """Write the image of `manifest` to `target`, which appears complete or not at all.
+
+    Each pack's SHA-256 and zstd checksum and the image digest are checked, and SQLite opens the image, before it gets
+    its name. Mode 0600, or with `as_source` the owner and mode of the file that was backed up. Repeatable. Raises
+    `DamageError`, `StoreError`, `TargetExistsError`, `TargetUnwritableError`, and `BusyError` when another restore to
+    the same file is running.
+    """
+    started = time.monotonic()
+    reject_unusable_target(target, force=force)
+    _reject_small_disk(target.parent, manifest.image_bytes)
+    with _reporting_errors(target), _partial_file(target) as (partial, descriptor):
+        fetch = _Fetch(repository, manifest, descriptor, on_progress)
+        fetch.run()
+        os.fsync(descriptor)
+        _prove_by_sqlite(repository, manifest, partial)
+        if as_source:
+            _give_back_ownership(descriptor, manifest, target.parent)
+        reject_unusable_target(target, force=force)
+        _set_aside_side_files(target)
+        partial.rename(target)
+        _fsync_directory(target.parent)
+    return RestoreResult(target, manifest.image_bytes, fetch.fetched_bytes, time.monotonic() - started)
+
+
+class _Fetch:
+    """Packs on their way into the image file, several at once."""
+
+    def __init__(
+        self, repository: Repository, manifest: Manifest, descriptor: int, on_progress: Callable[[Progress], None]
+    ) -> None:
+        self.fetched_bytes = 0
+        self._repository = repository
+        self._manifest = manifest
+        self._descriptor = descriptor
+        self._on_progress = on_progress
+        self._page_map = repository.checked_map(manifest)
+        self._restored_pages = 0
+        self._lock = threading.Lock()
+        self._hashes = np.zeros((manifest.page_count, 2), dtype=np.uint64)
+        zeros = blake3(bytes(manifest.page_size)).digest(length=HASH_BYTES)
+        self._hashes[self._page_map == 0] = page_hashes(zeros)
+
+    def run(self) -> None:
+        """Fetch everything and compare the image digest. Stops at the first damage or failure."""
+        os.truncate(self._descriptor, self._manifest.image_bytes)
+        with ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch") as threads:
+            futures = [
+                threads.submit(self._fetch, position, pack) for position, pack in enumerate(self._manifest.packs, 1)
+            ]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise
+        if image_digest(self._hashes) != self._manifest.image_digest:
+            raise DamageError(
+                f"the packs of snapshot {self._manifest.id} in {self._repository.url} do not make up its image",
+                hint="restore another snapshot, or this one from another store with --store",
+            )
+
+    def _fetch(self, position: int, pack: PackEntry) -> None:
+        try:
+            index, images = self._repository.read_pack(self._manifest.database, pack)
+            pages = self._place(position, pack, index, images)
+        except DamageError as error:
+            raise self._with_victims(error, pack) from error
+        with self._lock:
+            self.fetched_bytes += pack.stored_bytes
+            self._restored_pages += pages
+            restored = self._restored_pages * self._manifest.page_size
+            self._on_progress(Progress(restored, self._manifest.image_bytes, self.fetched_bytes))
+
+    def _place(self, position: int, pack: PackEntry, index: PackIndex, images: bytes) -> int:
+        """Write the live pages of one pack where they belong; how many that were."""
+        key = pack_key(self._manifest.database, pack)
+        if index.page_size != self._manifest.page_size:
+            raise DamageError(f"pack {key} in {self._repository.url} holds pages of another size")
+        indices = np.frombuffer(index.page_numbers, dtype="<u4").astype(np.int64) - 1
+        within = np.flatnonzero(indices < len(self._page_map))
+        live = within[self._page_map[indices[within]] == position]
+        if len(live) != np.count_nonzero(self._page_map == position):
+            raise DamageError(f"pack {key} in {self._repository.url} lacks pages that the snapshot has in it")
+        self._hashes[indices[live]] = page_hashes(index.hashes)[live]
+        _write_runs(self._descriptor, images, live, indices[live], self._manifest.page_size)
+        return len(live)
+
+    def _with_victims(self, error: DamageError, pack: PackEntry) -> DamageError:
+        """`error` with the snapshots that need the same pack, and the newest that does not."""
+        needing, spared = snapshots_that_need(self._repository, self._manifest.database, pack)
+        rest = len(needing) - _SNAPSHOTS_SHOWN
+        shown = ", ".join(str(each) for each in needing[-_SNAPSHOTS_SHOWN:]) + (f" and {rest} more" if rest > 0 else "")
+        other = f"restore {spared}, the newest that does not need it, or use" if spared else "use"
+        return DamageError(
+            f"{error.message}; it is needed by {shown}", hint=f"{other} another store with --store; nothing was written"
+        )
+
+
+def _write_runs(
+    descriptor: int,
+    images: bytes,
+    positions: npt.NDArray[np.intp],
+    indices: npt.NDArray[np.int64],
+    page_size: int,
+) -> None:
+    """Write the pages at `positions` of a pack to `indices` of the file: one call for each run of neighbours."""
+    if not len(positions):
+        return
+    view = memoryview(images)
+    breaks = np.flatnonzero((np.diff(positions) != 1) | (np.diff(indices) != 1)) + 1
+    starts = [0, *breaks.tolist()]
+    ends = [*breaks.tolist(), len(positions)]
+    for start, end in zip(starts, ends, strict=True):
+        first = int(positions[start]) * page_size
+        _write_all(descriptor, view[first : first + (end - start) * page_size], int(indices[start]) * page_size)
+
+
+def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
+
+
+@contextmanager
+def _partial_file(target: Path) -> Iterator[tuple[Path, int]]:
+    """A private file beside `target` and its descriptor; gone at the end unless it was renamed.
+
+    Its name is always the same, so that the next restore takes over what a killed one left.
+    """
+    partial = target.with_name(f".{target.name}.backupd-partial")
+    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _PRIVATE_MODE)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyError(f"another restore to {target} is running", hint="wait for it, or choose --to") from error
+        try:
+            os.fchmod(descriptor, _PRIVATE_MODE)
+            os.truncate(descriptor, 0)
+            yield partial, descriptor
+        finally:
+            with suppress(FileNotFoundError):
+                partial.unlink()
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _reporting_errors(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TargetUnwritableError(
+            f"{target} cannot be written: {error.strerror}",
+            hint="check the space and the permissions of its directory, or restore elsewhere with --to FILE",
+        ) from error
+
+
+def _reject_small_disk(directory: Path, image_bytes: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if free < image_bytes:
+        raise TargetUnwritableError(
+            f"{directory} has {free >> 20} MiB free, the restored database needs {image_bytes >> 20} MiB",
+            hint="free some space, or restore to another disk with --to FILE",
+        )
+
+
+def _prove_by_sqlite(repository: Repository, manifest: Manifest, partial: Path) -> None:
+    if manifest.page_count == 0:
+        return
+    reason = why_unreadable(partial, manifest.page_count, needs_schema=manifest.source.tables is not None)
+    if reason is not None:
+        raise DamageError(
+            f"snapshot {manifest.id} in {repository.url} is complete, but SQLite does not open it: {reason}",
+            hint="the database was damaged when it was taken; restore an older snapshot",
+        )
+
+
+def _give_back_ownership(descriptor: int, manifest: Manifest, directory: Path) -> None:
+    """Owner and mode as the manifest recorded them, else the owner of the directory: the application must open it."""
+    writer, around = manifest.writer, directory.stat()
+    for uid, gid in ((writer.uid, writer.gid), (around.st_uid, around.st_gid)):
+        with suppress(PermissionError):
+            os.fchown(descriptor, uid, gid)
+            break
+    else:
+        _log.warning(
+            "the restored file keeps the owner of this process",
+            uid=os.geteuid(),
+            wanted_uid=writer.uid,
+            hint="chown it, or the application may not be able to open it",
+        )
+    os.fchmod(descriptor, writer.mode)
+
+
+def _side_files(target: Path) -> list[Path]:
+    candidates = [target.with_name(target.name + suffix) for suffix in _SIDE_FILES]
+    return [file for file in candidates if file.exists() or file.is_symlink()]
+
+
+def _set_aside_side_files(target: Path) -> None:
+    """Move what belongs to the file that is being replaced out of SQLite's sight; nothing is deleted."""
+    for file in _side_files(target):
+        file.rename(file.with_name(f"{file.name}.before-restore"))
+
+
+def _fsync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

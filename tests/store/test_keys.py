@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backupd.store.keys import (
+    REPOSITORY_KEY,
+    PackKey,
+    SnapshotKey,
+    packs_prefix,
+    require_safe_key,
+    require_safe_prefix,
+    snapshots_prefix,
+)
+
+_ID = "20261122T085557123Z-7f3a91c2"
+_SHA256 = hashlib.sha256(b"pack")
+
+databases = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", fullmatch=True, alphabet=st.characters(codec="ascii"))
+snapshot_ids = st.from_regex(r"[0-9]{8}T[0-9]{9}Z-[0-9a-f]{8}", fullmatch=True, alphabet=st.characters(codec="ascii"))
+
+
+def test_keys_are_spelled_as_the_format_says():
+    """Keys are part of the repository format: their spelling never changes."""
+    assert REPOSITORY_KEY == "backupd.json"
+    assert str(SnapshotKey("app", _ID)) == f"app/snapshots/{_ID}.json"
+    assert str(PackKey("app", _SHA256.digest())) == f"app/packs/{_SHA256.hexdigest()}.zst"
+    assert snapshots_prefix("app") == "app/snapshots/"
+    assert packs_prefix("app") == "app/packs/"
+
+
+@given(databases, snapshot_ids, st.binary(min_size=32, max_size=32))
+def test_keys_are_parsed_back(database: str, snapshot_id: str, sha256: bytes):
+    """Every key that can be written is safe, read back as itself, and not mistaken for the other kind."""
+    snapshot, pack = SnapshotKey(database, snapshot_id), PackKey(database, sha256)
+    assert SnapshotKey.parse(str(snapshot)) == snapshot
+    assert PackKey.parse(str(pack)) == pack
+    assert SnapshotKey.parse(str(pack)) is PackKey.parse(str(snapshot)) is None
+    require_safe_key(str(snapshot))
+    require_safe_key(str(pack))
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        "",
+        "/",
+        "backupd.json",
+        "RESTORE.md",
+        "app",
+        "app/snapshots/",
+        f"app/trash/{_ID}.json",
+        f"app/drills/{_ID}.json",
+        f"snapshots/{_ID}.json",
+        f"/app/snapshots/{_ID}.json",
+        f"x/app/snapshots/{_ID}.json",
+        f"app/snapshots/{_ID}.json/x",
+        f"app/snapshots/{_ID}.json\n",
+        f"app/snapshots/{_ID}xjson",
+        f"app/snapshots/{_ID.upper()}.json",
+        f"app/snapshots/{_ID[:-1]}.json",
+        f"app/snapshots/{_ID}.json".replace("2", "\N{ARABIC-INDIC DIGIT TWO}"),
+        f"../snapshots/{_ID}.json",
+        f"-app/snapshots/{_ID}.json",
+        f"{'a' * 101}/snapshots/{_ID}.json",
+        f"a b/packs/{_SHA256.hexdigest()}.zst",
+        f"app/packs/{_SHA256.hexdigest().upper()}.zst",
+        f"app/packs/{_SHA256.hexdigest()[:-1]}.zst",
+        f"app/packs/{_SHA256.hexdigest()}.zst.age",
+        f"app/packs/{_SHA256.hexdigest()}.tmp",
+    ],
+)
+def test_strangers_are_recognized(stranger: str):
+    """What is not exactly a manifest's or a pack's key is neither."""
+    assert SnapshotKey.parse(stranger) is None
+    assert PackKey.parse(stranger) is None
+
+
+@given(st.text())
+def test_any_text_can_be_parsed(key: str):
+    """A listing may hold anything; parsing raises nothing, and gives only what prints as the same key."""
+    assert all(parsed is None or str(parsed) == key for parsed in (SnapshotKey.parse(key), PackKey.parse(key)))
+
+
+@pytest.mark.parametrize("database", ["", "..", "a/b", "-a", "a" * 101, "a\n", "ä"])
+def test_malformed_names_make_no_key(database: str):
+    """A key is never built from a name that could not be read back."""
+    with pytest.raises(ValueError, match="malformed object key"):
+        SnapshotKey(database, _ID)
+    with pytest.raises(ValueError, match="malformed object key"):
+        PackKey(database, _SHA256.digest())
+
+
+def test_malformed_ids_make_no_key():
+    """Neither from an id or a hash of the wrong form."""
+    with pytest.raises(ValueError, match="malformed object key"):
+        SnapshotKey("app", "../../backupd")
+    with pytest.raises(ValueError, match="malformed object key"):
+        PackKey("app", _SHA256.digest()[:-1])
+
+
+@pytest.mark.parametrize("prefix", ["", "a", "a/", "a/b", "a/.", "a/.."])
+def test_prefixes_may_end_anywhere(prefix: str):
+    """A prefix is a string that a key may begin with; `a/..` begins the name `a/..b`."""
+    require_safe_prefix(prefix)
