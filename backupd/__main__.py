@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
 
-def main() -> None:
+from backupd.cli import run
+
+
+def main() -> NoReturn:
     """Run the command line and exit with its code."""
-    from backupd.cli import run  # noqa: PLC0415  (`--help` and completion stay fast)
-
     run()
 
 

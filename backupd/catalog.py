@@ -54,7 +54,7 @@ def list_snapshots(repositories: Sequence[Repository], database: str | None) -> 
 def _damage(repository: Repository, history: History) -> list[DamageError]:
     return [
         DamageError(
-            f"the manifest of snapshot {damaged.database}@{damaged.id} in {repository.url} is damaged: {damaged.reason}",
+            f"the manifest of {damaged.database}@{damaged.id} in {repository.url} is damaged: {damaged.reason}",
             hint="it cannot be restored from there; other snapshots are not affected",
         )
         for damaged in history.damaged

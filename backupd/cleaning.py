@@ -35,7 +35,8 @@ def pages_to_relocate(packs: Sequence[PackEntry], page_map: PageMap, page_size: 
 
     Two rules choose packs to empty. While the packs hold more than 1.5 times the bytes that the image needs of them,
     the one with the smallest live share goes. When more than 32 packs are under 1 MiB, the fullest of four tiers of
-    size goes, so that a page moves at most a few times. Both within a budget of 64 MiB or 1/32 of the image, by page images.
+    size goes, so that a page moves at most a few times. Both within a budget of page
+    images: 64 MiB or 1/32 of the image.
     """
     if not packs:
         return []

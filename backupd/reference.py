@@ -71,8 +71,8 @@ def parse_reference(text: str) -> Reference:
 def resolve(reference: Reference, manifests: Sequence[Manifest], now: datetime) -> Manifest | None:
     """The snapshot that `reference` means among those of one database, oldest first; None when there is none.
 
-    `now` is aware. A time without an offset is local time, as it was at that date. `latest`, times and ages never mean a
-    `before-restore` snapshot. Raises `NoSuchSnapshotError` when several ids begin like this.
+    `now` is aware. A time without an offset is local time, as it was at that date. `latest`, times and ages never mean
+    a `before-restore` snapshot. Raises `NoSuchSnapshotError` when several ids begin like this.
     """
     text = reference.text
     if reference.is_id:
@@ -101,14 +101,14 @@ def _newest(manifests: Sequence[Manifest]) -> Manifest | None:
 
 def _moment(text: str, now: datetime) -> datetime:
     age = _age_seconds(text)
-    if age is not None:
-        return datetime.fromtimestamp(now.timestamp() - age, now.tzinfo)
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
+        if age is not None:
+            return datetime.fromtimestamp(now.timestamp() - age, now.tzinfo)
+        # OverflowError: a time that exists, and does not in another time zone or with this many days less.
+        return datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError) as error:
         hint = "write it like 2026-11-22T08:00, with +02:00 behind it if it is not local time"
         raise UsageError(f"{text!r} is not a time: {error}", hint=hint) from error
-    return moment.astimezone()
 
 
 def _age_seconds(text: str) -> float | None:

@@ -20,6 +20,7 @@ def why_unreadable(file: Path, page_count: int, *, needs_schema: bool) -> str | 
     try:
         connection = apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
         try:
+            connection.pragma("writable_schema", True)  # what was damaged when it was captured is no damage of ours
             if needs_schema:
                 connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
             seen = connection.pragma("page_count")

@@ -130,8 +130,10 @@ def pinned(path: str, *, lock_timeout: float) -> Iterator[apsw.Connection]:
             give_up_at = time.monotonic() + lock_timeout
             connection.set_busy_handler(lambda _: _sleep_until(give_up_at))
             connection.pragma("mmap_size", _MMAP_LIMIT_BYTES)
+            # A damaged schema is captured too; this lets it be read as the plain table that it is.
+            connection.pragma("writable_schema", True)
             connection.execute("BEGIN")
-            # Takes the read lock as any SELECT does, but needs no readable schema: a damaged one is captured too.
+            # Takes the read lock as any SELECT does, and reads nothing but the header.
             connection.pragma("schema_version")
             yield connection
         finally:

@@ -13,7 +13,7 @@ _SNAPSHOT_ID = re.compile(r"(?P<date>[0-9]{8})T(?P<time>[0-9]{6})(?P<millisecond
 
 @dataclass(frozen=True, slots=True, order=True)
 class SnapshotId:
-    """Names one snapshot by the time it was taken (UTC, milliseconds) and 32 random bits: `20261122T085557123Z-7f3a91c2`.
+    """Names one snapshot by its time (UTC, milliseconds) and 32 random bits: `20261122T085557123Z-7f3a91c2`.
 
     The order of the texts is that of the times, which is for display: the newest snapshot is the one with the highest
     `sequence` in its manifest.

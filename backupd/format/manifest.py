@@ -36,6 +36,7 @@ Id = Annotated[
 ]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\z")]
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+Int32 = Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)]
 Text = Annotated[str, Field(max_length=4096)]
 
 
@@ -62,9 +63,9 @@ class SourceFacts:
     journal_mode: Text
     encoding: Text
     free_pages: Count
-    schema_version: int
-    user_version: int
-    application_id: int
+    schema_version: Int32
+    user_version: Int32
+    application_id: Int32
     sqlite_version: Text
     """The SQLite that wrote the file last, such as `3.45.1`, by its own header; empty for an empty database."""
     tables: tuple[str, ...] | None
@@ -149,15 +150,26 @@ def decode_manifest(data: bytes) -> Manifest:
     if hashlib.sha256(body).hexdigest().encode() != seal[1]:
         raise FormatError("the manifest does not have the SHA-256 that it is sealed with")
     try:
-        values = json.loads(body, object_pairs_hook=_reject_repeated_keys)
-        if isinstance(values, dict) and isinstance(values.get("format"), int) and values["format"] > FORMAT_VERSION:
-            raise NewerFormatError(f"the manifest is of format version {values['format']}")
+        values = json.loads(body.decode(), object_pairs_hook=_reject_repeated_keys, parse_constant=_reject_constant)
+        _reject_other_version(values.get("format") if isinstance(values, dict) else None)
         return _adapter.validate_json(body, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         raise FormatError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     except (ValueError, RecursionError) as error:
         raise error if isinstance(error, FormatError) else FormatError(f"not JSON: {error}") from error
+
+
+def _reject_other_version(version: object) -> None:
+    # By exact type: to a validator, as to Python, `true` and `1.0` equal 1.
+    if type(version) is not int or version < 1:
+        raise FormatError("format: the manifest does not say its version")
+    if version > FORMAT_VERSION:
+        raise NewerFormatError(f"the manifest is of format version {version}")
+
+
+def _reject_constant(name: str) -> None:
+    raise FormatError(f"not JSON: {name} is no number")
 
 
 def _reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _MIB = 1 << 20
-_KINDS = ["directory", "moto", "moto-prefix", "seaweed", "seaweed-prefix"]
+_KINDS = ["directory", "moto", "seaweed", "seaweed-prefix"]
 
 
 @pytest.fixture(scope="module")
@@ -207,8 +207,8 @@ def test_list_tells_size_and_time(store: Store):
 
 @pytest.mark.parametrize("kind", ["directory"])
 def test_list_of_many(store: Store):
-    """Thousands of objects are listed in order, each once; test_s3 does it for the pages of a bucket."""
-    names = [f"app/packs/{number:04}" for number in range(2001)]
+    """More than a thousand objects are listed in order, each once; test_s3 does it for the pages of a bucket."""
+    names = [f"app/packs/{number:04}" for number in range(1001)]
     for name in reversed(names):
         put(store, name, b"")
     assert keys(store, "app/packs/") == names
@@ -237,7 +237,7 @@ def test_put_after_delete(store: Store):
 
 def test_eight_threads(store: Store):
     """Eight threads put, get and list one new store at once, and find what they put."""
-    contents = [os.urandom(200_000 + number) for number in range(24)]
+    contents = [os.urandom(200_000 + number) for number in range(16)]
 
     def round_trip(number: int) -> bool:
         put(store, f"app/packs/{number:02}", contents[number])

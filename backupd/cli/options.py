@@ -1,0 +1,88 @@
+"""Options and arguments that several verbs have. Declared once, so that they mean the same everywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_Command = TypeVar("_Command", bound="Callable[..., Any]")
+
+
+@dataclass(slots=True)
+class Invocation:
+    """What the options that every verb has were set to, before or after the verb."""
+
+    config_file: Path | None = None
+    is_json: bool = False
+    is_quiet: bool = False
+
+
+def _remember(attribute: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def remember(context: click.Context, _: click.Parameter, value: Any) -> None:
+        # Not given after the verb leaves what was given before it.
+        if value:
+            setattr(context.ensure_object(Invocation), attribute, value)
+        else:
+            context.ensure_object(Invocation)
+
+    return remember
+
+
+def global_options(command: _Command) -> _Command:
+    """Add the options of every verb; they end in the context's `Invocation`."""
+    for option in (
+        click.option(
+            "-q",
+            "--quiet",
+            is_flag=True,
+            expose_value=False,
+            callback=_remember("is_quiet"),
+            help="No progress and no notes: only results, warnings and errors.",
+        ),
+        click.option(
+            "--json",
+            is_flag=True,
+            expose_value=False,
+            callback=_remember("is_json"),
+            help="One JSON object on stdout, everything else on stderr.",
+        ),
+        click.option(
+            "--config",
+            metavar="FILE",
+            type=click.Path(path_type=Path),
+            expose_value=False,
+            callback=_remember("config_file"),
+            help="Configuration to use instead of the usual places.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def complete_databases(context: click.Context, _: click.Parameter, incomplete: str) -> list[Any]:
+    """Configured names, or else files."""
+    from backupd.cli import completion  # noqa: PLC0415  (late: `--help` is to be fast)
+
+    return completion.databases(context, incomplete)
+
+
+def complete_snapshots(context: click.Context, _: click.Parameter, incomplete: str) -> list[Any]:
+    """What can be told quickly: words, and the ids in directory stores."""
+    from backupd.cli import completion  # noqa: PLC0415  (as above)
+
+    return completion.snapshots(context, incomplete)
+
+
+snapshot_argument = click.argument("snapshot", shell_complete=complete_snapshots)
+
+database_option = click.option(
+    "--database", metavar="NAME", shell_complete=complete_databases, help="Whose snapshot, if a store has several."
+)
+
+store_option = click.option("--store", metavar="URL", help="Look only there: s3://bucket/prefix or a directory.")

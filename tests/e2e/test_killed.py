@@ -1,0 +1,78 @@
+"""SIGKILL of `backupd now` at any moment: what the store lists is restorable, and the next run needs no help."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from harness.ledger import create_ledger, imbalance
+
+from backupd.catalog import list_snapshots
+from backupd.repository import Repository
+from backupd.restore import restore_to_file
+from backupd.state import StateDirectory
+from backupd.store.directory import DirectoryStore
+
+_KILLS = 12
+
+
+def _run(directory: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "BACKUPD_STATE_DIR": str(directory / "state")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "backupd", *arguments],
+        cwd=directory,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def _processes_of_session(session: int) -> list[int]:
+    """Living processes (zombies do not count) that belong to the session of a killed command."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = status.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append(int(status.parent.name))
+    return found
+
+
+def _wait_until_gone(session: int) -> None:
+    give_up_at = time.monotonic() + 10
+    while _processes_of_session(session):
+        assert time.monotonic() < give_up_at, "the capturing process outlives its parent"
+
+
+@pytest.mark.parametrize("journal_mode", ["wal", "delete"])
+def test_killed_runs_leave_only_restorable_snapshots(tmp_path: Path, journal_mode: str) -> None:
+    """Random moments, the same store again and again; afterwards one ordinary run succeeds and tidies up."""
+    database = tmp_path / "ledger.db"
+    create_ledger(database, journal_mode=journal_mode)
+    moments = random.Random(5)
+    for number in range(_KILLS):
+        process = _run(tmp_path, "now", "ledger.db", "--tag", f"n{number}", "--full")
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=moments.uniform(0.2, 1.0))
+        process.kill()
+        process.wait()
+        _wait_until_gone(process.pid)
+    assert _run(tmp_path, "now", "ledger.db", "--tag", "last").wait() == 0
+    state = StateDirectory(tmp_path / "state")
+    listing = list_snapshots([Repository(DirectoryStore(tmp_path / "backups"), state)], "ledger")
+    assert listing.problems == []
+    assert listing.snapshots[-1].manifest.tags == ("last",)
+    for each in listing.snapshots:
+        target = tmp_path / f"{each.manifest.id}.db"
+        restore_to_file(
+            each.repository, each.manifest, target, force=False, as_source=False, on_progress=lambda _: None
+        )
+        assert imbalance(target) == []
+    assert list((tmp_path / "state" / "spool").iterdir()) == []

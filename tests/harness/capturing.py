@@ -1,0 +1,77 @@
+"""Run a capture without any store, and put the image together from the packs in the spool."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from backupd.capture.process import Base as CaptureBase
+from backupd.capture.process import Capture, Captured, CaptureRequest, PackReady, PagesCaptured, Pinned
+from backupd.format.pack import decode_pack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from backupd.capture.process import Event
+    from backupd.format.manifest import SourceFacts
+
+NOTHING = CaptureBase(page_size=512, hashes=None, relocate=())
+
+
+@dataclass(slots=True)
+class Capturing:
+    """What one capture delivered: facts, and for each stream the pages (number to image) that it stored."""
+
+    page_size: int
+    page_count: int
+    facts: SourceFacts
+    streams: list[dict[int, bytes]]
+    hashes: Path
+    events: list[Event] = field(default_factory=list)
+
+    def image(self, stream: int = 0) -> bytes:
+        """The database file; pages that the stream does not have are zeros."""
+        zeros = bytes(self.page_size)
+        return b"".join(self.streams[stream].get(number, zeros) for number in range(1, self.page_count + 1))
+
+
+def capture(
+    database: Path,
+    spool: Path,
+    *,
+    streams: Sequence[CaptureBase] = (NOTHING,),
+    lock_timeout: float = 5.0,
+    max_lock: float = 30.0,
+    deadline: float = 60.0,
+    on_event: Callable[[Event | None], None] = lambda _: None,
+) -> Capturing:
+    """Capture `database`; raises what the capture raises."""
+    spool.mkdir(parents=True)
+    request = CaptureRequest(
+        path=str(database),
+        spool=str(spool),
+        streams=streams,
+        level=1,
+        slots=4,
+        lock_timeout=lock_timeout,
+        max_lock=max_lock,
+    )
+    packs: list[PackReady] = []
+    events: list[Event] = []
+    with Capture(request, deadline=deadline) as running:
+        for event in running.events():
+            on_event(event)
+            if isinstance(event, PackReady):
+                packs.append(event)
+                running.pack_left_spool()
+            if isinstance(event, Pinned | Captured | PagesCaptured):
+                events.append(event)
+    pinned = next(event for event in events if isinstance(event, Pinned))
+    pages: list[dict[int, bytes]] = [{} for _ in streams]
+    for pack in sorted(packs, key=lambda pack: pack.order):
+        index, images = decode_pack(pack.file.read_bytes())
+        numbers = memoryview(index.page_numbers).cast("I").tolist()
+        for at, number in enumerate(numbers):
+            pages[pack.stream][number] = images[at * index.page_size : (at + 1) * index.page_size]
+    return Capturing(pinned.page_size, pinned.page_count, pinned.facts, pages, spool / "hashes", events)

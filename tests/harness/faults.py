@@ -1,0 +1,84 @@
+"""Stores that fail on purpose, around a real one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from backupd.errors import StoreUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from backupd.store import Store, StoredObject
+
+
+class FaultyStore:
+    """Passes calls on, counts them, and fails the one numbered `fail_at` (from 0) before or after it was done."""
+
+    def __init__(self, store: Store, *, fail_at: int | None = None, after: bool = False) -> None:
+        self.calls: list[str] = []
+        self._store = store
+        self._fail_at = fail_at
+        self._after = after
+
+    @property
+    def url(self) -> str:
+        return self._store.url
+
+    def _count(self, call: str) -> bool:
+        """Whether this call is the one that fails after it was done; raises when it is the one that fails before."""
+        self.calls.append(call)
+        is_chosen = len(self.calls) - 1 == self._fail_at
+        if is_chosen and not self._after:
+            raise StoreUnavailableError(f"{self.url}: {call} failed on purpose")
+        return is_chosen
+
+    def _fail(self, call: str) -> None:
+        raise StoreUnavailableError(f"{self.url}: the answer to {call} was lost on purpose")
+
+    def put(self, key: str, content: bytes | Path, *, sha256: bytes) -> None:
+        is_chosen = self._count("put")
+        self._store.put(key, content, sha256=sha256)
+        if is_chosen:
+            self._fail("put")
+
+    def get(self, key: str, *, limit_bytes: int) -> bytes:
+        is_chosen = self._count("get")
+        content = self._store.get(key, limit_bytes=limit_bytes)
+        if is_chosen:
+            self._fail("get")
+        return content
+
+    def get_range(self, key: str, *, offset: int, length: int) -> bytes:
+        is_chosen = self._count("get_range")
+        content = self._store.get_range(key, offset=offset, length=length)
+        if is_chosen:
+            self._fail("get_range")
+        return content
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        is_chosen = self._count("list")
+        yield from self._store.list(prefix)
+        if is_chosen:
+            self._fail("list")
+
+    def delete(self, key: str) -> None:
+        is_chosen = self._count("delete")
+        self._store.delete(key)
+        if is_chosen:
+            self._fail("delete")
+
+
+class ForgetfulStore(FaultyStore):
+    """Acknowledges the first pack and loses it."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.lost: list[str] = []
+
+    def put(self, key: str, content: bytes | Path, *, sha256: bytes) -> None:
+        super().put(key, content, sha256=sha256)
+        if "/packs/" in key and not self.lost:
+            self._store.delete(key)
+            self.lost.append(key)

@@ -1,0 +1,645 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import socket
+import ssl
+import struct
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from harness.loopback import Handler, Loopback, Request, loopback
+from moto.backends import get_backend
+
+from backupd.config import StoreSettings
+from backupd.errors import (
+    DamageError,
+    NoSuchObjectError,
+    StoreError,
+    StoreFullError,
+    StoreRefusedError,
+    StoreUnavailableError,
+)
+from backupd.store import open_store
+from backupd.store.s3 import S3Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from harness.s3_server import S3Server
+
+_MIB = 1 << 20
+_SECRET = "the/secret+access-key"
+_HTML = b"<!DOCTYPE html><html><head><title>Login</title></head><body></body></html>"
+_LIST = b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"
+
+
+def settings_for(endpoint_url: str | None, **others: object) -> StoreSettings:
+    """Settings with keys, and time limits for tests that do not want to wait."""
+    return StoreSettings.model_validate(
+        {
+            "url": "s3://bucket/prefix",
+            "endpoint_url": endpoint_url,
+            "access_key_id": "KEYIDKEYIDKEYIDKEYID",
+            "secret_access_key": _SECRET,
+            "time_limit": timedelta(seconds=20),
+            "max_attempts": 2,
+            **others,
+        }
+    )
+
+
+@contextmanager
+def answering(answer: Callable[[Handler, Request], None], **others: object) -> Iterator[tuple[S3Store, Loopback]]:
+    """A store whose server answers so."""
+    with loopback(answer) as server:
+        yield S3Store(settings_for(server.endpoint_url, **others)), server
+
+
+def failure(store: S3Store, verb: str = "get") -> StoreError:
+    """The error of one operation, which must not contain a secret, nor in its hint."""
+    calls = {
+        "get": lambda: store.get("app/a", limit_bytes=100),
+        "put": lambda: put(store, "app/a", b"content"),
+        "list": lambda: list(store.list("app/")),
+        "delete": lambda: store.delete("app/a"),
+    }
+    with pytest.raises(StoreError) as caught:
+        calls[verb]()
+    assert _SECRET not in f"{caught.value.message} {caught.value.hint}"
+    assert "KEYID" not in f"{caught.value.message} {caught.value.hint}"
+    assert store.url in caught.value.message or not isinstance(caught.value, StoreRefusedError)
+    assert "\n" not in f"{caught.value.message}{caught.value.hint}"
+    return caught.value
+
+
+def put(store: S3Store, key: str, content: bytes) -> None:
+    """Put with the right hash."""
+    store.put(key, content, sha256=hashlib.sha256(content).digest())
+
+
+# What is sent
+
+
+def test_put_carries_its_hash_twice_and_no_trailer(tmp_path: Path):
+    """One PUT in plain bytes, with the given hash as checksum and in the signature, from memory and from a file."""
+    content = os.urandom(_MIB + 1)
+    digest = hashlib.sha256(content).digest()
+    (tmp_path / "file").write_bytes(content)
+    with answering(lambda handler, _: handler.answer(200)) as (store, server):
+        for source in (content, tmp_path / "file"):
+            store.put("app/a", source, sha256=digest)
+    for request in server.requests:
+        assert (request.method, request.path, request.body) == ("PUT", "/bucket/prefix/app/a", content)
+        assert request.headers["x-amz-checksum-sha256"] == base64.b64encode(digest).decode()
+        assert request.headers["x-amz-content-sha256"] == digest.hex()
+        assert request.headers["Content-Length"] == str(len(content))
+        sent = {name.lower() for name in request.headers}
+        assert not sent & {"x-amz-trailer", "content-encoding", "transfer-encoding", "x-amz-checksum-crc32"}
+        assert not sent & {"x-amz-storage-class", "x-amz-server-side-encryption"}
+
+
+def test_the_given_hash_is_not_calculated_again():
+    """The hash in the signature is the caller's, even a wrong one: the store is to find that out."""
+    with answering(lambda handler, _: handler.answer(200)) as (store, server):
+        store.put("app/a", b"content", sha256=bytes(32))
+    assert server.requests[0].headers["x-amz-content-sha256"] == "00" * 32
+
+
+def test_the_signature_is_valid(seaweed: S3Server):
+    """A server that verifies signatures takes a PUT that was signed with the known hash."""
+    settings = seaweed.settings(prefix="some prefix/é")
+    put(S3Store(settings), "app/a", b"content")
+    with closing(seaweed.client()) as client:
+        stored = client.get_object(Bucket=settings.bucket, Key="some prefix/é/app/a")["Body"].read()
+    assert stored == b"content"
+
+
+def test_storage_class_and_encryption_are_sent():
+    """What the settings say about keeping objects goes with each PUT, and with nothing else."""
+    others = {"storage_class": "STANDARD_IA", "server_side_encryption": "aws:kms", "sse_kms_key_id": "the-key"}
+    with answering(lambda handler, _: handler.answer(200), **others) as (store, server):
+        put(store, "app/a", b"content")
+        store.get("app/a", limit_bytes=7)
+    names = ["x-amz-storage-class", "x-amz-server-side-encryption", "x-amz-server-side-encryption-aws-kms-key-id"]
+    assert [server.requests[0].headers[name] for name in names] == ["STANDARD_IA", "aws:kms", "the-key"]
+    assert [server.requests[1].headers[name] for name in names] == [None, None, None]
+
+
+def test_a_session_token_is_sent():
+    """Temporary credentials come with their token."""
+    with answering(lambda handler, _: handler.answer(200), session_token="the-token") as (store, server):
+        put(store, "app/a", b"")
+    assert server.requests[0].headers["x-amz-security-token"] == "the-token"
+
+
+def test_addressing_by_path_and_by_host():
+    """An endpoint gets the bucket in the path unless the settings say in the host name."""
+    with answering(lambda handler, _: handler.answer(200, _LIST)) as (store, server):
+        list(store.list("app/"))
+        assert server.requests[0].path.startswith("/bucket?")
+    by_host = S3Store(settings_for("http://s3.invalid", addressing_style="virtual"))
+    request = {"ClientMethod": "get_object", "Params": {"Bucket": "bucket", "Key": "a"}}
+    assert by_host._client().generate_presigned_url(**request).startswith("http://bucket.s3.invalid/a?")
+
+
+def test_the_region_is_that_of_the_settings():
+    """The region is signed; without a setting it is the one that every other server takes."""
+    for region, expected in ((None, "us-east-1"), ("eu-central-1", "eu-central-1")):
+        with answering(lambda handler, _: handler.answer(200), region=region) as (store, server):
+            put(store, "a", b"")
+        assert f"/{expected}/s3/aws4_request" in server.requests[0].headers["Authorization"]
+
+
+def test_nothing_is_sent_before_the_first_call():
+    """Opening a store asks nobody anything."""
+    with loopback(lambda handler, _: handler.answer(200)) as server:
+        open_store(settings_for(server.endpoint_url))
+        assert server.requests == []
+
+
+def test_credentials_of_the_environment(monkeypatch: pytest.MonkeyPatch):
+    """Without keys in the settings, the usual AWS chain finds them."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "FROMENVIRONMENT")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    with loopback(lambda handler, _: handler.answer(200)) as server:
+        put(S3Store(StoreSettings(url="s3://bucket", endpoint_url=server.endpoint_url)), "a", b"")
+    assert "Credential=FROMENVIRONMENT/" in server.requests[0].headers["Authorization"]
+
+
+def test_credentials_of_a_profile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A profile of the AWS credentials file can be named; one that is not there is refused."""
+    (tmp_path / "credentials").write_text("[backups]\naws_access_key_id=FROMPROFILE\naws_secret_access_key=x\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    with loopback(lambda handler, _: handler.answer(200)) as server:
+        url = {"url": "s3://bucket", "endpoint_url": server.endpoint_url}
+        put(S3Store(StoreSettings(**url, profile="backups")), "a", b"")
+        error = failure(S3Store(StoreSettings(**url, profile="nosuch")))
+    assert "Credential=FROMPROFILE/" in server.requests[0].headers["Authorization"]
+    assert isinstance(error, StoreRefusedError)
+    assert "nosuch" in error.message
+
+
+def test_no_credentials_at_all():
+    """Without any credentials the hint names the settings, soon."""
+    with loopback(lambda handler, _: handler.answer(200)) as server:
+        error = failure(S3Store(StoreSettings(url="s3://bucket", endpoint_url=server.endpoint_url)))
+    assert isinstance(error, StoreRefusedError)
+    assert "no credentials were found" in error.message
+    assert "access_key_id" in (error.hint or "")
+    assert server.requests == []
+
+
+# Lists
+
+
+def test_a_list_has_as_many_pages_as_it_needs(moto: S3Server):
+    """More objects than one page holds (1,000) are all listed, in order, each once, and only those of the prefix."""
+    settings = moto.settings(prefix="some")
+    names = [f"app/packs/{number:04}" for number in range(2001)]
+    backend = get_backend("s3")["123456789012"]["aws"]
+    for name in [*reversed(names), "app/snapshots/1"]:
+        backend.put_object(settings.bucket, f"some/{name}", b"")
+    backend.put_object(settings.bucket, "something/app/packs/1", b"")
+    assert [stored.key for stored in S3Store(settings).list("app/packs/")] == names
+
+
+def test_a_list_that_never_ends_is_noticed():
+    """A server that gives the same page for ever is refused."""
+    page = (
+        b"<ListBucketResult><IsTruncated>true</IsTruncated>"
+        b"<NextContinuationToken>same</NextContinuationToken></ListBucketResult>"
+    )
+    with answering(lambda handler, _: handler.answer(200, page)) as (store, server):
+        assert isinstance(failure(store, "list"), StoreRefusedError)
+    assert len(server.requests) == 2
+
+
+def test_the_folder_of_the_prefix_is_no_object(seaweed: S3Server):
+    """An empty object that a bucket browser made for the prefix itself is not listed."""
+    settings = seaweed.settings(prefix="folder")
+    with closing(seaweed.client()) as client:
+        client.put_object(Bucket=settings.bucket, Key="folder/", Body=b"")
+    put(S3Store(settings), "a", b"")
+    assert [stored.key for stored in S3Store(settings).list("")] == ["a"]
+
+
+# Time
+
+
+def never(handler: Handler, _: Request) -> None:
+    """Do not answer."""
+    handler.loopback.closing.wait()
+
+
+def drip_head(handler: Handler, _: Request) -> None:
+    """Send the first line, and then headers without an end, byte by byte."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Endless: ")
+    while not handler.loopback.closing.wait(0.02):
+        handler.wfile.write(b"x")
+        handler.wfile.flush()
+
+
+def drip_body(handler: Handler, _: Request) -> None:
+    """Send a body byte by byte."""
+    handler.start(200, length=100)
+    while not handler.loopback.closing.wait(0.02):
+        handler.wfile.write(b"x")
+        handler.wfile.flush()
+
+
+@pytest.mark.parametrize("answer", [never, drip_head, drip_body])
+@pytest.mark.parametrize("verb", ["get", "put", "list", "delete"])
+def test_the_time_limit_holds(answer: Callable[[Handler, Request], None], verb: str):
+    """Whatever a server does instead of answering, the operation ends at its time limit, retries included."""
+    with answering(answer, time_limit=timedelta(seconds=0.3), max_attempts=5) as (store, _):
+        started = time.monotonic()
+        error = failure(store, verb)
+        assert time.monotonic() - started < 5
+    assert isinstance(error, StoreUnavailableError)
+    assert error.retry_can_help
+    assert "within 0.3 s" in error.message
+
+
+def test_the_time_limit_holds_for_uploads(tmp_path: Path):
+    """A server that stops reading does not hold an upload for longer than the limit."""
+    (tmp_path / "large").write_bytes(bytes(32 * _MIB))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        store = S3Store(
+            settings_for(f"http://127.0.0.1:{listener.getsockname()[1]}", time_limit=timedelta(seconds=1.5))
+        )
+        with pytest.raises(StoreUnavailableError, match=r"within 1\.5 s"):
+            store.put("app/a", tmp_path / "large", sha256=bytes(32))
+
+
+def test_an_abandoned_operation_sends_nothing_more():
+    """After its time limit an operation is not tried again in the background."""
+    ready = threading.Event()
+
+    def answer(handler: Handler, _: Request) -> None:
+        ready.wait(10)
+        handler.error(503, "SlowDown")
+
+    with answering(answer, time_limit=timedelta(seconds=1), max_attempts=5) as (store, server):
+        before = set(threading.enumerate())
+        failure(store)
+        workers = [thread for thread in set(threading.enumerate()) - before if thread.name == "s3-get"]
+        ready.set()
+        for worker in workers:
+            worker.join(10)
+        assert len(workers) == len(server.requests) == 1
+
+
+def test_silence_is_noticed_before_the_time_limit():
+    """The read timeout ends an attempt, and its message says how long nothing was heard."""
+    with answering(never, read_timeout=timedelta(seconds=0.5)) as (store, server):
+        error = failure(store)
+    assert isinstance(error, StoreUnavailableError)
+    assert "said nothing for 0.5 s" in error.message
+    assert len(server.requests) == 2
+
+
+# Faults that pass
+
+
+@pytest.mark.parametrize("verb", ["get", "put", "list", "delete"])
+def test_a_fault_that_passes_is_survived(verb: str):
+    """After a 503 and an aborted connection the third attempt succeeds."""
+    faults = ["503", "reset"]
+
+    def answer(handler: Handler, request: Request) -> None:
+        fault = faults.pop(0) if faults else None
+        if fault == "503":
+            handler.error(503, "ServiceUnavailable")
+        elif fault == "reset":
+            reset(handler, request)
+        else:
+            handler.answer(200, _LIST if verb == "list" else b"")
+
+    with answering(answer, max_attempts=3) as (store, server):
+        calls = {
+            "get": lambda: store.get("app/a", limit_bytes=7),
+            "put": lambda: put(store, "app/a", b"content"),
+            "list": lambda: list(store.list("app/")),
+            "delete": lambda: store.delete("app/a"),
+        }
+        calls[verb]()
+    assert len(server.requests) == 3
+    if verb == "put":
+        assert {request.body for request in server.requests} == {b"content"}
+
+
+def reset(handler: Handler, _: Request) -> None:
+    """Break the connection off with a TCP reset."""
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.close_connection = True
+    handler.rfile.close()
+    handler.wfile.close()
+    handler.connection.close()
+
+
+def truncate(handler: Handler, _: Request) -> None:
+    """Promise 50 bytes, send 20, and close."""
+    handler.start(200, length=50)
+    handler.wfile.write(b"x" * 20)
+    handler.close_connection = True
+
+
+def test_a_body_that_breaks_off_is_asked_for_again():
+    """A download that ends early is repeated; the caller sees only the whole content."""
+    broken = [True]
+
+    def answer(handler: Handler, request: Request) -> None:
+        if broken:
+            broken.clear()
+            truncate(handler, request)
+        else:
+            handler.answer(200, b"content")
+
+    with answering(answer) as (store, server):
+        assert store.get("app/a", limit_bytes=100) == b"content"
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (truncate, "broke off its answer"),
+        (reset, "closed the connection|connection reset"),
+        (lambda handler, _: handler.error(500, "InternalError"), r"overloaded or out of order \(InternalError\)"),
+        (lambda handler, _: handler.error(503, "SlowDown"), "SlowDown"),
+        (lambda handler, _: handler.answer(502, _HTML, Content_Type="text/html"), r"out of order \(502\)"),
+        (lambda handler, _: handler.answer(429), r"out of order \(429\)"),
+    ],
+)
+def test_a_fault_that_does_not_pass(answer: Callable[[Handler, Request], None], expected: str):
+    """After its attempts a get says what happened each time, as something that may pass."""
+    with answering(answer) as (store, server):
+        error = failure(store)
+    assert isinstance(error, StoreUnavailableError)
+    assert re.search(expected, error.message)
+    assert len(server.requests) == 2
+
+
+# Answers that stay
+
+
+_REFUSALS = [
+    (403, "AccessDenied", StoreRefusedError, "denies access", "s3:ListBucket"),
+    (403, "InvalidAccessKeyId", StoreRefusedError, "does not know this access key", "access_key_id"),
+    (403, "SignatureDoesNotMatch", StoreRefusedError, "secret key is wrong", "secret_access_key"),
+    (400, "ExpiredToken", StoreRefusedError, "token is invalid or expired", "new one"),
+    (404, "NoSuchBucket", StoreRefusedError, "bucket bucket does not exist at http://127.0.0.1", "create it"),
+    (507, "XMinioStorageFull", StoreFullError, "no space or quota", "quota"),
+    (403, "QuotaExceeded", StoreFullError, "no space or quota", "quota"),
+    (400, "BadDigest", StoreUnavailableError, "other bytes than were meant", "network"),
+    (400, "XAmzContentSHA256Mismatch", StoreUnavailableError, "other bytes than were meant", "network"),
+    (501, "NotImplemented", StoreRefusedError, "does not implement", "newer"),
+    (403, "InvalidObjectState", StoreRefusedError, "archive", "restore it"),
+]
+
+
+@pytest.mark.parametrize(("status", "code", "kind", "message", "hint"), _REFUSALS)
+@pytest.mark.parametrize("verb", ["get", "put", "list"])
+def test_refusals(verb: str, status: int, code: str, kind: type[StoreError], message: str, hint: str):
+    """Every known refusal has its class, and says what happened and what to do."""
+    with answering(lambda handler, _: handler.error(status, code, "the server's own words")) as (store, _):
+        error = failure(store, verb)
+    assert type(error) is kind
+    assert message in error.message
+    assert hint in (error.hint or "")
+
+
+def test_an_unknown_refusal_keeps_its_name():
+    """A code that nobody has heard of stays an error, with the code and the server's words, but no key's id."""
+    with answering(lambda handler, _: handler.error(418, "OutOfTea", "AKIAABCDEFGHIJKLMNOP may have\n none")) as (
+        store,
+        _,
+    ):
+        error = failure(store)
+    assert type(error) is StoreError
+    assert "OutOfTea: *** may have  none" in error.message
+
+
+@pytest.mark.parametrize(("ahead", "words"), [(3, "3 h behind"), (-3, "3 h ahead of"), (72, "3 days behind")])
+@pytest.mark.parametrize("code", ["RequestTimeTooSkewed", "AccessDenied"])
+def test_a_wrong_clock(code: str, ahead: int, words: str):
+    """A refusal by a server whose time is quite another says by how much, whatever code it uses."""
+    date = format_datetime(datetime.now(UTC) + timedelta(hours=ahead), usegmt=True)
+    with answering(lambda handler, _: handler.error(403, code, "no", Date=date)) as (store, _):
+        error = failure(store, "put")
+    assert isinstance(error, StoreRefusedError)
+    assert f"this machine's clock is {words} the store's" in error.message
+
+
+def test_a_wrong_clock_without_a_date():
+    """A server that does not say its time is believed nevertheless."""
+    with answering(lambda handler, _: handler.error(403, "RequestTimeTooSkewed")) as (store, _):
+        assert "differ by too much" in failure(store).message
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message", "headers"),
+    [
+        (400, "AuthorizationHeaderMalformed", "the region is wrong; expecting 'eu-north-1'", {}),
+        (400, "AuthorizationHeaderMalformed", "wrong", {"x_amz_bucket_region": "eu-north-1"}),
+        (301, "PermanentRedirect", "wrong", {"x_amz_bucket_region": "eu-north-1"}),
+    ],
+)
+def test_a_wrong_region(status: int, code: str, message: str, headers: dict[str, str]):
+    """The hint has the region that the answer names."""
+    with answering(lambda handler, _: handler.error(status, code, message, **headers)) as (store, _):
+        error = failure(store, "put")
+    assert isinstance(error, StoreRefusedError)
+    assert "another region" in error.message
+    assert error.hint == "set `region` to eu-north-1"
+
+
+def test_a_delete_of_nothing_is_done():
+    """Google's 404 for the delete of a missing object is a success here; a missing bucket is not."""
+    with answering(lambda handler, _: handler.error(404, "NoSuchKey")) as (store, _):
+        store.delete("app/a")
+    with answering(lambda handler, _: handler.error(404, "NoSuchBucket")) as (store, _):
+        assert isinstance(failure(store, "delete"), StoreRefusedError)
+
+
+# Not S3
+
+
+@pytest.mark.parametrize("verb", ["get", "put", "list"])
+@pytest.mark.parametrize("status", [200, 403, 404])
+def test_a_web_page_is_not_a_store(verb: str, status: int):
+    """A login page, captive portal or web console is no store, whatever its status."""
+
+    def answer(handler: Handler, _: Request) -> None:
+        handler.send_response_only(status)
+        handler.send_header("Content-Type", "text/html; charset=utf-8")
+        handler.send_header("Content-Length", str(len(_HTML)))
+        handler.end_headers()
+        handler.wfile.write(_HTML)
+
+    with answering(answer) as (store, _):
+        error = failure(store, verb)
+    assert isinstance(error, StoreRefusedError)
+    assert "is not an S3 server" in error.message
+    assert "endpoint_url" in (error.hint or "")
+
+
+def test_an_xml_page_is_not_a_list():
+    """A list without the parts that each list has is not an empty list."""
+    with answering(lambda handler, _: handler.answer(200, b"<html><body/></html>")) as (store, _):
+        assert "is not an S3 server" in failure(store, "list").message
+
+
+def test_nobody_listens():
+    """A closed port is said to be one."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    error = failure(S3Store(settings_for(f"http://127.0.0.1:{port}")))
+    assert isinstance(error, StoreUnavailableError)
+    assert f"nothing listens at http://127.0.0.1:{port}" in error.message
+
+
+def test_an_unknown_host():
+    """A name that no name server knows is said to be one."""
+    error = failure(S3Store(settings_for("http://nosuch.invalid:9000")))
+    assert isinstance(error, StoreUnavailableError)
+    assert "the host name of http://nosuch.invalid:9000 is not known" in error.message
+
+
+def test_tls_to_a_plain_port():
+    """An https:// endpoint that speaks plain HTTP gets the hint to say so."""
+    with loopback(lambda handler, _: handler.answer(200)) as server:
+        error = failure(S3Store(settings_for(server.endpoint_url.replace("http:", "https:"))))
+    assert isinstance(error, StoreRefusedError)
+    assert "does not speak TLS" in error.message
+    assert "http://" in (error.hint or "")
+
+
+def test_plain_to_a_tls_port(tls: ssl.SSLContext):
+    """An http:// endpoint that wants TLS gets the hint to say so."""
+    with loopback(lambda handler, _: handler.answer(200), tls=tls) as server:
+        error = failure(S3Store(settings_for(server.endpoint_url.replace("https:", "http:"))))
+    assert isinstance(error, StoreUnavailableError)
+    assert "https://" in (error.hint or "")
+
+
+@pytest.fixture(scope="module")
+def ca_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for 127.0.0.1 that signed itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "the tests' CA")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("ca") / "ca.pem"
+    encoding = serialization.Encoding.PEM
+    private = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path.write_bytes(certificate.public_bytes(encoding) + private)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tls(ca_file: Path) -> ssl.SSLContext:
+    """What a server with that certificate needs."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(ca_file)
+    return context
+
+
+def test_a_private_ca(tls: ssl.SSLContext, ca_file: Path):
+    """A store with a certificate of its own is trusted with its CA, and only then."""
+    content = os.urandom(_MIB)
+    with loopback(lambda handler, _: handler.answer(200), tls=tls) as server:
+        store = S3Store(settings_for(server.endpoint_url, ca_bundle=str(ca_file)))
+        store.put("app/a", content, sha256=hashlib.sha256(content).digest())
+        error = failure(S3Store(settings_for(server.endpoint_url)))
+    assert [request.body for request in server.requests] == [content]
+    # TLS changes nothing about the hash in the signature.
+    assert server.requests[0].headers["x-amz-content-sha256"] == hashlib.sha256(content).hexdigest()
+    assert isinstance(error, StoreRefusedError)
+    assert "is not trusted: self" in error.message
+    assert "ca_bundle" in (error.hint or "")
+
+
+def test_a_missing_ca_file(tmp_path: Path):
+    """A CA file that is not there is named."""
+    error = failure(S3Store(settings_for("https://127.0.0.1:1", ca_bundle=str(tmp_path / "nosuch.pem"))))
+    assert isinstance(error, StoreRefusedError)
+    assert "nosuch.pem does not exist" in error.message
+
+
+# Sizes
+
+
+def test_a_larger_object_is_refused_before_it_is_read():
+    """The limit holds for what the server announces, and for a body without a length."""
+
+    def endless(handler: Handler, _: Request) -> None:
+        handler.wfile.write(b'HTTP/1.1 200 OK\r\nETag: "x"\r\nConnection: close\r\n\r\n')
+        while not handler.loopback.closing.is_set():
+            handler.wfile.write(bytes(_MIB))
+
+    with answering(lambda handler, _: handler.start(200, length=1 << 40)) as (store, _), pytest.raises(DamageError):
+        store.get("app/a", limit_bytes=100)
+    with answering(endless) as (store, _), pytest.raises(DamageError):
+        store.get("app/a", limit_bytes=100)
+
+
+def test_a_server_without_ranges():
+    """A whole object in answer to a range gives the range."""
+    with answering(lambda handler, _: handler.answer(200, b"0123456789")) as (store, server):
+        assert store.get_range("app/a", offset=3, length=4) == b"3456"
+        assert store.get_range("app/a", offset=20, length=4) == b""
+    assert server.requests[0].headers["Range"] == "bytes=3-6"
+
+
+def test_many_threads_share_one_client(seaweed: S3Server):
+    """Sixteen threads that use a new store at once share one client."""
+    store = S3Store(seaweed.settings())
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda number: put(store, f"{number}", b"x"), range(64)))
+        clients = set(threads.map(lambda _: id(store._client()), range(16)))
+    assert len(clients) == 1
+    assert len(list(store.list(""))) == 64
+
+
+# The real server's own words
+
+
+def test_wrong_keys_at_a_real_server(seaweed: S3Server):
+    """A real server tells a wrong secret from an unknown key, and neither is repeated."""
+    settings = seaweed.settings()
+    wrong_secret = settings.model_dump() | {"secret_access_key": _SECRET}
+    assert "secret key is wrong" in failure(S3Store(StoreSettings.model_validate(wrong_secret)), "put").message
+    wrong_id = settings.model_dump() | {"access_key_id": "KEYIDKEYIDKEYIDKEYID"}
+    assert "does not know this access key" in failure(S3Store(StoreSettings.model_validate(wrong_id)), "put").message
+
+
+@pytest.mark.parametrize("server", ["seaweed", "moto"])
+@pytest.mark.parametrize("verb", ["get", "put", "list", "delete"])
+def test_a_missing_bucket_at_a_real_server(server: str, verb: str, request: pytest.FixtureRequest):
+    """A missing bucket is not taken for a missing object."""
+    settings = request.getfixturevalue(server).settings()
+    error = failure(S3Store(settings.model_copy(update={"url": "s3://nosuch-bucket"})), verb)
+    assert not isinstance(error, NoSuchObjectError)
+    assert "bucket nosuch-bucket does not exist" in error.message
