@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from backupd.config import InvalidValueError, parse_duration
@@ -102,10 +102,9 @@ def _newest(manifests: Sequence[Manifest]) -> Manifest | None:
 def _moment(text: str, now: datetime) -> datetime:
     age = _age_seconds(text)
     try:
-        if age is not None:
-            return datetime.fromtimestamp(now.timestamp() - age, now.tzinfo)
-        # OverflowError: a time that exists, and does not in another time zone or with this many days less.
-        return datetime.fromisoformat(text).astimezone()
+        # Through the timestamp, because astimezone() takes a local time that the clocks skipped for an earlier one.
+        seconds = datetime.fromisoformat(text).timestamp() if age is None else now.timestamp() - age
+        return datetime.fromtimestamp(seconds, UTC)
     except (ValueError, OverflowError) as error:
         hint = "write it like 2026-11-22T08:00, with +02:00 behind it if it is not local time"
         raise UsageError(f"{text!r} is not a time: {error}", hint=hint) from error

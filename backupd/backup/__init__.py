@@ -12,7 +12,7 @@ from backupd.backup.feed import Feed
 from backupd.backup.results import BackupResult, Outcome, Progress, Wish
 from backupd.backup.target import Target
 from backupd.capture.process import Base, Capture, CaptureRequest, PagesCaptured
-from backupd.errors import BackupdError, LostPacksError
+from backupd.errors import BackupdError, LostPacksError, TargetUnwritableError
 from backupd.repository import Repository
 
 if TYPE_CHECKING:
@@ -71,9 +71,9 @@ def _attempt(
                 ready = [target for target in targets if target.error is None]
                 if ready:
                     _capture(database, ready, settings, spool, on_progress)
-        except BackupdError as error:
+        except (BackupdError, OSError) as error:
             for target in targets:
-                target.fail(error)
+                target.fail(error if isinstance(error, BackupdError) else _local_failure(error))
         return [target.result(time.monotonic() - started) for target in targets]
 
 
@@ -114,6 +114,13 @@ def _share_streams(targets: Sequence[Target], spool: Path) -> list[Base]:
             streams[key] = (len(streams), target.stream_base(spool / f"expected-{len(streams)}"))
         target.stream = streams[key][0]
     return [base for _, base in streams.values()]
+
+
+def _local_failure(error: OSError) -> TargetUnwritableError:
+    return TargetUnwritableError(
+        f"{error.filename or 'the spool'}: {error.strerror}",
+        hint="check the space and the permissions of state_dir; the stores are as they were",
+    )
 
 
 def _in_parallel(calls: Iterable[Callable[[], None]]) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from backupd.backup.assembly import WrittenPack
 from backupd.backup.results import Progress
 from backupd.capture.process import Captured, HeldUp, PackReady, PagesCaptured, Pinned
-from backupd.errors import BusyError, StoreUnavailableError
+from backupd.errors import StoreUnavailableError
 from backupd.format.ids import SnapshotId
 from backupd.format.manifest import PackEntry
 from backupd.format.pack import index_bytes, parse_index
@@ -106,10 +106,7 @@ class Feed:
                 )
             )
         if not behind:
-            raise BusyError(
-                f"the WAL of {self._path} grew by {grown >> 20} MiB while the snapshot was compressed",
-                hint="lower packs.compression_level, or raise capture.max_wal_growth if the disk has room",
-            )
+            self._capture.stop_waiting()  # it is the compression that is slow, and that can be done later
 
 
 class SpooledPack:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import replace
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from backupd.backup.feed import Image, SpooledPack
     from backupd.backup.results import Wish
+    from backupd.capture.process import Pinned
     from backupd.config import Database, Settings
     from backupd.repository import BaseSnapshot, Repository
     from backupd.state import StateDirectory
@@ -55,6 +57,8 @@ class Target:
         self._packs: list[SpooledPack] = []
         self._uploads = ThreadPoolExecutor(settings.packs.upload_threads, thread_name_prefix="upload")
         self._pending: list[Future[None]] = []
+        self._outstanding: set[SpooledPack] = set()
+        self._lock = threading.Lock()
         self._result: BackupResult | None = None
         self._held = ExitStack()
 
@@ -65,8 +69,16 @@ class Target:
         wait(self._pending, timeout=_INTERRUPT_GRACE_SECONDS)
 
     def fail(self, error: BackupdError) -> None:
-        """Give this store up for this run; the first error is kept."""
-        self.error = self.error or error
+        """Give this store up for this run, unless it is done. The first error is kept.
+
+        Frees the spool even of an upload that hangs.
+        """
+        with self._lock:
+            if self._result is None:
+                self.error = self.error or error
+            outstanding = [*self._outstanding]
+        for pack in outstanding:
+            self._release(pack)
 
     def prepare(self) -> None:
         """Lock the database in this store, and find out what the snapshot builds on."""
@@ -109,12 +121,14 @@ class Target:
     def upload(self, pack: SpooledPack) -> None:
         """Send one pack of this target's stream, in the background."""
         self._packs.append(pack)
+        with self._lock:
+            self._outstanding.add(pack)
         self._pending.append(self._uploads.submit(self._upload, pack))
 
     @property
     def is_behind(self) -> bool:
         """Whether packs wait in the spool for this store."""
-        return any(not future.done() for future in self._pending)
+        return bool(self._outstanding)
 
     def _upload(self, pack: SpooledPack) -> None:
         try:
@@ -124,7 +138,14 @@ class Target:
         except BackupdError as error:
             self.fail(error)
         finally:
-            pack.taken()
+            self._release(pack)
+
+    def _release(self, pack: SpooledPack) -> None:
+        with self._lock:
+            if pack not in self._outstanding:
+                return
+            self._outstanding.remove(pack)
+        pack.taken()
 
     def finish(self, image: Image) -> None:
         """Wait for the uploads, then commit, or find that nothing changed."""
@@ -183,7 +204,18 @@ class Target:
             packs=packs,
             page_map=encode_page_map(page_map),
             source=pinned.facts,
-            writer=_describe_writer(str(self._database.path), self._state.writer_id()),
+            writer=self._describe_writer(pinned),
+        )
+
+    def _describe_writer(self, pinned: Pinned) -> Writer:
+        return Writer(
+            id=self._state.writer_id(),
+            host=socket.gethostname(),
+            path=os.fsencode(self._database.path).decode(errors="backslashreplace"),
+            uid=pinned.uid,
+            gid=pinned.gid,
+            mode=pinned.mode,
+            backupd_version=__version__,
         )
 
     def _warnings(self, image: Image) -> Iterator[str]:
@@ -203,7 +235,7 @@ class Target:
 
     def result(self, duration_seconds: float) -> BackupResult:
         """What became of it, after everything."""
-        if self._result is None or self.error is not None:
+        if self._result is None:
             error = self.error or BackupdError(f"the snapshot in {self.repository.url} was not finished")
             return BackupResult(
                 database=self._database.name,
@@ -221,17 +253,4 @@ def _is_equal(image: Image, manifest: Manifest) -> bool:
         manifest.page_size,
         manifest.page_count,
         manifest.image_digest,
-    )
-
-
-def _describe_writer(path: str, writer_id: str) -> Writer:
-    status = os.stat(path)  # noqa: PTH116
-    return Writer(
-        id=writer_id,
-        host=socket.gethostname(),
-        path=os.fsencode(path).decode(errors="backslashreplace"),
-        uid=status.st_uid,
-        gid=status.st_gid,
-        mode=status.st_mode & 0o7777,
-        backupd_version=__version__,
     )

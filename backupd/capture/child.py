@@ -1,7 +1,8 @@
 """The process that captures: a request of JSON on stdin, events as lines of JSON on stdout, packs in the spool.
 
-After the request, each line on stdin says that a pack has left the spool. The end of stdin means that the parent is
-gone, and ends this process at once, so that no lock on the database outlives whoever asked for it.
+After the request, each line on stdin says that a pack has left the spool (`freed`), or that the copy must not wait for
+anything any more (`hurry`). The end of stdin means that the parent is gone, and ends this process at once, so that no
+lock on the database outlives whoever asked for it.
 
 `python -m backupd.capture.child` is started by `process.Capture` only, which documents the request and the events.
 """
@@ -48,9 +49,13 @@ class _Capture:
 
     def follow_parent(self) -> None:
         """Read stdin to its end, then end the process, whatever its other threads do."""
-        for _ in sys.stdin:
-            if self._writer is not None:
+        for line in sys.stdin:
+            if self._writer is None:
+                continue
+            if line == "freed\n":
                 self._writer.free_slot()
+            else:
+                self._writer.stop_waiting()
         os._exit(1)
 
     def run(self) -> None:
@@ -59,11 +64,11 @@ class _Capture:
             source.reject_foreign_wal_files(self._path)
         else:
             source.warm_file_cache(self._path)
-        before = os.stat(self._path)
+        self._before = os.stat(self._path)
         with source.pinned(self._path, lock_timeout=self._request["lock_timeout"]) as connection:
             self._pinned_at = time.monotonic()
             packer, first_page = self._copy(connection, source.read_facts(connection, header), header)
-        self._reject_changed_file(before)
+        self._reject_changed_file()
         _emit("captured", seconds=time.monotonic() - self._pinned_at)
         if packer is not None:
             packer.page_written(1, first_page)
@@ -82,7 +87,8 @@ class _Capture:
                 f"{self._path} has {page_count} pages, the format holds {MAX_IMAGE_PAGES}",
                 hint="give the database larger pages: PRAGMA page_size = 65536; VACUUM",
             )
-        _emit("pinned", page_size=page_size, page_count=page_count, facts=facts)
+        owner = {"uid": self._before.st_uid, "gid": self._before.st_gid, "mode": self._before.st_mode & 0o7777}
+        _emit("pinned", page_size=page_size, page_count=page_count, facts=facts, **owner)
         if page_count == 0:
             (self._spool / "hashes").touch(mode=0o600)
             return None, b""
@@ -134,9 +140,9 @@ class _Capture:
                 "or let it use WAL mode: PRAGMA journal_mode = WAL",
             )
 
-    def _reject_changed_file(self, before: os.stat_result) -> None:
+    def _reject_changed_file(self) -> None:
         """A truncation in between otherwise looks like success. A checkpoint may cut the file to the pinned size."""
-        after = os.stat(self._path)
+        before, after = self._before, os.stat(self._path)
         if (after.st_dev, after.st_ino) != (before.st_dev, before.st_ino):
             raise SourceUnusableError(
                 f"{self._path} was replaced by another file during the capture",

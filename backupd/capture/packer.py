@@ -26,6 +26,7 @@ RAW_PACK_BYTES = 8 << 20
 
 _WORKERS = 2
 _RAW_PACKS_IN_MEMORY = 4
+_LOOK_UP_SECONDS = 0.05
 _SPOOL_RESERVE_BYTES = 64 << 20
 _UNSEEN = bytes(HASH_BYTES)
 
@@ -70,13 +71,7 @@ class PackWriter:
     def submit(self, raw: RawPack) -> None:
         """Hand over a raw pack, which the caller does not touch any more. Raises what a worker failed with."""
         self._raise_failures()
-        if self._memory.acquire(blocking=False):
-            pass
-        elif self._may_wait:
-            self._emit("held")
-            self._memory.acquire()
-            self._emit("resumed")
-        else:
+        if not self._memory.acquire(blocking=False) and not self._wait_for_memory():
             self._spill(raw)
         self._pending.append(self._workers.submit(self._finish, raw))
 
@@ -85,6 +80,20 @@ class PackWriter:
         for future in self._pending:
             future.result()
         self._workers.shutdown()
+
+    def stop_waiting(self) -> None:
+        """From now on the application is not to be held up: what finds no memory goes to the spool."""
+        self._may_wait = False
+
+    def _wait_for_memory(self) -> bool:
+        """Whether there is memory for one more raw pack, after waiting for it as long as that is allowed."""
+        if not self._may_wait:
+            return False
+        self._emit("held")
+        while not (has_memory := self._memory.acquire(timeout=_LOOK_UP_SECONDS)) and self._may_wait:
+            pass
+        self._emit("resumed")
+        return has_memory
 
     def _raise_failures(self) -> None:
         done = [future for future in self._pending if future.done()]

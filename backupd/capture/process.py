@@ -55,11 +55,14 @@ class CaptureRequest:
 
 @dataclass(frozen=True, slots=True)
 class Pinned:
-    """One committed state is pinned; nothing is copied yet."""
+    """One committed state is pinned; nothing is copied yet. `uid`, `gid` and `mode` are those of the file."""
 
     page_size: int
     page_count: int
     facts: SourceFacts
+    uid: int
+    gid: int
+    mode: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,10 @@ class Capture:
     def pack_left_spool(self) -> None:
         """Let the child put another pack into the spool. From any thread."""
         self._send("freed")
+
+    def stop_waiting(self) -> None:
+        """Have the child finish the copy now: what cannot be compressed in time goes to the spool as it is."""
+        self._send("hurry")
 
     def _send(self, line: str) -> None:
         assert self._process.stdin is not None  # noqa: S101

@@ -29,20 +29,12 @@ def exit_code_of(arguments: Sequence[str]) -> int:
         return _run(list(arguments))
     except click.exceptions.Exit as request:
         return request.exit_code
-    except click.exceptions.NoArgsIsHelpError as error:
-        output.print_note(error.format_message(), is_verbatim=True)
-        return ExitCode.USAGE
-    except click.ClickException as error:
-        return _failed(_usage_error(error))
-    except BackupdError as error:
-        return _failed(error)
     except (KeyboardInterrupt, click.Abort):
         return interrupts.report()
     except BrokenPipeError:
         return ExitCode.DONE
     except Exception as error:  # noqa: BLE001  (the last resort)
-        output.print_note(traceback.format_exc().rstrip(), is_verbatim=True)
-        return _failed(output.bug(error))
+        return _report(error)
 
 
 def _run(arguments: list[str]) -> int:
@@ -55,21 +47,33 @@ def _run(arguments: list[str]) -> int:
         return int(backupd.invoke(context) or ExitCode.DONE)
 
 
-def _failed(error: BackupdError) -> int:
+def _report(error: Exception) -> int:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        output.print_note(error.format_message(), is_verbatim=True)
+        return ExitCode.USAGE
+    expected = _as_expected(error)
     try:
-        output.print_failure(error)
+        output.print_failure(expected)
     except BackupdError as unwritable:
         output.print_error(unwritable)
-    return error.exit_code
+    return expected.exit_code
+
+
+def _as_expected(error: Exception) -> BackupdError:
+    if isinstance(error, BackupdError):
+        return error
+    if isinstance(error, click.ClickException):
+        return _usage_error(error)
+    output.print_note("".join(traceback.format_exception(error)).rstrip(), is_verbatim=True)
+    return output.bug(error)
 
 
 def _usage_error(error: click.ClickException) -> UsageError:
     """What click found wrong, in our two lines."""
-    message = getattr(error, "message", "") if isinstance(error, click.NoSuchOption) else error.format_message()
     likely = getattr(error, "possibilities", None)
-    if likely:
-        message = error.message
+    # click would put what it suggests behind the message.
+    message = error.message if likely else error.format_message()
     context = getattr(error, "ctx", None)
-    hints = [f"did you mean {' or '.join(likely)}?"] if likely else []
-    hints.append(f"see: {context.command_path if context else PROGRAM} --help")
-    return UsageError(message[:1].lower() + message[1:].rstrip("."), hint="; ".join(hints).replace("?; ", "? "))
+    help_text = f"see: {context.command_path if context else PROGRAM} --help"
+    hint = f"did you mean {' or '.join(likely)}? {help_text}" if likely else help_text
+    return UsageError(message[:1].lower() + message[1:].rstrip("."), hint=hint)

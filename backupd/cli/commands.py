@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from importlib import import_module
 
 import click
 
 from backupd import __version__
 from backupd.cli.options import global_options
+from backupd.errors import UsageError
 
 PROGRAM = "backupd"
 
@@ -25,12 +27,21 @@ class _Verbs(click.Group):
         command: click.Command = import_module(f"backupd.cli.{_MODULES[cmd_name]}").command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if not ctx.resilient_parsing and args[0] not in _MODULES and not args[0].startswith("-"):
+            likely = get_close_matches(args[0], _MODULES)
+            hint = f"did you mean {' or '.join(likely)}? " if likely else ""
+            raise UsageError(f"no such command {args[0]!r}", hint=f"{hint}see: {PROGRAM} --help")
+        return super().resolve_command(ctx, args)
+
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, message="%(prog)s %(version)s")
 @global_options
 def backupd() -> None:
-    """SQLite backups that you install once, forget for years, and are saved by.
+    r"""SQLite backups that you install once, forget for years, and are saved by.
 
     Without a configuration, `backupd now app.db` stores into ./backups.
 

@@ -40,7 +40,8 @@ def print_result(text: str) -> None:
     except OSError as error:
         _discard_stdout()
         raise TargetUnwritableError(
-            f"standard output cannot be written: {error.strerror}", hint="the work itself was done; check with: backupd list"
+            f"standard output cannot be written: {error.strerror}",
+            hint="the work itself was done; check with: backupd list",
         ) from error
 
 

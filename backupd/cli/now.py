@@ -1,0 +1,167 @@
+"""`backupd now`: take a snapshot of every database that is meant, into every store that is meant."""
+
+# ruff: noqa: PLC0415  (imports are late: `--help` is to be fast)
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from backupd.cli import output, quantities
+from backupd.cli.options import Invocation, complete_databases, global_options
+from backupd.errors import ExitCode, SourceUnusableError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from backupd.backup import BackupResult, Progress
+    from backupd.cli.session import Session
+    from backupd.config import Database
+
+
+@click.command("now", short_help="Take a snapshot of databases now.")
+@click.argument("databases", metavar="[DATABASE]...", nargs=-1, shell_complete=complete_databases)
+@click.option(
+    "--store",
+    "stores",
+    metavar="URL",
+    multiple=True,
+    help="Store only there: s3://bucket/prefix or a directory. May be repeated.",
+)
+@click.option("--tag", "tags", metavar="TAG", multiple=True, help="A name to find the snapshot by. May be repeated.")
+@click.option("--full", is_flag=True, help="Store every page again, whatever the store has already.")
+@global_options
+@click.pass_obj
+def command(
+    invocation: Invocation, databases: tuple[str, ...], stores: tuple[str, ...], tags: tuple[str, ...], *, full: bool
+) -> int:
+    r"""Take a snapshot of each DATABASE now.
+
+    DATABASE is a name from the configuration or the path of an SQLite file; without one, everything that is configured
+    is backed up. The database is only read, and the application that uses it goes on.
+
+    Without --store, snapshots go to all configured stores, or into ./backups when none is configured. If nothing has
+    changed since the newest snapshot, no new one is made, except with --tag or --full.
+
+    \b
+    Examples:
+      backupd now app.db
+      backupd now app.db --tag before-upgrade
+      backupd now app.db --store ./other-disk --json
+    """
+    from backupd.backup import Wish, back_up
+    from backupd.cli.session import Session
+
+    _reject_odd_tags(tags)
+    session = Session(invocation)
+    chosen = _chosen_databases(databases, session)
+    opened = session.stores(stores)
+    wish = Wish(tags=tuple(dict.fromkeys(tags)), is_full=full)
+    results: list[BackupResult] = []
+    for database in chosen:
+
+        def run(report: Callable[[Progress], None], database: Database = database) -> list[BackupResult]:
+            return back_up(database, opened, session.settings, session.state, wish=wish, on_progress=report)
+
+        of_database = _with_progress(run, database, session)
+        results += of_database
+        if not session.is_json:
+            _print_results(of_database, session)
+    if session.is_json:
+        output.print_document({"snapshots": [_result_values(result) for result in results]})
+    return _exit_code(results)
+
+
+def _reject_odd_tags(tags: Sequence[str]) -> None:
+    from backupd.reference import is_tag
+
+    for tag in tags:
+        if not is_tag(tag):
+            raise UsageError(
+                f"{tag!r} can not be a tag",
+                hint="a tag is a letter, then up to 99 letters, digits, dots, hyphens, underscores or plus signs, "
+                "and not `latest`",
+            )
+
+
+def _chosen_databases(texts: Sequence[str], session: Session) -> list[Database]:
+    from backupd.cli.selection import select_databases
+    from backupd.config import unmatched_patterns
+
+    configured = session.databases()
+    if texts:
+        return select_databases(texts, configured)
+    entries = session.settings.databases
+    if not entries:
+        raise UsageError(
+            "no database is given, and none is configured",
+            hint="give the path of one: backupd now app.db; or list them under [[databases]] in backupd.toml",
+        )
+    unmatched = unmatched_patterns(entries)
+    if not configured:
+        raise SourceUnusableError(
+            f"no file matches {' or '.join(unmatched)}",
+            hint="check the path and, in a container, that the volume is mounted there",
+        )
+    for pattern in unmatched:
+        output.print_warning(f"no file matches {pattern}; the other databases are backed up")
+    return list(configured)
+
+
+def _with_progress(
+    run: Callable[[Callable[[Progress], None]], list[BackupResult]], database: Database, session: Session
+) -> list[BackupResult]:
+    from backupd.cli.progress import shown_progress
+
+    with shown_progress(database.name, done="captured", moved="stored", is_quiet=session.is_quiet) as report:
+        return run(lambda now: report(now.captured_bytes, now.image_bytes, now.stored_bytes))
+
+
+def _print_results(results: Sequence[BackupResult], session: Session) -> None:
+    """A line for each result, and what is to be said about it; an error that all stores share is told once."""
+    told: list[BaseException] = []
+    for result in results:
+        if result.error is None and not session.is_quiet:
+            output.print_result(_line(result))
+        for warning in result.warnings:
+            output.print_warning(f"{result.database}: {warning}")
+        if result.error is not None and result.error not in told:
+            told.append(result.error)
+            output.print_error(result.error, subject=result.database)
+
+
+def _line(result: BackupResult) -> str:
+    image = quantities.size((result.page_size or 0) * (result.page_count or 0))
+    duration = quantities.seconds(result.duration_seconds)
+    if result.outcome == "unchanged":
+        what = f"{image}, nothing changed since this snapshot, checked in {duration}"
+    else:
+        changed = quantities.count(result.changed_pages or 0)
+        pages = quantities.count(result.page_count or 0, "page")
+        stored = quantities.size(result.stored_bytes)
+        what = f"{image}, {changed} of {pages} changed, {stored} stored in {duration}"
+    return output.printable(f"{result.database}  {result.outcome}  {result.id}  {what}  -> {result.store}")
+
+
+def _result_values(result: BackupResult) -> dict[str, Any]:
+    return {
+        "id": None if result.id is None else str(result.id),
+        "database": result.database,
+        "store": result.store,
+        "outcome": str(result.outcome),
+        "page_size": result.page_size,
+        "page_count": result.page_count,
+        "changed_pages": result.changed_pages,
+        "stored_bytes": result.stored_bytes,
+        "duration_seconds": round(result.duration_seconds, 3),
+        "error": None if result.error is None else output.error_values(result.error),
+        "warnings": list(result.warnings),
+    }
+
+
+def _exit_code(results: Sequence[BackupResult]) -> int:
+    errors = [result.error for result in results if result.error is not None]
+    if not errors:
+        return ExitCode.DONE
+    return errors[0].exit_code if len(errors) == len(results) else ExitCode.PARTLY_DONE

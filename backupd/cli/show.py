@@ -1,0 +1,103 @@
+"""`backupd show`: everything that is known of one snapshot."""
+
+# ruff: noqa: PLC0415  (imports are late: `--help` is to be fast)
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from backupd.cli import output, quantities
+from backupd.cli.options import Invocation, database_option, global_options, snapshot_argument, store_option
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from backupd.catalog import ListedSnapshot
+    from backupd.format.manifest import Manifest
+
+_OWN_WIDTH = 16
+
+
+@click.command("show", short_help="Show everything that is known of a snapshot.")
+@snapshot_argument
+@database_option
+@store_option
+@global_options
+@click.pass_obj
+def command(invocation: Invocation, snapshot: str, database: str | None, store: str | None) -> None:
+    r"""Show everything that is known of SNAPSHOT.
+
+    SNAPSHOT is an id or its unique beginning, `latest`, `latest~2` (two before it), a time (2026-11-22T08:00: the
+    newest at or before it), an age (2h, 3d) or a tag. NAME@ before it chooses the database.
+
+    \b
+    Examples:
+      backupd show latest
+      backupd show app@latest~1 --json
+    """
+    from backupd.cli.session import Session
+    from backupd.cli.snapshot_values import all_values
+    from backupd.cli.sought import sought_snapshot
+
+    session = Session(invocation)
+    found = sought_snapshot(session, snapshot, database, store)
+    if session.is_json:
+        output.print_document({"snapshot": all_values(found)})
+        return
+    lines = (f"{label:{_OWN_WIDTH}}{output.printable(text)}" for label, text in _facts(found))
+    output.print_result("\n".join(lines))
+
+
+def _facts(found: ListedSnapshot) -> Iterator[tuple[str, str]]:
+    manifest = found.manifest
+    taken_at, writer = manifest.id.taken_at, manifest.writer
+    yield "snapshot", f"{manifest.database}@{manifest.id}"
+    yield "taken", f"{quantities.local_time(taken_at)}, {quantities.age(taken_at, datetime.now(UTC))}"
+    yield "store", found.repository.url
+    yield "tags", ", ".join(manifest.tags) or "none"
+    yield "kind", str(manifest.kind)
+    yield "sequence", f"{quantities.count(manifest.sequence)}, after {manifest.base or 'nothing: the first one'}"
+    yield "source", f"{writer.path} on {writer.host}"
+    yield "owner", f"uid {writer.uid}, gid {writer.gid}, mode {writer.mode:04o}"
+    yield "written by", f"backupd {writer.backupd_version}, installation {writer.id}"
+    yield from _size_facts(manifest)
+    yield from _database_facts(manifest)
+    yield "image digest", manifest.image_digest
+
+
+def _size_facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    pages = quantities.count(manifest.page_count, "page")
+    size = quantities.size(manifest.image_bytes)
+    yield "size", f"{size}, {pages} of {quantities.count(manifest.page_size, 'byte')}"
+    changed = quantities.count(manifest.changed_pages, "page")
+    yield "changed", f"{changed} ({_share(manifest.changed_pages, manifest.page_count)}) since the snapshot before"
+    packed_bytes = sum(pack.stored_bytes for pack in manifest.packs)
+    yield "packs", f"{quantities.count(len(manifest.packs), 'pack')}, {quantities.size(packed_bytes)} to fetch in all"
+    own = quantities.size(manifest.stored_bytes)
+    yield "stored", f"{own} ({_share(manifest.stored_bytes, packed_bytes)}) were written for this snapshot"
+
+
+def _database_facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    source = manifest.source
+    yield "journal mode", source.journal_mode
+    yield "encoding", source.encoding
+    yield "free pages", quantities.count(source.free_pages)
+    yield "user version", str(source.user_version)
+    yield "application id", str(source.application_id)
+    yield "sqlite version", source.sqlite_version or "none: the database is empty"
+    yield "tables", _names(source.tables)
+    yield "schema digest", source.schema_digest or "none: the schema could not be read"
+    yield "alembic", ", ".join(source.alembic_revisions or ()) or "no revision"
+
+
+def _names(tables: Sequence[str] | None) -> str:
+    if tables is None:
+        return "unknown: the schema could not be read"
+    return f"{quantities.count(len(tables))}: {', '.join(tables)}" if tables else "none"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "0%"

@@ -1,0 +1,49 @@
+"""A snapshot as JSON shows it, under the names that the manifest has for things."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from backupd.cli import quantities
+from backupd.format.manifest import encode_manifest
+
+if TYPE_CHECKING:
+    from backupd.catalog import ListedSnapshot
+
+
+def listed_values(snapshot: ListedSnapshot) -> dict[str, Any]:
+    """What a listing tells of a snapshot."""
+    manifest, source = snapshot.manifest, snapshot.manifest.source
+    return {
+        "id": str(manifest.id),
+        "database": manifest.database,
+        "store": snapshot.repository.url,
+        "taken_at": quantities.utc_time(manifest.id.taken_at),
+        "kind": str(manifest.kind),
+        "tags": list(manifest.tags),
+        "sequence": manifest.sequence,
+        "base": None if manifest.base is None else str(manifest.base),
+        "page_size": manifest.page_size,
+        "page_count": manifest.page_count,
+        "changed_pages": manifest.changed_pages,
+        "image_bytes": manifest.image_bytes,
+        "stored_bytes": manifest.stored_bytes,
+        "image_digest": manifest.image_digest,
+        "journal_mode": source.journal_mode,
+        "encoding": source.encoding,
+        "user_version": source.user_version,
+        "application_id": source.application_id,
+        "alembic_revisions": None if source.alembic_revisions is None else list(source.alembic_revisions),
+    }
+
+
+def all_values(snapshot: ListedSnapshot) -> dict[str, Any]:
+    """Every value of the manifest, and what follows from it and from where it was found."""
+    manifest = snapshot.manifest
+    return {
+        "store": snapshot.repository.url,
+        "taken_at": quantities.utc_time(manifest.id.taken_at),
+        "image_bytes": manifest.image_bytes,
+        **json.loads(encode_manifest(manifest))["manifest"],
+    }

@@ -1,0 +1,484 @@
+"""Makes the golden vectors of repository format 1, once. A vector that exists is never written again.
+
+Nothing of backupd is imported: this is a second implementation of format/FORMAT.md's writer, so that a mistake in the
+first one does not hide in the vectors. Run it with the interpreter of the virtual environment, from anywhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import sqlite3
+import struct
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import zstandard
+from blake3 import blake3
+
+HERE = Path(__file__).parent
+MAGIC = 0x184D2A5B
+LOCK_BYTE = 1 << 30
+ID_1 = "20261122T085557123Z-7f3a91c2"
+ID_2 = "20261122T091500000Z-0badcafe"
+ID_3 = "20261122T093000999Z-ffffffff"
+
+
+def page_hash(page: bytes) -> bytes:
+    """The first 16 bytes of BLAKE3."""
+    return blake3(page).digest(length=16)
+
+
+def frame(content: bytes, *, checksum: bool = True, size: bool = True) -> bytes:
+    """One zstd frame."""
+    return zstandard.ZstdCompressor(level=3, write_checksum=checksum, write_content_size=size).compress(content)
+
+
+def raw_frame(content: bytes, *, declared: int) -> bytes:
+    """One zstd frame with a single uncompressed block, no checksum, and a content size that may be wrong."""
+    block = struct.pack("<I", len(content) << 3 | 1)[:3] + content
+    return bytes.fromhex("28b52ffd") + b"\xe0" + struct.pack("<Q", declared) + block
+
+
+def zero_page(number: int, size: int) -> bytes:
+    """A page that compresses well and differs from all others."""
+    return number.to_bytes(4, "big") + bytes(size - 4)
+
+
+def index(
+    size: int, numbers: list[int], hashes: bytes, *, magic: int = MAGIC, tag: bytes = b"bkpd", version: int = 1
+) -> bytes:
+    """The skippable frame of a pack."""
+    body = struct.pack(f"<4sIII{len(numbers)}I", tag, version, size, len(numbers), *numbers) + hashes
+    return struct.pack("<II", magic, len(body)) + body
+
+
+def pack(size: int, numbers: list[int], **fields: Any) -> bytes:
+    """A pack of pages that compress well."""
+    pages = [zero_page(number, size) for number in numbers]
+    return index(size, numbers, b"".join(map(page_hash, pages)), **fields) + frame(b"".join(pages))
+
+
+def sealed(body: bytes) -> bytes:
+    """A manifest around the bytes of its JSON object."""
+    return b'{"sha256":"' + hashlib.sha256(body).hexdigest().encode() + b'","manifest":' + body + b"}\n"
+
+
+def manifest(values: dict[str, Any]) -> bytes:
+    """A manifest, one key a line."""
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in values.items())
+    return sealed(b"{\n" + lines.encode() + b"\n}")
+
+
+def page_map(entries: list[int], **options: bool) -> str:
+    """The text of a page map."""
+    return base64.b64encode(frame(struct.pack(f"<{len(entries)}I", *entries), **options)).decode()
+
+
+def image_digest(hashes: list[bytes]) -> str:
+    """BLAKE3 over the page hashes."""
+    return blake3(b"".join(hashes)).hexdigest()
+
+
+def entry(content: bytes) -> dict[str, Any]:
+    """What a manifest says of a pack."""
+    return {
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "stored_bytes": len(content),
+        "pages": struct.unpack_from("<I", content, 20)[0],
+    }
+
+
+SOURCE = {
+    "journal_mode": "wal",
+    "encoding": "UTF-8",
+    "free_pages": 0,
+    "schema_version": 3,
+    "user_version": 7,
+    "application_id": 0,
+    "sqlite_version": "3.45.1",
+    "tables": ["alembic_version", "users"],
+    "schema_digest": hashlib.sha256(b"").hexdigest(),
+    "alembic_revisions": ["6a1f0e3b9c2d"],
+}
+WRITER = {
+    "id": "5c1e0f6a7b8d9e2f",
+    "host": "web-1",
+    "path": "/data/app.db",
+    "uid": 1000,
+    "gid": 1000,
+    "mode": 0o640,
+    "backupd_version": "0.1.0",
+}
+ONE_PAGE = pack(512, [1])
+VALUES: dict[str, Any] = {
+    "format": 1,
+    "id": ID_1,
+    "sequence": 1,
+    "base": None,
+    "database": "app",
+    "kind": "regular",
+    "tags": [],
+    "page_size": 512,
+    "page_count": 1,
+    "changed_pages": 1,
+    "stored_bytes": len(ONE_PAGE),
+    "image_digest": image_digest([page_hash(zero_page(1, 512))]),
+    "packs": [entry(ONE_PAGE)],
+    "page_map": page_map([1]),
+    "source": SOURCE,
+    "writer": WRITER,
+}
+
+
+def with_hole(size: int, beyond: int) -> dict[str, Any]:
+    """Values of a manifest of an image that reaches `beyond` pages beyond the lock-byte page."""
+    lock = LOCK_BYTE // size + 1
+    hashes = [page_hash(bytes(size))] * (lock + beyond)
+    return VALUES | {
+        "page_size": size,
+        "page_count": lock + beyond,
+        "image_digest": image_digest(hashes),
+        "page_map": page_map([1] * (lock - 1) + [0] + [1] * beyond),
+    }
+
+
+def valid_packs() -> dict[str, bytes]:
+    """Packs that a reader must read."""
+    noise = hashlib.shake_256(b"noise").digest(1024)
+    return {
+        "pack-512-one-page.zst": ONE_PAGE,
+        "pack-1024-noise.zst": index(1024, [9], page_hash(noise)) + frame(noise),
+        "pack-4096-not-contiguous.zst": pack(4096, [1, 2, 7, 4000, 262144]),
+        "pack-65536-two-pages.zst": pack(65536, [3, 4]),
+        "pack-highest-page-number.zst": pack(512, [1 << 26]),
+        "pack-16-mib.zst": pack(65536, list(range(1, 257))),
+    }
+
+
+def valid_manifests() -> dict[str, bytes]:
+    """Manifests that a reader must read."""
+    empty = {"page_count": 0, "changed_pages": 0, "stored_bytes": 0, "packs": [], "page_map": page_map([])}
+    unread = dict.fromkeys(["tables", "schema_digest", "alembic_revisions"])
+    compact = json.dumps(VALUES, separators=(",", ":")).encode()
+    later = VALUES | {"later": {"key": [1, None]}, "writer": WRITER | {"later": True}}
+    return {
+        "manifest-minimal.json": manifest(VALUES),
+        "manifest-empty-image.json": manifest(
+            VALUES | empty | {"page_size": 4096, "image_digest": image_digest([]), "source": SOURCE | {"tables": []}}
+        ),
+        "manifest-tags.json": manifest(VALUES | {"tags": ["v1.2", "before-migration"], "sequence": (1 << 53) - 1}),
+        "manifest-before-restore.json": manifest(VALUES | {"kind": "before-restore", "base": ID_3, "sequence": 8}),
+        "manifest-unread-schema.json": manifest(VALUES | {"source": SOURCE | unread}),
+        "manifest-hole-4096.json": manifest(with_hole(4096, 3)),
+        "manifest-hole-last-page-65536.json": manifest(with_hole(65536, 0)),
+        "manifest-up-to-the-hole-65536.json": manifest(
+            VALUES | {"page_size": 65536, "page_count": 16384, "page_map": page_map([1] * 16384)}
+        ),
+        "manifest-unknown-keys.json": manifest(later),
+        "manifest-other-order-and-spaces.json": sealed(b" " + compact[:1] + b"\n" + compact[1:] + b" "),
+        "manifest-utf-8.json": sealed(json.dumps(VALUES | {"tags": ["größer"]}, ensure_ascii=False).encode()),
+    }
+
+
+def invalid_packs() -> dict[str, bytes]:
+    """Packs that a reader must reject, each for one reason."""
+    good, size = pack(512, [1, 2]), 512
+    end = 24 + 2 * 20
+    head, pages = good[:end], zero_page(1, size) + zero_page(2, size)
+    body = frame(pages)
+    # A single segment, so that the header is magic, descriptor, content size: the dictionary id comes before the size.
+    with_dictionary = body[:4] + bytes([body[4] | 1]) + b"\x2a" + body[5:]
+    return {
+        "pack-empty.zst": b"",
+        "pack-truncated-head.zst": good[:23],
+        "pack-wrong-magic.zst": pack(size, [1, 2], magic=MAGIC - 1),
+        "pack-wrong-tag.zst": pack(size, [1, 2], tag=b"bkpe"),
+        "pack-version-0.zst": pack(size, [1, 2], version=0),
+        "pack-version-2.zst": pack(size, [1, 2], version=2),
+        "pack-page-size-256.zst": pack(256, [1, 2]),
+        "pack-page-size-1000.zst": pack(1000, [1, 2]),
+        "pack-page-size-131072.zst": pack(131072, [1, 2]),
+        "pack-no-pages.zst": pack(size, []),
+        "pack-more-than-16-mib.zst": pack(65536, list(range(1, 258))),
+        "pack-index-frame-size.zst": good[:4] + struct.pack("<I", end - 8 + 1) + head[8:] + b"\0" + body,
+        "pack-truncated-index.zst": good[: end - 1],
+        "pack-page-number-0.zst": pack(size, [0, 1]),
+        "pack-page-number-too-high.zst": pack(size, [1, (1 << 26) + 1]),
+        "pack-page-twice.zst": pack(size, [1, 1]),
+        "pack-pages-out-of-order.zst": pack(size, [2, 1]),
+        "pack-no-frame.zst": head,
+        "pack-not-zstd.zst": head + b"\0" + body[1:],
+        "pack-second-index.zst": head + good,
+        "pack-truncated-frame.zst": good[:-1],
+        "pack-no-content-size.zst": head + frame(pages, size=False),
+        "pack-content-size-too-small.zst": head + frame(pages[:size]),
+        "pack-content-size-too-large.zst": head + frame(pages + pages[:size]),
+        "pack-holds-more-than-declared.zst": head + as_if_checked(raw_frame(pages * 2, declared=len(pages)), pages * 2),
+        "pack-holds-less-than-declared.zst": head + as_if_checked(raw_frame(pages[:size], declared=1024), pages[:size]),
+        "pack-no-checksum.zst": head + frame(pages, checksum=False),
+        "pack-checksum-wrong.zst": good[:-1] + bytes([good[-1] ^ 1]),
+        "pack-content-flipped.zst": head + flipped(as_if_checked(raw_frame(pages, declared=len(pages)), pages), at=99),
+        "pack-dictionary.zst": head + with_dictionary,
+        "pack-byte-after-frame.zst": good + b"\0",
+        "pack-second-frame.zst": good + body,
+    }
+
+
+def as_if_checked(unchecked: bytes, content: bytes) -> bytes:
+    """A frame of `raw_frame` with the checksum of `content`, which zstd puts at the end of its own frame."""
+    return unchecked[:4] + bytes([unchecked[4] | 4]) + unchecked[5:] + frame(content)[-4:]
+
+
+def flipped(content: bytes, *, at: int) -> bytes:
+    """`content` with one bit changed."""
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+def invalid_manifests() -> dict[str, bytes]:
+    """Manifests that a reader must reject, each for one reason."""
+    good = manifest(VALUES)
+    body = good[good.index(b'"manifest":') + 11 : -2]
+    text = json.dumps(VALUES).encode()
+    wrong: dict[str, dict[str, Any]] = {
+        "format-0": {"format": 0},
+        "format-2": {"format": 2},
+        "format-text": {"format": "1"},
+        "format-true": {"format": True},
+        "format-fraction": {"format": 1.0},
+        "id-malformed": {"id": "20261122T085557Z-7f3a91c2"},
+        "id-upper-case": {"id": ID_1.upper()},
+        "id-impossible-date": {"id": "20260229T085557123Z-7f3a91c2"},
+        "id-leap-second": {"id": "20161231T235960000Z-7f3a91c2"},
+        "id-number": {"id": 20261122},
+        "sequence-0": {"sequence": 0},
+        "sequence-too-high": {"sequence": 1 << 53},
+        "sequence-text": {"sequence": "1"},
+        "sequence-fraction": {"sequence": 1.0},
+        "base-malformed": {"base": "none"},
+        "database-empty": {"database": ""},
+        "database-slash": {"database": "a/b"},
+        "database-dots": {"database": ".."},
+        "database-101-characters": {"database": "a" * 101},
+        "database-line-feed": {"database": "app\n"},
+        "kind-unknown": {"kind": "irregular"},
+        "tags-text": {"tags": "v1"},
+        "tag-4097-characters": {"tags": ["a" * 4097]},
+        "page-size-1000": {"page_size": 1000},
+        "page-size-131072": {"page_size": 131072},
+        "page-count-negative": {"page_count": -1},
+        "page-count-too-high": {"page_count": (1 << 26) + 1},
+        "changed-pages-negative": {"changed_pages": -1},
+        "stored-bytes-2-to-63": {"stored_bytes": 1 << 63},
+        "image-digest-short": {"image_digest": "0" * 63},
+        "image-digest-upper-case": {"image_digest": "A" * 64},
+        "packs-object": {"packs": {}},
+        "pack-sha256-malformed": {"packs": [entry(ONE_PAGE) | {"sha256": "g" * 64}]},
+        "pack-no-bytes": {"packs": [entry(ONE_PAGE) | {"stored_bytes": 0}]},
+        "pack-too-many-bytes": {"packs": [entry(ONE_PAGE) | {"stored_bytes": 17_563_673}]},
+        "pack-no-pages": {"packs": [entry(ONE_PAGE) | {"pages": 0}]},
+        "pack-too-many-pages": {"packs": [entry(ONE_PAGE) | {"pages": 32769}]},
+        "source-null": {"source": None},
+        "source-tables-number": {"source": SOURCE | {"tables": [1]}},
+        "source-schema-digest-malformed": {"source": SOURCE | {"schema_digest": "0"}},
+        "source-user-version-33-bits": {"source": SOURCE | {"user_version": 1 << 31}},
+        "writer-mode-too-high": {"writer": WRITER | {"mode": 0o10000}},
+        "writer-uid-negative": {"writer": WRITER | {"uid": -1}},
+        "page-map-null": {"page_map": None},
+    }
+    bodies = {
+        "not-json": text[:-1],
+        "not-utf-8": text.replace(b"web-1", b"web-\xff"),
+        "byte-order-mark": b"\xef\xbb\xbf" + text,
+        "not-a-number": text[:-1] + b', "later": NaN}',
+        "lone-surrogate": text.replace(b"web-1", b"web-\\ud800"),
+        "array": b"[" + text + b"]",
+        "repeated-key": text[:-1] + b', "sequence": 1}',
+        "repeated-key-inside": text.replace(b'"host"', b'"uid": 0, "host"'),
+        "missing-key": json.dumps({key: value for key, value in VALUES.items() if key != "base"}).encode(),
+    }
+    envelopes = {
+        "not-sealed": body + b"\n",
+        "sealed-with-spaces": good.replace(b'"sha256":', b'"sha256": ', 1),
+        "truncated": good[:-1],
+        "byte-after-the-end": good + b"\n",
+        "seal-wrong": good.replace(b'"sequence": 1', b'"sequence": 2'),
+        "seal-upper-case": good[:11] + good[11:75].upper() + good[75:],
+    }
+    named = envelopes | {name: sealed(each) for name, each in bodies.items()}
+    named |= {name: manifest(VALUES | each) for name, each in wrong.items()}
+    return {f"manifest-{name}.json": content for name, content in named.items()}
+
+
+def invalid_maps() -> dict[str, bytes]:
+    """Manifests whose page map a reader must reject, each for one reason."""
+    four = VALUES | {"page_count": 4}
+    good = frame(struct.pack("<4I", 1, 1, 1, 1))
+    hole = with_hole(65536, 1)
+    lock = 16385
+    frames = {
+        "not-zstd": bytes(16),
+        "truncated": good[:-1],
+        "byte-after-frame": good + b"\0",
+        "no-content-size": frame(struct.pack("<4I", 1, 1, 1, 1), size=False),
+        "too-short": frame(struct.pack("<3I", 1, 1, 1)),
+        "too-long": frame(struct.pack("<5I", 1, 1, 1, 1, 1)),
+        "declares-32-tib": raw_frame(struct.pack("<4I", 1, 1, 1, 1), declared=1 << 45),
+        "holds-more-than-declared": raw_frame(struct.pack("<400I", *[1] * 400), declared=16),
+        "pack-beyond-list": frame(struct.pack("<4I", 1, 2, 1, 1)),
+        "hole-elsewhere": frame(struct.pack("<4I", 1, 0, 1, 1)),
+    }
+    named = {name: four | {"page_map": base64.b64encode(each).decode()} for name, each in frames.items()}
+    named["not-base64"] = four | {"page_map": "*" + base64.b64encode(good).decode()[1:]}
+    named["no-hole-at-the-lock-page"] = hole | {"page_map": page_map([1] * (lock + 1))}
+    named["hole-beside-the-lock-page"] = hole | {"page_map": page_map([1] * lock + [0])}
+    return {f"map-{name}.json": manifest(values) for name, values in named.items()}
+
+
+def tiny_repository(packs: dict[str, bytes], values: dict[str, Any], *, key: str = f"app/snapshots/{ID_1}.json") -> Any:
+    """A repository with one manifest and `packs` by their names."""
+    return {
+        "backupd.json": b'{"format": 1, "repository": "0123456789abcdef0123456789abcdef"}\n',
+        key: manifest(values),
+    } | {f"app/packs/{name}.zst": content for name, content in packs.items()}
+
+
+def invalid_repositories() -> dict[str, bytes]:
+    """Repositories in which single objects are in order and do not belong together, and wrong `backupd.json`."""
+    name = entry(ONE_PAGE)["sha256"]
+    other, larger = pack(512, [2]), pack(1024, [1])
+    good = {name: ONE_PAGE}
+    repositories = {
+        "pack-missing": tiny_repository({}, VALUES),
+        "pack-not-its-name": tiny_repository({name: flipped(ONE_PAGE, at=30)}, VALUES),
+        "pack-page-size": tiny_repository({entry(larger)["sha256"]: larger}, VALUES | {"packs": [entry(larger)]}),
+        "pack-lacks-page": tiny_repository({entry(other)["sha256"]: other}, VALUES | {"packs": [entry(other)]}),
+        "image-digest": tiny_repository(good, VALUES | {"image_digest": image_digest([bytes(16)])}),
+        "manifest-of-another-id": tiny_repository(good, VALUES, key=f"app/snapshots/{ID_2}.json"),
+        "manifest-of-another-database": tiny_repository(good, VALUES | {"database": "other"}),
+    }
+    files = {
+        f"repository-{repository}/{key}": content
+        for repository, objects in repositories.items()
+        for key, content in objects.items()
+    }
+    return files | {
+        "repository-format-2.json": b'{"format": 2, "repository": "0123456789abcdef0123456789abcdef"}\n',
+        "repository-not-json.json": b'{"format": 1, "repository": "0123456789abcdef0123456789abcdef"\n',
+        "repository-no-format.json": b'{"repository": "0123456789abcdef0123456789abcdef"}\n',
+        "repository-no-id.json": b'{"format": 1}\n',
+        "repository-unsafe-id.json": b'{"format": 1, "repository": "../../etc"}\n',
+    }
+
+
+SCRIPTS = (
+    """
+    PRAGMA page_size = 512;
+    PRAGMA user_version = 7;
+    CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT NOT NULL);
+    WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 120)
+    INSERT INTO users SELECT i, printf('user %04d', i) FROM n;
+    """,
+    "UPDATE users SET name = 'Zoe' WHERE id IN (5, 100);",
+    "DELETE FROM users WHERE id > 60; VACUUM;",
+)
+
+
+def states_of_a_database() -> list[bytes]:
+    """Three images of one database: fresh, changed, and shrunk."""
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "app.db"
+        connection = sqlite3.connect(file, isolation_level=None)
+        images = []
+        for script in SCRIPTS:
+            connection.executescript(script)
+            images.append(canonical(file.read_bytes()))
+        connection.close()
+        return images
+
+
+def canonical(image: bytes) -> bytes:
+    """The image with the change counter that FORMAT.md defines."""
+    first, rest = bytearray(image[:512]), image[512:]
+    first[24:28] = first[92:96] = bytes(4)
+    hashes = b"".join(page_hash(rest[start : start + 512]) for start in range(0, len(rest), 512))
+    first[24:28] = first[92:96] = blake3(bytes(first) + hashes).digest()[:4]
+    return bytes(first) + rest
+
+
+def golden_repository() -> dict[str, bytes]:
+    """A whole repository with three snapshots, and what each of them is."""
+    files: dict[str, bytes] = {}
+    packs: list[dict[str, Any]] = []
+    before: list[bytes] = []
+    entries: list[int] = []
+    expected: dict[str, Any] = {}
+    for sequence, (image, snapshot_id) in enumerate(zip(states_of_a_database(), [ID_1, ID_2, ID_3], strict=True), 1):
+        pages = [image[start : start + 512] for start in range(0, len(image), 512)]
+        changed = [number for number, page in enumerate(pages, 1) if [page] != before[number - 1 : number]]
+        stored = b"".join(pages[number - 1] for number in changed)
+        content = index(512, changed, b"".join(page_hash(pages[number - 1]) for number in changed)) + frame(stored)
+        packs.append(entry(content))
+        entries = [len(packs) if number in changed else entries[number - 1] for number in range(1, len(pages) + 1)]
+        used = sorted(set(entries))
+        schema = sqlite_schema(image)
+        values = VALUES | {
+            "id": snapshot_id,
+            "sequence": sequence,
+            "base": [None, ID_1, ID_2][sequence - 1],
+            "tags": ["v1"] if sequence == 2 else [],
+            "page_count": len(pages),
+            "changed_pages": len(changed),
+            "stored_bytes": len(content),
+            "image_digest": image_digest([page_hash(page) for page in pages]),
+            "packs": [packs[position - 1] for position in used],
+            "page_map": page_map([used.index(position) + 1 for position in entries]),
+            "source": SOURCE
+            | {
+                "journal_mode": "delete",
+                "schema_version": int.from_bytes(image[40:44], "big"),
+                "sqlite_version": sqlite3.sqlite_version,
+                "tables": ["users"],
+                "schema_digest": hashlib.sha256("\n".join(sorted(map(json.dumps, schema))).encode()).hexdigest(),
+                "alembic_revisions": None,
+            },
+        }
+        files[f"app/packs/{packs[-1]['sha256']}.zst"] = content
+        files[f"app/snapshots/{snapshot_id}.json"] = manifest(values)
+        expected[snapshot_id] = {"sha256": hashlib.sha256(image).hexdigest(), "size_bytes": len(image)}
+        before = pages
+    files["backupd.json"] = b'{"format": 1, "repository": "0123456789abcdef0123456789abcdef"}\n'
+    return {f"repository/{key}": content for key, content in files.items()} | {
+        "repository.expected.json": json.dumps(expected, indent=2).encode() + b"\n"
+    }
+
+
+def sqlite_schema(image: bytes) -> list[tuple[Any, ...]]:
+    """The rows that `schema_digest` covers."""
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "image.db"
+        file.write_bytes(image)
+        connection = sqlite3.connect(file)
+        rows = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema").fetchall()
+        connection.close()
+        return rows
+
+
+def main() -> None:
+    """Write every vector that does not exist."""
+    vectors = {
+        "valid": valid_packs() | valid_manifests() | golden_repository(),
+        "invalid": invalid_packs() | invalid_manifests() | invalid_maps() | invalid_repositories(),
+    }
+    for kind, files in vectors.items():
+        for name, content in files.items():
+            file = HERE / kind / name
+            if not file.exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content)
+
+
+if __name__ == "__main__":
+    main()
