@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import secrets
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,6 +25,7 @@ from backupd.format.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifes
 from backupd.format.pack import HASH_BYTES, MAX_PACK_BYTES, PackIndex, decode_pack, index_bytes, parse_index
 from backupd.format.pagemap import image_digest, page_hashes
 from backupd.store.keys import REPOSITORY_KEY, PackKey, SnapshotKey, database_prefix, snapshots_prefix
+from backupd.threads import worker_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -176,7 +176,7 @@ class Repository:
             sizes = {found_id: found.size_bytes for found in keys if (found_id := _snapshot_id(found.key))}
         else:
             sizes = survey.manifests
-        with ThreadPoolExecutor(_READERS) as readers:
+        with worker_threads(_READERS) as readers:
             found = list(readers.map(lambda item: self._cached_manifest(database, *item), sizes.items()))
         self._forget_removed(database, sizes)
         manifests = sorted((each for each in found if isinstance(each, Manifest)), key=lambda each: each.order)
@@ -266,7 +266,7 @@ class Repository:
             return index if (index.pages, index.page_size) == (pack.pages, manifest.page_size) else None
 
         positions = [position for position in range(1, len(manifest.packs) + 1) if not is_lost[position]]
-        with ThreadPoolExecutor(_READERS) as readers:
+        with worker_threads(_READERS) as readers:
             yield from zip(positions, readers.map(read, positions), strict=True)
 
     def put_pack(self, database: str, file: Path, sha256: str) -> None:

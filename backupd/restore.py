@@ -7,7 +7,6 @@ import os
 import shutil
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,6 +20,7 @@ from backupd.errors import BusyError, DamageError, TargetExistsError, TargetUnwr
 from backupd.format.pack import HASH_BYTES
 from backupd.format.pagemap import image_digest, page_hashes
 from backupd.repository import pack_key, snapshots_that_need
+from backupd.threads import worker_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -141,16 +141,12 @@ class _Fetch:
     def run(self) -> None:
         """Fetch everything and compare the image digest. Stops at the first damage or failure."""
         os.truncate(self._descriptor, self._manifest.image_bytes)
-        with ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch") as threads:
+        with worker_threads(_FETCHERS, name="fetch") as threads:
             futures = [
                 threads.submit(self._fetch, position, pack) for position, pack in enumerate(self._manifest.packs, 1)
             ]
-            try:
-                for future in futures:
-                    future.result()
-            except BaseException:
-                threads.shutdown(wait=False, cancel_futures=True)
-                raise
+            for future in futures:
+                future.result()
         if image_digest(self._hashes) != self._manifest.image_digest:
             raise DamageError(
                 f"the packs of snapshot {self._manifest.id} in {self._repository.url} do not make up its image",

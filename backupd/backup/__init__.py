@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from backupd.backup.target import Target
 from backupd.capture.process import Base, Capture, CaptureRequest, PagesCaptured
 from backupd.errors import BackupdError, LostPacksError, TargetUnwritableError
 from backupd.repository import Repository
+from backupd.threads import worker_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -124,6 +124,6 @@ def _local_failure(error: OSError) -> TargetUnwritableError:
 
 
 def _in_parallel(calls: Iterable[Callable[[], None]]) -> None:
-    with ThreadPoolExecutor() as threads:
+    with worker_threads() as threads:
         for future in [threads.submit(call) for call in calls]:
             future.result()

@@ -115,7 +115,10 @@ class Capture:
     def __enter__(self) -> Self:
         # -P keeps a module of the same name in the current directory from being imported instead of ours.
         command = [sys.executable, "-P", "-m", "backupd.capture.child"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603
+        # In a process group of its own, because Ctrl-C goes to the whole group and this one decides what becomes of it.
+        self._process = subprocess.Popen(  # noqa: S603
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0
+        )
         self._send(json.dumps(asdict(self._request)))
         return self
 

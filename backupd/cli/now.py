@@ -122,7 +122,7 @@ def _print_results(results: Sequence[BackupResult], session: Session) -> None:
     """A line for each result, and what is to be said about it; an error that all stores share is told once."""
     told: list[BaseException] = []
     for result in results:
-        if result.error is None and not session.is_quiet:
+        if not session.is_quiet:
             output.print_result(_line(result))
         for warning in result.warnings:
             output.print_warning(f"{result.database}: {warning}")
@@ -134,14 +134,17 @@ def _print_results(results: Sequence[BackupResult], session: Session) -> None:
 def _line(result: BackupResult) -> str:
     image = quantities.size((result.page_size or 0) * (result.page_count or 0))
     duration = quantities.seconds(result.duration_seconds)
-    if result.outcome == "unchanged":
+    if result.error is not None:
+        what = f"nothing stored, given up after {duration}"
+    elif result.outcome == "unchanged":
         what = f"{image}, nothing changed since this snapshot, checked in {duration}"
     else:
         changed = quantities.count(result.changed_pages or 0)
         pages = quantities.count(result.page_count or 0, "page")
         stored = quantities.size(result.stored_bytes)
         what = f"{image}, {changed} of {pages} changed, {stored} stored in {duration}"
-    return output.printable(f"{result.database}  {result.outcome}  {result.id}  {what}  -> {result.store}")
+    snapshot = f"  {result.id}" if result.id else ""
+    return output.printable(f"{result.database}  {result.outcome}{snapshot}  {what}  -> {result.store}")
 
 
 def _result_values(result: BackupResult) -> dict[str, Any]:

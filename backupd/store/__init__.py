@@ -26,7 +26,8 @@ class Store(Protocol):
     """Objects by key. Every method may be called from several threads at once and may be repeated.
 
     Keys are relative to the store's root, with `/` between parts. Every method raises `StoreUnavailableError` when the
-    store cannot be reached within its time limit (a retry can help) and another `StoreError` when it refuses.
+    store cannot be reached within its time limit (a retry can help) and another `StoreError` when it refuses; an unsafe
+    key (absolute, empty parts, `..`) is a ValueError.
     """
 
     @property
@@ -37,7 +38,8 @@ class Store(Protocol):
         """Write one object from memory or from a local file, replacing what was there.
 
         Atomic: a reader sees the old object, the new one, or none, never a part. Durable when it returns.
-        `sha256` (32 bytes, of the whole content) goes with the request, so that a store that can check it does.
+        `sha256` (32 bytes, of the whole content) goes with the request, so that a store that can check it does. A local
+        file that cannot be opened raises OSError: that is not the store's doing.
         """
 
     def get(self, key: str, *, limit_bytes: int) -> bytes:
@@ -49,7 +51,8 @@ class Store(Protocol):
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """Every object whose key begins with `prefix`, in the order of the keys' UTF-8 bytes; empty if there is none.
 
-        Objects that were put before the call are shown; ones put during it may be.
+        Objects that were put before the first one is asked for are shown; ones put after may be. Lazy: errors come with
+        the objects, and the time limit counts for each page of a bucket's listing.
         """
 
     def delete(self, key: str) -> None:

@@ -179,10 +179,10 @@ class S3Store:
         while True:
             attempts_left -= 1
             answer = client.get_object(**self._object(asked.key), **parameters)
-            if "ETag" not in answer:
-                raise not_s3(asked)
             try:
                 with closing(answer["Body"]):
+                    if "ETag" not in answer:
+                        raise not_s3(asked)
                     return read(answer)
             except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
                 if not attempts_left:

@@ -1,0 +1,420 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import zstandard
+
+import backupd.format
+from backupd.errors import BackupdError, DamageError, UnsupportedFormatError
+from backupd.format import FormatError, NewerFormatError
+from backupd.format.manifest import Manifest, SnapshotKind, decode_manifest, encode_manifest
+from backupd.format.pack import decode_pack, encode_pack, index_bytes, page_hash, parse_index
+from backupd.format.pagemap import image_digest, page_hashes
+from backupd.repository import Repository
+from backupd.restore import restore_to_file
+from backupd.state import StateDirectory
+from backupd.store.directory import DirectoryStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_VECTORS = Path(__file__).parent.parent / "vectors"
+_VALID = _VECTORS / "valid"
+_INVALID = _VECTORS / "invalid"
+_FORMAT_MD = Path(backupd.format.__file__).with_name("FORMAT.md").read_text()
+_LARGEST_SUM_BYTES = 150_000
+
+_VALID_PACKS = {
+    "pack-512-one-page.zst": (512, [1]),
+    "pack-4096-not-contiguous.zst": (4096, [1, 2, 7, 4000, 262144]),
+    "pack-65536-two-pages.zst": (65536, [3, 4]),
+    "pack-highest-page-number.zst": (512, [1 << 26]),
+    "pack-16-mib.zst": (65536, list(range(1, 257))),
+}
+
+_NOT_READ = "the compressed pages cannot be read: "
+_INVALID_PACKS = {
+    "byte-after-frame": "1 bytes of unused data",
+    "checksum-wrong": f"{_NOT_READ}decompression error: Restored data doesn't match checksum",
+    "content-flipped": f"{_NOT_READ}decompression error: Restored data doesn't match checksum",
+    "content-size-too-large": "the compressed frame declares another size than 2 pages",
+    "content-size-too-small": "the compressed frame declares another size than 2 pages",
+    "dictionary": "the compressed frame wants a dictionary",
+    "empty": "the pack is shorter than an empty index",
+    "holds-less-than-declared": _NOT_READ,
+    "holds-more-than-declared": _NOT_READ,
+    "index-frame-size": "the index frame has 57 bytes, 2 pages need 56",
+    "more-than-16-mib": "257 pages of 65536 bytes, outside 1 page to 16 MiB",
+    "no-checksum": "the compressed frame has no checksum",
+    "no-content-size": "the compressed frame declares another size than 2 pages",
+    "no-frame": _NOT_READ,
+    "no-pages": "0 pages of 512 bytes, outside 1 page to 16 MiB",
+    "not-zstd": _NOT_READ,
+    "page-number-0": "page numbers must be from 1 to 67108864",
+    "page-number-too-high": "page numbers must be from 1 to 67108864",
+    "page-size-1000": "1000 is not a page size",
+    "page-size-131072": "131072 is not a page size",
+    "page-size-256": "256 is not a page size",
+    "page-twice": "page numbers do not ascend strictly",
+    "pages-out-of-order": "page numbers do not ascend strictly",
+    "second-frame": "31 bytes of unused data",
+    "second-index": "the compressed frame declares another size than 2 pages",
+    "truncated-frame": f"{_NOT_READ}decompression error: did not decompress full frame",
+    "truncated-head": "the pack is shorter than an empty index",
+    "truncated-index": "the pack ends inside its index",
+    "version-0": "the pack claims format version 0",
+    "version-2": "the pack is of format version 2, this reader knows 1",
+    "wrong-magic": "the object does not begin with a pack index",
+    "wrong-tag": "the object does not begin with a pack index",
+}
+
+_NOT_SEALED = "the object is not a sealed manifest"
+_NO_VERSION = "format: the manifest does not say its version"
+_INVALID_MANIFESTS = {
+    "array": _NO_VERSION,
+    "base-malformed": "base: Value error, 'none' is not a snapshot id",
+    "byte-after-the-end": _NOT_SEALED,
+    "byte-order-mark": "not JSON: Unexpected UTF-8 BOM",
+    "changed-pages-negative": "changed_pages: Input should be greater than or equal to 0",
+    "database-101-characters": "database: String should match pattern",
+    "database-dots": "database: String should match pattern",
+    "database-empty": "database: String should match pattern",
+    "database-line-feed": "database: String should match pattern",
+    "database-slash": "database: String should match pattern",
+    "format-0": _NO_VERSION,
+    "format-2": "the manifest is of format version 2",
+    "format-fraction": _NO_VERSION,
+    "format-text": _NO_VERSION,
+    "format-true": _NO_VERSION,
+    "id-impossible-date": "'20260229T085557123Z-7f3a91c2' is not a snapshot id: no such date",
+    "id-leap-second": "'20161231T235960000Z-7f3a91c2' is not a snapshot id: no such date",
+    "id-malformed": "id: Value error, '20261122T085557Z-7f3a91c2' is not a snapshot id",
+    "id-number": "id: Value error, '20261122' is not a snapshot id",
+    "id-upper-case": "id: Value error, '20261122T085557123Z-7F3A91C2' is not a snapshot id",
+    "image-digest-short": "image_digest: String should match pattern",
+    "image-digest-upper-case": "image_digest: String should match pattern",
+    "kind-unknown": "kind: Input should be 'regular' or 'before-restore'",
+    "lone-surrogate": "Invalid JSON: unexpected end of hex escape",
+    "missing-key": "base: Field required",
+    "not-a-number": "not JSON: NaN is no number",
+    "not-json": "not JSON: Expecting ',' delimiter",
+    "not-sealed": _NOT_SEALED,
+    "not-utf-8": "not JSON: 'utf-8' codec can't decode byte 0xff",
+    "pack-no-bytes": "packs.0.stored_bytes: Input should be greater than or equal to 1",
+    "pack-no-pages": "packs.0.pages: Input should be greater than or equal to 1",
+    "pack-sha256-malformed": "packs.0.sha256: String should match pattern",
+    "pack-too-many-bytes": "packs.0.stored_bytes: Input should be less than or equal to 17563672",
+    "pack-too-many-pages": "packs.0.pages: Input should be less than or equal to 32768",
+    "packs-object": "packs: Input should be a valid array",
+    "page-count-negative": "page_count: Input should be greater than or equal to 0",
+    "page-count-too-high": "page_count: Input should be less than or equal to 67108864",
+    "page-map-null": "page_map: Input should be a valid string",
+    "page-size-1000": "page_size: Value error, 1000 is not a page size",
+    "page-size-131072": "page_size: Value error, 131072 is not a page size",
+    "repeated-key": "a key stands twice in one object",
+    "repeated-key-inside": "a key stands twice in one object",
+    "seal-upper-case": _NOT_SEALED,
+    "seal-wrong": "the manifest does not have the SHA-256 that it is sealed with",
+    "sealed-with-spaces": _NOT_SEALED,
+    "sequence-0": "sequence: Input should be greater than or equal to 1",
+    "sequence-fraction": "sequence: Input should be a valid integer",
+    "sequence-text": "sequence: Input should be a valid integer",
+    "sequence-too-high": "sequence: Input should be less than 9007199254740992",
+    "source-null": "source: Input should be an object",
+    "source-schema-digest-malformed": "source.schema_digest: String should match pattern",
+    "source-tables-number": "source.tables.0: Input should be a valid string",
+    "source-user-version-33-bits": "source.user_version: Input should be less than 2147483648",
+    "stored-bytes-2-to-63": "stored_bytes: Input should be less than 9223372036854775808",
+    "tag-4097-characters": "tags.0: String should have at most 4096 characters",
+    "tags-text": "tags: Input should be a valid array",
+    "truncated": _NOT_SEALED,
+    "writer-mode-too-high": "writer.mode: Input should be less than or equal to 4095",
+    "writer-uid-negative": "writer.uid: Input should be greater than or equal to 0",
+}
+
+_MAP_NOT_READ = "the page map cannot be read: "
+_WRONG_HOLE = "the page map has a hole that is not the lock-byte page, or none where that page is"
+_INVALID_MAPS = {
+    "byte-after-frame": f"{_MAP_NOT_READ}compressed input contains 1 bytes of unused data",
+    "declares-32-tib": "the page map declares 35184372088832 bytes, this image needs 16",
+    "holds-more-than-declared": _MAP_NOT_READ,
+    "hole-beside-the-lock-page": _WRONG_HOLE,
+    "hole-elsewhere": _WRONG_HOLE,
+    "no-content-size": "the page map declares 18446744073709551615 bytes, this image needs 16",
+    "no-hole-at-the-lock-page": _WRONG_HOLE,
+    "not-base64": f"{_MAP_NOT_READ}Only base64 data is allowed",
+    "not-zstd": _MAP_NOT_READ,
+    "pack-beyond-list": "the page map names pack 2 of 1",
+    "too-long": "the page map declares 20 bytes, this image needs 16",
+    "too-short": "the page map declares 12 bytes, this image needs 16",
+    "truncated": f"{_MAP_NOT_READ}decompression error: did not decompress full frame",
+}
+
+_UNREADABLE = "backupd.json in .* cannot be read"
+_INVALID_REPOSITORY_OBJECTS = {
+    "format-2": "was written by a newer backupd",
+    "no-format": _UNREADABLE,
+    "no-id": _UNREADABLE,
+    "not-json": _UNREADABLE,
+    "unsafe-id": _UNREADABLE,
+}
+_INVALID_REPOSITORIES = {
+    "image-digest": "do not make up its image",
+    "manifest-of-another-database": "is damaged: it is that of other@20261122T085557123Z-7f3a91c2",
+    "manifest-of-another-id": "is damaged: it is that of app@20261122T085557123Z-7f3a91c2",
+    "pack-lacks-page": "lacks pages that the snapshot has in it",
+    "pack-missing": "pack .* is missing from",
+    "pack-not-its-name": "does not have the SHA-256 that names it",
+    "pack-page-size": "holds pages of another size",
+}
+
+
+def vectors(directory: Path, kind: str) -> dict[str, Path]:
+    """All vectors of one kind, by the name of the rule."""
+    return {file.stem.removeprefix(f"{kind}-"): file for file in sorted(directory.glob(f"{kind}-*"))}
+
+
+def only_snapshot(repository: Repository) -> Manifest:
+    """The manifest of the one snapshot in `app`, by the id in its key."""
+    (snapshot_id,) = repository.survey("app").manifests
+    return repository.manifest("app", snapshot_id)
+
+
+def opened(root: Path, scratch: Path) -> Repository:
+    """The repository below `root`, with its cache in `scratch`."""
+    return Repository(DirectoryStore(root), StateDirectory(scratch / "state"))
+
+
+@pytest.mark.parametrize("name", _VALID_PACKS)
+def test_valid_packs_hold_what_the_script_put_into_them(name: str):
+    """A golden pack gives the pages back that were written years ago, and hashes them as they were hashed."""
+    page_size, numbers = _VALID_PACKS[name]
+    pages = [number.to_bytes(4, "big") + bytes(page_size - 4) for number in numbers]
+    index, images = decode_pack((_VALID / name).read_bytes())
+    assert (index.page_size, np.frombuffer(index.page_numbers, "<u4").tolist()) == (page_size, numbers)
+    assert index.hashes == b"".join(map(page_hash, pages))
+    assert images == b"".join(pages)
+
+
+def test_pages_that_do_not_compress_are_read():
+    """A golden pack of noise gives the noise back."""
+    index, images = decode_pack((_VALID / "pack-1024-noise.zst").read_bytes())
+    assert np.frombuffer(index.page_numbers, "<u4").tolist() == [9]
+    assert images == hashlib.shake_256(b"noise").digest(1024)
+
+
+@pytest.mark.parametrize("name", [*_VALID_PACKS, "pack-1024-noise.zst"])
+def test_todays_writer_writes_the_same_index(name: str):
+    """Pages of a golden pack, written again, get the index of the golden one byte for byte, and read back equal."""
+    golden = (_VALID / name).read_bytes()
+    index, images = decode_pack(golden)
+    numbers = np.frombuffer(index.page_numbers, "<u4").tolist()
+    written = encode_pack(index.page_size, numbers, index.hashes, images, level=3)
+    assert written[: index_bytes(index.pages)] == golden[: index_bytes(index.pages)]
+    assert decode_pack(written) == (index, images)
+
+
+@pytest.mark.skipif(shutil.which("zstd") is None, reason="needs the zstd command line tool")
+@pytest.mark.parametrize("name", sorted(path.name for path in _VALID.glob("*.zst")))
+def test_the_zstd_tool_alone_prints_the_pages(name: str):
+    """Whoever has nothing but `zstd -d` gets at the page images."""
+    file = _VALID / name
+    printed = subprocess.run(["zstd", "-dc", file], check=True, capture_output=True).stdout
+    assert printed == decode_pack(file.read_bytes())[1]
+
+
+@pytest.mark.parametrize("name", vectors(_VALID, "manifest"))
+def test_valid_manifests_are_read(name: str):
+    """Every golden manifest and its page map are read, and what is written again says the same."""
+    manifest = decode_manifest(vectors(_VALID, "manifest")[name].read_bytes())
+    page_map = manifest.decode_map()
+    assert page_map.shape == (manifest.page_count,)
+    assert decode_manifest(encode_manifest(manifest)) == manifest
+
+
+@pytest.mark.parametrize("name", ["minimal", "empty-image", "tags", "before-restore", "unread-schema", "hole-4096"])
+def test_todays_writer_writes_the_same_manifest(name: str):
+    """A golden manifest that was read and is written again is the same, byte for byte."""
+    golden = vectors(_VALID, "manifest")[name].read_bytes()
+    assert encode_manifest(decode_manifest(golden)) == golden
+
+
+def test_valid_manifests_say_what_they_say():
+    """The keys that a restore and a listing depend on have their golden values."""
+    read = {name: decode_manifest(file.read_bytes()) for name, file in vectors(_VALID, "manifest").items()}
+    assert str(read["minimal"].id) == "20261122T085557123Z-7f3a91c2"
+    assert read["minimal"].source.alembic_revisions == ("6a1f0e3b9c2d",)
+    assert read["minimal"].writer.mode == 0o640
+    assert (read["empty-image"].image_bytes, read["empty-image"].packs) == (0, ())
+    assert (read["tags"].tags, read["tags"].sequence) == (("v1.2", "before-migration"), (1 << 53) - 1)
+    assert read["before-restore"].kind is SnapshotKind.BEFORE_RESTORE
+    assert str(read["before-restore"].base) == "20261122T093000999Z-ffffffff"
+    assert read["unread-schema"].source.tables is None
+    assert read["utf-8"].tags == ("größer",)
+    assert read["unknown-keys"] == read["other-order-and-spaces"] == read["minimal"]
+
+
+@pytest.mark.parametrize(("name", "lock"), [("hole-4096", 262145), ("hole-last-page-65536", 16385)])
+def test_the_hole_is_where_the_format_says(name: str, lock: int):
+    """The lock-byte page is the only hole, and its hash in the image digest is that of zeros."""
+    manifest = decode_manifest(vectors(_VALID, "manifest")[name].read_bytes())
+    assert np.flatnonzero(manifest.decode_map() == 0).tolist() == [lock - 1]
+    zeros = page_hashes(page_hash(bytes(manifest.page_size)) * manifest.page_count)
+    assert image_digest(zeros) == manifest.image_digest
+
+
+def test_an_empty_image_has_the_digest_of_nothing():
+    """The digest that FORMAT.md prints is that of 0 pages."""
+    manifest = decode_manifest((_VALID / "manifest-empty-image.json").read_bytes())
+    assert image_digest(page_hashes(b"")) == manifest.image_digest
+    assert manifest.image_digest in _FORMAT_MD
+
+
+@pytest.mark.parametrize("name", vectors(_INVALID, "pack"))
+def test_invalid_packs_are_rejected(name: str):
+    """Each pack that breaks one rule is rejected because of that rule."""
+    with pytest.raises(FormatError) as raised:
+        decode_pack(vectors(_INVALID, "pack")[name].read_bytes())
+    assert _INVALID_PACKS[name] in str(raised.value)
+    assert type(raised.value) is (NewerFormatError if name == "version-2" else FormatError)
+
+
+@pytest.mark.parametrize("name", vectors(_INVALID, "manifest"))
+def test_invalid_manifests_are_rejected(name: str):
+    """Each manifest that breaks one rule is rejected because of that rule."""
+    with pytest.raises(FormatError) as raised:
+        decode_manifest(vectors(_INVALID, "manifest")[name].read_bytes())
+    assert _INVALID_MANIFESTS[name] in str(raised.value)
+    assert type(raised.value) is (NewerFormatError if name == "format-2" else FormatError)
+
+
+@pytest.mark.parametrize("name", vectors(_INVALID, "map"))
+def test_invalid_page_maps_are_rejected(name: str):
+    """A manifest around a wrong page map is read; the map is not, because of the one rule that it breaks."""
+    manifest = decode_manifest(vectors(_INVALID, "map")[name].read_bytes())
+    with pytest.raises(FormatError) as raised:
+        manifest.decode_map()
+    assert _INVALID_MAPS[name] in str(raised.value)
+    assert type(raised.value) is FormatError
+
+
+@pytest.mark.parametrize("name", _INVALID_REPOSITORY_OBJECTS)
+def test_invalid_repository_objects_are_rejected(tmp_path: Path, name: str):
+    """A wrong `backupd.json` is damage or a newer format, and no repository."""
+    (tmp_path / "store").mkdir()
+    shutil.copy(_INVALID / f"repository-{name}.json", tmp_path / "store" / "backupd.json")
+    with pytest.raises(BackupdError, match=_INVALID_REPOSITORY_OBJECTS[name]) as raised:
+        opened(tmp_path / "store", tmp_path).exists()
+    assert type(raised.value) is (UnsupportedFormatError if name == "format-2" else DamageError)
+
+
+@pytest.mark.parametrize("name", _INVALID_REPOSITORIES)
+def test_objects_that_do_not_fit_together_are_rejected(tmp_path: Path, name: str):
+    """A restore from a repository that breaks one rule fails because of it, and leaves nothing behind."""
+    repository = opened(_INVALID / f"repository-{name}", tmp_path)
+    target = tmp_path / "restored" / "app.db"
+    target.parent.mkdir()
+    with pytest.raises(DamageError, match=_INVALID_REPOSITORIES[name]):
+        restore_to_file(
+            repository, only_snapshot(repository), target, force=False, as_source=False, on_progress=lambda _: None
+        )
+    assert list(target.parent.iterdir()) == []
+
+
+def test_the_golden_repository_is_restored(tmp_path: Path):
+    """Every snapshot of the golden repository restores to the image whose SHA-256 was recorded with it."""
+    repository = opened(_VALID / "repository", tmp_path)
+    expected = json.loads((_VALID / "repository.expected.json").read_text())
+    assert repository.databases() == ["app"]
+    restored = {}
+    for manifest in repository.history("app").manifests:
+        target = tmp_path / f"{manifest.id}.db"
+        restore_to_file(repository, manifest, target, force=False, as_source=False, on_progress=lambda _: None)
+        image = target.read_bytes()
+        restored[str(manifest.id)] = {"sha256": hashlib.sha256(image).hexdigest(), "size_bytes": len(image)}
+    assert restored == expected
+
+
+def test_any_golden_snapshot_stands_alone(tmp_path: Path):
+    """Each snapshot of the golden repository restores when the manifests of both others are gone."""
+    for kept in json.loads((_VALID / "repository.expected.json").read_text()):
+        root = shutil.copytree(_VALID / "repository", tmp_path / kept)
+        for manifest in (root / "app" / "snapshots").iterdir():
+            if manifest.stem != kept:
+                manifest.unlink()
+        repository = opened(root, tmp_path)
+        restore_to_file(
+            repository,
+            only_snapshot(repository),
+            tmp_path / f"{kept}.db",
+            force=False,
+            as_source=False,
+            on_progress=lambda _: None,
+        )
+
+
+def names_in(text: str) -> set[str]:
+    """The names of vectors in a part of FORMAT.md."""
+    return set(re.findall(r"`((?:pack|manifest|map|repository)-[a-z0-9-]+(?:\.zst|\.json|/))`", text))
+
+
+def listed(directory: Path) -> Iterator[str]:
+    """The vectors of a directory, as FORMAT.md writes them."""
+    for path in directory.iterdir():
+        if path.name not in {"repository", "repository.expected.json"}:
+            yield f"{path.name}/" if path.is_dir() else path.name
+
+
+def test_the_specification_names_every_vector_and_no_other():
+    """FORMAT.md and the directories of vectors agree."""
+    rejected, accepted = _FORMAT_MD.split("## 12. A reader MUST reject")[1].split("## 13. A reader MUST accept")
+    assert names_in(rejected) == set(listed(_INVALID))
+    assert names_in(accepted) == set(listed(_VALID))
+
+
+def test_every_rule_has_a_vector():
+    """Each numbered rule of FORMAT.md is shown by at least one vector, and the numbers have no gap."""
+    rules = re.findall(r"^\| ([PMGS])([0-9]+) \|(.*)$", _FORMAT_MD, re.MULTILINE)
+    assert len(rules) >= 56
+    assert [f"{letter}{number}" for letter, number, text in rules if not names_in(text)] == []
+    for letter in "PMGS":
+        numbers = [int(number) for each, number, _ in rules if each == letter]
+        assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_the_example_in_the_specification_is_a_vector():
+    """The bytes that FORMAT.md explains, its manifest and its page map are those of the golden files."""
+    dump = re.search(r"^00  5b.*?(?=^```)", _FORMAT_MD, re.MULTILINE | re.DOTALL)
+    assert dump is not None
+    example = bytes.fromhex("".join(line[4:54].split("  ")[0] for line in dump[0].splitlines()))
+    assert example == (_VALID / "pack-512-one-page.zst").read_bytes()
+    golden = (_VALID / "manifest-minimal.json").read_bytes()
+    assert golden.decode() in _FORMAT_MD
+    assert hashlib.sha256(example).hexdigest() == decode_manifest(golden).packs[0].sha256
+    frame = base64.b64decode(decode_manifest(golden).page_map)
+    assert frame.hex(" ") in _FORMAT_MD
+    assert zstandard.ZstdDecompressor().decompress(frame) == bytes([1, 0, 0, 0])
+
+
+def test_the_index_can_be_read_alone():
+    """The first bytes of a pack, as many as FORMAT.md says, are enough for the page hashes."""
+    golden = (_VALID / "pack-4096-not-contiguous.zst").read_bytes()
+    assert parse_index(golden[: 24 + 20 * 5]) == decode_pack(golden)[0]
+
+
+def test_the_vectors_stay_small_and_are_all_explained():
+    """The vectors are a small part of a clone, and README.md says what each group is."""
+    files = [path for path in _VECTORS.rglob("*") if path.is_file() and path.suffix in {".zst", ".json"}]
+    assert sum(path.stat().st_size for path in files) < _LARGEST_SUM_BYTES
+    readme = (_VECTORS / "README.md").read_text()
+    for path in [*_VALID.iterdir(), *_INVALID.iterdir()]:
+        assert f"`{path.name}" in readme
