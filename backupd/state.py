@@ -94,9 +94,12 @@ class StateDirectory:
         return self._directory("cache", repository_id, database)
 
     def _directory(self, *parts: str) -> Path:
-        path = self._root.joinpath(*parts)
+        path = self._root
         with self._reporting_errors():
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for part in parts:  # one by one: the mode does not hold for parents that mkdir makes
+                path /= part
+                path.mkdir(mode=0o700, exist_ok=True)
         return path
 
     @contextmanager

@@ -61,15 +61,67 @@ _USERS_PER_BATCH = 100
 _REPORTS_PER_BATCH = 400
 _PAYMENTS_PER_BATCH = 1000
 _ACCOUNTS_PER_BATCH = 200
-_SEALED_CHARACTERS = 700
+_SEALED_CHARACTERS = 850
 _CACHE_KIB = 256 << 10
 _HOURS_PER_YEAR = 24 * 28 * 12
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
-_FIRST_NAMES = "Anna Boris Chiara David Elif Fatima Georg Hannah Ivan Jana Karim Lena Mehmet Nora Olga Paul".split()
-_LAST_NAMES = "Albrecht Bauer Costa Dubois Eriksen Fischer Garcia Hoffmann Ivanova Jansen Kowalski Lindgren".split()
-_STREETS = "Hauptstrasse Bahnhofweg Lindenallee Gartenstrasse Am Markt Schulweg Bergstrasse Ringstrasse".split()
-_CITIES = "Berlin Hamburg Wien Graz Basel Leipzig Dresden Bremen Linz Luzern Kassel Erfurt".split()
+_FIRST_NAMES = (
+    "Anna",
+    "Boris",
+    "Chiara",
+    "David",
+    "Elif",
+    "Fatima",
+    "Georg",
+    "Hannah",
+    "Ivan",
+    "Jana",
+    "Karim",
+    "Lena",
+    "Mehmet",
+    "Nora",
+    "Olga",
+    "Paul",
+)
+_LAST_NAMES = (
+    "Albrecht",
+    "Bauer",
+    "Costa",
+    "Dubois",
+    "Eriksen",
+    "Fischer",
+    "Garcia",
+    "Hoffmann",
+    "Ivanova",
+    "Jansen",
+    "Kowalski",
+    "Lindgren",
+)
+_STREETS = (
+    "Hauptstrasse",
+    "Bahnhofweg",
+    "Lindenallee",
+    "Gartenstrasse",
+    "Am Markt",
+    "Schulweg",
+    "Bergstrasse",
+    "Ringstrasse",
+)
+_CITIES = (
+    "Berlin",
+    "Hamburg",
+    "Wien",
+    "Graz",
+    "Basel",
+    "Leipzig",
+    "Dresden",
+    "Bremen",
+    "Linz",
+    "Luzern",
+    "Kassel",
+    "Erfurt",
+)
 _LENDERS = ("Sparkasse", "Volksbank", "Direktbank", "Autobank", "Telefonica", "Stadtwerke", "Versandhaus", "Leasing AG")
 _KINDS = ("credit_card", "instalment_loan", "current_account", "mobile_contract", "leasing", "mortgage")
 _STATUSES = ("settled", "settled", "settled", "refunded")
@@ -241,7 +293,7 @@ def _user(draw: _Draw, number: int, now: str) -> tuple[object, ...]:
 
 def _report(draw: _Draw, number: int, user: int, now: str, accounts: Sequence[str]) -> tuple[object, ...]:
     score = 300 + draw.number(550)
-    own = ",".join([f'{draw.one_of(accounts)}"iban_hash":"{draw.hex(40)}"}}' for _ in range(2 + draw.number(5))])
+    own = ",".join([f'{draw.one_of(accounts)}"iban_hash":"{draw.hex(40)}"}}' for _ in range(1 + draw.number(4))])
     body = (
         f'{{"version":3,"subject":{{"user_id":{user},"address":"{draw.one_of(_STREETS)} {draw.number(180)}, '
         f'{draw.one_of(_CITIES)}","identity_hash":"{draw.hex(64)}"}},"score":{{"value":{score},"range":[300,850],'
