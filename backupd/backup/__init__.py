@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import wait
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from backupd.repository import Repository
 from backupd.threads import worker_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from backupd.config import Database, Settings
@@ -27,6 +28,7 @@ __all__ = ["BackupResult", "Outcome", "Progress", "Wish", "back_up"]
 
 _SLOT_BYTES = 8 << 20
 _FEWEST_SLOTS = 4
+_TICK_SECONDS = 0.1
 
 
 def back_up(
@@ -67,7 +69,7 @@ def _attempt(
         try:
             with state.spool() as spool:
                 # All stores at once, so that a slow one costs its own time and no other's.
-                _in_parallel(target.prepare for target in targets)
+                _in_parallel([target.prepare for target in targets])
                 ready = [target for target in targets if target.error is None]
                 if ready:
                     _capture(database, ready, settings, spool, on_progress)
@@ -101,8 +103,7 @@ def _capture(
             if event is None or isinstance(event, PagesCaptured):
                 on_progress(feed.progress)
     image = feed.image(spool / "hashes")
-    _in_parallel(partial(target.finish, image) for target in targets)
-    on_progress(feed.progress)
+    _in_parallel([partial(target.finish, image) for target in targets], meanwhile=lambda: on_progress(feed.progress))
 
 
 def _share_streams(targets: Sequence[Target], spool: Path) -> list[Base]:
@@ -123,7 +124,12 @@ def _local_failure(error: OSError) -> TargetUnwritableError:
     )
 
 
-def _in_parallel(calls: Iterable[Callable[[], None]]) -> None:
-    with worker_threads() as threads:
-        for future in [threads.submit(call) for call in calls]:
+def _in_parallel(calls: Sequence[Callable[[], None]], meanwhile: Callable[[], None] = lambda: None) -> None:
+    """Make all calls at once and wait for them; `meanwhile` is called now and then, and once at the end."""
+    with worker_threads(len(calls)) as threads:
+        futures = [threads.submit(call) for call in calls]
+        while wait(futures, timeout=_TICK_SECONDS).not_done:
+            meanwhile()
+        meanwhile()
+        for future in futures:
             future.result()
