@@ -235,10 +235,14 @@ class Packer:
         self._writer = writer
         self._hashes = _new_mapped_file(file, page_count * HASH_BYTES)
         self._received = 0
+        self._hasher = blake3()  # one for all pages: making one takes a fifth as long as hashing a page
 
     def page_written(self, number: int, image: bytes) -> None:
         """One page of the image. A page that comes again replaces its first image."""
-        digest = blake3(image).digest(length=HASH_BYTES)
+        hasher = self._hasher
+        hasher.reset()
+        hasher.update(image)
+        digest = hasher.digest(HASH_BYTES)
         start = (number - 1) * HASH_BYTES
         end = start + HASH_BYTES
         hashes = self._hashes
