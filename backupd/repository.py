@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 _READERS = 8
 _MAX_REPOSITORY_OBJECT_BYTES = 4096
+_REPOSITORY_ID = re.compile("[0-9A-Za-z]{1,64}")
 _LOCK_SECONDS = 30.0
 
 _log = structlog.get_logger()
@@ -128,7 +130,7 @@ class Repository:
             return False
         try:
             values = json.loads(content)
-            version, repository_id = int(values["format"]), _checked_repository_id(values["repository"])
+            version, repository_id = _checked(values["format"], values["repository"])
         except (ValueError, KeyError, TypeError) as error:
             raise DamageError(
                 f"{REPOSITORY_KEY} in {self.url} cannot be read",
@@ -327,11 +329,13 @@ class Repository:
                 cached.unlink(missing_ok=True)
 
 
-def _checked_repository_id(value: object) -> str:
-    """`value` if it can safely name a directory of the cache."""
-    if not isinstance(value, str) or not value.isascii() or not value.isalnum():
+def _checked(version: object, repository_id: object) -> tuple[int, str]:
+    """Both values of `backupd.json`; the id can safely name a directory of the cache. Raises ValueError."""
+    if type(version) is not int or version < 1:
+        raise ValueError("not a format version")
+    if not isinstance(repository_id, str) or not _REPOSITORY_ID.fullmatch(repository_id):
         raise ValueError("not a repository id")
-    return value[:64]
+    return version, repository_id
 
 
 def pack_key(database: str, pack: PackEntry) -> str:

@@ -202,8 +202,8 @@ def read_facts(connection: apsw.Connection, header: Header) -> dict[str, Any]:
         if "alembic_version" in facts["tables"]:
             rows = connection.execute("SELECT version_num FROM alembic_version").fetchall()
             facts["alembic_revisions"] = sorted(str(row[0]) for row in rows)
-    except (apsw.CorruptError, apsw.SQLError, apsw.NotADBError):
-        pass  # a schema that SQLite cannot read is a fact too, and a damaged copy is better than none
+    except (apsw.CorruptError, apsw.SQLError, apsw.NotADBError, UnicodeDecodeError, TypeError):
+        pass  # a schema that cannot be read, or is no text, is a fact too; a damaged copy is better than none
     return facts
 
 

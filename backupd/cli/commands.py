@@ -8,10 +8,16 @@ from importlib import import_module
 import click
 
 from backupd import __version__
-from backupd.cli.options import global_options
+from backupd.cli.options import global_options, write_examples
 from backupd.errors import UsageError
 
 PROGRAM = "backupd"
+
+_EXAMPLES = (
+    "backupd now app.db",
+    "backupd list",
+    "backupd restore latest --to restored.db",
+)
 
 # In the order of `backupd --help`: what people need first comes first.
 _MODULES = {"now": "now", "list": "listing", "show": "show", "restore": "restore", "completion": "completion"}
@@ -27,6 +33,9 @@ class _Verbs(click.Group):
         command: click.Command = import_module(f"backupd.cli.{_MODULES[cmd_name]}").command
         return command
 
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        write_examples(_EXAMPLES, formatter)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -41,13 +50,7 @@ class _Verbs(click.Group):
 @click.version_option(__version__, message="%(prog)s %(version)s")
 @global_options
 def backupd() -> None:
-    r"""SQLite backups that you install once, forget for years, and are saved by.
+    """SQLite backups that you install once, forget for years, and are saved by.
 
     Without a configuration, `backupd now app.db` stores into ./backups.
-
-    \b
-    Examples:
-      backupd now app.db
-      backupd list
-      backupd restore latest --to restored.db
     """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from backupd.cli import output
-from backupd.cli.options import Invocation, global_options
+from backupd.cli.options import Invocation, Verb, global_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,21 +20,24 @@ _SHELLS = ("bash", "zsh", "fish")
 _WORDS = ("latest", "latest~1")
 
 
-@click.command("completion", short_help="Print what turns completion on in a shell.")
+@click.command(
+    "completion",
+    cls=Verb,
+    short_help="Print what turns completion on in a shell.",
+    examples=(
+        "backupd completion bash",
+        "backupd completion zsh",
+        "backupd completion fish",
+    ),
+)
 @click.argument("shell", type=click.Choice(_SHELLS))
 @global_options
 @click.pass_context
 def command(context: click.Context, shell: str) -> None:
-    r"""Print the script that lets SHELL complete commands, databases and snapshots.
+    """Print the script that lets SHELL complete commands, databases and snapshots.
 
     In ~/.bashrc: eval "$(backupd completion bash)". In ~/.zshrc: eval "$(backupd completion zsh)". For fish: backupd
     completion fish > ~/.config/fish/completions/backupd.fish
-
-    \b
-    Examples:
-      backupd completion bash
-      backupd completion zsh
-      backupd completion fish
     """
     from click.shell_completion import get_completion_class
 

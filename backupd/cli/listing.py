@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from backupd.cli import output, quantities
-from backupd.cli.options import Invocation, complete_databases, global_options, store_option
+from backupd.cli.options import Invocation, Verb, complete_databases, global_options, store_option
 from backupd.errors import ExitCode, NoSuchSnapshotError
 
 if TYPE_CHECKING:
@@ -23,22 +23,25 @@ if TYPE_CHECKING:
     from backupd.repository import Repository
 
 
-@click.command("list", short_help="List snapshots, the newest last.")
+@click.command(
+    "list",
+    cls=Verb,
+    short_help="List snapshots, the newest last.",
+    examples=(
+        "backupd list",
+        "backupd list app.db",
+        "backupd list app --store ./backups --json",
+    ),
+)
 @click.argument("database", required=False, shell_complete=complete_databases)
 @store_option
 @global_options
 @click.pass_obj
 def command(invocation: Invocation, database: str | None, store: str | None) -> int:
-    r"""List the snapshots of DATABASE, or of every database, the newest last.
+    """List the snapshots of DATABASE, or of every database, the newest last.
 
     DATABASE is a name, or the path of its file. SIZE is that of the database; STORED is what the snapshot added to the
     store. What cannot be read is reported, and the rest is listed all the same.
-
-    \b
-    Examples:
-      backupd list
-      backupd list app.db
-      backupd list app --store ./backups --json
     """
     from backupd.catalog import list_snapshots
     from backupd.cli.selection import name_meant

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from backupd.cli import output, quantities
-from backupd.cli.options import Invocation, complete_databases, global_options
+from backupd.cli.options import Invocation, Verb, complete_databases, global_options
 from backupd.errors import ExitCode, SourceUnusableError, UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from backupd.config import Database
 
 
-@click.command("now", short_help="Take a snapshot of databases now.")
+@click.command(
+    "now",
+    cls=Verb,
+    short_help="Take a snapshot of databases now.",
+    examples=(
+        "backupd now app.db",
+        "backupd now app.db --tag before-upgrade",
+        "backupd now app.db --store ./other-disk --json",
+    ),
+)
 @click.argument("databases", metavar="[DATABASE]...", nargs=-1, shell_complete=complete_databases)
 @click.option(
     "--store",
@@ -36,19 +45,13 @@ if TYPE_CHECKING:
 def command(
     invocation: Invocation, databases: tuple[str, ...], stores: tuple[str, ...], tags: tuple[str, ...], *, full: bool
 ) -> int:
-    r"""Take a snapshot of each DATABASE now.
+    """Take a snapshot of each DATABASE now.
 
     DATABASE is a name from the configuration or the path of an SQLite file; without one, everything that is configured
     is backed up. The database is only read, and the application that uses it goes on.
 
     Without --store, snapshots go to all configured stores, or into ./backups when none is configured. If nothing has
     changed since the newest snapshot, no new one is made, except with --tag or --full.
-
-    \b
-    Examples:
-      backupd now app.db
-      backupd now app.db --tag before-upgrade
-      backupd now app.db --store ./other-disk --json
     """
     from backupd.backup import Wish, back_up
     from backupd.cli.session import Session

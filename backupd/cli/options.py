@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+_INDENT = "  "
 _Command = TypeVar("_Command", bound="Callable[..., Any]")
 
 
@@ -21,6 +22,24 @@ class Invocation:
     config_file: Path | None = None
     is_json: bool = False
     is_quiet: bool = False
+
+
+class Verb(click.Command):
+    """A command whose help ends with `examples`: command lines that work as they stand."""
+
+    def __init__(self, *arguments: Any, examples: Sequence[str] = (), **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.examples = examples
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write the examples."""
+        write_examples(self.examples, formatter)
+
+
+def write_examples(examples: Sequence[str], formatter: click.HelpFormatter) -> None:
+    """Write a block of command lines, none of which is wrapped."""
+    with formatter.section("Examples"):
+        formatter.write("".join(f"{_INDENT}{example}\n" for example in examples))
 
 
 def _remember(attribute: str) -> Callable[[click.Context, click.Parameter, Any], None]:

@@ -51,8 +51,8 @@ def print_document(document: Mapping[str, Any]) -> None:
 
 
 def print_failure(error: BackupdError) -> None:
-    """Report the error that ended the run: as JSON if that was asked for, else as by `print_error`."""
-    if wants_json():
+    """Report the error that ended the run: as JSON if that was asked for, else (or without stdout) by `print_error`."""
+    if wants_json() and sys.stdout is not None:
         print_document({"error": error_values(error)})
     else:
         print_error(error)
@@ -106,7 +106,8 @@ def bug(error: Exception) -> BackupdError:
 
 
 def _discard_stdout() -> None:
-    """Point stdout at nothing, so that what is still buffered fails nowhere."""
+    """Do without stdout from now on; what is still buffered goes nowhere instead of failing once more."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
+    sys.stdout = None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from backupd.cli import output, quantities
-from backupd.cli.options import Invocation, database_option, global_options, snapshot_argument, store_option
+from backupd.cli.options import Invocation, Verb, database_option, global_options, snapshot_argument, store_option
 from backupd.errors import InterruptedByUserError, UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     from backupd.restore import RestoreResult
 
 
-@click.command("restore", short_help="Bring a snapshot back as a file.")
+@click.command(
+    "restore",
+    cls=Verb,
+    short_help="Bring a snapshot back as a file.",
+    examples=(
+        "backupd restore latest --to restored.db",
+        "backupd restore app@latest~1 --to restored.db --force",
+    ),
+)
 @snapshot_argument
 @database_option
 @store_option
@@ -41,18 +49,13 @@ def command(
     force: bool,
     yes: bool,
 ) -> None:
-    r"""Bring SNAPSHOT back as a file, which appears complete and checked, or not at all.
+    """Bring SNAPSHOT back as a file, which appears complete and checked, or not at all.
 
     SNAPSHOT is an id or its unique beginning, `latest`, `latest~2` (two before it), a time (2026-11-22T08:00: the
     newest at or before it), an age (2h, 3d) or a tag. NAME@ before it chooses the database.
 
     With --to, the file is readable only for you. Without it, the database goes back to its configured path, with the
     owner and mode that it had, if nothing is there.
-
-    \b
-    Examples:
-      backupd restore latest --to restored.db
-      backupd restore app@latest~1 --to restored.db --force
     """
     from backupd.cli.session import Session
     from backupd.cli.sought import sought_snapshot

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from backupd.cli import output, quantities
-from backupd.cli.options import Invocation, database_option, global_options, snapshot_argument, store_option
+from backupd.cli.options import Invocation, Verb, database_option, global_options, snapshot_argument, store_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,22 +21,25 @@ if TYPE_CHECKING:
 _OWN_WIDTH = 16
 
 
-@click.command("show", short_help="Show everything that is known of a snapshot.")
+@click.command(
+    "show",
+    cls=Verb,
+    short_help="Show everything that is known of a snapshot.",
+    examples=(
+        "backupd show latest",
+        "backupd show app@latest~1 --json",
+    ),
+)
 @snapshot_argument
 @database_option
 @store_option
 @global_options
 @click.pass_obj
 def command(invocation: Invocation, snapshot: str, database: str | None, store: str | None) -> None:
-    r"""Show everything that is known of SNAPSHOT.
+    """Show everything that is known of SNAPSHOT.
 
     SNAPSHOT is an id or its unique beginning, `latest`, `latest~2` (two before it), a time (2026-11-22T08:00: the
     newest at or before it), an age (2h, 3d) or a tag. NAME@ before it chooses the database.
-
-    \b
-    Examples:
-      backupd show latest
-      backupd show app@latest~1 --json
     """
     from backupd.cli.session import Session
     from backupd.cli.snapshot_values import all_values

@@ -11,6 +11,8 @@ from backupd.cli.output import printable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_UNBOUNDED = 100_000
+
 Cells: TypeAlias = tuple[str, ...]
 Group: TypeAlias = tuple[str, "Sequence[Cells]"]
 
@@ -55,7 +57,8 @@ def _drawn(headings: Sequence[str], groups: Sequence[Group]) -> str:
         for row in rows:
             table.add_row(*map(Text, row))
         tables.append(table)
-    widest = max(terminal.measure(table).maximum for table in tables)
+    unbounded = terminal.options.update(max_width=_UNBOUNDED)
+    widest = max(terminal.measure(table, options=unbounded).maximum for table in tables)
     # Wider than the terminal breaks lines, which is ugly; rich's alternative would be to cut ids, which is useless.
     console = Console(
         file=io.StringIO(), width=max(terminal.width, widest), force_terminal=True, no_color=terminal.no_color

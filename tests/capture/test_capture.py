@@ -236,6 +236,20 @@ def test_damaged_schema_is_still_captured(tmp_path: Path) -> None:
     assert _without_derived(captured.image()) == _without_derived(database.read_bytes())
 
 
+@pytest.mark.parametrize("value", [b"CREATE TABLE t (a, b) -- caf\xe9", b"\x00\xff"], ids=["latin-1", "blob"])
+@pytest.mark.parametrize("stored_as", ["TEXT", "BLOB"])
+def test_schema_that_is_no_text_is_still_captured(tmp_path: Path, value: bytes, stored_as: str) -> None:
+    """Old programs wrote Latin-1 into comments; the facts then lack the tables, and the pages are all there."""
+    database = tmp_path / "app.db"
+    _fill(database)
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute(f"UPDATE sqlite_schema SET sql = CAST(? AS {stored_as}) WHERE name = 't'", (value,))
+    captured = capture(database, tmp_path / "spool")
+    assert captured.facts.schema_digest is None
+    assert _without_derived(captured.image()) == _without_derived(database.read_bytes())
+
+
 def test_lock_is_waited_for_up_to_the_limit(tmp_path: Path) -> None:
     """An exclusive lock that stays is an error that says what to do; one that goes away is waited for."""
     database = tmp_path / "app.db"

@@ -5,7 +5,9 @@ import hashlib
 import json
 import re
 import shutil
+import sqlite3
 import subprocess
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ import pytest
 import zstandard
 
 import backupd.format
+from backupd.capture.source import schema_digest
 from backupd.errors import BackupdError, DamageError, UnsupportedFormatError
 from backupd.format import FormatError, NewerFormatError
 from backupd.format.manifest import Manifest, SnapshotKind, decode_manifest, encode_manifest
@@ -342,6 +345,17 @@ def test_the_golden_repository_is_restored(tmp_path: Path):
         image = target.read_bytes()
         restored[str(manifest.id)] = {"sha256": hashlib.sha256(image).hexdigest(), "size_bytes": len(image)}
     assert restored == expected
+
+
+def test_todays_writer_digests_the_same_schema(tmp_path: Path):
+    """The digest of the schema of a golden image is the one that was recorded with it."""
+    repository = opened(_VALID / "repository", tmp_path)
+    newest = repository.history("app").manifests[-1]
+    target = tmp_path / "app.db"
+    restore_to_file(repository, newest, target, force=False, as_source=False, on_progress=lambda _: None)
+    with closing(sqlite3.connect(target)) as connection:
+        rows = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema").fetchall()
+    assert schema_digest(rows) == newest.source.schema_digest
 
 
 def test_any_golden_snapshot_stands_alone(tmp_path: Path):

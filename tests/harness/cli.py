@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _ENDS_WITHIN_SECONDS = 60
+_LOOK_AGAIN_SECONDS = 0.001
 _SIDE_FILES = ("-wal", "-shm", "-journal")
 
 
@@ -41,9 +42,10 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """How a process is to be started: what stands before it, the interpreter, and variables that it needs."""
+    """How a process is to be started: commands that enter namespaces and become a user, interpreter, variables."""
 
-    prefix: Sequence[str] = ()
+    enter: Sequence[str] = ()
+    become: Sequence[str] = ()
     python: str = sys.executable
     environ: Mapping[str, str] = field(default_factory=dict)
 
@@ -73,7 +75,7 @@ class CommandLine:
     def start(self, *arguments: str | Path, umask: int = -1) -> subprocess.Popen[str]:
         """A running command, in a session of its own."""
         return subprocess.Popen(
-            [*self._runner.prefix, self._runner.python, "-m", "backupd", *map(str, arguments)],
+            [*self._start_of_command(), "-m", "backupd", *map(str, arguments)],
             cwd=self.home,
             env=self._environ,
             umask=umask,
@@ -83,6 +85,12 @@ class CommandLine:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def _start_of_command(self) -> list[str]:
+        runner = self._runner
+        # Entering a mount namespace ends in its root directory.
+        directory = ("env", "-C", str(self.home)) if runner.enter else ()
+        return [*runner.enter, *directory, *runner.become, runner.python]
 
     def run(self, *arguments: str | Path, code: int = 0, umask: int = -1) -> Finished:
         """Run a command to its end, which has to come with `code`."""
@@ -95,21 +103,24 @@ class CommandLine:
         return finished.document
 
     def refusal(self, *arguments: str | Path, code: int, names: Sequence[object]) -> Finished:
-        """Run a command that fails with one `error:` line, in which all of `names` stand, and one `hint:` line.
+        """Run a command that has to be refused: see `refusals`."""
+        return self.refusals([(arguments, code, names)])[0]
 
-        Beside its state it leaves nothing, and changes nothing, in `home`.
+    def refusals(self, commands: Sequence[tuple[Sequence[str | Path], int, Sequence[object]]]) -> list[Finished]:
+        """Run commands side by side, each of which ends with its code, one `error:` line, and one `hint:` line.
+
+        All of its names stand in the error. Beside the state, nothing in `home` is changed or left behind.
         """
         before = tree(self.home, without=self.state)
-        finished = self.run(*arguments, code=code)
-        (error,) = finished.told("error")
-        (hint,) = finished.told("hint")
-        for name in names:
-            assert str(name) in error
-        assert hint
-        assert finished.stdout == ""
+        processes = [self.start(*arguments) for arguments, _, _ in commands]
+        results = [_ended(process) for process in processes]
+        for finished, (_, code, names) in zip(results, commands, strict=True):
+            _require(finished, code)
+            assert (len(finished.told("error")), len(finished.told("hint"))) == (1, 1), finished
+            assert all(str(name) in finished.told("error")[0] for name in names), (finished, names)
         assert tree(self.home, without=self.state) == before
         assert self.spooled() == []
-        return finished
+        return results
 
     def spooled(self) -> list[str]:
         """What lies in the spool: nothing, when no run is going on."""
@@ -119,14 +130,22 @@ class CommandLine:
 
 def finish(process: subprocess.Popen[str], *, code: int = 0) -> Finished:
     """Wait for a command, which has to end in time, without a traceback, and with `code`."""
+    finished = _ended(process)
+    _require(finished, code)
+    return finished
+
+
+def _ended(process: subprocess.Popen[str]) -> Finished:
     try:
         stdout, stderr = process.communicate(timeout=_ENDS_WITHIN_SECONDS)
     finally:
         process.kill()
-    finished = Finished(process.returncode, stdout, stderr)
+    return Finished(process.returncode, stdout, stderr)
+
+
+def _require(finished: Finished, code: int) -> None:
     assert finished.code == code, finished
     assert "Traceback" not in finished.stderr, finished.stderr
-    return finished
 
 
 def tree(root: Path, *, without: Path | None = None) -> dict[str, tuple[object, ...]]:
@@ -153,4 +172,4 @@ def wait_until(condition: Callable[[], object], *, within: float = 20.0) -> None
     give_up_at = time.monotonic() + within
     while not condition():
         assert time.monotonic() < give_up_at, f"{condition} does not come true"
-        os.sched_yield()
+        time.sleep(_LOOK_AGAIN_SECONDS)

@@ -57,7 +57,7 @@ class CommandLine:
             "TZ": "Europe/Berlin",
         }
 
-    def create_database(self, name: str, *, rows: int = 100) -> Path:
+    def create_database(self, name: str, *, rows: int = 2000) -> Path:
         """A database in WAL mode with users, and the revision of its schema."""
         path = self.directory / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ANOTHER_UID = 65534
 _HOLD = "echo ready; exec cat"
+_PROBE = "import backupd, subprocess, sys; subprocess.run([sys.executable, '-c', ''], check=True)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,9 @@ class Mounts:
         """Where this process finds what processes in the namespace have at `path`."""
         return Path(f"/proc/{self.pid}/root{path}")
 
-    def runner(self, directory: Path) -> Runner:
-        """Runs commands in the namespace, in `directory`."""
-        return Runner(prefix=(*self._enter(), "env", "-C", str(directory)))
+    def runner(self) -> Runner:
+        """Runs commands in the namespace."""
+        return Runner(enter=self._enter())
 
     def _enter(self) -> tuple[str, ...]:
         return ("nsenter", f"--mount=/proc/{self.pid}/ns/mnt", "--")
@@ -72,9 +73,9 @@ def another_user() -> Iterator[Runner]:
     if os.geteuid() != 0:
         pytest.skip("only root can run a process as another user")
     become = ("setpriv", f"--reuid={ANOTHER_UID}", f"--regid={ANOTHER_UID}", "--clear-groups", "--")
-    probe = subprocess.run([*become, sys.executable, "-c", "import backupd"], capture_output=True, check=False)
+    probe = subprocess.run([*become, sys.executable, "-c", _PROBE], capture_output=True, check=False)
     if probe.returncode == 0:
-        yield Runner(prefix=become)
+        yield Runner(become=become)
         return
     # The interpreter is in a directory that nobody else may enter: show it to that user at another place.
     with tempfile.TemporaryDirectory() as name, private_mounts() as mounts:
@@ -84,7 +85,8 @@ def another_user() -> Iterator[Runner]:
             (shown / part).mkdir()
             mounts.mount("--bind", source, shown / part)
         yield Runner(
-            prefix=(*mounts.runner(Path("/")).prefix, *become),
+            enter=mounts.runner().enter,
+            become=become,
             python=str(shown / "python/bin" / Path(sys.executable).resolve().name),
             environ={"PYTHONPATH": f"{shown / 'source'}:{shown / 'site'}", "PYTHONDONTWRITEBYTECODE": "1"},
         )

@@ -59,8 +59,9 @@ CREATE INDEX ix_payments_status ON payments (status);
 
 _USERS_PER_BATCH = 100
 _REPORTS_PER_BATCH = 400
-_PAYMENTS_PER_BATCH = 1000
-_ACCOUNTS_PER_BATCH = 200
+_PAYMENTS_PER_BATCH = 600
+_ACCOUNTS_PER_BATCH = 100
+_TIMES_PER_BATCH = 120
 _SEALED_CHARACTERS = 850
 _CACHE_KIB = 256 << 10
 _HOURS_PER_YEAR = 24 * 28 * 12
@@ -204,7 +205,7 @@ def update_scattered(file: Path, rows: int, *, seed: int = 1) -> None:
             connection.execute(
                 "UPDATE payments SET status = iif(status = 'settled', 'refunded', 'settled'), updated_at = ? "
                 "WHERE id = ?",
-                (_time(_hour(rng.randrange(_HOURS_PER_YEAR)), payment), payment),
+                (_times(_hour(rng.randrange(_HOURS_PER_YEAR)))[0], payment),
             )
 
 
@@ -256,17 +257,17 @@ def _batches(draw: _Draw, balances: dict[int, int]) -> Iterator[_Batch]:
     """Batches without end, one an hour of the service's life; `balances` follows what the users have paid."""
     users = reports = payments = 0
     for hour in itertools.count():
-        now = _hour(hour)
+        times = _times(_hour(hour))
         accounts = [_account(draw, hour) for _ in range(_ACCOUNTS_PER_BATCH)]
-        batch = _Batch([_user(draw, users + i, now) for i in range(1, _USERS_PER_BATCH + 1)], [], [])
+        batch = _Batch([_user(draw, users + i, times[0]) for i in range(1, _USERS_PER_BATCH + 1)], [], [])
         users += _USERS_PER_BATCH
         for number in range(reports + 1, reports + _REPORTS_PER_BATCH + 1):
-            batch.reports.append(_report(draw, number, 1 + draw.number(users), now, accounts))
+            batch.reports.append(_report(draw, number, 1 + draw.number(users), draw.one_of(times), accounts))
         reports += _REPORTS_PER_BATCH
         for number in range(payments + 1, payments + _PAYMENTS_PER_BATCH + 1):
             user = 1 + draw.number(users)
             cents = _PRICES_CENTS[draw.number(len(_PRICES_CENTS))]
-            batch.payments.append(_payment(draw, number, user, 1 + draw.number(reports), cents, now))
+            batch.payments.append(_payment(draw, number, user, 1 + draw.number(reports), cents, draw.one_of(times)))
             balances[user] = balances.get(user, 0) + cents
         payments += _PAYMENTS_PER_BATCH
         yield batch
@@ -280,15 +281,16 @@ def _hour(hours: int) -> str:
     return f"{2024 + year}-{month + 1:02}-{day + 1:02} {hour:02}:"
 
 
-def _time(hour: str, number: int) -> str:
-    """A time within `hour` that depends on `number`."""
-    return f"{hour}{number // 60 % 60:02}:{number % 60:02}.{number * 7919 % 1_000_000:06}"
+def _times(hour: str) -> list[str]:
+    """Times within `hour`, in order."""
+    seconds = range(0, 3600, 3600 // _TIMES_PER_BATCH)
+    return [f"{hour}{second // 60:02}:{second % 60:02}.{second * 7919 % 1_000_000:06}" for second in seconds]
 
 
 def _user(draw: _Draw, number: int, now: str) -> tuple[object, ...]:
     first, last = draw.one_of(_FIRST_NAMES), draw.one_of(_LAST_NAMES)
     password = f"scrypt:32768:8:1${draw.base64(16)}${draw.hex(64)}"
-    return (number, f"{first}.{last}.{number}@example.org".lower(), f"{first} {last}", password, _time(now, number))
+    return (number, f"{first}.{last}.{number}@example.org".lower(), f"{first} {last}", password, now)
 
 
 def _report(draw: _Draw, number: int, user: int, now: str, accounts: Sequence[str]) -> tuple[object, ...]:
@@ -300,7 +302,7 @@ def _report(draw: _Draw, number: int, user: int, now: str, accounts: Sequence[st
         f'"percentile":{draw.number(1000) / 10},"model":"creditrobot-2024.{draw.number(4)}"}},"accounts":[{own}],'
         f'"remarks":"{draw.one_of(_REMARKS)}","sealed_response":"{draw.base64(_SEALED_CHARACTERS)}"}}'
     )
-    return (number, user, f"CR-{draw.hex(16).upper()}", score, body, _time(now, number))
+    return (number, user, f"CR-{draw.hex(16).upper()}", score, body, now)
 
 
 def _account(draw: _Draw, hour: int) -> str:
@@ -314,8 +316,7 @@ def _account(draw: _Draw, hour: int) -> str:
 
 
 def _payment(draw: _Draw, number: int, user: int, report: int, cents: int, now: str) -> tuple[object, ...]:
-    created = _time(now, number)
-    return (number, user, report, cents, draw.one_of(_STATUSES), f"tok_{draw.base64(32)}", created, created)
+    return (number, user, report, cents, draw.one_of(_STATUSES), f"tok_{draw.base64(32)}", now, now)
 
 
 def main() -> None:

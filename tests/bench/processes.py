@@ -1,0 +1,113 @@
+"""Commands measured from outside: time, processor time, and the memory of all their processes together."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+_SAMPLED_EVERY_SECONDS = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of one command: seconds on the clock, and of the processors (user and system, all its processes)."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+@dataclass(slots=True)
+class Series:
+    """All runs of one command."""
+
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """The median."""
+        return median(run.seconds for run in self.runs)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """The median."""
+        return median(run.cpu_seconds for run in self.runs)
+
+    def __str__(self) -> str:
+        """Median and range, such as `4.31 s (4.20-4.55)`."""
+        every = sorted(run.seconds for run in self.runs)
+        return f"{self.seconds:.2f} s ({every[0]:.2f}-{every[-1]:.2f})"
+
+
+def timed(command: Sequence[str | Path], environment: Mapping[str, str]) -> Run:
+    """Run `command`, with everything written before on disk, so that it pays for itself only. Raises when it fails."""
+    os.sync()
+    started = time.perf_counter()
+    process = _start(command, environment)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    _reject_failure(process, command)
+    return Run(seconds, usage.ru_utime + usage.ru_stime)
+
+
+def peak_anonymous_bytes(command: Sequence[str | Path], environment: Mapping[str, str]) -> int:
+    """The most anonymous memory that `command` and all its descendants held together, as seen every 10 ms.
+
+    Anonymous is what the kernel cannot take back: neither mapped files nor the page cache. Linux only.
+    """
+    process = _start(command, environment)
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, sum(map(_anonymous_bytes, _tree(process.pid))))
+        time.sleep(_SAMPLED_EVERY_SECONDS)
+    _reject_failure(process, command)
+    return peak
+
+
+def _start(command: Sequence[str | Path], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [str(part) for part in command], env=dict(environment), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+
+
+def _reject_failure(process: subprocess.Popen[bytes], command: Sequence[str | Path]) -> None:
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, [str(part) for part in command])
+
+
+def _tree(root: int) -> Iterator[int]:
+    """The process `root` and its descendants."""
+    children: dict[int, list[int]] = {}
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and (status := _read(process / "stat")):
+            # The name of the program stands in parentheses, and may hold blanks and parentheses itself.
+            parent = int(status.rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(process.name))
+    waiting = [root]
+    while waiting:
+        pid = waiting.pop()
+        yield pid
+        waiting += children.get(pid, [])
+
+
+def _anonymous_bytes(pid: int) -> int:
+    for line in _read(Path(f"/proc/{pid}/status")).splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) << 10
+    return 0
+
+
+def _read(file: Path) -> str:
+    """The text of a file of /proc, empty when its process has ended."""
+    try:
+        return file.read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""

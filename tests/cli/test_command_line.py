@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from harness.command_line import COMMAND
+
+from backupd import __version__
+
+if TYPE_CHECKING:
+    from harness.command_line import CommandLine
+
+SLOW_TO_IMPORT = {"apsw", "blake3", "boto3", "numpy", "pydantic", "rich", "structlog", "zstandard", "backupd.config"}
+VERBS = ("now", "list", "show", "restore", "completion")
+
+
+@pytest.mark.parametrize("verb", [(), *((verb,) for verb in VERBS)], ids=["backupd", *VERBS])
+def test_help_imports_nothing_slow_and_has_examples(cli: CommandLine, verb: tuple[str, ...]) -> None:
+    """Help is there at once, whatever the verb itself needs, and its examples are lines of their own."""
+    command = [sys.executable, "-X", "importtime", *COMMAND[1:], *verb, "--help"]
+    shown = subprocess.run(command, env=cli.environment, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
+    assert "click" in imported
+    assert not imported & SLOW_TO_IMPORT
+    examples = shown.stdout.partition("\nExamples:\n")[2].splitlines()
+    assert examples
+    assert all(line.startswith(" ".join(("  backupd", *verb))) for line in examples)
+
+
+def test_version(cli: CommandLine) -> None:
+    """One line with the name and the version."""
+    assert cli.run("--version", expect=0).stdout == f"backupd {__version__}\n"
+
+
+def test_nothing_at_all_shows_the_help_and_is_an_error(cli: CommandLine) -> None:
+    """A cron job that lost its arguments must not look like one that worked."""
+    result = cli.run(expect=2)
+    assert result.stdout == ""
+    assert "Commands:" in result.stderr
+
+
+def test_unknown_verb(cli: CommandLine) -> None:
+    """The likely verb is named; with --json, wherever it stands, the error is an object on stdout."""
+    assert cli.run("restor", expect=2).stderr == (
+        "error: no such command 'restor'\nhint: did you mean restore? see: backupd --help\n"
+    )
+    result = cli.run("restor", "--json", expect=2)
+    assert result.document == {
+        "error": {
+            "message": "no such command 'restor'",
+            "hint": "did you mean restore? see: backupd --help",
+            "exit_code": 2,
+        }
+    }
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--config", "none.toml", "--json", "list"), ("list", "--json", "--config", "none.toml")],
+    ids=["before the verb", "after the verb"],
+)
+def test_options_of_every_verb_stand_on_either_side(cli: CommandLine, arguments: tuple[str, ...]) -> None:
+    """--config and --json mean the same before and after the verb; a configuration that is not there is an error."""
+    error = cli.run(*arguments, expect=2).document["error"]
+    assert error["message"] == f"no such configuration file: {cli.directory}/none.toml"
+
+
+def test_broken_configuration_is_one_error(cli: CommandLine) -> None:
+    """A misspelled key is refused with the likely one."""
+    (cli.directory / "backupd.toml").write_text("[capture]\nmax_lok = '3s'\n")
+    result = cli.run("list", expect=2)
+    assert result.stderr.splitlines()[1] == "hint: did you mean 'max_lock'?"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_script(cli: CommandLine, shell: str) -> None:
+    """Each shell gets a script that calls `backupd` back."""
+    script = cli.run("completion", shell, expect=0).stdout
+    assert f"_BACKUPD_COMPLETE={shell}_complete" in script
+
+
+def test_completion_of_verbs_databases_and_snapshots(stored: CommandLine, snapshots: list[dict[str, Any]]) -> None:
+    """What the shell asks for is answered from the configuration and the directory store."""
+    configured = {"BACKUPD_DATABASES__0__PATH": str(stored.directory / "app.db")}
+
+    def completed(words: str, position: int) -> list[str]:
+        asked = {"_BACKUPD_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(position)}
+        return stored.run(environ={**configured, **asked}, expect=0).lines
+
+    assert completed("backupd re", 1) == ["plain,restore"]
+    assert completed("backupd now a", 2) == ["plain,app"]
+    assert completed("backupd now z", 2) == ["file,z"]
+    ids = [snapshot["id"] for snapshot in snapshots]
+    offered = completed("backupd restore ", 2)
+    assert offered == ["plain,latest", "plain,latest~1", *(f"plain,{snapshot_id}" for snapshot_id in reversed(ids))]
+
+
+def test_reader_that_goes_away_is_no_error(stored: CommandLine) -> None:
+    """`backupd list | true` says nothing and ends well."""
+    with stored.started("list") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.wait(timeout=30) == 0
+        assert process.stderr.read() == ""
+
+
+def test_stdout_that_is_full_is_an_error(stored: CommandLine) -> None:
+    """What was asked for did not arrive, and that must show."""
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        result = subprocess.run(
+            [*COMMAND, "list", "--json"],
+            cwd=stored.directory,
+            env=stored.environment,
+            stdout=full,
+            stderr=-1,
+            check=False,
+        )
+    assert result.returncode == 2
+    assert result.stderr.startswith(b"error: standard output cannot be written: No space left on device\n")
+
+
+def test_file_name_that_is_not_text_stays_on_one_line(cli: CommandLine) -> None:
+    """Line breaks and other bytes of a name can neither forge a line nor break the output."""
+    result = subprocess.run(
+        [*COMMAND, "now", b"./no\nsuch\xff\x1b[2J.db"],
+        cwd=cli.directory,
+        env=cli.environment,
+        capture_output=True,
+        check=False,
+    )
+    assert result.returncode in {2, 13}
+    assert len(result.stderr.splitlines()) == 2
+    assert b"\x1b" not in result.stderr
+
+
+def test_bug_is_told_as_one(cli: CommandLine) -> None:
+    """An exception that nobody expects: traceback, one error line, code 1, also as JSON."""
+    program = (
+        "import sys, pathlib, backupd.cli as cli\n"
+        "pathlib.Path.resolve = None\n"
+        f"sys.argv = ['backupd', 'now', {str(cli.directory / 'app.db')!r}, '--json']\n"
+        "sys.argv += ['--config', 'c.toml']\n"
+        "cli.run()\n"
+    )
+    (cli.directory / "c.toml").write_text('[[databases]]\npath = "app.db"\n')
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=cli.directory,
+        env=cli.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "Traceback (most recent call last)" in result.stderr
+    error = json.loads(result.stdout)["error"]
+    assert error["message"].startswith("this is a bug in backupd: TypeError: ")
+    assert error["exit_code"] == 1

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+from harness.command_line import wait_until
+from harness.loopback import loopback
+
+if TYPE_CHECKING:
+    import subprocess
+    from pathlib import Path
+
+    from harness.command_line import CommandLine
+    from harness.loopback import Handler, Request
+
+SAYS = "error: interrupted\nhint: nothing half-done is listed or in place; the same command starts again\n"
+LISTED_NOTHING = b'<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><IsTruncated>false</IsTruncated></ListBucketResult>'
+PROMPT_SECONDS = 3.0
+
+
+@pytest.fixture
+def big(cli: CommandLine) -> Path:
+    """A database that takes seconds to compress at the highest level."""
+    path = cli.directory / "big.db"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE blobs (content BLOB)")
+        connection.executemany("INSERT INTO blobs VALUES (randomblob(?))", [(1_000_000,)] * 64)
+    return path
+
+
+def interrupt(process: subprocess.Popen[str], number: int, *, whole_group: bool = False) -> tuple[str, str]:
+    """Send the signal, as the terminal does to the whole group; what was printed until the prompt end."""
+    sent_at = time.monotonic()
+    (os.killpg if whole_group else os.kill)(process.pid, number)
+    printed = process.communicate(timeout=30)
+    assert time.monotonic() - sent_at < PROMPT_SECONDS
+    assert process.returncode == 130
+    return printed
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    """Processes that `process` has started."""
+    with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:  # noqa: PTH123
+        return [int(child) for child in file.read().split()]
+
+
+def is_alive(child: int) -> bool:
+    """Whether there is such a process."""
+    try:
+        os.kill(child, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def spools(cli: CommandLine) -> list[Path]:
+    """What is left in the spool directory."""
+    return list((cli.directory / "state/spool").glob("*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_during_a_capture(cli: CommandLine, big: Path, number: signal.Signals) -> None:
+    """No child, no spool and no snapshot is left; two lines say so."""
+    slow = {"BACKUPD_PACKS__COMPRESSION_LEVEL": "19"}
+    with cli.started("now", "big.db", environ=slow) as process:
+        wait_until(lambda: list((cli.directory / "state/spool").glob("*/*")))
+        (child,) = children(process)
+        stdout, stderr = interrupt(process, number, whole_group=True)
+    assert (stdout, stderr) == ("", SAYS)
+    wait_until(lambda: not is_alive(child))
+    assert spools(cli) == []
+    assert list(cli.directory.glob("backups/*/snapshots/*")) == []
+
+
+def test_while_the_child_starts(cli: CommandLine) -> None:
+    """Ctrl-C reaches every process of the terminal; only one of them talks about it."""
+    with cli.started("now", "app.db") as process:
+        wait_until(lambda: children(process))
+        assert interrupt(process, signal.SIGINT, whole_group=True) == ("", SAYS)
+    assert spools(cli) == []
+
+
+def test_during_an_upload_that_hangs(cli: CommandLine, big: Path) -> None:
+    """A store that takes the connection and never answers does not hold the process; JSON says the same."""
+
+    def answer(handler: Handler, request: Request) -> None:
+        if request.method == "PUT":
+            handler.loopback.closing.wait()
+        elif request.path.endswith("backupd.json"):
+            handler.answer(200, b'{"format": 1, "repository": "0123456789abcdef"}')
+        else:
+            handler.answer(200, LISTED_NOTHING, Content_Type="application/xml")
+
+    with loopback(answer) as server:
+        bucket = s3_variables(server.endpoint_url)
+        with cli.started("now", "big.db", "--json", environ=bucket) as process:
+            wait_until(lambda: any("/packs/" in request.path for request in server.requests))
+            stdout, stderr = interrupt(process, signal.SIGTERM)
+    assert '"exit_code": 130' in stdout
+    assert stderr == ""
+    assert spools(cli) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "number"),
+    [(("now", "app.db"), signal.SIGINT), (("list",), signal.SIGHUP)],
+    ids=["now and Ctrl-C", "list and a closed terminal"],
+)
+def test_while_a_store_never_answers(cli: CommandLine, arguments: tuple[str, ...], number: signal.Signals) -> None:
+    """The very first request hangs."""
+    with (
+        loopback(lambda handler, _: handler.loopback.closing.wait()) as server,
+        cli.started(*arguments, environ=s3_variables(server.endpoint_url)) as process,
+    ):
+        wait_until(lambda: server.requests)
+        assert interrupt(process, number) == ("", SAYS)
+    assert spools(cli) == []
+
+
+def test_during_a_restore(cli: CommandLine, big: Path) -> None:
+    """No file and no part of one is left."""
+    cli.run("now", "big.db", expect=0)
+    before = set(cli.directory.iterdir())
+    with cli.started("restore", "latest", "--to", "out.db") as process:
+        wait_until((cli.directory / ".out.db.backupd-partial").exists)
+        assert interrupt(process, signal.SIGINT, whole_group=True) == ("", SAYS)
+    assert set(cli.directory.iterdir()) == before
+
+
+def s3_variables(endpoint_url: str) -> dict[str, str]:
+    """A configuration of one bucket there."""
+    return {
+        "BACKUPD_STORES__0__URL": "s3://bucket/prefix",
+        "BACKUPD_STORES__0__ENDPOINT_URL": endpoint_url,
+        "BACKUPD_STORES__0__ACCESS_KEY_ID": "id",
+        "BACKUPD_STORES__0__SECRET_ACCESS_KEY": "secret",
+    }

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import re
+import shutil
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from harness.command_line import CommandLine
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ID = r"[0-9]{8}T[0-9]{9}Z-[0-9a-f]{8}"
+
+
+@pytest.fixture
+def copied(stored: CommandLine, tmp_path: Path) -> CommandLine:
+    """The three snapshots in a place where they may be damaged."""
+    shutil.copytree(stored.directory, tmp_path, dirs_exist_ok=True)
+    return CommandLine(tmp_path)
+
+
+def damage(store: Path, snapshot_id: str) -> None:
+    """Flip a bit in a manifest."""
+    manifest = store / "app/snapshots" / f"{snapshot_id}.json"
+    content = bytearray(manifest.read_bytes())
+    content[len(content) // 2] ^= 1
+    manifest.write_bytes(content)
+
+
+def test_table_has_whole_ids_and_the_newest_last(stored: CommandLine) -> None:
+    """Aligned columns without a terminal: id, local time with offset, age, sizes, tags and revision."""
+    result = stored.run("list", expect=0)
+    title, heading, *rows = result.lines
+    assert title == f"app in {stored.directory}/backups"
+    assert heading.split() == ["ID", "TAKEN", "AGE", "SIZE", "STORED", "TAGS", "ALEMBIC"]
+    ids = [row.split()[0] for row in rows]
+    assert len(ids) == 3
+    assert ids == sorted(ids)
+    pattern = rf"{ID}  [0-9-]+ [0-9:]+\+0[12]:00  [0-9]+ (s|min) ago +[0-9.]+ kB +[0-9.]+ k?B  (-|upgrade) +5f3a9b"
+    assert all(re.fullmatch(pattern, row) for row in rows)
+    assert [row.split()[-2] for row in rows] == ["-", "upgrade", "-"]
+    assert result.stderr == ""
+
+
+def test_json_document_is_complete(stored: CommandLine) -> None:
+    """Every key of every snapshot, under the names of the manifest."""
+    document = stored.run("list", "app", "--json", expect=0).document
+    first, second, third = document["snapshots"]
+    assert document == {"snapshots": [first, second, third], "problems": []}
+    taken_at = datetime.fromisoformat(second["taken_at"])
+    assert timedelta(0) < datetime.now(UTC) - taken_at < timedelta(hours=1)
+    assert second == {
+        "id": second["id"],
+        "database": "app",
+        "store": f"{stored.directory}/backups",
+        "taken_at": f"{taken_at:%Y-%m-%dT%H:%M:%S}.{taken_at.microsecond // 1000:03}Z",
+        "kind": "regular",
+        "tags": ["upgrade"],
+        "sequence": 2,
+        "base": first["id"],
+        "page_size": 4096,
+        "page_count": first["page_count"],
+        "changed_pages": second["changed_pages"],
+        "image_bytes": first["page_count"] * 4096,
+        "stored_bytes": second["stored_bytes"],
+        "image_digest": second["image_digest"],
+        "journal_mode": "wal",
+        "encoding": "UTF-8",
+        "user_version": 0,
+        "application_id": 0,
+        "alembic_revisions": ["5f3a9b"],
+    }
+    assert f"{taken_at:%Y%m%dT%H%M%S}{taken_at.microsecond // 1000:03}Z" == second["id"].partition("-")[0]
+    assert 0 < second["changed_pages"] < second["page_count"]
+    assert first["base"] is None
+
+
+def test_path_means_its_name_even_when_the_file_is_gone(stored: CommandLine, snapshots: list[dict[str, Any]]) -> None:
+    """`list app.db` is what somebody types who has just lost app.db."""
+    assert stored.run("list", "elsewhere/app.db", "--json", expect=0).document["snapshots"] == snapshots
+
+
+def test_unknown_database_names_the_known_ones(stored: CommandLine) -> None:
+    """Code 12, with what there is, as one object."""
+    as_json = stored.run("list", "ap", "--json", expect=12)
+    assert as_json.document == {
+        "error": {
+            "message": f"no snapshots of a database ap in {stored.directory}/backups",
+            "hint": "there are some of: app",
+            "exit_code": 12,
+        }
+    }
+    assert as_json.stderr == ""
+
+
+def test_nothing_yet_is_no_error(cli: CommandLine) -> None:
+    """An empty store, and a configured database without a snapshot, say so and leave nothing behind."""
+    result = cli.run("list", expect=0)
+    assert result.stdout == f"no snapshots in {cli.directory}/backups\n"
+    assert result.stderr == "hint: take one with: backupd now\n"
+    configured = {"BACKUPD_DATABASES__0__PATH": str(cli.directory / "app.db")}
+    assert cli.run("list", "app", "--json", environ=configured, expect=0).document == {"snapshots": [], "problems": []}
+    assert not (cli.directory / "backups").exists()
+
+
+def test_one_store_of_two_down(copied: CommandLine) -> None:
+    """What the other one holds is listed; the code says that it is not everything."""
+    (copied.directory / "down").touch()
+    stores = {"BACKUPD_STORES__0__URL": "down", "BACKUPD_STORES__1__URL": "backups"}
+    result = copied.run("list", environ=stores, expect=3)
+    assert len(result.lines) == 5
+    assert result.stderr.startswith(f"error: store {copied.directory}/down is not a directory\nhint: ")
+
+
+def test_damaged_manifest_is_reported_beside_the_others(copied: CommandLine, snapshots: list[dict[str, Any]]) -> None:
+    """The damaged one is named with its store, in both forms, and the code is that of damage."""
+    damaged = snapshots[1]["id"]
+    damage(copied.directory / "backups", damaged)
+    shutil.rmtree(copied.directory / "state")
+    result = copied.run("list", "--json", expect=20)
+    assert len(result.document["snapshots"]) == 2
+    (problem,) = result.document["problems"]
+    assert problem["exit_code"] == 20
+    assert f"app@{damaged} in {copied.directory}/backups" in problem["message"]
+    people = copied.run("list", expect=20)
+    assert people.stderr.startswith(f"error: {problem['message']}\nhint: ")
+    assert damaged not in people.stdout
+
+
+def test_several_databases_are_listed_apart(copied: CommandLine) -> None:
+    """Each database has its own heading and its own order."""
+    copied.create_database("other.db")
+    copied.run("now", "other.db", expect=0)
+    blocks = copied.run("list", expect=0).stdout.split("\n\n")
+    assert [block.splitlines()[0] for block in blocks] == [
+        f"app in {copied.directory}/backups",
+        f"other in {copied.directory}/backups",
+    ]
+
+
+def test_narrow_terminal_never_cuts_an_id(stored: CommandLine, snapshots: list[dict[str, Any]]) -> None:
+    """Lines break, ids do not lose a digit."""
+    result = stored.run_on_terminal("list", columns=40)
+    assert result.code == 0
+    assert all(snapshot["id"] in result.stdout for snapshot in snapshots)

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import re
+import sqlite3
+import stat
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from harness.command_line import CommandLine
+
+ID = r"[0-9]{8}T[0-9]{9}Z-[0-9a-f]{8}"
+
+
+def test_first_run_needs_no_configuration(cli: CommandLine) -> None:
+    """A path is enough: the snapshot goes to ./backups, one line says so, and nothing else is said."""
+    result = cli.run("now", "app.db", expect=0)
+    assert re.fullmatch(
+        rf"app  created  {ID}  [0-9.]+ kB, ([0-9]+) of \1 pages changed, [0-9.]+ kB stored in [0-9.]+ s"
+        rf"  -> {cli.directory}/backups\n",
+        result.stdout,
+    )
+    assert result.stderr == ""
+
+
+def test_unchanged_database_gets_no_snapshot_but_a_tagged_one(cli: CommandLine) -> None:
+    """The line names the snapshot that still holds; --tag and --full ask for one all the same, and for every page."""
+    first = cli.run("now", "app.db", "--json", expect=0).document["snapshots"][0]
+    again = cli.run("now", "app.db", expect=0)
+    assert re.match(rf"app  unchanged  {first['id']}  .*nothing changed since this snapshot", again.stdout)
+    cli.run("now", "app.db", "--tag", "v1", "--tag", "v1", "--full", expect=0)
+    shown = cli.run("show", "v1", "--json", expect=0).document["snapshot"]
+    assert shown["tags"] == ["v1"]
+    assert shown["base"] == first["id"]
+    assert sum(pack["stored_bytes"] for pack in shown["packs"]) == shown["stored_bytes"]
+
+
+def test_json_document_is_complete(cli: CommandLine) -> None:
+    """The whole document, key by key; stderr stays empty."""
+    (cli.directory / "not-a-directory").touch()
+    result = cli.run("now", "app.db", "--store", "good", "--store", "not-a-directory", "--json", expect=3)
+    good, bad = result.document["snapshots"]
+    page_count = good["page_count"]
+    assert result.document.keys() == {"snapshots"}
+    assert good == {
+        "id": good["id"],
+        "database": "app",
+        "store": f"{cli.directory}/good",
+        "outcome": "created",
+        "page_size": 4096,
+        "page_count": page_count,
+        "changed_pages": page_count,
+        "stored_bytes": good["stored_bytes"],
+        "duration_seconds": good["duration_seconds"],
+        "error": None,
+        "warnings": [],
+    }
+    assert re.fullmatch(ID, good["id"])
+    assert page_count >= 3
+    assert 0 < good["stored_bytes"] < page_count * 4096
+    assert 0 < good["duration_seconds"] < 60
+    assert bad == {
+        "id": None,
+        "database": "app",
+        "store": f"{cli.directory}/not-a-directory",
+        "outcome": "failed",
+        "page_size": None,
+        "page_count": None,
+        "changed_pages": None,
+        "stored_bytes": 0,
+        "duration_seconds": bad["duration_seconds"],
+        "error": {"message": bad["error"]["message"], "hint": bad["error"]["hint"], "exit_code": 10},
+        "warnings": [],
+    }
+    assert f"{cli.directory}/not-a-directory" in bad["error"]["message"]
+    assert result.stderr == ""
+
+
+def test_failing_database_does_not_stop_the_others(cli: CommandLine) -> None:
+    """The first of two is no database: it is reported with its name, the second is stored, and the code says partly."""
+    (cli.directory / "broken.db").write_text("no database at all, but long enough to have a header\n" * 10)
+    result = cli.run("now", "./broken.db", "./app.db", expect=3)
+    failed, created = result.lines
+    assert re.match(rf"broken  failed  nothing stored, given up after .*  -> {cli.directory}/backups", failed)
+    assert created.startswith("app  created  ")
+    error, hint = result.stderr.splitlines()
+    assert error.startswith(f"error: broken: {cli.directory}/broken.db is not an SQLite database")
+    assert hint.startswith("hint: ")
+
+
+def test_exit_code_of_the_first_error_when_everything_failed(cli: CommandLine) -> None:
+    """An error that all stores share is told once, and its code is that of the run."""
+    result = cli.run("now", "./missing.db", "--store", "one", "--store", "two", expect=13)
+    assert result.stderr.count("error: ") == 1
+    assert f"{cli.directory}/missing.db" in result.stderr
+    assert not (cli.directory / "missing.db").exists()
+
+
+def test_configured_databases_and_stores(cli: CommandLine) -> None:
+    """Names, patterns and paths of one configuration; a configured path keeps its configured name."""
+    cli.create_database("tenants/acme/app.db")
+    cli.create_database("tenants/zeta/app.db")
+    (cli.directory / "backupd.toml").write_text(
+        """
+        [[databases]]
+        path = "app.db"
+        name = "main"
+        [[databases]]
+        path = "tenants/*/app.db"
+        [[databases]]
+        path = "gone/*.db"
+        [[stores]]
+        url = "store-a"
+        [[stores]]
+        url = "store-b"
+        """
+    )
+    everything = cli.run("now", "--json", expect=0)
+    made = [(each["database"], each["store"].rpartition("/")[2]) for each in everything.document["snapshots"]]
+    assert made == [(name, store) for name in ("main", "acme", "zeta") for store in ("store-a", "store-b")]
+    ids = [each["id"] for each in everything.document["snapshots"]]
+    assert ids[0] == ids[1] != ids[2]
+    assert everything.stderr == (
+        f"warning: no file matches {cli.directory}/gone/*.db; the other databases are backed up\n"
+    )
+    some = cli.run("now", "./app.db", "acme", "main", "--store", "store-b", "--json", expect=0)
+    assert [(each["database"], each["outcome"]) for each in some.document["snapshots"]] == [
+        ("main", "unchanged"),
+        ("acme", "unchanged"),
+    ]
+    assert some.stderr == ""
+
+
+def test_patterns_that_find_nothing_at_all_are_an_error(cli: CommandLine) -> None:
+    """A volume that is not mounted must not look like a backup that worked."""
+    pattern = {"BACKUPD_DATABASES__0__PATH": f"{cli.directory}/gone/*.db"}
+    result = cli.run("now", environ=pattern, expect=13)
+    assert result.stderr.startswith(f"error: no file matches {cli.directory}/gone/*.db\nhint: ")
+    assert not (cli.directory / "backups").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "hint"),
+    [
+        ([], "no database is given, and none is configured", "backupd now app.db"),
+        (["app.db", "copy/app.db"], "two databases with one name: 'app'", "--store"),
+        (["app.db", "--tag", "latest"], "'latest' can not be a tag", "a tag is a letter"),
+        (["app.db", "--store", "ftp://host/x"], "'ftp:' is not a kind of store", "s3://bucket/prefix"),
+        (["app.db", "--ful"], "no such option '--ful'", "did you mean --full? see: backupd now --help"),
+    ],
+    ids=["nothing", "one name twice", "reserved tag", "odd store", "misspelled option"],
+)
+def test_wrong_usage(cli: CommandLine, arguments: list[str], error: str, hint: str) -> None:
+    """Two lines, code 2, and nothing is made."""
+    result = cli.run("now", *arguments, expect=2)
+    first, second = result.stderr.splitlines()
+    assert first.startswith("error: ")
+    assert error in first
+    assert second.startswith("hint: ")
+    assert hint in second
+    assert result.stdout == ""
+    assert [file.name for file in cli.directory.iterdir()] == ["app.db"]
+
+
+def test_lost_cache_is_a_note_and_quiet_keeps_it(cli: CommandLine) -> None:
+    """What the use cases log goes to stderr as `key=value`; --quiet leaves neither notes nor result lines."""
+    cli.run("now", "app.db", expect=0)
+    hashes = list((cli.directory / "state/cache").rglob("*.hashes"))
+    assert len(hashes) == 1
+    hashes[0].unlink()
+    result = cli.run("now", "app.db", expect=0)
+    assert re.fullmatch(
+        r'timestamp=\S+Z level=info event="rebuilding the base from pack indexes" '
+        rf"database=app store={cli.directory}/backups\n",
+        result.stderr,
+    )
+    hashes[0].unlink()
+    quiet = cli.run("now", "app.db", "-q", expect=0)
+    assert (quiet.stdout, quiet.stderr) == ("", "")
+
+
+def test_everything_that_is_made_is_private(cli: CommandLine) -> None:
+    """State and store are readable for their owner only; the database, its directory and its mode are untouched."""
+    before = {file: file.stat().st_mode for file in (cli.directory, cli.directory / "app.db")}
+    cli.run("now", "app.db", "--store", "a/b/backups", expect=0)
+    made = [*(cli.directory / "a").rglob("*"), *(cli.directory / "state").rglob("*")]
+    assert len(made) > 10
+    assert {stat.S_IMODE(file.stat().st_mode) & 0o077 for file in made} == {0}
+    assert {file: file.stat().st_mode for file in before} == before
+
+
+def test_progress_bar_on_a_terminal(cli: CommandLine) -> None:
+    """A bar while it runs, and then the same line as without a terminal."""
+    with sqlite3.connect(cli.directory / "app.db") as connection:
+        connection.execute("INSERT INTO users (name) SELECT hex(randomblob(1000)) FROM users")
+    connection.close()
+    result = cli.run_on_terminal("now", "app.db")
+    assert result.code == 0
+    assert "━" in result.stdout
+    assert re.search(rf"app  created  {ID}  ", result.stdout)

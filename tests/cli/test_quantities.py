@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from backupd.cli import quantities
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (3_240_000, "3.2 MB"),
+        (99_900_000, "99.9 MB"),
+        (99_960_000, "100 MB"),
+        (999_400_000, "999 MB"),
+        (999_600_000, "1.0 GB"),
+        (1_004_322_816, "1.0 GB"),
+        (5 * 10**18, "5000 PB"),
+    ],
+)
+def test_sizes_are_decimal(size_bytes: int, text: str) -> None:
+    """Three digits or two, and never a thousand of a unit that has a next one."""
+    assert quantities.size(size_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "text"),
+    [
+        (timedelta(0), "0 s ago"),
+        (timedelta(milliseconds=-400), "0 s ago"),
+        (timedelta(seconds=59.9), "59 s ago"),
+        (timedelta(minutes=1), "1 min ago"),
+        (timedelta(minutes=59, seconds=59), "59 min ago"),
+        (timedelta(hours=3), "3 h ago"),
+        (timedelta(hours=47, minutes=59), "47 h ago"),
+        (timedelta(hours=48), "2 d ago"),
+        (timedelta(days=1500), "1,500 d ago"),
+        (timedelta(minutes=-5), "in the future"),
+    ],
+)
+def test_ages(elapsed: timedelta, text: str) -> None:
+    """The largest unit that is not misleading."""
+    now = datetime(2026, 11, 22, 8, tzinfo=UTC)
+    assert quantities.age(now - elapsed, now) == text
+
+
+def test_counts() -> None:
+    """Thousands are separated, and one is not several."""
+    assert quantities.count(245_196) == "245,196"
+    assert quantities.count(1, "page") == "1 page"
+    assert quantities.count(0, "page") == "0 pages"
+
+
+@pytest.mark.parametrize(("duration", "text"), [(0.04, "0.0 s"), (9.94, "9.9 s"), (75, "75 s"), (180, "3 min")])
+def test_durations(duration: float, text: str) -> None:
+    """Tenths while they matter."""
+    assert quantities.seconds(duration) == text

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from backupd.cli.selection import name_meant, select_databases
+from backupd.config import Database
+from backupd.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory: a file app.db, and a link to it."""
+    (tmp_path / "app.db").touch()
+    (tmp_path / "link.db").symlink_to("app.db")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_names_and_paths_of_one_file_are_one_database(current: Path) -> None:
+    """A configured path keeps its name whichever way it is written; another one is named by its file."""
+    main = Database("main", current / "app.db")
+    selected = select_databases(["app.db", "main", "./app.db", "link.db", "new/other.sqlite"], [main])
+    assert selected == [main, Database("other", current / "new/other.sqlite")]
+
+
+def test_file_without_a_suffix_is_a_path(current: Path) -> None:
+    """A word is a path when there is such a file, unless it is a configured name."""
+    (current / "data").touch()
+    assert select_databases(["data"], []) == [Database("data", current / "data")]
+    named = Database("data", current / "elsewhere.db")
+    assert select_databases(["data"], [named]) == [named]
+
+
+@pytest.mark.parametrize(
+    ("texts", "configured", "message", "hint"),
+    [
+        (["creditrobt"], ["creditrobot"], "no database is called 'creditrobt'", "did you mean creditrobot?"),
+        (["x"], ["a", "b"], "no database is called 'x'", "configured are: a, b; a path has a slash"),
+        (["x"], [], "no database is called 'x'", "none is configured; give the path"),
+        (["app.db", "copy/App.db"], [], "two databases with one name: 'app' (", "give each a `name`"),
+    ],
+    ids=["misspelled", "unknown", "nothing configured", "one name twice"],
+)
+def test_what_means_no_database(
+    current: Path, texts: list[str], configured: list[str], message: str, hint: str
+) -> None:
+    """The error names what was given, the hint what could be meant."""
+    databases = [Database(name, current / f"{name}.file") for name in configured]
+    with pytest.raises(UsageError) as caught:
+        select_databases(texts, databases)
+    assert caught.value.message.startswith(message)
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("app", "app"), ("app.db", "main"), ("lost.db", "lost"), ("dir/lost", "lost"), ("tenant.v2", "tenant.v2")],
+)
+def test_names_in_stores(current: Path, text: str, name: str) -> None:
+    """Files that are gone are still meant by their paths; dots alone make no path."""
+    assert name_meant(text, [Database("main", current / "app.db")]) == name

@@ -1,0 +1,229 @@
+"""Databases that cannot be backed up: one error, one hint, exit code 11 or 13, and nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from harness.cli import CommandLine, finish, side_files, tree, wait_until
+from harness.confinement import ANOTHER_UID, private_mounts, shared_directory
+from harness.place import change_rows, connected, create_database
+
+from backupd.state import StateDirectory
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable
+
+    from harness.cli import Runner
+    from harness.place import Place
+
+BUSY, SOURCE_UNUSABLE = 11, 13
+
+_TRIES = 5
+# Where SQLite locks: https://www.sqlite.org/walformat.html#locks, and os.h for the file itself.
+_FIRST_READ_MARK, _SHARED_FIRST, _LOCK_BYTES = 123, 0x40000002, 5
+
+
+def _patched(path: Path, offset: int, content: bytes) -> None:
+    create_database(path, rows=20)
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(content)
+
+
+def _hot_journal(path: Path) -> None:
+    """A program is killed in the middle of a transaction that its cache was too small for."""
+    create_database(path)
+    with connected(
+        path, "PRAGMA cache_size = 5", "BEGIN IMMEDIATE", "UPDATE report SET body = randomblob(900)"
+    ) as application:
+        application.kill()
+        application.wait()
+    assert side_files(path) == [path.with_name(f"{path.name}-journal")]
+
+
+def _cut_in_half(path: Path) -> None:
+    create_database(path, rows=20)
+    os.truncate(path, path.stat().st_size // 2)
+
+
+_UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (lambda path: None, "does not exist"),
+    "dangling-link": (lambda path: path.symlink_to("nowhere.db"), "does not exist"),
+    "directory": (lambda path: path.mkdir(), "is a directory"),
+    "pipe": (os.mkfifo, "is not a regular file"),
+    "text": (lambda path: path.write_text("name;amount\n" * 50), "is not an SQLite database"),
+    "short": (lambda path: path.write_bytes(b"SQLite format 3\0\x10\0"), "is not an SQLite database"),
+    "encrypted": (lambda path: path.write_bytes(random.Random(1).randbytes(8192)), "it is encrypted"),
+    "page-size-3": (lambda path: _patched(path, 16, b"\0\3"), "corrupt or encrypted SQLite header"),
+    "version-9": (lambda path: _patched(path, 18, b"\x09\x09"), "corrupt or encrypted SQLite header"),
+    "cut-in-half": (_cut_in_half, "corrupt"),
+    "hot-journal": (_hot_journal, "has a hot rollback journal"),
+}
+
+
+def test_unusable_files_are_refused(place: Place) -> None:
+    """Each kind of file that is no readable database is named, with what is wrong with it."""
+    commands = []
+    for how, (make, words) in _UNUSABLE.items():
+        database = place.home / f"{how}.db"
+        make(database)
+        commands.append((["now", database.name], SOURCE_UNUSABLE, [database, words]))
+    place.backupd.refusals(commands)
+
+
+def test_typing_error_creates_no_store(tmp_path: Path) -> None:
+    """A wrong path in a fresh directory leaves no database there, and no store."""
+    backupd = CommandLine(tmp_path)
+    missing = tmp_path / "nowhere/app.db"
+    backupd.refusal("now", "nowhere/app.db", code=SOURCE_UNUSABLE, names=[missing, "does not exist"])
+
+
+def test_unusable_file_as_json(place: Place) -> None:
+    """Each database has its own error object, and the good one is backed up all the same."""
+    (place.home / "text.db").write_text("no database")
+    change_rows(place.database, "changed")
+    snapshots = place.backupd.json("now", "text.db", "missing.db", "app.db", code=3)["snapshots"]
+    assert [(each["database"], each["outcome"], each["id"] is None) for each in snapshots] == [
+        ("text", "failed", True),
+        ("missing", "failed", True),
+        ("app", "created", False),
+    ]
+    for each in snapshots[:2]:
+        assert each["error"]["exit_code"] == SOURCE_UNUSABLE
+        assert f"{place.home / each['database']}.db" in each["error"]["message"]
+        assert each["error"]["hint"]
+    listed = place.backupd.json("list")["snapshots"]
+    assert [each["id"] for each in listed] == [*place.ids, snapshots[2]["id"]]
+
+
+@pytest.mark.parametrize(
+    ("journal_mode", "statements"),
+    [("delete", ["BEGIN EXCLUSIVE"]), ("wal", ["PRAGMA locking_mode = EXCLUSIVE", "UPDATE report SET title = 'x'"])],
+)
+def test_lock_is_not_waited_for_beyond_the_limit(place: Place, journal_mode: str, statements: list[str]) -> None:
+    """The application holds its database exclusively for longer than `capture.lock_timeout`."""
+    database = place.home / "locked.db"
+    create_database(database, rows=20, journal_mode=journal_mode)
+    backupd = CommandLine(place.home, BACKUPD_CAPTURE__LOCK_TIMEOUT="200ms")
+    with connected(database, *statements):
+        backupd.refusal("now", "locked.db", code=BUSY, names=[database, "locked"])
+
+
+def test_second_run_waits_for_the_first_only_so_long(place: Place) -> None:
+    """Another backupd that is at work on the same database in the same store."""
+    backupd = CommandLine(place.home, BACKUPD_CAPTURE__LOCK_TIMEOUT="200ms")
+    with StateDirectory(backupd.state).lock(f"app in {place.store}", timeout=0):
+        backupd.refusal("now", "app.db", code=BUSY, names=["another backupd", "app", place.store])
+
+
+def test_file_of_another_user_that_is_private(stranger: Runner) -> None:
+    """Neither a private file nor a file in a private directory can be read, and both are said to be unreadable."""
+    with shared_directory() as home:
+        home.chmod(0o777)
+        create_database(home / "private.db", rows=5)
+        (home / "private.db").chmod(0o600)
+        (home / "closed").mkdir(mode=0o700)
+        create_database(home / "closed/app.db", rows=5)
+        before = tree(home)
+        result = CommandLine(home, runner=stranger).run("now", "private.db", "closed/app.db", code=SOURCE_UNUSABLE)
+        assert len(result.told("hint")) == 2
+        for error, database in zip(result.told("error"), ("private.db", "closed/app.db"), strict=True):
+            assert f"{home / database} cannot be read" in error
+        assert {name: facts for name, facts in tree(home).items() if name in before} == before
+
+
+def test_idle_wal_database_of_another_user(stranger: Runner) -> None:
+    """Reading it would leave `-wal` and `-shm` that its owner cannot write; with the application there, it works."""
+    with shared_directory() as home:
+        home.chmod(0o777)
+        database = home / "app.db"
+        create_database(database, rows=5, journal_mode="wal")
+        database.chmod(0o644)
+        backupd = CommandLine(home, runner=stranger)
+        result = backupd.run("now", "app.db", code=SOURCE_UNUSABLE)
+        (error,) = result.told("error")
+        assert f"uid {ANOTHER_UID}" in error
+        assert str(database) in error
+        assert len(result.told("hint")) == 1
+        assert side_files(database) == []
+        with connected(database, "UPDATE report SET title = 'open'"):
+            owners = {file: file.stat().st_uid for file in side_files(database)}
+            assert len(owners) == 2
+            assert backupd.json("now", "app.db")["snapshots"][0]["outcome"] == "created"
+            assert {file: file.stat().st_uid for file in side_files(database)} == owners
+
+
+def test_read_only_volume_with_an_idle_wal_database(place: Place) -> None:
+    """SQLite cannot make the `-shm` that it needs to read; the hint says what a `:ro` mount needs."""
+    volume = place.home / "volume"
+    volume.mkdir()
+    create_database(volume / "wal.db", rows=5, journal_mode="wal")
+    create_database(volume / "delete.db", rows=5)
+    with private_mounts() as mounts:
+        mounts.mount("--bind", volume, volume)
+        mounts.mount("-o", "remount,ro,bind", volume)
+        backupd = CommandLine(place.home, runner=mounts.runner())
+        result = backupd.refusal("now", "volume/wal.db", code=SOURCE_UNUSABLE, names=[volume / "wal.db"])
+        assert ":ro" in result.told("hint")[0]
+        assert backupd.json("now", "volume/delete.db")["snapshots"][0]["outcome"] == "created"
+
+
+def _replace(path: Path) -> None:
+    create_database(path.with_name("other.db"), rows=5)
+    path.with_name("other.db").rename(path)
+
+
+@pytest.mark.parametrize(
+    ("meddle", "words"),
+    [(lambda path: os.truncate(path, 1 << 20), "truncated"), (_replace, "replaced")],
+    ids=["truncated", "replaced"],
+)
+@pytest.mark.parametrize("journal_mode", ["delete", "wal"])
+def test_file_that_changes_under_the_capture(
+    place: Place, meddle: Callable[[Path], None], words: str, journal_mode: str
+) -> None:
+    """The capturing process is stopped while it holds SQLite's lock, and goes on after the file was changed."""
+    database = place.home / "big.db"
+    create_database(database, rows=400, row_bytes=100_000, journal_mode=journal_mode)
+    process, stopped = _stopped_under_the_lock(place.backupd, database)
+    meddle(database)
+    os.kill(stopped, signal.SIGCONT)
+    result = finish(process, code=SOURCE_UNUSABLE)
+    (error,) = result.told("error")
+    assert str(database) in error
+    assert words in error
+    assert len(result.told("hint")) == 1
+    assert not (place.store / "big/snapshots").exists()
+    assert place.backupd.spooled() == []
+
+
+def _stopped_under_the_lock(backupd: CommandLine, database: Path) -> tuple[subprocess.Popen[str], int]:
+    """A running `now` and its capturing process, which was stopped while it had its read lock on `database`."""
+    for _ in range(_TRIES):
+        process = backupd.start("now", database.name, "--full")
+        wait_until(lambda process=process: _reader_of(database) or process.poll() is not None)
+        if reader := _reader_of(database):
+            os.kill(reader, signal.SIGSTOP)
+            if _reader_of(database) == reader:
+                return process, reader
+            os.kill(reader, signal.SIGCONT)
+        finish(process)
+    pytest.fail("every capture was over too soon to be stopped in it")
+
+
+def _reader_of(database: Path) -> int | None:
+    """The process that has pinned a state of `database`: by a read mark in `-shm`, or else by the lock on the file."""
+    shared = database.with_name(f"{database.name}-shm")
+    file, first = (shared, _FIRST_READ_MARK) if shared.exists() else (database, _SHARED_FIRST)
+    inode = file.stat().st_ino
+    for line in Path("/proc/locks").read_text().splitlines():
+        _, _, _, _, pid, place, start, _ = line.replace("-> ", "").split()
+        if int(place.split(":")[2]) == inode and first <= int(start) < first + _LOCK_BYTES:
+            return int(pid)
+    return None

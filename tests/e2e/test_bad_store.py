@@ -1,0 +1,156 @@
+"""Stores that cannot be used: one error that names the store, one hint, and its exit code; nothing half-done is listed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import socket
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from harness.cli import CommandLine, tree
+from harness.confinement import private_mounts, shared_directory
+from harness.loopback import loopback
+from harness.place import change_rows, content_digest, create_database
+
+if TYPE_CHECKING:
+    from harness.cli import Runner
+    from harness.loopback import Handler, Request
+    from harness.place import Place
+    from harness.s3_server import S3Server
+
+USAGE, UNAVAILABLE, DAMAGE_FOUND, UNSUPPORTED_FORMAT = 2, 10, 20, 21
+
+
+def _answer_like_a_web_page(handler: Handler, _: Request) -> None:
+    handler.answer(200, b"<html><body>Welcome</body></html>", Content_Type="text/html")
+
+
+def _answer_from_tomorrow(handler: Handler, _: Request) -> None:
+    tomorrow = format_datetime(datetime.now(UTC) + timedelta(days=1), usegmt=True)
+    handler.error(403, "RequestTimeTooSkewed", "the difference is too large", Date=tomorrow)
+
+
+def test_bad_buckets_and_endpoints(place: Place, seaweed: S3Server) -> None:
+    """Each has a message of its own; `now` and `list` say the same, and no secret is in it."""
+    bucket = seaweed.new_bucket()
+    good = {"url": f"s3://{bucket}", "endpoint_url": seaweed.endpoint_url, "max_attempts": 1}
+    good |= {"access_key_id": seaweed.access_key_id, "secret_access_key": seaweed.secret_access_key}
+    with ExitStack() as servers:
+        web = servers.enter_context(loopback(_answer_like_a_web_page))
+        ahead = servers.enter_context(loopback(_answer_from_tomorrow))
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            port = closed.getsockname()[1]
+        wrong = {
+            "bucket": ({"url": "s3://there-is-none"}, "bucket there-is-none does not exist"),
+            "key": ({"access_key_id": "WRONG"}, "does not know this access key"),
+            "secret": ({"secret_access_key": "wrong"}, "secret key is wrong"),
+            "port": ({"endpoint_url": f"http://127.0.0.1:{port}"}, "connection refused"),
+            "host": ({"endpoint_url": "http://nosuch.invalid"}, "nosuch.invalid"),
+            "web": ({"endpoint_url": web.endpoint_url}, "not an S3 server"),
+            "clock": ({"endpoint_url": ahead.endpoint_url}, "24 h behind the store's"),
+        }
+        commands = []
+        for name, (change, words) in wrong.items():
+            values = good | change
+            lines = (f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+            (place.home / f"{name}.toml").write_text("[[stores]]\n" + "".join(lines))
+            for verb in (["now", "app.db"], ["list"]) if name in {"bucket", "port"} else (["list"],):
+                commands.append(([*verb, "--config", f"{name}.toml"], UNAVAILABLE, [values["url"], words]))
+        results = place.backupd.refusals(commands)
+    assert not any(seaweed.secret_access_key in result.stderr for result in results)
+
+
+def test_unwritable_store_and_state_directory(stranger: Runner) -> None:
+    """A user that may not write there is told the directory and their uid."""
+    with shared_directory() as home:
+        create_database(home / "app.db", rows=5)
+        (home / "state").mkdir(mode=0o700)
+        (home / "own").mkdir()
+        (home / "own").chmod(0o777)
+        backupd = CommandLine(home, state="own", runner=stranger)
+        refused = backupd.refusal("now", "app.db", "--store", "store", code=UNAVAILABLE, names=[home / "store"])
+        assert "uid 65534" in refused.told("hint")[0]
+        refused = CommandLine(home, runner=stranger).run("now", "app.db", "--store", "own", code=USAGE)
+        assert str(home / "state") in refused.told("error")[0]
+        assert "BACKUPD_STATE_DIR" in refused.told("hint")[0]
+        assert not (home / "store").exists()
+
+
+def test_full_store_takes_the_snapshot_when_it_has_space(place: Place) -> None:
+    """Nothing of the snapshot that did not fit is listed or left behind, and the one after it restores."""
+    create_database(place.home / "big.db", rows=3000)
+    with private_mounts() as mounts:
+        small = place.home / "small"
+        small.mkdir()
+        mounts.mount("-t", "tmpfs", "-o", "size=2m", "none", small)
+        backupd = CommandLine(place.home, runner=mounts.runner())
+        backupd.refusal("now", "big.db", "--store", "small", code=UNAVAILABLE, names=["no space", small])
+        assert [path for path in mounts.seen(small).rglob("*") if path.is_file() and path.suffix != ".json"] == []
+        assert backupd.json("list", "--store", "small") == {"snapshots": [], "problems": []}
+        mounts.mount("-o", "remount,size=50m", small)
+        backupd.run("now", "big.db", "--store", "small")
+        backupd.run("restore", "latest", "--store", "small", "--to", "restored.db")
+    assert content_digest(place.home / "restored.db") == content_digest(place.home / "big.db")
+
+
+def test_full_state_directory(place: Place) -> None:
+    """Packs on their way find no room in the spool; the stores are as they were."""
+    create_database(place.home / "big.db", rows=3000)
+    with private_mounts() as mounts:
+        state = place.home / "state"
+        mounts.mount("-t", "tmpfs", "-o", "size=1m", "none", state)
+        backupd = CommandLine(place.home, runner=mounts.runner())
+        backupd.refusal("now", "big.db", code=USAGE, names=[state])
+        assert list((mounts.seen(state) / "spool").iterdir()) == []
+    assert not (place.store / "big").exists()
+
+
+def test_store_of_a_newer_format(place: Place) -> None:
+    """Neither a repository nor a single manifest of format 2 is guessed at or written to."""
+    newer = place.copy(place.home.with_name("newer manifest"))
+    repository = place.store / "backupd.json"
+    repository.write_text(json.dumps(json.loads(repository.read_text()) | {"format": 2}))
+    verbs = (["list"], ["now", "app.db"], ["restore", "latest", "--to", "restored.db"])
+    place.backupd.refusals([(verb, UNSUPPORTED_FORMAT, [place.store, "format 2"]) for verb in verbs])
+    _seal_as_format_2(newer.manifest(2))
+    shutil.rmtree(newer.backupd.state)
+    newer.backupd.refusals(
+        [(verb, UNSUPPORTED_FORMAT, [newer.ids[2], newer.store, "version 2"]) for verb in verbs]
+    )
+
+
+def _seal_as_format_2(manifest: Path) -> None:
+    body = manifest.read_bytes().partition(b'"manifest":')[2][:-2].replace(b'"format": 1', b'"format": 2')
+    seal = hashlib.sha256(body).hexdigest().encode()
+    manifest.write_bytes(b'{"sha256":"' + seal + b'","manifest":' + body + b"}\n")
+
+
+def test_garbage_in_place_of_the_repository_object(place: Place) -> None:
+    """It is named as damaged, and not written over."""
+    (place.store / "backupd.json").write_text("not ours")
+    verbs = (["list"], ["now", "app.db"], ["show", "latest"])
+    place.backupd.refusals([(verb, DAMAGE_FOUND, ["backupd.json", place.store]) for verb in verbs])
+
+
+def test_file_in_place_of_the_store(place: Place) -> None:
+    """A path that is no directory is refused by name."""
+    place.backupd.refusals(
+        [(verb, UNAVAILABLE, [place.database]) for verb in (["now", "app.db", "--store", "app.db"], ["list", "--store", "app.db"])]
+    )
+
+
+def test_two_writers_that_take_turns_are_told(place: Place) -> None:
+    """Staging and production share a prefix: whoever comes back finds the other's snapshot on top of its own."""
+    production, staging = place.backupd, CommandLine(place.home, state="staging")
+    staging.run("now", "app.db", "--tag", "staging")
+    (warning,) = production.run("now", "app.db", "--tag", "production").told("warning")
+    assert all(each in warning for each in ("app", "two writers", str(place.store), str(place.database)))
+    (result,) = staging.json("now", "app.db", "--tag", "staging")["snapshots"]
+    assert result["outcome"] == "created"
+    assert ["two writers" in each for each in result["warnings"]] == [True]
