@@ -5,10 +5,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 from harness.s3_server import S3Server, moto_server, s3_server
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+# The same examples on every run; HYPOTHESIS_PROFILE=wide looks for new ones. No deadline: machines are slow at times.
+settings.register_profile("same", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("wide", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 _FOREIGN = ("AWS_", "BOTO_", "BACKUPD_")
 _FOREIGN_NAMES = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"}

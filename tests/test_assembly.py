@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from backupd.backup.assembly import WrittenPack, assemble, count_changed
@@ -12,7 +12,6 @@ from backupd.format import lock_page
 from backupd.format.manifest import PackEntry
 from backupd.format.pagemap import decode_page_map, encode_page_map, page_hashes
 
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """A busy machine is no reason to fail."""
 
 
@@ -94,7 +93,6 @@ def test_growing_beyond_the_lock_byte_page_makes_a_hole():
     assert page_map[lock - 2 :].tolist() == [1, 0, 2]
 
 
-@unhurried
 @given(
     st.integers(0, 20),
     st.lists(st.tuples(st.integers(0, 20), st.lists(st.integers(1, 20), unique=True, max_size=20)), max_size=8),
@@ -117,7 +115,6 @@ def test_a_history_reads_every_page_from_the_pack_that_wrote_it_last(
         assert len(set(packs)) == len(packs)
 
 
-@unhurried
 @given(st.lists(st.integers(0, 3), max_size=40), st.lists(st.integers(0, 3), max_size=40))
 def test_changed_pages_are_those_that_differ_at_their_place(new: list[int], old: list[int]):
     """Every page beyond the base counts, and every other one whose hash is another."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backupd.backup.assembly import WrittenPack, assemble
@@ -18,7 +18,6 @@ from backupd.format.pagemap import encode_page_map
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """A busy machine is no reason to fail."""
 
 _PAGE_SIZE = 4096
@@ -120,7 +119,7 @@ def test_the_fullest_tier_is_merged():
     assert pages_to_relocate(packs, page_map, _PAGE_SIZE) == list(range(11, 24))
 
 
-@settings(unhurried, max_examples=50)
+@settings(max_examples=50)
 @given(st.data())
 def test_the_budget_is_kept_and_pages_are_live(data: st.DataObject):
     """Whatever the packs are like, at most 64 MiB or 1/32 of the image move: whole packs, ascending page numbers."""
@@ -150,7 +149,7 @@ def test_the_lock_byte_hole_never_moves():
     assert pages_to_relocate(packs, page_map, 65536) == list(range(2, 42))
 
 
-@settings(unhurried, max_examples=15, derandomize=True)
+@settings(max_examples=15, derandomize=True)
 @given(
     st.integers(1, 6000),
     st.lists(st.tuples(st.integers(0, 2000), st.floats(0.8, 1.2)), min_size=1, max_size=30),

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from backupd.errors import NoSuchSnapshotError, UsageError
@@ -16,7 +16,6 @@ from backupd.reference import is_tag, parse_reference, resolve
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """A busy machine is no reason to fail."""
 
 _SOURCE = SourceFacts(
@@ -264,7 +263,6 @@ def test_what_cannot_be_a_tag(name: str):
     assert not is_tag(name)
 
 
-@unhurried
 @given(st.text() | st.from_regex(r"[0-9T:Zdhlatest~@.+-]{0,40}", fullmatch=True))
 def test_any_text_is_a_reference_or_a_usage_error(text: str):
     """Parsing and resolving raise nothing but the errors that they document."""

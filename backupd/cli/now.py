@@ -13,11 +13,12 @@ from backupd.cli.options import Invocation, Verb, complete_databases, global_opt
 from backupd.errors import ExitCode, SourceUnusableError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from backupd.backup import BackupResult, Progress
+    from backupd.backup import BackupResult, Wish
     from backupd.cli.session import Session
     from backupd.config import Database
+    from backupd.store import Store
 
 
 @click.command(
@@ -53,7 +54,7 @@ def command(
     Without --store, snapshots go to all configured stores, or into ./backups when none is configured. If nothing has
     changed since the newest snapshot, no new one is made, except with --tag or --full.
     """
-    from backupd.backup import Wish, back_up
+    from backupd.backup import Wish
     from backupd.cli.session import Session
 
     _reject_odd_tags(tags)
@@ -63,11 +64,7 @@ def command(
     wish = Wish(tags=tuple(dict.fromkeys(tags)), is_full=full)
     results: list[BackupResult] = []
     for database in chosen:
-
-        def run(report: Callable[[Progress], None], database: Database = database) -> list[BackupResult]:
-            return back_up(database, opened, session.settings, session.state, wish=wish, on_progress=report)
-
-        of_database = _with_progress(run, database, session)
+        of_database = _back_up(database, opened, session, wish)
         results += of_database
         if not session.is_json:
             _print_results(of_database, session)
@@ -112,13 +109,19 @@ def _chosen_databases(texts: Sequence[str], session: Session) -> list[Database]:
     return list(configured)
 
 
-def _with_progress(
-    run: Callable[[Callable[[Progress], None]], list[BackupResult]], database: Database, session: Session
-) -> list[BackupResult]:
+def _back_up(database: Database, stores: Sequence[Store], session: Session, wish: Wish) -> list[BackupResult]:
+    from backupd.backup import back_up
     from backupd.cli.progress import shown_progress
 
     with shown_progress(database.name, done="captured", moved="stored", is_quiet=session.is_quiet) as report:
-        return run(lambda now: report(now.captured_bytes, now.image_bytes, now.stored_bytes))
+        return back_up(
+            database,
+            stores,
+            session.settings,
+            session.state,
+            wish=wish,
+            on_progress=lambda now: report(now.captured_bytes, now.image_bytes, now.stored_bytes),
+        )
 
 
 def _print_results(results: Sequence[BackupResult], session: Session) -> None:

@@ -87,7 +87,7 @@ def test_while_the_child_starts(cli: CommandLine) -> None:
 
 
 def test_during_an_upload_that_hangs(cli: CommandLine, big: Path) -> None:
-    """A store that takes the connection and never answers does not hold the process; JSON says the same."""
+    """Two stores that never answer cannot hold the process longer than one; JSON says the same."""
 
     def answer(handler: Handler, request: Request) -> None:
         if request.method == "PUT":
@@ -98,9 +98,9 @@ def test_during_an_upload_that_hangs(cli: CommandLine, big: Path) -> None:
             handler.answer(200, LISTED_NOTHING, Content_Type="application/xml")
 
     with loopback(answer) as server:
-        bucket = s3_variables(server.endpoint_url)
-        with cli.started("now", "big.db", "--json", environ=bucket) as process:
-            wait_until(lambda: any("/packs/" in request.path for request in server.requests))
+        buckets = {**s3_variables(server.endpoint_url, 0), **s3_variables(server.endpoint_url, 1)}
+        with cli.started("now", "big.db", "--json", environ=buckets) as process:
+            wait_until(lambda: len({request.path[:9] for request in server.requests if "/packs/" in request.path}) == 2)
             stdout, stderr = interrupt(process, signal.SIGTERM)
     assert '"exit_code": 130' in stdout
     assert stderr == ""
@@ -133,11 +133,7 @@ def test_during_a_restore(cli: CommandLine, big: Path) -> None:
     assert set(cli.directory.iterdir()) == before
 
 
-def s3_variables(endpoint_url: str) -> dict[str, str]:
-    """A configuration of one bucket there."""
-    return {
-        "BACKUPD_STORES__0__URL": "s3://bucket/prefix",
-        "BACKUPD_STORES__0__ENDPOINT_URL": endpoint_url,
-        "BACKUPD_STORES__0__ACCESS_KEY_ID": "id",
-        "BACKUPD_STORES__0__SECRET_ACCESS_KEY": "secret",
-    }
+def s3_variables(endpoint_url: str, number: int = 0) -> dict[str, str]:
+    """A configuration of one bucket there, as the store of that number."""
+    keys = {"URL": f"s3://bucket-{number}", "ENDPOINT_URL": endpoint_url, "ACCESS_KEY_ID": "id"}
+    return {f"BACKUPD_STORES__{number}__{key}": value for key, value in {**keys, "SECRET_ACCESS_KEY": "secret"}.items()}

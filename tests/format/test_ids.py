@@ -4,19 +4,17 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from backupd.format import FormatError
 from backupd.format.ids import SnapshotId
 
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """A busy machine is no reason to fail."""
 
 times = st.datetimes(min_value=datetime(1970, 1, 1), max_value=datetime(9998, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
 
 
-@unhurried
 @given(times, st.integers(min_value=0))
 def test_an_id_keeps_its_time_to_the_millisecond(taken_at: datetime, random_bits: int):
     """The time of an id is the one that it was made from, in UTC, without what is below a millisecond."""
@@ -26,7 +24,6 @@ def test_an_id_keeps_its_time_to_the_millisecond(taken_at: datetime, random_bits
     assert SnapshotId(str(snapshot_id)) == snapshot_id
 
 
-@unhurried
 @given(times, times)
 def test_ids_are_ordered_like_their_times(one: datetime, other: datetime):
     """Ids as text have the order of their times, whatever the random bits are."""
@@ -79,7 +76,6 @@ def test_the_first_and_the_last_id_are_ids(text: str):
     assert SnapshotId(text).taken_at.isoformat(timespec="milliseconds").replace("-", "").startswith(text[:8])
 
 
-@unhurried
 @given(st.text() | st.from_regex(r"[0-9]{8}T[0-9]{9}Z-[0-9a-f]{8}", fullmatch=True))
 def test_any_text_is_an_id_or_a_format_error(text: str):
     """Nothing but `FormatError` comes out, and every id has a time."""

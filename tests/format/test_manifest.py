@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backupd.format import FormatError, NewerFormatError
@@ -23,7 +23,6 @@ from backupd.format.manifest import (
     encode_manifest,
 )
 
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """A busy machine is no reason to fail."""
 
 _GOLDEN = (Path(__file__).parent.parent / "vectors" / "valid" / "manifest-minimal.json").read_bytes()
@@ -88,7 +87,6 @@ def sealed(values: object) -> bytes:
     return b'{"sha256":"' + hashlib.sha256(body).hexdigest().encode() + b'","manifest":' + body + b"}\n"
 
 
-@unhurried
 @given(manifests)
 def test_a_manifest_comes_back(manifest: Manifest):
     """What was encoded is decoded, whatever its texts and numbers are; the object is ASCII and valid JSON."""
@@ -114,7 +112,6 @@ def test_a_truncated_manifest_is_rejected(end: int):
         decode_manifest(_GOLDEN[:end])
 
 
-@unhurried
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_manifest_or_a_format_error(data: bytes):
     """Nothing but `FormatError` comes out of bytes that nobody wrote."""
@@ -129,7 +126,6 @@ json_values = st.recursive(
 )
 
 
-@unhurried
 @given(json_values)
 def test_any_sealed_json_is_a_manifest_or_a_format_error(values: object):
     """A right seal around anything else is rejected too, without another exception."""
@@ -137,7 +133,6 @@ def test_any_sealed_json_is_a_manifest_or_a_format_error(values: object):
         decode_manifest(sealed(values))
 
 
-@unhurried
 @given(st.sampled_from(["", "source", "writer"]), st.data())
 def test_any_value_of_any_key_is_right_or_a_format_error(inside: str, data: st.DataObject):
     """A forged value under any key is rejected, or is one of the values that this key may have."""
@@ -197,7 +192,7 @@ def test_snapshots_are_ordered_by_sequence_then_id():
     assert sorted([newest, oldest, middle], key=lambda each: each.order) == [oldest, middle, newest]
 
 
-@settings(unhurried, max_examples=20)
+@settings(max_examples=20)
 @given(manifests)
 def test_one_key_stands_on_one_line(manifest: Manifest):
     """People can read a manifest, and `diff` shows what changed between two."""

@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 import zstandard
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backupd.format import FormatError
@@ -21,7 +21,6 @@ from backupd.format.pack import (
     parse_index,
 )
 
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """A busy machine is no reason to fail."""
 
 _PAGE_SIZES = [512, 1024, 2048, 4096, 8192, 16384, 32768, 65536]
@@ -44,7 +43,6 @@ def noise(number: int, page_size: int) -> bytes:
 _PACK = packed(512, {1: noise(1, 512), 2: bytes(512), 9: b"ab" * 256})
 
 
-@unhurried
 @given(st.sampled_from(_PAGE_SIZES), page_numbers, st.data())
 def test_a_pack_gives_back_what_was_put_into_it(page_size: int, numbers: list[int], data: st.DataObject):
     """Page numbers, hashes and images come back in order, for every page size and level."""
@@ -70,7 +68,6 @@ def test_a_pack_holds_16_mib_and_not_a_page_more(page_size: int):
         decode_pack(over)
 
 
-@unhurried
 @given(page_numbers)
 def test_the_index_needs_exactly_its_bytes(numbers: list[int]):
     """The index is read from the beginning of a pack; one byte less is too little."""
@@ -104,7 +101,7 @@ def test_every_flipped_bit_is_found():
         assert found_index != index or bit // 8 >= index_bytes(3)
 
 
-@settings(unhurried, max_examples=300)
+@settings(max_examples=300)
 @given(st.binary(max_size=200) | st.binary(max_size=200).map(lambda tail: _PACK[:84] + tail))
 def test_any_bytes_are_a_pack_or_a_format_error(data: bytes):
     """Nothing but `FormatError` comes out of bytes that nobody wrote."""
@@ -112,7 +109,7 @@ def test_any_bytes_are_a_pack_or_a_format_error(data: bytes):
         decode_pack(data)
 
 
-@settings(unhurried, max_examples=300)
+@settings(max_examples=300)
 @given(st.integers(0, len(_PACK) - 1), st.binary(min_size=1, max_size=8), st.integers(0, 8))
 def test_any_damage_of_a_pack_is_handled(position: int, replacement: bytes, removed: int):
     """Bytes put in, taken out or replaced give a format error, or a pack of the same shape."""

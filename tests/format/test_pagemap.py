@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import zstandard
 from blake3 import blake3
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backupd.format import MAX_IMAGE_PAGES, FormatError, is_page_size, lock_page
 from backupd.format.pack import page_hash
 from backupd.format.pagemap import decode_page_map, encode_page_map, image_digest, page_hashes
 
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """A busy machine is no reason to fail."""
 
 _PAGE_SIZES = [512, 1024, 2048, 4096, 8192, 16384, 32768, 65536]
@@ -26,7 +25,6 @@ def mapped(*entries: int) -> str:
     return encode_page_map(np.array(entries, dtype=np.uint32))
 
 
-@unhurried
 @given(st.lists(st.integers(1, 9), max_size=200), st.sampled_from(_PAGE_SIZES))
 def test_a_page_map_comes_back(entries: list[int], page_size: int):
     """What was encoded is decoded, for images that end before the lock-byte page."""
@@ -78,7 +76,7 @@ def test_an_empty_image_has_an_empty_map():
     assert decode_page_map(mapped(), page_size=512, page_count=0, packs=0).tolist() == []
 
 
-@settings(unhurried, max_examples=300)
+@settings(max_examples=300)
 @given(st.text() | st.binary(max_size=64).map(lambda raw: base64.b64encode(raw).decode()), st.integers(0, 20))
 def test_any_text_is_a_map_or_a_format_error(text: str, page_count: int):
     """Nothing but `FormatError` comes out of text that nobody wrote."""
@@ -86,7 +84,7 @@ def test_any_text_is_a_map_or_a_format_error(text: str, page_count: int):
         decode_page_map(text, page_size=4096, page_count=page_count, packs=3)
 
 
-@settings(unhurried, max_examples=300)
+@settings(max_examples=300)
 @given(st.integers(0, 51), st.binary(min_size=1, max_size=4))
 def test_any_damage_of_a_map_is_handled(position: int, replacement: bytes):
     """A damaged frame is a format error, or a map of the right size that names existing packs."""
@@ -127,7 +125,6 @@ def test_a_forged_map_cannot_exhaust_memory(size_bytes: int, page_count: int, re
     assert int(grown_kib) < limit_kib
 
 
-@unhurried
 @given(st.lists(st.binary(min_size=16, max_size=16), max_size=20))
 def test_the_image_digest_is_blake3_over_the_hashes(hashes: list[bytes]):
     """The digest does not depend on how the hashes lie in memory."""
@@ -142,7 +139,6 @@ def test_a_page_hash_is_half_of_a_blake3():
     assert page_hash(page).hex() == blake3(page).hexdigest()[:32]
 
 
-@unhurried
 @given(st.integers(-(1 << 20), 1 << 20))
 def test_page_sizes_are_those_of_sqlite(size: int):
     """A power of two from 512 to 65536, and nothing else."""
