@@ -19,7 +19,14 @@ import numpy as np
 import structlog
 from blake3 import blake3
 
-from backupd.errors import DamageError, LostPacksError, NoSuchObjectError, TargetUnwritableError, UnsupportedFormatError
+from backupd.errors import (
+    DamageError,
+    LostPacksError,
+    NoSuchObjectError,
+    StoreUnavailableError,
+    TargetUnwritableError,
+    UnsupportedFormatError,
+)
 from backupd.format import FORMAT_VERSION, FormatError, NewerFormatError
 from backupd.format.ids import SnapshotId
 from backupd.format.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest, encode_manifest
@@ -113,6 +120,7 @@ class Repository:
         self.store = store
         self._state = state
         self._id: str | None = None
+        self._has_told_of_cache = False
 
     @property
     def url(self) -> str:
@@ -153,7 +161,11 @@ class Repository:
             if not self.exists():
                 content = json.dumps({"format": FORMAT_VERSION, "repository": secrets.token_hex(16)}).encode() + b"\n"
                 self.store.put(REPOSITORY_KEY, content, sha256=hashlib.sha256(content).digest())
-                self.exists()
+                if not self.exists():
+                    raise StoreUnavailableError(
+                        f"{self.url} took {REPOSITORY_KEY}, and does not have it",
+                        hint="try again; if this repeats, the store loses what it acknowledges",
+                    )
 
     def databases(self) -> list[str]:
         """Names of the databases that have a snapshot, sorted."""
@@ -205,14 +217,13 @@ class Repository:
             ) from error
 
     def _cached_manifest(self, database: str, snapshot_id: SnapshotId, size_bytes: int) -> Manifest | DamagedManifest:
-        cached = self._cache(database) / f"{snapshot_id}.json"
         try:
-            content = cached.read_bytes()
+            content = (self._cache(database) / f"{snapshot_id}.json").read_bytes()
             # A manifest never changes, so one of another size in the store is a damaged one.
             if len(content) == size_bytes:
                 return decode_manifest(content)
-        except (FileNotFoundError, FormatError):
-            pass  # not cached yet, or the cache is damaged: the store has it
+        except (OSError, TargetUnwritableError, FormatError):
+            pass  # not cached yet, the cache is damaged, or nothing can be cached here: the store has it
         return self._read_manifest(database, snapshot_id)
 
     def _read_manifest(self, database: str, snapshot_id: SnapshotId) -> Manifest | DamagedManifest:
@@ -228,7 +239,7 @@ class Repository:
             ) from error
         except FormatError as error:
             return DamagedManifest(database, snapshot_id, str(error))
-        with _losing_cache_is_fine():
+        with self._losing_cache_is_fine():
             _write_atomically(self._cache(database) / f"{snapshot_id}.json", content)
         return manifest
 
@@ -292,7 +303,7 @@ class Repository:
         content = encode_manifest(manifest)
         key = SnapshotKey(manifest.database, str(manifest.id))
         self.store.put(str(key), content, sha256=hashlib.sha256(content).digest())
-        with _losing_cache_is_fine():
+        with self._losing_cache_is_fine():
             cache = self._cache(manifest.database)
             _write_atomically(cache / f"{manifest.id}.json", content)
             _link_atomically(hashes, cache / f"{manifest.id}.hashes")
@@ -322,11 +333,22 @@ class Repository:
         assert self._id is not None  # noqa: S101
         return self._state.cache(self._id, database)
 
+    @contextmanager
+    def _losing_cache_is_fine(self) -> Iterator[None]:
+        """What the cache does not take is read from the store next time: a full disk here fails nothing."""
+        try:
+            yield
+        except (OSError, TargetUnwritableError) as error:
+            if not self._has_told_of_cache:
+                _log.info("nothing can be cached", reason=str(error))
+            self._has_told_of_cache = True
+
     def _forget_removed(self, database: str, present: Iterable[SnapshotId]) -> None:
         names = {str(snapshot) for snapshot in present}
-        for cached in self._cache(database).iterdir():
-            if cached.stem not in names and cached.suffix in {".json", ".hashes"}:
-                cached.unlink(missing_ok=True)
+        with self._losing_cache_is_fine():
+            for cached in self._cache(database).iterdir():
+                if cached.stem not in names and cached.suffix in {".json", ".hashes"}:
+                    cached.unlink(missing_ok=True)
 
 
 def _checked(version: object, repository_id: object) -> tuple[int, str]:
@@ -388,15 +410,6 @@ def _write_atomically(file: Path, content: bytes | memoryview) -> None:
         temporary.rename(file)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _losing_cache_is_fine() -> Iterator[None]:
-    """What the cache does not take is read from the store next time: a full disk here fails no snapshot."""
-    try:
-        yield
-    except (OSError, TargetUnwritableError) as error:
-        _log.warning("the cache could not be written", error=str(error))
 
 
 def _link_atomically(source: Path, file: Path) -> None:

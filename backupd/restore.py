@@ -64,8 +64,9 @@ def reject_unusable_target(target: Path, *, force: bool) -> None:
 
     Raises `TargetExistsError`, `TargetUnwritableError`. Changes nothing.
     """
-    if target.is_dir():
-        raise TargetUnwritableError(f"{target} is a directory", hint="give the file to restore to: --to FILE")
+    if target.exists() and not target.is_file():
+        what = "a directory" if target.is_dir() else "not a regular file"
+        raise TargetUnwritableError(f"{target} is {what}", hint="give the file to restore to: --to FILE")
     if not target.parent.is_dir():
         raise TargetUnwritableError(f"the directory {target.parent} does not exist", hint="make it first, or use --to")
     if not os.access(target.parent, os.W_OK | os.X_OK):
@@ -105,6 +106,8 @@ def restore_to_file(
     """
     started = time.monotonic()
     reject_unusable_target(target, force=force)
+    if force:
+        target = target.resolve()  # replace what a symbolic link leads to, as the application sees it, not the link
     _reject_small_disk(target.parent, manifest.image_bytes)
     with _reporting_errors(target), _partial_file(target) as (partial, descriptor):
         fetch = _Fetch(repository, manifest, descriptor, on_progress)

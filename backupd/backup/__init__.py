@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import wait
-from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -29,6 +28,7 @@ __all__ = ["BackupResult", "Outcome", "Progress", "Wish", "back_up"]
 _SLOT_BYTES = 8 << 20
 _FEWEST_SLOTS = 4
 _TICK_SECONDS = 0.1
+_GRACE_SECONDS = 1.5
 
 
 def back_up(
@@ -63,20 +63,22 @@ def _attempt(
 ) -> list[BackupResult]:
     started = time.monotonic()
     targets = [Target(database, Repository(store, state), state, settings, wish) for store in stores]
-    with ExitStack() as open_targets:
+    try:
+        with state.spool() as spool:
+            # All stores at once, so that a slow one costs its own time and no other's.
+            _in_parallel([target.prepare for target in targets])
+            ready = [target for target in targets if target.error is None]
+            if ready:
+                _capture(database, ready, settings, spool, on_progress)
+    except (BackupdError, OSError) as error:
         for target in targets:
-            open_targets.callback(target.close)
-        try:
-            with state.spool() as spool:
-                # All stores at once, so that a slow one costs its own time and no other's.
-                _in_parallel([target.prepare for target in targets])
-                ready = [target for target in targets if target.error is None]
-                if ready:
-                    _capture(database, ready, settings, spool, on_progress)
-        except (BackupdError, OSError) as error:
-            for target in targets:
-                target.fail(error if isinstance(error, BackupdError) else _local_failure(error))
-        return [target.result(time.monotonic() - started) for target in targets]
+            target.fail(error if isinstance(error, BackupdError) else _local_failure(error))
+    finally:
+        for target in targets:
+            target.close()
+        # A directory store removes its temporary file when it may finish; a store that hangs is not waited for.
+        wait([upload for target in targets for upload in target.running_uploads], timeout=_GRACE_SECONDS)
+    return [target.result(time.monotonic() - started) for target in targets]
 
 
 def _capture(

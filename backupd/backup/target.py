@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from backupd.state import StateDirectory
 
 _CLOCK_TOLERANCE = timedelta(minutes=1)
-_INTERRUPT_GRACE_SECONDS = 2.0
 _ANY_PAGE_SIZE = 512
 
 
@@ -63,10 +62,14 @@ class Target:
         self._held = ExitStack()
 
     def close(self) -> None:
-        """Drop uploads that have not begun, and give running ones a moment; after success there are none."""
+        """Let go of the lock, and drop uploads that have not begun. After success there are none."""
         self._held.close()
         self._uploads.shutdown(wait=False, cancel_futures=True)
-        wait(self._pending, timeout=_INTERRUPT_GRACE_SECONDS)
+
+    @property
+    def running_uploads(self) -> list[Future[None]]:
+        """What goes on after `close`, until the store answers or its time is up."""
+        return [upload for upload in self._pending if not upload.done()]
 
     def fail(self, error: BackupdError) -> None:
         """Give this store up for this run, unless it is done. The first error is kept.

@@ -177,8 +177,10 @@ def main() -> None:
         _emit("failed", error=type(error).__name__, message=error.message, hint=error.hint)
     except FileNotFoundError as error:
         _emit("failed", error="SourceUnusableError", message=f"{error.filename} vanished during the capture", hint=None)
-    except Exception:  # noqa: BLE001  (the parent shows it)
-        _emit("failed", error="BackupdError", message=traceback.format_exc(), hint=None)
+    except Exception as error:  # noqa: BLE001  (a bug; the parent tells it in one line)
+        traceback.print_exc()
+        message = f"the process that captures failed: {type(error).__name__}: {error}"
+        _emit("failed", error="BackupdError", message=message, hint="please report it with the lines above")
 
 
 if __name__ == "__main__":

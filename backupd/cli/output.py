@@ -15,8 +15,6 @@ from backupd.errors import BackupdError, ExitCode, TargetUnwritableError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_TRACEBACK = "Traceback (most recent call last)"
-
 
 def wants_json() -> bool:
     """Whether this process was asked for JSON; holds when the command line cannot be parsed, too."""
@@ -60,12 +58,7 @@ def print_failure(error: BackupdError) -> None:
 
 def print_error(error: BackupdError, *, subject: str | None = None) -> None:
     """Write an `error:` line, with `subject` in front of the message, and the `hint:` line to stderr."""
-    message = error.message
-    if _TRACEBACK in message:
-        # A bug in a child process: its last line says what, and the rest helps whoever mends it.
-        print_note(message, is_verbatim=True)
-        message = message.strip().splitlines()[-1]
-    print_note(f"error: {subject}: {message}" if subject else f"error: {message}")
+    print_note(f"error: {subject}: {error.message}" if subject else f"error: {error.message}")
     if error.hint:
         print_note(f"hint: {error.hint}")
 

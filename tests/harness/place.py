@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import random
 import shutil
 import sqlite3
@@ -50,7 +51,14 @@ def content_digest(path: Path) -> str:
     """A digest of the schema and every row, after `integrity_check`. For files that nobody has open."""
     with closing(sqlite3.connect(f"file:{path}?immutable=1", uri=True)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        return hashlib.sha256("\n".join(connection.iterdump()).encode()).hexdigest()
+        digest = hashlib.sha256()
+        tables = connection.execute("SELECT name, sql FROM sqlite_schema ORDER BY name").fetchall()
+        for name, sql in tables:
+            digest.update(f"{name} {sql}\n".encode())
+            if sql and sql.startswith("CREATE TABLE"):
+                for row in connection.execute(f'SELECT rowid, * FROM "{name}"'):
+                    digest.update(pickle.dumps(row))
+        return digest.hexdigest()
 
 
 @contextmanager

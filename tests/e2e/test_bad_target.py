@@ -1,0 +1,107 @@
+"""Places to which nothing can be restored: exit code 2, and what is there stays as it is."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+from harness.cli import CommandLine, Runner, finish, tree
+from harness.confinement import private_mounts, shared_directory
+from harness.place import change_rows, create_database
+
+if TYPE_CHECKING:
+    from harness.place import Place
+
+USAGE = 2
+
+
+def test_target_that_is_in_use_or_out_of_reach(place: Place) -> None:
+    """A file, a link, a directory, a leftover of another database, and a directory that does not exist."""
+    home = place.home
+    (home / "directory").mkdir()
+    (home / "link.db").symlink_to("nowhere.db")
+    for suffix in ("wal", "shm", "journal"):
+        (home / f"{suffix}.db-{suffix}").write_bytes(b"left over")
+    targets = {
+        "app.db": "exists already",
+        "link.db": "exists already",
+        "directory": "is a directory",
+        "wal.db": "wal.db-wal is left",
+        "shm.db": "shm.db-shm is left",
+        "journal.db": "journal.db-journal is left",
+        "nowhere/app.db": "nowhere does not exist",
+        "app.db/app.db": "app.db does not exist",
+        "-": "standard output",
+    }
+    place.backupd.refusals(
+        [
+            (["restore", "latest", "--to", target], USAGE, [words, "" if target == "-" else home / target.split("/")[0]])
+            for target, words in targets.items()
+        ]
+    )
+
+
+def test_force_does_not_make_a_directory_a_file(place: Place) -> None:
+    """--force replaces files only."""
+    (place.home / "directory").mkdir()
+    place.backupd.refusal(
+        "restore", "latest", "--to", "directory", "--force", code=USAGE, names=[place.home / "directory"]
+    )
+
+
+def test_force_moves_leftovers_aside(place: Place) -> None:
+    """A stale write-ahead log would bring old rows into the restored database; it is kept under another name."""
+    (place.home / "app.db-wal").write_bytes(b"left over")
+    place.backupd.run("restore", "first", "--to", "app.db", "--force")
+    assert (place.home / "app.db-wal.before-restore").read_bytes() == b"left over"
+    assert not (place.home / "app.db-wal").exists()
+
+
+def test_configured_database_is_not_replaced_without_a_word(place: Place) -> None:
+    """Without a terminal and without --yes nobody can be asked, wherever the path comes from."""
+    (place.home / "backupd.toml").write_text("[[databases]]\npath = 'app.db'\n")
+    place.backupd.refusals(
+        [
+            (["restore", "first"], USAGE, [place.database, "exists already"]),
+            (["restore", "first", "--force"], USAGE, [place.database, "no terminal"]),
+            (["restore", "first", "--to", "app.db", "--force"], USAGE, [place.database, "no terminal"]),
+            (["restore", "first", "--to", "../home/app.db", "--force"], USAGE, ["app.db", "no terminal"]),
+        ]
+    )
+
+
+def test_directory_of_another_user(stranger: Runner) -> None:
+    """What a user may not write is said before anything is fetched."""
+    with shared_directory() as home:
+        (home / "own").mkdir()
+        (home / "own").chmod(0o777)
+        create_database(home / "app.db", rows=5)
+        backupd = CommandLine(home, state="own/state", runner=stranger)
+        backupd.run("now", "app.db", "--store", "own/store")
+        refused = backupd.refusal(
+            "restore", "latest", "--store", "own/store", "--to", "restored.db", code=USAGE, names=[home, "65534"]
+        )
+        assert "--to FILE" in refused.told("hint")[0]
+
+
+def test_disk_that_is_too_small(place: Place) -> None:
+    """Found before anything is written, as the size is known."""
+    with private_mounts() as mounts:
+        small = place.home / "small"
+        small.mkdir()
+        mounts.mount("-t", "tmpfs", "-o", "size=100k", "none", small)
+        backupd = CommandLine(place.home, runner=mounts.runner())
+        backupd.refusal("restore", "latest", "--to", "small/app.db", code=USAGE, names=[small, "free"])
+        assert list(mounts.seen(small).iterdir()) == []
+
+
+def test_space_that_runs_out_on_the_way(place: Place) -> None:
+    """A limit on the size of files stands in for a disk that others fill meanwhile; an old target stays."""
+    backupd = CommandLine(place.home, runner=Runner(become=("prlimit", "--fsize=100000", "--")))
+    backupd.refusals(
+        [
+            (["restore", "latest", "--to", "new.db"], USAGE, [place.home / "new.db"]),
+            (["restore", "latest", "--to", "app.db", "--force"], USAGE, [place.database]),
+        ]
+    )

@@ -1,0 +1,73 @@
+"""What a restore gives: the content of the source, and a file that the right people can open."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+from harness.cli import side_files
+from harness.place import change_rows, connected, content_digest, create_database
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from harness.place import Place
+
+_APPLICATION_UID, _APPLICATION_GID = 12345, 23456
+
+
+def _owner_and_mode(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_uid, status.st_gid, status.st_mode & 0o7777
+
+
+@pytest.mark.parametrize("journal_mode", ["wal", "delete"])
+def test_restored_content_is_that_of_the_source(place: Place, journal_mode: str) -> None:
+    """Every row of every table, while the application has the source open, and nothing beside either file."""
+    source, restored = place.home / "source.db", place.home / "restored.db"
+    create_database(source, journal_mode=journal_mode)
+    with connected(source, "UPDATE report SET title = 'in the log' WHERE id < 10"):
+        place.backupd.run("now", "source.db")
+    change_rows(source, "after the snapshot")
+    place.backupd.run("restore", "source@latest", "--to", "restored.db")
+    assert side_files(restored) == []
+    change_rows(source, "in the log", rows=9)
+    assert content_digest(restored) == content_digest(_checkpointed(source))
+    with closing(sqlite3.connect(restored)) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == (journal_mode,)
+
+
+def _checkpointed(path: Path) -> Path:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return path
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077], ids=oct)
+def test_owner_and_mode(place: Place, umask: int) -> None:
+    """At its configured path the application's file comes back as the application's; with --to it is private."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files to other users")
+    (place.home / "backupd.toml").write_text("[[databases]]\npath = 'app.db'\n")
+    place.database.chmod(0o664)
+    os.chown(place.database, _APPLICATION_UID, _APPLICATION_GID)
+    before = content_digest(place.database)
+    place.backupd.run("now", "--tag", "owned", umask=umask)
+    place.database.unlink()
+    place.backupd.run("restore", "owned", umask=umask)
+    assert content_digest(place.database) == before
+    assert _owner_and_mode(place.database) == (_APPLICATION_UID, _APPLICATION_GID, 0o664)
+    place.backupd.run("restore", "owned", "--to", "private.db", umask=umask)
+    assert _owner_and_mode(place.home / "private.db") == (0, 0, 0o600)
+    place.backupd.run("restore", "first", "--force", "--yes", umask=umask)
+    assert content_digest(place.database) != before
+
+
+def test_everything_that_backupd_writes_is_private(place: Place) -> None:
+    """The store and the state hold the database's content, so nobody else may read them, whatever the umask is."""
+    place.backupd.run("now", "app.db", "--store", "other", "--tag", "private", umask=0)
+    for root in (place.home / "other", place.backupd.state):
+        assert [str(path) for path in (root, *root.rglob("*")) if path.stat().st_mode & 0o077] == []
