@@ -39,7 +39,7 @@ class CaptureSettings(Table):
 class PackSettings(Table):
     """How packs are compressed, kept until they are uploaded, and uploaded. `spool_limit` is in bytes."""
 
-    compression_level: Annotated[Count, Field(ge=1, le=19)] = 3
+    compression_level: Annotated[Count, Field(ge=1, le=19)] = 2
     spool_limit: Limit = 256 * 10**6
     upload_threads: Annotated[Count, Field(ge=1, le=64)] = 4
 
