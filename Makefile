@@ -29,7 +29,7 @@ check: $(VENV)/.installed-dev ## lint, formatting, types, import layers
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
-	@$(VENV)/bin/lint-imports
+	@$(VENV)/bin/lint-imports --no-logo
 
 bench: $(VENV)/.installed ## compare time, memory and bytes with the usual method (SIZE=1GB ROUNDS=3)
 	@mkdir -p build

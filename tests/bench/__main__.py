@@ -35,9 +35,11 @@ class Figures:
     """All that was measured."""
 
     usual: Series = field(default_factory=Series)
+    usual_beside_levels: Series = field(default_factory=Series)
     first: Series = field(default_factory=Series)
     unchanged: Series = field(default_factory=Series)
     changed: Series = field(default_factory=Series)
+    changed_in_history: Series = field(default_factory=Series)
     restored: Series = field(default_factory=Series)
     restored_from_history: Series = field(default_factory=Series)
     decompressed: Series = field(default_factory=Series)
@@ -77,8 +79,7 @@ class Bench:
             self._time_round(backupd, usual_goes_first=number % 2 == 0)
         self._time_history(backupd)
         self._measure_memory(backupd)
-        for level in _LEVELS:
-            self._measure_level(level)
+        self._compare_levels()
 
     def _time_help(self) -> None:
         backupd = Backupd(self._scratch / "backupd")
@@ -88,21 +89,21 @@ class Bench:
     def _time_round(self, backupd: Backupd, *, usual_goes_first: bool) -> None:
         """The first snapshot, a restore, nothing new, and 1,000 updates; the usual method before or after."""
         if usual_goes_first:
-            self._time_usual()
+            self._time_usual(self.figures.usual)
         self.figures.first.runs.append(timed(backupd.backup(self._database), backupd.environment))
         if not usual_goes_first:
-            self._time_usual()
+            self._time_usual(self.figures.usual)
         self.figures.restored.runs.append(timed(backupd.restore(self._target), backupd.environment))
         self._time_decompression(self.figures.decompressed)
         self.figures.unchanged.runs.append(timed(backupd.backup(self._database), backupd.environment))
-        self._snapshot_after_updates(backupd)
+        self._snapshot_after_updates(backupd, self.figures.changed)
 
     def _time_history(self, backupd: Backupd) -> None:
         """Ten snapshots of 1,000 updates, the last round's included; then restores of the newest."""
         _tell(f"{_SNAPSHOTS_OF_HISTORY} snapshots of {_UPDATES} updates each")
         for _ in range(_SNAPSHOTS_OF_HISTORY - 1):
-            self._snapshot_after_updates(backupd)
-        self._time_usual()
+            self._snapshot_after_updates(backupd, self.figures.changed_in_history)
+        self._time_usual(Series())
         for _ in range(self._rounds):
             self.figures.restored_from_history.runs.append(timed(backupd.restore(self._target), backupd.environment))
             self._time_decompression(self.figures.decompressed_after_history)
@@ -121,28 +122,31 @@ class Bench:
         self.figures.page_count = backupd.snapshots()[-1]["page_count"]
         backupd.remove()
 
-    def _measure_level(self, level: int) -> None:
-        _tell(f"compression level {level}")
-        backupd = Backupd(self._scratch / "backupd", level)
-        series = self.figures.by_level[level] = Series()
-        for _ in range(self._rounds):
+    def _compare_levels(self) -> None:
+        """First snapshots at several compression levels, each round beside the usual method."""
+        figures = self.figures
+        figures.by_level = {level: Series() for level in _LEVELS}
+        for number in range(1, self._rounds + 1):
+            _tell(f"compression levels, round {number} of {self._rounds}")
+            self._time_usual(figures.usual_beside_levels)
+            for level, series in figures.by_level.items():
+                backupd = Backupd(self._scratch / "backupd", level)
+                series.runs.append(timed(backupd.backup(self._database), backupd.environment))
+                figures.stored_by_level[level] = backupd.snapshots()[-1]["stored_bytes"]
+                backupd.remove()
+        for level in _LEVELS:
+            backupd = Backupd(self._scratch / "backupd", level)
+            figures.peak_by_level[level] = self._peak(backupd.backup(self._database), backupd)
             backupd.remove()
-            series.runs.append(timed(backupd.backup(self._database), backupd.environment))
-            self._time_usual()
-        self.figures.stored_by_level[level] = backupd.snapshots()[-1]["stored_bytes"]
-        backupd.remove()
-        self.figures.peak_by_level[level] = self._peak(backupd.backup(self._database), backupd)
-        backupd.remove()
 
-    def _snapshot_after_updates(self, backupd: Backupd) -> None:
+    def _snapshot_after_updates(self, backupd: Backupd, series: Series) -> None:
         update_scattered(self._database, _UPDATES, seed=self._next_seed())
-        self.figures.changed.runs.append(timed(backupd.backup(self._database), backupd.environment))
+        series.runs.append(timed(backupd.backup(self._database), backupd.environment))
         self.figures.changed_bytes.append(backupd.snapshots()[-1]["stored_bytes"])
 
-    def _time_usual(self) -> None:
+    def _time_usual(self, series: Series) -> None:
         if self._has_usual:
-            backupd = Backupd(self._scratch)
-            self.figures.usual.runs.append(timed(self._usual.backup(self._database), backupd.environment))
+            series.runs.append(timed(self._usual.backup(self._database), Backupd(self._scratch).environment))
             self.figures.usual_bytes = self._usual.archive.stat().st_size
 
     def _time_decompression(self, series: Series) -> None:
@@ -160,7 +164,8 @@ class Bench:
 
 
 def _print_report(figures: Figures, size_bytes: int, rounds: int) -> None:
-    print(f"\nA database of {size_bytes / 1e6:.0f} MB, {rounds} rounds, medians with their range, file cache warm.")
+    print(f"\nA database of {size_bytes / 1e6:.0f} MB, {rounds} rounds: medians with their range; ratios pair by pair.")
+    print("The file cache is warm; everything written is flushed to the disk.")
     if figures.usual.runs:
         print(f"The usual method: {Usual.description()}: {figures.usual}, {figures.usual_bytes / 1e6:.0f} MB kept.")
     else:
@@ -183,7 +188,7 @@ def _print_report(figures: Figures, size_bytes: int, rounds: int) -> None:
     print("\n| first snapshot at zstd level | time | CPU | ratio to the usual method | stored | memory |")
     print("|---|---|---|---|---|---|")
     for level, series in figures.by_level.items():
-        ratio = f"{series.seconds / usual.seconds:.2f}" if usual.runs else ""
+        ratio = f"{series.ratio_to(figures.usual_beside_levels):.2f}" if usual.runs else ""
         stored, peak = figures.stored_by_level[level] / 1e6, figures.peak_by_level[level] / 1e6
         print(f"| {level} | {series} | {series.cpu_seconds:.2f} s | {ratio} | {stored:.0f} MB | {peak:.0f} MB |")
 
@@ -192,7 +197,7 @@ def _print_ratio(what: str, ours: Series, theirs: Series, name: str, target: flo
     if not theirs.runs:
         print(f"| {what} | {ours} | {ours.cpu_seconds:.2f} s | | | {target or ''} | |")
         return
-    ratio = ours.seconds / theirs.seconds
+    ratio = ours.ratio_to(theirs)
     compared = f"{name}: {theirs}, CPU {theirs.cpu_seconds:.2f} s"
     verdict = f"{ratio:.2f} | {target or ''} | {_verdict(ratio, target)}"
     print(f"| {what} | {ours} | {ours.cpu_seconds:.2f} s | {compared} | {verdict} |")

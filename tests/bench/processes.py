@@ -35,6 +35,10 @@ class Series:
         """The median."""
         return median(run.seconds for run in self.runs)
 
+    def ratio_to(self, others: Series) -> float:
+        """The median of the ratios pair by pair, which holds when the machine's speed drifts: they ran in turn."""
+        return median(ours.seconds / theirs.seconds for ours, theirs in zip(self.runs, others.runs, strict=True))
+
     @property
     def cpu_seconds(self) -> float:
         """The median."""

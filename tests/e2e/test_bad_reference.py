@@ -1,4 +1,4 @@
-"""Snapshots that are not there, or not clear: one error that repeats what was asked for, and what to ask for instead."""
+"""Snapshots that are not there, or not clear: the error repeats what was asked for, the hint has what to ask for."""
 
 from __future__ import annotations
 
@@ -12,16 +12,13 @@ USAGE, NO_SUCH_SNAPSHOT = 2, 12
 
 
 _MEAN_NOTHING = {
-    "20200101T000000000Z-00000000": NO_SUCH_SNAPSHOT,
     "20200101": NO_SUCH_SNAPSHOT,
     "latest~3": NO_SUCH_SNAPSHOT,
     "before-upgrade": NO_SUCH_SNAPSHOT,
     "2020-01-01T00:00": NO_SUCH_SNAPSHOT,
     "300d": NO_SUCH_SNAPSHOT,
     "nosuch@latest": NO_SUCH_SNAPSHOT,
-    "@latest": USAGE,
     "%%%": USAGE,
-    "": USAGE,
     "2026-13-45T08:00": USAGE,
 }
 
@@ -46,7 +43,7 @@ def test_several_databases_in_one_store(place: Place) -> None:
     """`latest`, an age and a tag that two databases have need a name before them, or --database."""
     shutil.copy(place.database, place.home / "other.db")
     place.backupd.run("now", "other.db", "--tag", "first")
-    references = ["latest", "0s", "first"]
+    references = ["latest", "first"]
     results = place.backupd.refusals(
         [(["show", reference], NO_SUCH_SNAPSHOT, ["app", "other"]) for reference in references]
     )

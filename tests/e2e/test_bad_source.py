@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from harness.cli import CommandLine, finish, side_files, tree, wait_until
+from harness.cli import CommandLine, finish, side_files, tree
+from harness.command_line import wait_until
 from harness.confinement import ANOTHER_UID, private_mounts, shared_directory
 from harness.place import change_rows, connected, create_database
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from harness.cli import Runner
     from harness.place import Place
 
-BUSY, SOURCE_UNUSABLE = 11, 13
+PARTLY_DONE, BUSY, SOURCE_UNUSABLE = 3, 11, 13
 
 _TRIES = 5
 # Where SQLite locks: https://www.sqlite.org/walformat.html#locks, and os.h for the file itself.
@@ -47,13 +48,13 @@ def _hot_journal(path: Path) -> None:
     assert side_files(path) == [path.with_name(f"{path.name}-journal")]
 
 
-def _cut_in_half(path: Path) -> None:
-    create_database(path, rows=20)
+def _cut_in_half(path: Path, journal_mode: str) -> None:
+    create_database(path, rows=20, journal_mode=journal_mode)
     os.truncate(path, path.stat().st_size // 2)
 
 
 _UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (lambda path: None, "does not exist"),
+    "missing": (lambda _: None, "does not exist"),
     "dangling-link": (lambda path: path.symlink_to("nowhere.db"), "does not exist"),
     "directory": (lambda path: path.mkdir(), "is a directory"),
     "pipe": (os.mkfifo, "is not a regular file"),
@@ -62,44 +63,49 @@ _UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "encrypted": (lambda path: path.write_bytes(random.Random(1).randbytes(8192)), "it is encrypted"),
     "page-size-3": (lambda path: _patched(path, 16, b"\0\3"), "corrupt or encrypted SQLite header"),
     "version-9": (lambda path: _patched(path, 18, b"\x09\x09"), "corrupt or encrypted SQLite header"),
-    "cut-in-half": (_cut_in_half, "corrupt"),
+    "cut-in-half": (lambda path: _cut_in_half(path, "delete"), "corrupt"),
+    "cut-in-half-in-wal-mode": (lambda path: _cut_in_half(path, "wal"), "corrupt"),
+    "link-loop": (lambda path: path.symlink_to(path), "symbolic links"),
     "hot-journal": (_hot_journal, "has a hot rollback journal"),
 }
 
 
-def test_unusable_files_are_refused(place: Place) -> None:
-    """Each kind of file that is no readable database is named, with what is wrong with it."""
+def test_each_kind_of_unusable_file(place: Place) -> None:
+    """What is wrong with it is said of each, none gets a snapshot, and a good one beside them does."""
+    for how, (make, _) in _UNUSABLE.items():
+        make(place.home / f"{how}.db")
+    change_rows(place.database, "changed")
+    before = tree(place.home, without=place.store)
+    results = place.backupd.json("now", *(f"{how}.db" for how in _UNUSABLE), "app.db", code=PARTLY_DONE)["snapshots"]
+    assert results.pop()["outcome"] == "created"
+    for (how, (_, words)), result in zip(_UNUSABLE.items(), results, strict=True):
+        assert (result["database"], result["outcome"], result["id"]) == (how, "failed", None), result
+        assert result["error"]["exit_code"] == SOURCE_UNUSABLE
+        assert str(place.home / f"{how}.db") in result["error"]["message"]
+        assert words in result["error"]["message"]
+        assert result["error"]["hint"]
+    after = tree(place.home, without=place.store)
+    assert {name: after.get(name) for name in before if not name.startswith("state/")} == {
+        name: facts for name, facts in before.items() if not name.startswith("state/")
+    }
+    assert place.backupd.spooled() == []
+    assert len(place.backupd.json("list")["snapshots"]) == len(place.ids) + 1
+
+
+def test_unusable_files_in_words(place: Place) -> None:
+    """One error, one hint, and the exit code, also where SQLite itself has to find out."""
     commands = []
-    for how, (make, words) in _UNUSABLE.items():
-        database = place.home / f"{how}.db"
-        make(database)
-        commands.append((["now", database.name], SOURCE_UNUSABLE, [database, words]))
+    for how in ("missing", "hot-journal", "cut-in-half"):
+        make, words = _UNUSABLE[how]
+        make(place.home / f"{how}.db")
+        commands.append((["now", f"{how}.db"], SOURCE_UNUSABLE, [place.home / f"{how}.db", words]))
     place.backupd.refusals(commands)
 
 
 def test_typing_error_creates_no_store(tmp_path: Path) -> None:
     """A wrong path in a fresh directory leaves no database there, and no store."""
-    backupd = CommandLine(tmp_path)
     missing = tmp_path / "nowhere/app.db"
-    backupd.refusal("now", "nowhere/app.db", code=SOURCE_UNUSABLE, names=[missing, "does not exist"])
-
-
-def test_unusable_file_as_json(place: Place) -> None:
-    """Each database has its own error object, and the good one is backed up all the same."""
-    (place.home / "text.db").write_text("no database")
-    change_rows(place.database, "changed")
-    snapshots = place.backupd.json("now", "text.db", "missing.db", "app.db", code=3)["snapshots"]
-    assert [(each["database"], each["outcome"], each["id"] is None) for each in snapshots] == [
-        ("text", "failed", True),
-        ("missing", "failed", True),
-        ("app", "created", False),
-    ]
-    for each in snapshots[:2]:
-        assert each["error"]["exit_code"] == SOURCE_UNUSABLE
-        assert f"{place.home / each['database']}.db" in each["error"]["message"]
-        assert each["error"]["hint"]
-    listed = place.backupd.json("list")["snapshots"]
-    assert [each["id"] for each in listed] == [*place.ids, snapshots[2]["id"]]
+    CommandLine(tmp_path).refusal("now", "nowhere/app.db", code=SOURCE_UNUSABLE, names=[missing, "does not exist"])
 
 
 @pytest.mark.parametrize(
@@ -192,6 +198,7 @@ def test_file_that_changes_under_the_capture(
     database = place.home / "big.db"
     create_database(database, rows=400, row_bytes=100_000, journal_mode=journal_mode)
     process, stopped = _stopped_under_the_lock(place.backupd, database)
+    snapshots = list(place.store.glob("big/snapshots/*"))
     meddle(database)
     os.kill(stopped, signal.SIGCONT)
     result = finish(process, code=SOURCE_UNUSABLE)
@@ -199,7 +206,7 @@ def test_file_that_changes_under_the_capture(
     assert str(database) in error
     assert words in error
     assert len(result.told("hint")) == 1
-    assert not (place.store / "big/snapshots").exists()
+    assert list(place.store.glob("big/snapshots/*")) == snapshots
     assert place.backupd.spooled() == []
 
 

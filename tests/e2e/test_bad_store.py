@@ -1,4 +1,4 @@
-"""Stores that cannot be used: one error that names the store, one hint, and its exit code; nothing half-done is listed."""
+"""Stores that cannot be used: one error that names the store, one hint, an exit code, and nothing half-done in them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import socket
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from harness.cli import CommandLine, tree
+from harness.cli import CommandLine, Runner
 from harness.confinement import private_mounts, shared_directory
 from harness.loopback import loopback
-from harness.place import change_rows, content_digest, create_database
+from harness.place import content_digest, create_database
 
 if TYPE_CHECKING:
-    from harness.cli import Runner
+    from pathlib import Path
+
     from harness.loopback import Handler, Request
     from harness.place import Place
     from harness.s3_server import S3Server
@@ -36,8 +36,12 @@ def _answer_from_tomorrow(handler: Handler, _: Request) -> None:
     handler.error(403, "RequestTimeTooSkewed", "the difference is too large", Date=tomorrow)
 
 
+def _configure(file: Path, store: dict[str, object]) -> None:
+    file.write_text("[[stores]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in store.items()))
+
+
 def test_bad_buckets_and_endpoints(place: Place, seaweed: S3Server) -> None:
-    """Each has a message of its own; `now` and `list` say the same, and no secret is in it."""
+    """Each has a message of its own, with no secret in it."""
     bucket = seaweed.new_bucket()
     good = {"url": f"s3://{bucket}", "endpoint_url": seaweed.endpoint_url, "max_attempts": 1}
     good |= {"access_key_id": seaweed.access_key_id, "secret_access_key": seaweed.secret_access_key}
@@ -58,10 +62,9 @@ def test_bad_buckets_and_endpoints(place: Place, seaweed: S3Server) -> None:
         commands = []
         for name, (change, words) in wrong.items():
             values = good | change
-            lines = (f"{key} = {json.dumps(value)}\n" for key, value in values.items())
-            (place.home / f"{name}.toml").write_text("[[stores]]\n" + "".join(lines))
-            for verb in (["now", "app.db"], ["list"]) if name in {"bucket", "port"} else (["list"],):
-                commands.append(([*verb, "--config", f"{name}.toml"], UNAVAILABLE, [values["url"], words]))
+            _configure(place.home / f"{name}.toml", values)
+            verb = ["now", "app.db"] if name == "bucket" else ["list"]
+            commands.append(([*verb, "--config", f"{name}.toml"], UNAVAILABLE, [values["url"], words]))
         results = place.backupd.refusals(commands)
     assert not any(seaweed.secret_access_key in result.stderr for result in results)
 
@@ -80,6 +83,32 @@ def test_unwritable_store_and_state_directory(stranger: Runner) -> None:
         assert str(home / "state") in refused.told("error")[0]
         assert "BACKUPD_STATE_DIR" in refused.told("hint")[0]
         assert not (home / "store").exists()
+
+
+def test_unwritable_state_directory_is_enough_to_restore(stranger: Runner) -> None:
+    """On a rescue machine nothing can be cached, and nothing has to be."""
+    with shared_directory() as home:
+        for name in ("store", "own"):
+            (home / name).mkdir()
+            (home / name).chmod(0o777)
+        create_database(home / "app.db", rows=5)
+        CommandLine(home, state="own/state", runner=stranger).run("now", "app.db", "--store", "store")
+        backupd = CommandLine(home, state="nowhere/state", runner=stranger)
+        assert len(backupd.json("list", "--store", "store")["snapshots"]) == 1
+        backupd.run("restore", "latest", "--store", "store", "--to", "own/restored.db")
+        assert content_digest(home / "own/restored.db") == content_digest(home / "app.db")
+        assert not (home / "nowhere").exists()
+
+
+@pytest.mark.skipif(shutil.which("faketime") is None, reason="faketime is not installed")
+@pytest.mark.parametrize(("offset", "words"), [("-2h", "behind the store"), ("+2h", "ahead of the store")])
+def test_clock_that_is_far_off(place: Place, seaweed: S3Server, offset: str, words: str) -> None:
+    """A real server refuses the signature; that says by how much this machine's clock is off."""
+    keys = {"access_key_id": seaweed.access_key_id, "secret_access_key": seaweed.secret_access_key}
+    store = {"url": f"s3://{seaweed.new_bucket()}", "endpoint_url": seaweed.endpoint_url, **keys}
+    _configure(place.home / "backupd.toml", store)
+    backupd = CommandLine(place.home, runner=Runner(become=("faketime", "-f", offset)))
+    backupd.refusal("now", "app.db", code=UNAVAILABLE, names=[store["url"], words])
 
 
 def test_full_store_takes_the_snapshot_when_it_has_space(place: Place) -> None:
@@ -120,9 +149,7 @@ def test_store_of_a_newer_format(place: Place) -> None:
     place.backupd.refusals([(verb, UNSUPPORTED_FORMAT, [place.store, "format 2"]) for verb in verbs])
     _seal_as_format_2(newer.manifest(2))
     shutil.rmtree(newer.backupd.state)
-    newer.backupd.refusals(
-        [(verb, UNSUPPORTED_FORMAT, [newer.ids[2], newer.store, "version 2"]) for verb in verbs]
-    )
+    newer.backupd.refusals([(verb, UNSUPPORTED_FORMAT, [newer.ids[2], newer.store, "version 2"]) for verb in verbs])
 
 
 def _seal_as_format_2(manifest: Path) -> None:
@@ -134,14 +161,17 @@ def _seal_as_format_2(manifest: Path) -> None:
 def test_garbage_in_place_of_the_repository_object(place: Place) -> None:
     """It is named as damaged, and not written over."""
     (place.store / "backupd.json").write_text("not ours")
-    verbs = (["list"], ["now", "app.db"], ["show", "latest"])
+    verbs = (["list"], ["now", "app.db"])
     place.backupd.refusals([(verb, DAMAGE_FOUND, ["backupd.json", place.store]) for verb in verbs])
 
 
 def test_file_in_place_of_the_store(place: Place) -> None:
     """A path that is no directory is refused by name."""
     place.backupd.refusals(
-        [(verb, UNAVAILABLE, [place.database]) for verb in (["now", "app.db", "--store", "app.db"], ["list", "--store", "app.db"])]
+        [
+            (verb, UNAVAILABLE, [place.database])
+            for verb in (["now", "app.db", "--store", "app.db"], ["list", "--store", "app.db"])
+        ]
     )
 
 

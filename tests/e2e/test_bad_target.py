@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
-import pytest
-from harness.cli import CommandLine, Runner, finish, tree
+from harness.cli import CommandLine, Runner
 from harness.confinement import private_mounts, shared_directory
-from harness.place import change_rows, create_database
+from harness.place import create_database
 
 if TYPE_CHECKING:
     from harness.place import Place
@@ -21,41 +19,42 @@ def test_target_that_is_in_use_or_out_of_reach(place: Place) -> None:
     home = place.home
     (home / "directory").mkdir()
     (home / "link.db").symlink_to("nowhere.db")
-    for suffix in ("wal", "shm", "journal"):
+    for suffix in ("wal", "journal"):
         (home / f"{suffix}.db-{suffix}").write_bytes(b"left over")
-    targets = {
-        "app.db": "exists already",
-        "link.db": "exists already",
-        "directory": "is a directory",
-        "wal.db": "wal.db-wal is left",
-        "shm.db": "shm.db-shm is left",
-        "journal.db": "journal.db-journal is left",
-        "nowhere/app.db": "nowhere does not exist",
-        "app.db/app.db": "app.db does not exist",
-        "-": "standard output",
+    refused = {
+        "app.db": f"{home}/app.db exists already",
+        "link.db": f"{home}/link.db exists already",
+        "directory": f"{home}/directory is a directory",
+        "wal.db": f"{home}/wal.db-wal is left",
+        "journal.db": f"{home}/journal.db-journal is left",
+        "nowhere/app.db": f"{home}/nowhere does not exist",
     }
     place.backupd.refusals(
+        [(["restore", "latest", "--to", target], USAGE, [words]) for target, words in refused.items()]
+    )
+
+
+def test_force_replaces_files_only(place: Place) -> None:
+    """Not a directory, and not what a link that leads nowhere would have to create."""
+    (place.home / "directory").mkdir()
+    (place.home / "dangling.db").symlink_to("nowhere/app.db")
+    (place.home / "loop.db").symlink_to("loop.db")
+    place.backupd.refusals(
         [
-            (["restore", "latest", "--to", target], USAGE, [words, "" if target == "-" else home / target.split("/")[0]])
-            for target, words in targets.items()
+            (["restore", "latest", "--to", target, "--force"], USAGE, [place.home])
+            for target in ("directory", "dangling.db", "loop.db")
         ]
     )
 
 
-def test_force_does_not_make_a_directory_a_file(place: Place) -> None:
-    """--force replaces files only."""
-    (place.home / "directory").mkdir()
-    place.backupd.refusal(
-        "restore", "latest", "--to", "directory", "--force", code=USAGE, names=[place.home / "directory"]
-    )
-
-
 def test_force_moves_leftovers_aside(place: Place) -> None:
-    """A stale write-ahead log would bring old rows into the restored database; it is kept under another name."""
-    (place.home / "app.db-wal").write_bytes(b"left over")
-    place.backupd.run("restore", "first", "--to", "app.db", "--force")
-    assert (place.home / "app.db-wal.before-restore").read_bytes() == b"left over"
+    """A stale write-ahead log would bring old rows into the restored database; none that was there is lost."""
+    for content in (b"left over", b"left over later"):
+        (place.home / "app.db-wal").write_bytes(content)
+        place.backupd.run("restore", "first", "--to", "app.db", "--force")
     assert not (place.home / "app.db-wal").exists()
+    kept = {path.read_bytes() for path in place.home.glob("app.db-wal*")}
+    assert kept == {b"left over", b"left over later"}
 
 
 def test_configured_database_is_not_replaced_without_a_word(place: Place) -> None:

@@ -103,7 +103,7 @@ def test_damaged_manifest_of_the_newest_snapshot(place: Place, *, is_cached: boo
     place.backupd.refusals(
         [
             (["restore", reference, "--to", "x.db"], DAMAGE_FOUND, [place.ids[2], place.store])
-            for reference in ("latest", place.ids[2], "0s", "full")
+            for reference in (("latest", "0s") if is_cached else ("full", place.ids[2]))
         ]
     )
     place.backupd.run("restore", place.ids[1], "--to", "older.db")

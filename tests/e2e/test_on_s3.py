@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from harness.cli import CommandLine, finish, wait_until
+from harness.cli import CommandLine, finish
+from harness.command_line import wait_until
 from harness.place import change_rows, content_digest, create_database
 from harness.restarting import restarting_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from harness.s3_server import S3Server
 
@@ -39,16 +40,16 @@ def _keys(server: S3Server, bucket: str) -> list[str]:
         return [each["Key"] for each in client.list_objects_v2(Bucket=bucket).get("Contents", [])]
 
 
-@pytest.mark.parametrize("prefix", ["", "/team/production"], ids=["whole bucket", "prefix"])
-def test_configured_bucket_from_first_snapshot_to_restore(seaweed: S3Server, tmp_path: Path, prefix: str) -> None:
-    """Two databases share a bucket; a small change stores little; a host without any state restores what is there."""
+def test_configured_bucket_from_first_snapshot_to_restore(seaweed: S3Server, tmp_path: Path) -> None:
+    """Two databases share a prefix; a small change stores little; a host without any state restores what is there."""
     bucket = seaweed.new_bucket()
+    url = f"s3://{bucket}/team/production"
     create_database(tmp_path / "app.db", rows=3000)
     create_database(tmp_path / "users.db", rows=50, journal_mode="wal")
-    _configure(tmp_path, seaweed, f"s3://{bucket}{prefix}", "app.db", "users.db")
+    _configure(tmp_path, seaweed, url, "app.db", "users.db")
     backupd = CommandLine(tmp_path)
     app, users = backupd.json("now")["snapshots"]
-    assert app["store"] == users["store"] == f"s3://{bucket}{prefix}"
+    assert app["store"] == users["store"] == url
     assert app["stored_bytes"] > 3_000_000
     change_rows(tmp_path / "app.db", "changed")
     changed, unchanged = backupd.json("now")["snapshots"]
@@ -60,18 +61,20 @@ def test_configured_bucket_from_first_snapshot_to_restore(seaweed: S3Server, tmp
     assert elsewhere.json("show", "app@latest")["snapshot"]["id"] == changed["id"]
     elsewhere.run("restore", "app@latest", "--to", "restored.db")
     assert content_digest(tmp_path / "restored.db") == content_digest(tmp_path / "app.db")
-    assert all(key.startswith(prefix.lstrip("/")) for key in _keys(seaweed, bucket))
+    assert all(key.startswith("team/production/") for key in _keys(seaweed, bucket))
 
 
 def test_second_host_without_a_cache_stores_only_changes(seaweed: S3Server, tmp_path: Path) -> None:
-    """What the newest snapshot holds is learned from the store."""
+    """What the newest snapshot in a bucket holds is learned from the bucket."""
+    bucket = seaweed.new_bucket()
     create_database(tmp_path / "app.db", rows=3000)
-    _configure(tmp_path, seaweed, f"s3://{seaweed.new_bucket()}", "app.db")
+    _configure(tmp_path, seaweed, f"s3://{bucket}", "app.db")
     CommandLine(tmp_path).run("now")
     change_rows(tmp_path / "app.db", "changed")
     (second,) = CommandLine(tmp_path, state="another host").json("now")["snapshots"]
     assert second["outcome"] == "created"
     assert second["stored_bytes"] < 20_000
+    assert "backupd.json" in _keys(seaweed, bucket)
 
 
 @pytest.mark.parametrize("named", ["BACKUPD_", "AWS_"])
@@ -108,7 +111,7 @@ def test_no_secret_is_shown_or_kept(seaweed: S3Server, tmp_path: Path) -> None:
     backupd = CommandLine(tmp_path)
     seen: set[str] = set()
     shown = []
-    for command in (["now"], ["now", "--json"], ["show", "latest"], ["now", "--store", "s3://there-is-none"]):
+    for command in (["now"], ["now", "--json", "--store", "s3://there-is-none"]):
         process = backupd.start(*command)
         wait_until(lambda process=process: seen.update(_command_lines(process.pid)) or process.poll() is not None)
         shown += list(process.communicate())
@@ -120,8 +123,6 @@ def test_no_secret_is_shown_or_kept(seaweed: S3Server, tmp_path: Path) -> None:
 
 def _command_lines(session: int) -> Iterator[str]:
     """The arguments of the processes of a session."""
-    from pathlib import Path
-
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if int((process / "stat").read_text().rpartition(")")[2].split()[3]) == session:
@@ -132,20 +133,23 @@ def _command_lines(session: int) -> Iterator[str]:
 
 def test_server_killed_in_the_middle_of_an_upload(tmp_path: Path) -> None:
     """The run fails in time; with the server back, the next one succeeds, and all that is listed restores."""
-    create_database(tmp_path / "app.db", rows=600, row_bytes=100_000)
+    database = tmp_path / "app.db"
+    create_database(database, rows=50)
     with restarting_server() as seaweed:
         _configure(tmp_path, seaweed.server, f"s3://{seaweed.server.new_bucket()}", "app.db", time_limit="3s")
         backupd = CommandLine(tmp_path)
-        (tmp_path / "small.db").write_bytes(b"")
-        process = backupd.start("now")
-        before = seaweed.stored_bytes()
-        wait_until(lambda: seaweed.stored_bytes() > before + (8 << 20))
+        contents = {backupd.json("now")["snapshots"][0]["id"]: content_digest(database)}
+        database.unlink()
+        create_database(database, rows=240, row_bytes=100_000)
+        process, before = backupd.start("now"), seaweed.stored_bytes()
+        wait_until(lambda: seaweed.stored_bytes() > before + (4 << 20))
         seaweed.kill()
         failed = finish(process, code=UNAVAILABLE)
         assert seaweed.server.endpoint_url in failed.told("error")[0]
         assert backupd.spooled() == []
         seaweed.start()
-        assert backupd.json("list")["snapshots"] == []
-        assert backupd.json("now")["snapshots"][0]["outcome"] == "created"
-        backupd.run("restore", "latest", "--to", "restored.db")
-    assert content_digest(tmp_path / "restored.db") == content_digest(tmp_path / "app.db")
+        contents[backupd.json("now")["snapshots"][0]["id"]] = content_digest(database)
+        assert [each["id"] for each in backupd.json("list")["snapshots"]] == list(contents)
+        for process in [backupd.start("restore", each, "--to", f"{each}.db") for each in contents]:
+            finish(process)
+    assert {each: content_digest(tmp_path / f"{each}.db") for each in contents} == contents

@@ -62,8 +62,16 @@ def test_owner_and_mode(place: Place, umask: int) -> None:
     assert _owner_and_mode(place.database) == (_APPLICATION_UID, _APPLICATION_GID, 0o664)
     place.backupd.run("restore", "owned", "--to", "private.db", umask=umask)
     assert _owner_and_mode(place.home / "private.db") == (0, 0, 0o600)
-    place.backupd.run("restore", "first", "--force", "--yes", umask=umask)
+
+
+def test_configured_database_is_replaced_on_demand(place: Place) -> None:
+    """--force and --yes together ask nobody, and the file keeps the mode that it had when the snapshot was taken."""
+    (place.home / "backupd.toml").write_text("[[databases]]\npath = 'app.db'\n")
+    before, mode = content_digest(place.database), place.database.stat().st_mode
+    place.database.chmod(0o600)
+    place.backupd.run("restore", "first", "--force", "--yes")
     assert content_digest(place.database) != before
+    assert place.database.stat().st_mode == mode
 
 
 def test_everything_that_backupd_writes_is_private(place: Place) -> None:
@@ -71,3 +79,17 @@ def test_everything_that_backupd_writes_is_private(place: Place) -> None:
     place.backupd.run("now", "app.db", "--store", "other", "--tag", "private", umask=0)
     for root in (place.home / "other", place.backupd.state):
         assert [str(path) for path in (root, *root.rglob("*")) if path.stat().st_mode & 0o077] == []
+
+
+def test_names_that_mean_something_to_a_url_a_terminal_or_nobody(place: Place) -> None:
+    """A path may have question marks, line breaks, quotes, and bytes that are no text."""
+    directory = os.fsdecode(b"odd?mode=rw#%20'\n\xff")
+    (place.home / directory).mkdir()
+    source, restored = place.home / directory / "odd.db", place.home / directory / "x?y.db"
+    create_database(source, rows=5, journal_mode="wal")
+    with closing(sqlite3.connect(source)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+    place.backupd.run("now", f"{directory}/odd.db")
+    place.backupd.run("restore", "odd@latest", "--to", restored)
+    assert source.read_bytes()[100:] == restored.read_bytes()[100:]
+    assert "odd" in place.backupd.run("show", "odd@latest").stdout

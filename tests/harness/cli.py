@@ -1,43 +1,33 @@
-"""The real command line: `python -m backupd` in a process, a directory and an environment of its own."""
+"""The real command line, started by whom and where a test says, and what a refused command may leave: nothing."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import stat
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from harness import command_line
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 _ENDS_WITHIN_SECONDS = 60
-_LOOK_AGAIN_SECONDS = 0.001
 _SIDE_FILES = ("-wal", "-shm", "-journal")
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(command_line.Finished):
     """What a command gave: its exit code and what it wrote."""
-
-    code: int
-    stdout: str
-    stderr: str
 
     def told(self, kind: str) -> list[str]:
         """The lines of stderr that begin with `error: `, `hint: ` or `warning: `, without that."""
         start = f"{kind}: "
         return [line.removeprefix(start) for line in self.stderr.splitlines() if line.startswith(start)]
-
-    @property
-    def document(self) -> Any:
-        """The JSON on stdout, which has nothing else."""
-        return json.loads(self.stdout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +155,3 @@ def tree(root: Path, *, without: Path | None = None) -> dict[str, tuple[object, 
 def side_files(database: Path) -> list[Path]:
     """SQLite's files beside a database."""
     return [path for suffix in _SIDE_FILES if (path := database.with_name(database.name + suffix)).exists()]
-
-
-def wait_until(condition: Callable[[], object], *, within: float = 20.0) -> None:
-    """Return as soon as `condition` holds; AssertionError when it does not in time."""
-    give_up_at = time.monotonic() + within
-    while not condition():
-        assert time.monotonic() < give_up_at, f"{condition} does not come true"
-        time.sleep(_LOOK_AGAIN_SECONDS)

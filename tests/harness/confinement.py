@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from harness.cli import Runner
 
 import backupd
+from harness.cli import Runner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 import random
 import shutil
 import sqlite3
@@ -57,7 +56,7 @@ def content_digest(path: Path) -> str:
             digest.update(f"{name} {sql}\n".encode())
             if sql and sql.startswith("CREATE TABLE"):
                 for row in connection.execute(f'SELECT rowid, * FROM "{name}"'):
-                    digest.update(pickle.dumps(row))
+                    digest.update(b"\0".join(each if isinstance(each, bytes) else repr(each).encode() for each in row))
         return digest.hexdigest()
 
 

@@ -11,14 +11,16 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import boto3
+from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from harness.cli import wait_until
+
+from harness.command_line import wait_until
 from harness.s3_server import (
     _EXEC_AS_MORTAL,
     S3Server,
     _arguments,
     _remove_sockets,
-    _stop,
     _wait_until_usable,
     _weed,
 )
@@ -55,18 +57,28 @@ class RestartingServer:
             stdout=log,
             stderr=subprocess.STDOUT,
         )
-        self._stack.callback(_stop, self._process)
+        self._stack.callback(self.kill)
         url = f"http://127.0.0.1:{self._ports['s3.port']}"
         self.server = S3Server(url, access_key_id, secret_access_key, self._process.pid)
         if self._was_killed:
-            wait_until(self._takes_objects, within=30)
+            wait_until(self._takes_objects)
         else:
             _wait_until_usable(self.server, self._process, self._directory / "log")
 
     def _takes_objects(self) -> bool:
-        """Whether it does again. The bucket is one that exists since the first start."""
-        with closing(self.server.client()) as client:
+        """Whether it does again. Now and then a request that comes too early is answered after 20 s, others at once."""
+        impatient = Config(read_timeout=1, retries={"total_max_attempts": 1}, s3={"addressing_style": "path"})
+        client = boto3.client(
+            "s3",
+            endpoint_url=self.server.endpoint_url,
+            region_name="us-east-1",
+            aws_access_key_id=self.server.access_key_id,
+            aws_secret_access_key=self.server.secret_access_key,
+            config=impatient,
+        )
+        with closing(client):
             try:
+                # This bucket exists since the first start.
                 client.put_object(Bucket="is-it-usable", Key="yes", Body=b"yes")
             except (BotoCoreError, ClientError):
                 return False
