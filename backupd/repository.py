@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import structlog
 from blake3 import blake3
 
 from backupd.errors import (
@@ -32,6 +31,7 @@ from backupd.format.ids import SnapshotId
 from backupd.format.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest, encode_manifest
 from backupd.format.pack import HASH_BYTES, MAX_PACK_BYTES, PackIndex, decode_pack, index_bytes, parse_index
 from backupd.format.pagemap import image_digest, page_hashes
+from backupd.logs import log
 from backupd.store.keys import REPOSITORY_KEY, PackKey, SnapshotKey, database_prefix, snapshots_prefix
 from backupd.threads import worker_threads
 
@@ -50,8 +50,6 @@ _READERS = 8
 _MAX_REPOSITORY_OBJECT_BYTES = 4096
 _REPOSITORY_ID = re.compile("[0-9A-Za-z]{1,64}")
 _LOCK_SECONDS = 30.0
-
-_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +250,7 @@ class Repository:
             is_lost[position] = pack in missing
         file = self._cache(newest.database) / f"{newest.id}.hashes"
         if not _is_hashes_file(file, newest):
-            _log.info("rebuilding the base from pack indexes", database=newest.database, store=self.url)
+            log.info("rebuilding the base from pack indexes", database=newest.database, store=self.url)
             hashes = self._gather_hashes(newest, page_map, is_lost)
             if not is_lost.any() and image_digest(hashes) != newest.image_digest:
                 is_lost[1:] = True
@@ -340,7 +338,7 @@ class Repository:
             yield
         except (OSError, TargetUnwritableError) as error:
             if not self._has_told_of_cache:
-                _log.info("nothing can be cached", reason=str(error))
+                log.info("nothing can be cached", reason=str(error))
             self._has_told_of_cache = True
 
     def _forget_removed(self, database: str, present: Iterable[SnapshotId]) -> None:

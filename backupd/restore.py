@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import structlog
 from blake3 import blake3
 
 from backupd.capture.image import why_unreadable
 from backupd.errors import BusyError, DamageError, TargetExistsError, TargetUnwritableError
 from backupd.format.pack import HASH_BYTES
 from backupd.format.pagemap import image_digest, page_hashes
+from backupd.logs import log
 from backupd.repository import pack_key, snapshots_that_need
 from backupd.threads import worker_threads
 
@@ -30,14 +30,13 @@ if TYPE_CHECKING:
 
     from backupd.format.manifest import Manifest, PackEntry
     from backupd.format.pack import PackIndex
-    from backupd.repository import Repository
+from backupd.repository import Repository
 
 _FETCHERS = 4
+_FLUSHED_AT_ONCE_BYTES = 128 << 20
 _PRIVATE_MODE = 0o600
 _SIDE_FILES = ("-wal", "-shm", "-journal")
 _SNAPSHOTS_SHOWN = 3
-
-_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +134,8 @@ class _Fetch:
         self._descriptor = descriptor
         self._on_progress = on_progress
         self._page_map = repository.checked_map(manifest)
-        self._restored_pages = 0
+        self._restored_bytes = 0
+        self._flushed_bytes = 0
         self._lock = threading.Lock()
         self._hashes = np.zeros((manifest.page_count, 2), dtype=np.uint64)
         zeros = blake3(bytes(manifest.page_size)).digest(length=HASH_BYTES)
@@ -164,9 +164,13 @@ class _Fetch:
             raise self._with_victims(error, pack) from error
         with self._lock:
             self.fetched_bytes += pack.stored_bytes
-            self._restored_pages += pages
-            restored = self._restored_pages * self._manifest.page_size
-            self._on_progress(Progress(restored, self._manifest.image_bytes, self.fetched_bytes))
+            self._restored_bytes += pages * self._manifest.page_size
+            self._on_progress(Progress(self._restored_bytes, self._manifest.image_bytes, self.fetched_bytes))
+            needs_flush = self._restored_bytes - self._flushed_bytes >= _FLUSHED_AT_ONCE_BYTES
+            if needs_flush:
+                self._flushed_bytes = self._restored_bytes
+        if needs_flush:
+            os.fdatasync(self._descriptor)  # the disk works while the others decompress, not only at the end
 
     def _place(self, position: int, pack: PackEntry, index: PackIndex, images: bytes) -> int:
         """Write the live pages of one pack where they belong; how many that were."""
@@ -281,7 +285,7 @@ def _give_back_ownership(descriptor: int, manifest: Manifest, directory: Path) -
             os.fchown(descriptor, uid, gid)
             break
     else:
-        _log.warning(
+        log.warning(
             "the restored file keeps the owner of this process",
             uid=os.geteuid(),
             wanted_uid=writer.uid,

@@ -64,12 +64,12 @@ def _attempt(
     started = time.monotonic()
     targets = [Target(database, Repository(store, state), state, settings, wish) for store in stores]
     try:
-        with state.spool() as spool:
+        with state.spool() as spool, Capture() as capture:
             # All stores at once, so that a slow one costs its own time and no other's.
             _in_parallel([target.prepare for target in targets])
             ready = [target for target in targets if target.error is None]
             if ready:
-                _capture(database, ready, settings, spool, on_progress)
+                _run(capture, database, ready, settings, spool, on_progress)
     except (BackupdError, OSError) as error:
         for target in targets:
             target.fail(error if isinstance(error, BackupdError) else _local_failure(error))
@@ -81,7 +81,8 @@ def _attempt(
     return [target.result(time.monotonic() - started) for target in targets]
 
 
-def _capture(
+def _run(
+    capture: Capture,
     database: Database,
     targets: Sequence[Target],
     settings: Settings,
@@ -98,12 +99,11 @@ def _capture(
         lock_timeout=settings.capture.lock_timeout.total_seconds(),
         max_lock=settings.capture.max_lock.total_seconds(),
     )
-    with Capture(request, deadline=settings.capture.deadline.total_seconds()) as capture:
-        feed = Feed(database, targets, capture, settings.capture.max_wal_growth)
-        for event in capture.events():
-            feed.handle(event)
-            if event is None or isinstance(event, PagesCaptured):
-                on_progress(feed.progress)
+    feed = Feed(database, targets, capture, settings.capture.max_wal_growth)
+    for event in capture.events(request, deadline=settings.capture.deadline.total_seconds()):
+        feed.handle(event)
+        if event is None or isinstance(event, PagesCaptured):
+            on_progress(feed.progress)
     image = feed.image(spool / "hashes")
     _in_parallel([partial(target.finish, image) for target in targets], meanwhile=lambda: on_progress(feed.progress))
 

@@ -28,7 +28,7 @@ from backupd.format import MAX_IMAGE_PAGES
 if TYPE_CHECKING:
     import apsw
 
-_BYTES_PER_STEP = 8 << 20
+_BYTES_PER_STEP = 2 << 20
 _output_lock = threading.Lock()
 
 
@@ -71,7 +71,7 @@ class _Capture:
         self._reject_changed_file()
         _emit("captured", seconds=time.monotonic() - self._pinned_at)
         if packer is not None:
-            packer.page_written(1, first_page)
+            packer.pages_written([1], [first_page])
             packer.finish()
         _emit("done")
 
@@ -113,7 +113,7 @@ class _Capture:
             connection,
             page_size=page_size,
             pages_per_step=_BYTES_PER_STEP // page_size,
-            page_written=packer.page_written,
+            pages_written=packer.pages_written,
             stepped=stepped,
         )
         packer.hole_left()
@@ -169,7 +169,10 @@ def _canonical(first_page: bytes, schema_version: int, writer_version: int, pack
 def main() -> None:
     """Take one snapshot's pages and exit 0; failures are events too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    capture = _Capture(json.loads(sys.stdin.readline()))
+    line = sys.stdin.readline()
+    if not line:
+        return  # the parent found that there is nothing to do
+    capture = _Capture(json.loads(line))
     threading.Thread(target=capture.follow_parent, daemon=True).start()
     try:
         capture.run()

@@ -179,6 +179,14 @@ class Stream:
         """Whether any page had to be stored so far."""
         return self._packs > 0 or bool(self._raw.numbers)
 
+    def offer(self, number: int, page_hash: bytes, image: bytes, writer: PackWriter) -> None:
+        """One page of the image: stored if the base does not have it, put aside if it is to be relocated."""
+        start = (number - 1) * HASH_BYTES
+        if self.expected[start : start + HASH_BYTES] != page_hash:
+            self.add(number, page_hash, image, writer)
+        elif number in self.relocate:
+            self._keep_for_relocation(number, page_hash, image)
+
     def add(self, number: int, page_hash: bytes, image: bytes, writer: PackWriter) -> None:
         """Store one page."""
         raw = self._raw
@@ -205,8 +213,8 @@ class Stream:
             self._packs += 1
             self._raw = RawPack(self.number, self._packs)
 
-    def keep_for_relocation(self, number: int, page_hash: bytes, image: bytes) -> None:
-        """Put an unchanged page of `relocate` aside: whether it is stored depends on whether anything changed."""
+    def _keep_for_relocation(self, number: int, page_hash: bytes, image: bytes) -> None:
+        """Put an unchanged page aside: whether it is stored depends on whether anything changed."""
         assert self._relocation is not None  # noqa: S101
         self._relocated.append((number, page_hash))
         try:
@@ -237,31 +245,44 @@ class Packer:
         self._received = 0
         self._hasher = blake3()  # one for all pages: making one takes a fifth as long as hashing a page
 
-    def page_written(self, number: int, image: bytes) -> None:
-        """One page of the image. A page that comes again replaces its first image."""
-        hasher = self._hasher
-        hasher.reset()
-        hasher.update(image)
-        digest = hasher.digest(HASH_BYTES)
-        start = (number - 1) * HASH_BYTES
-        end = start + HASH_BYTES
-        hashes = self._hashes
-        if hashes[start:end] != _UNSEEN:
-            self._page_rewritten(number, digest, image)
+    def pages_written(self, numbers: list[int], images: list[bytes]) -> None:
+        """Some pages of the image, in the order of writing. A page that comes again replaces its first image."""
+        if not numbers:
             return
-        self._received += 1
-        hashes[start:end] = digest
+        digests = self._hash(images)
+        first, count = numbers[0], len(numbers)
+        start, end = (first - 1) * HASH_BYTES, (first - 1 + count) * HASH_BYTES
+        if numbers != list(range(first, first + count)) or self._hashes[start:end] != bytes(end - start):
+            for number, digest, image in zip(numbers, digests, images, strict=True):
+                self._page_written(number, digest, image)
+            return
+        # A run of new pages, which nearly all are: most of them equal their base, and are compared in one go.
+        joined = b"".join(digests)
+        self._hashes[start:end] = joined
+        self._received += count
         for stream in self._streams:
-            if stream.expected[start:end] != digest:
-                stream.add(number, digest, image, self._writer)
-            elif number in stream.relocate:
-                stream.keep_for_relocation(number, digest, image)
+            if stream.relocate or stream.expected[start:end] != joined:
+                for number, digest, image in zip(numbers, digests, images, strict=True):
+                    stream.offer(number, digest, image, self._writer)
 
-    def _page_rewritten(self, number: int, digest: bytes, image: bytes) -> None:
+    def _hash(self, images: list[bytes]) -> list[bytes]:
+        hasher, digests = self._hasher, []
+        for image in images:
+            hasher.reset()
+            hasher.update(image)
+            digests.append(hasher.digest(HASH_BYTES))
+        return digests
+
+    def _page_written(self, number: int, digest: bytes, image: bytes) -> None:
         start = (number - 1) * HASH_BYTES
+        is_rewritten = self._hashes[start : start + HASH_BYTES] != _UNSEEN
         self._hashes[start : start + HASH_BYTES] = digest
+        self._received += not is_rewritten
         for stream in self._streams:
-            stream.replace(number, digest, image, self._writer)
+            if is_rewritten:
+                stream.replace(number, digest, image, self._writer)
+            else:
+                stream.offer(number, digest, image, self._writer)
 
     def hole_left(self) -> None:
         """The lock-byte page, if the image reaches so far: nothing is stored, its hash is that of zeros."""

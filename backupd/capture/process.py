@@ -106,20 +106,14 @@ class Capture:
     The page hashes of the image are in the file `hashes` in the spool when `events` has ended.
     """
 
-    def __init__(self, request: CaptureRequest, *, deadline: float) -> None:
-        """`deadline` is the most seconds that everything may take."""
-        self._request = request
-        self._deadline = deadline
-        self._give_up_at = time.monotonic() + deadline
-
     def __enter__(self) -> Self:
+        """Start the child, which makes itself ready while the caller finds out what to ask for."""
         # -P keeps a module of the same name in the current directory from being imported instead of ours.
         command = [sys.executable, "-P", "-m", "backupd.capture.child"]
         # In a process group of its own, because Ctrl-C goes to the whole group and this one decides what becomes of it.
         self._process = subprocess.Popen(  # noqa: S603
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0
         )
-        self._send(json.dumps(asdict(self._request)))
         return self
 
     def __exit__(
@@ -145,14 +139,16 @@ class Capture:
         with suppress(BrokenPipeError, ValueError):
             os.write(self._process.stdin.fileno(), line.encode() + b"\n")
 
-    def events(self) -> Iterator[Event | None]:
-        """What the child reports, and None ten times a second while it reports nothing.
+    def events(self, request: CaptureRequest, *, deadline: float) -> Iterator[Event | None]:
+        """Capture, once: what the child reports, and None ten times a second while it reports nothing.
 
-        Raises `SourceUnusableError`, `BusyError` (locked, held for too long, or past the deadline) and
-        `TargetUnwritableError` (spool).
+        `deadline` is the most seconds that everything may take. Raises
+        `SourceUnusableError`, `BusyError` (locked, held for too long, or past the deadline) and `TargetUnwritableError`
+        (spool).
         """
+        self._send(json.dumps(asdict(request)))
         is_done = False
-        for line in self._lines():
+        for line in self._lines(request.path, deadline):
             if line is None:
                 yield None
                 continue
@@ -166,18 +162,19 @@ class Capture:
                 yield event
         status = self._process.wait()
         if not is_done or status:
-            raise self._died(status)
+            raise _died(request.path, status)
 
-    def _lines(self) -> Iterator[bytes | None]:
+    def _lines(self, path: str, deadline: float) -> Iterator[bytes | None]:
+        give_up_at = time.monotonic() + deadline
         assert self._process.stdout is not None  # noqa: S101
         descriptor = self._process.stdout.fileno()
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         rest = b""
         while True:
-            if time.monotonic() > self._give_up_at:
+            if time.monotonic() > give_up_at:
                 raise BusyError(
-                    f"the capture of {self._request.path} did not finish within {self._deadline:.0f} s",
+                    f"the capture of {path} did not finish within {deadline:.0f} s",
                     hint="raise capture.deadline, or find out what slows it down: the disk or a store",
                 )
             if not poll.poll(_TICK_SECONDS * 1000):
@@ -189,18 +186,19 @@ class Capture:
             *lines, rest = (rest + chunk).split(b"\n")
             yield from lines
 
-    def _died(self, status: int) -> BackupdError:
-        if status == -signal.SIGBUS:
-            return SourceUnusableError(
-                f"{self._request.path} was truncated during the capture, or its disk failed",
-                hint="find out what truncated it, then try again; earlier snapshots are untouched",
-            )
-        if status == -signal.SIGKILL:
-            return BackupdError(
-                f"the process that captured {self._request.path} was killed",
-                hint="memory may have run out: allow 200 MB plus 40 bytes a page",
-            )
-        return BackupdError(f"the process that captured {self._request.path} ended with status {status}")
+
+def _died(path: str, status: int) -> BackupdError:
+    if status == -signal.SIGBUS:
+        return SourceUnusableError(
+            f"{path} was truncated during the capture, or its disk failed",
+            hint="find out what truncated it, then try again; earlier snapshots are untouched",
+        )
+    if status == -signal.SIGKILL:
+        return BackupdError(
+            f"the process that captured {path} was killed",
+            hint="memory may have run out: allow 200 MB plus 40 bytes a page",
+        )
+    return BackupdError(f"the process that captured {path} ended with status {status}")
 
 
 def _event(kind: str, values: dict[str, Any]) -> Event | None:

@@ -9,8 +9,8 @@ import apsw
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    PageWritten = Callable[[int, bytes], None]
-    """Takes a page number (from 1) and the page image, which is only valid during the call."""
+    PagesWritten = Callable[[list[int], list[bytes]], None]
+    """Takes page numbers (from 1), in the order of writing, and the page images."""
 
 _VFS_NAME = "backupd-sink"
 _SECTOR_BYTES = 4096
@@ -20,23 +20,33 @@ _VALID_FOR_OFFSET = 92
 
 
 class _PageFile:
-    """The destination's file: hands pages on, and keeps only page 1, whose header SQLite reads back."""
+    """The destination's file: gathers pages until they are taken, and keeps page 1, whose header SQLite reads back."""
 
-    def __init__(self, page_size: int, page_written: PageWritten) -> None:
+    def __init__(self, page_size: int) -> None:
         self._page_size = page_size
-        self._page_written = page_written
         self._size = 0
+        self._offsets: list[int] = []
+        self._images: list[bytes] = []
         self.first_page = b""
+
+    def take(self) -> tuple[list[int], list[bytes]]:
+        """Numbers and images of the pages that were written since the last call, but for page 1."""
+        taken = [offset // self._page_size + 1 for offset in self._offsets], self._images
+        self._offsets, self._images = [], []
+        return taken
 
     def xRead(self, amount: int, offset: int) -> bytes:
         return self.first_page[offset : offset + amount]
 
     def xWrite(self, data: bytes, offset: int) -> None:
+        # Called for every page, so what can be done for many at once is done in `take` and after it.
         if offset:
-            self._page_written(offset // self._page_size + 1, data)
+            self._offsets.append(offset)
+            self._images.append(data)
         else:
-            self.first_page = bytes(data)
-        self._size = max(self._size, offset + len(data))
+            self.first_page = data
+        if offset >= self._size:
+            self._size = offset + len(data)
 
     def xFileSize(self) -> int:
         return self._size
@@ -95,16 +105,16 @@ def stream_pages(
     *,
     page_size: int,
     pages_per_step: int,
-    page_written: PageWritten,
+    pages_written: PagesWritten,
     stepped: Callable[[int], None],
 ) -> bytes:
-    """Copy the pinned state of `source`, which has at least one page, into `page_written`, and give page 1 back.
+    """Copy the pinned state of `source`, which has at least one page, into `pages_written`, and give page 1 back.
 
-    `page_written` gets every page but page 1 and the lock-byte page, roughly in order; a page that comes twice replaces
-    its first image. `stepped` is called after each step with the number of pages that remain. An exception of either
+    `pages_written` gets every page but page 1 and the lock-byte page, roughly in order, after each step; a page that
+    comes twice replaces its first image. `stepped` then gets the number of pages that remain. An exception of either
     ends the copy and comes out of here.
     """
-    file = _PageFile(page_size, page_written)
+    file = _PageFile(page_size)
     vfs = _SinkVFS(file)
     destination = apsw.Connection("image", vfs=_VFS_NAME)
     try:
@@ -117,10 +127,12 @@ def stream_pages(
         with destination.backup("main", source, "main") as backup:
             while not backup.done:
                 backup.step(pages_per_step)
+                pages_written(*file.take())
                 stepped(backup.remaining)
     finally:
         destination.close()
         vfs.unregister()
+    pages_written(*file.take())  # what the destination held back until its end
     return file.first_page
 
 

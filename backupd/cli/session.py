@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backupd import logs
 from backupd.config import find_databases, load, store_from_url
+from backupd.logs import log
 from backupd.repository import Repository
 from backupd.state import StateDirectory
 from backupd.store import open_store
@@ -22,7 +22,7 @@ class Session:
     """One run of one verb. Making it reads the configuration and touches nothing else. Raises `UsageError`."""
 
     def __init__(self, invocation: Invocation) -> None:
-        logs.configure(is_quiet=invocation.is_quiet)
+        log.configure(is_quiet=invocation.is_quiet)
         self.is_json = invocation.is_json
         self.is_quiet = invocation.is_quiet
         self.settings = load(invocation.config_file)

@@ -145,23 +145,24 @@ def test_file_of_another_user_that_is_private(stranger: Runner) -> None:
 
 
 def test_idle_wal_database_of_another_user(stranger: Runner) -> None:
-    """Reading it would leave `-wal` and `-shm` that its owner cannot write; with the application there, it works."""
+    """Reading it, or a link to it, would leave files that its owner cannot write; beside the application it works."""
     with shared_directory() as home:
         home.chmod(0o777)
         database = home / "app.db"
         create_database(database, rows=5, journal_mode="wal")
         database.chmod(0o644)
+        (home / "links").mkdir()
+        (home / "links/linked.db").symlink_to(database)
         backupd = CommandLine(home, runner=stranger)
-        result = backupd.run("now", "app.db", code=SOURCE_UNUSABLE)
-        (error,) = result.told("error")
-        assert f"uid {ANOTHER_UID}" in error
-        assert str(database) in error
-        assert len(result.told("hint")) == 1
+        result = backupd.run("now", "app.db", "links/linked.db", code=SOURCE_UNUSABLE)
         assert side_files(database) == []
+        assert (len(result.told("error")), len(result.told("hint"))) == (2, 2)
+        assert all(f"uid {ANOTHER_UID}" in error for error in result.told("error"))
         with connected(database, "UPDATE report SET title = 'open'"):
             owners = {file: file.stat().st_uid for file in side_files(database)}
             assert len(owners) == 2
-            assert backupd.json("now", "app.db")["snapshots"][0]["outcome"] == "created"
+            results = backupd.json("now", "app.db", "links/linked.db")["snapshots"]
+            assert [each["outcome"] for each in results] == ["created", "created"]
             assert {file: file.stat().st_uid for file in side_files(database)} == owners
 
 

@@ -59,8 +59,8 @@ def capture(
     )
     packs: list[PackReady] = []
     events: list[Event] = []
-    with Capture(request, deadline=deadline) as running:
-        for event in running.events():
+    with Capture() as running:
+        for event in running.events(request, deadline=deadline):
             on_event(event)
             if isinstance(event, PackReady):
                 packs.append(event)
