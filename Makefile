@@ -23,7 +23,7 @@ try: $(VENV)/.installed ## back up a sample database, or yours with DB=path, res
 	@$(IN_VENV) tests/tryout.py "$$DB"
 
 test: $(VENV)/.installed-test ## run the tests; options of pytest go into ARGS='...'
-	@$(IN_VENV) -m pytest $(ARGS)
+	@$(IN_VENV) -m pytest -n auto --dist loadfile $(ARGS)
 
 check: $(VENV)/.installed-dev ## lint, formatting, types, import layers
 	@$(VENV)/bin/ruff check .
@@ -61,10 +61,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(IN_VENV)
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	@echo "installing what the tests need (about a minute the first time)"
-	@PIP_USER=0 $(IN_VENV) -m pip install -qq --disable-pip-version-check -c constraints.txt 'backupd[test]'
+	@PIP_USER=0 $(IN_VENV) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed-test
 	@echo "installing linters"
-	@PIP_USER=0 $(IN_VENV) -m pip install -qq --disable-pip-version-check -c constraints.txt 'backupd[dev]'
+	@PIP_USER=0 $(IN_VENV) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from backupd.errors import BackupdError, DamageError, NoSuchSnapshotError
+from backupd.logs import log
 from backupd.reference import parse_reference, resolve
 
 if TYPE_CHECKING:
@@ -64,29 +65,34 @@ def _damage(repository: Repository, history: History) -> list[DamageError]:
 def find_snapshot(
     repositories: Sequence[Repository], text: str, *, database: str | None, now: datetime
 ) -> ListedSnapshot:
-    """The snapshot that `text` means, from the first store that has it; its manifest is read from that store itself.
+    """The snapshot that `text` means; its manifest is read from the store that it is found in.
 
-    Raises `NoSuchSnapshotError` (none, or ambiguous), `DamageError` when a damaged manifest may be the one meant, and
-    the error of a store that could not be asked when no other store has it.
+    An id comes from the first store that has it. `latest`, a time, an age or a tag means the newest that any store
+    has, because one of them may have missed some; of equal ones, that of the first store. Raises `NoSuchSnapshotError`
+    (none, or ambiguous), `DamageError` when a damaged manifest may be the one meant, and the error of a store that
+    could not be asked when no other store has it.
     """
     reference = parse_reference(text)
     wanted = reference.database or database
     failed: BackupdError | None = None
-    known: set[str] = set()
+    candidates: list[ListedSnapshot] = []
     for repository in repositories:
         try:
-            if not repository.exists():
-                continue
-            names = [wanted] if wanted else repository.databases()
-            known.update(repository.databases() if wanted else names)
-            if (found := _find_in(repository, reference, names, now)) is not None:
-                manifest = repository.manifest(found.database, found.id)
-                return ListedSnapshot(repository, manifest)
+            if repository.exists():
+                names = [wanted] if wanted else repository.databases()
+                if (found := _find_in(repository, reference, names, now)) is not None:
+                    candidates.append(ListedSnapshot(repository, found))
         except (NoSuchSnapshotError, DamageError):
             raise
         except BackupdError as error:
             failed = failed or error
-    raise failed or _nothing_found(reference, repositories, wanted, known)
+            log.warning("a store could not be asked", reason=error.message, hint=error.hint)
+        if candidates and reference.is_id:
+            break
+    if not candidates:
+        raise failed or _nothing_found(reference, repositories, wanted)
+    best = max(candidates, key=lambda candidate: candidate.manifest.id.taken_at)
+    return ListedSnapshot(best.repository, best.repository.manifest(best.manifest.database, best.manifest.id))
 
 
 def _find_in(repository: Repository, reference: Reference, names: list[str], now: datetime) -> Manifest | None:
@@ -126,8 +132,9 @@ def _reject_if_damage_may_be_meant(
 
 
 def _nothing_found(
-    reference: Reference, repositories: Sequence[Repository], database: str | None, known: set[str]
+    reference: Reference, repositories: Sequence[Repository], database: str | None
 ) -> NoSuchSnapshotError:
+    known = {name for repository in repositories if repository.exists() for name in repository.databases()}
     places = ", ".join(repository.url for repository in repositories)
     if not known:
         return NoSuchSnapshotError(f"no snapshots in {places}", hint="take one with: backupd now")

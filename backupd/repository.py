@@ -11,12 +11,12 @@ import json
 import os
 import re
 import secrets
-from contextlib import contextmanager
+import threading
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from blake3 import blake3
 
 from backupd.errors import (
     DamageError,
@@ -29,7 +29,7 @@ from backupd.errors import (
 from backupd.format import FORMAT_VERSION, FormatError, NewerFormatError
 from backupd.format.ids import SnapshotId
 from backupd.format.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest, encode_manifest
-from backupd.format.pack import HASH_BYTES, MAX_PACK_BYTES, PackIndex, decode_pack, index_bytes, parse_index
+from backupd.format.pack import HASH_BYTES, MAX_PACK_BYTES, PackIndex, decode_pack, index_bytes, page_hash, parse_index
 from backupd.format.pagemap import image_digest, page_hashes
 from backupd.logs import log
 from backupd.store.keys import REPOSITORY_KEY, PackKey, SnapshotKey, database_prefix, snapshots_prefix
@@ -119,6 +119,7 @@ class Repository:
         self._state = state
         self._id: str | None = None
         self._has_told_of_cache = False
+        self._creation = threading.Lock()
 
     @property
     def url(self) -> str:
@@ -165,6 +166,11 @@ class Repository:
                         hint="try again; if this repeats, the store loses what it acknowledges",
                     )
 
+    def _create_once(self) -> None:
+        with self._creation:
+            if self._id is None:
+                self.create_if_missing()
+
     def databases(self) -> list[str]:
         """Names of the databases that have a snapshot, sorted."""
         keys = (SnapshotKey.parse(found.key) for found in self.store.list(""))
@@ -188,8 +194,15 @@ class Repository:
             sizes = {found_id: found.size_bytes for found in keys if (found_id := _snapshot_id(found.key))}
         else:
             sizes = survey.manifests
+        newest = max(sizes, default=None)
+
+        def read(snapshot_id: SnapshotId) -> Manifest | DamagedManifest | None:
+            # The newest is read from the store every time: what the next snapshot builds on is not taken on trust.
+            cached_bytes = None if snapshot_id == newest else sizes[snapshot_id]
+            return self._manifest_if_there(database, snapshot_id, cached_bytes)
+
         with worker_threads(_READERS) as readers:
-            found = list(readers.map(lambda item: self._cached_manifest(database, *item), sizes.items()))
+            found = list(readers.map(read, sizes))
         self._forget_removed(database, sizes)
         manifests = sorted((each for each in found if isinstance(each, Manifest)), key=lambda each: each.order)
         return History(tuple(manifests), tuple(each for each in found if isinstance(each, DamagedManifest)))
@@ -214,15 +227,20 @@ class Repository:
                 hint=f"restore another snapshot; backupd list {manifest.database} shows them",
             ) from error
 
-    def _cached_manifest(self, database: str, snapshot_id: SnapshotId, size_bytes: int) -> Manifest | DamagedManifest:
+    def _manifest_if_there(
+        self, database: str, snapshot_id: SnapshotId, cached_bytes: int | None
+    ) -> Manifest | DamagedManifest | None:
+        """A manifest; from the cache, if that has one of `cached_bytes` bytes. None when it has gone since."""
+        # A manifest never changes, so one that has another size in the store is a damaged one.
+        if cached_bytes is not None:
+            with suppress(OSError, TargetUnwritableError, FormatError):
+                content = (self._cache(database) / f"{snapshot_id}.json").read_bytes()
+                if len(content) == cached_bytes:
+                    return decode_manifest(content)
         try:
-            content = (self._cache(database) / f"{snapshot_id}.json").read_bytes()
-            # A manifest never changes, so one of another size in the store is a damaged one.
-            if len(content) == size_bytes:
-                return decode_manifest(content)
-        except (OSError, TargetUnwritableError, FormatError):
-            pass  # not cached yet, the cache is damaged, or nothing can be cached here: the store has it
-        return self._read_manifest(database, snapshot_id)
+            return self._read_manifest(database, snapshot_id)
+        except NoSuchObjectError:
+            return None  # removed since the listing
 
     def _read_manifest(self, database: str, snapshot_id: SnapshotId) -> Manifest | DamagedManifest:
         content = self.store.get(str(SnapshotKey(database, str(snapshot_id))), limit_bytes=MAX_MANIFEST_BYTES)
@@ -260,7 +278,7 @@ class Repository:
     def _gather_hashes(self, manifest: Manifest, page_map: PageMap, is_lost: npt.NDArray[np.bool_]) -> PageHashes:
         """The page hashes by the indexes of the packs; a pack whose index cannot be read is marked in `is_lost`."""
         hashes = np.zeros((manifest.page_count, 2), dtype=np.uint64)
-        hashes[page_map == 0] = page_hashes(blake3(bytes(manifest.page_size)).digest(length=HASH_BYTES))
+        hashes[page_map == 0] = page_hashes(page_hash(bytes(manifest.page_size)))
         for position, index in self._indexes(manifest, is_lost):
             if index is None or not _place_hashes(index, position, page_map, hashes):
                 is_lost[position] = True
@@ -282,6 +300,7 @@ class Repository:
 
     def put_pack(self, database: str, file: Path, sha256: str) -> None:
         """Upload one pack. Never skipped because the name exists: that heals a damaged object."""
+        self._create_once()
         digest = bytes.fromhex(sha256)
         self.store.put(str(PackKey(database, digest)), file, sha256=digest)
 
@@ -291,6 +310,7 @@ class Repository:
         Atomic: when this raises, the snapshot may exist only if the store did what it did not acknowledge. Raises
         `LostPacksError` when the store does not show a pack, which the next snapshot writes again.
         """
+        self._create_once()
         missing = self.survey(manifest.database).missing(manifest.packs)
         if missing:
             raise LostPacksError(

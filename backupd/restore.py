@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import shutil
 import threading
@@ -12,11 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from blake3 import blake3
 
 from backupd.capture.image import why_unreadable
-from backupd.errors import BusyError, DamageError, TargetExistsError, TargetUnwritableError
-from backupd.format.pack import HASH_BYTES
+from backupd.errors import BackupdError, BusyError, DamageError, TargetExistsError, TargetUnwritableError
+from backupd.format.pack import page_hash
 from backupd.format.pagemap import image_digest, page_hashes
 from backupd.logs import log
 from backupd.repository import pack_key, snapshots_that_need
@@ -35,7 +35,7 @@ from backupd.repository import Repository
 _FETCHERS = 4
 _FLUSHED_AT_ONCE_BYTES = 128 << 20
 _PRIVATE_MODE = 0o600
-_SIDE_FILES = ("-wal", "-shm", "-journal")
+_PERMISSIONS = 0o777
 _SNAPSHOTS_SHOWN = 3
 
 
@@ -106,7 +106,8 @@ def restore_to_file(
     started = time.monotonic()
     reject_unusable_target(target, force=force)
     if force:
-        target = target.resolve()  # replace what a symbolic link leads to, as the application sees it, not the link
+        target = _led_to(target)
+        reject_unusable_target(target, force=force)
     _reject_small_disk(target.parent, manifest.image_bytes)
     with _reporting_errors(target), _partial_file(target) as (partial, descriptor):
         fetch = _Fetch(repository, manifest, descriptor, on_progress)
@@ -116,9 +117,7 @@ def restore_to_file(
         if as_source:
             _give_back_ownership(descriptor, manifest, target.parent)
         reject_unusable_target(target, force=force)
-        _set_aside_side_files(target)
-        partial.rename(target)
-        _fsync_directory(target.parent)
+        _put_in_place(partial, target)
     return RestoreResult(target, manifest.image_bytes, fetch.fetched_bytes, time.monotonic() - started)
 
 
@@ -138,8 +137,7 @@ class _Fetch:
         self._flushed_bytes = 0
         self._lock = threading.Lock()
         self._hashes = np.zeros((manifest.page_count, 2), dtype=np.uint64)
-        zeros = blake3(bytes(manifest.page_size)).digest(length=HASH_BYTES)
-        self._hashes[self._page_map == 0] = page_hashes(zeros)
+        self._hashes[self._page_map == 0] = page_hashes(page_hash(bytes(manifest.page_size)))
 
     def run(self) -> None:
         """Fetch everything and compare the image digest. Stops at the first damage or failure."""
@@ -188,7 +186,10 @@ class _Fetch:
 
     def _with_victims(self, error: DamageError, pack: PackEntry) -> DamageError:
         """`error` with the snapshots that need the same pack, and the newest that does not."""
-        needing, spared = snapshots_that_need(self._repository, self._manifest.database, pack)
+        try:
+            needing, spared = snapshots_that_need(self._repository, self._manifest.database, pack)
+        except BackupdError:
+            needing, spared = [self._manifest.id], None  # the damage is what the user has to hear of
         rest = len(needing) - _SNAPSHOTS_SHOWN
         shown = ", ".join(str(each) for each in needing[-_SNAPSHOTS_SHOWN:]) + (f" and {rest} more" if rest > 0 else "")
         other = f"restore {spared}, the newest that does not need it, or use" if spared else "use"
@@ -229,21 +230,38 @@ def _partial_file(target: Path) -> Iterator[tuple[Path, int]]:
     Its name is always the same, so that the next restore takes over what a killed one left.
     """
     partial = target.with_name(f".{target.name}.backupd-partial")
-    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _PRIVATE_MODE)
+    descriptor = _open_locked(partial, target)
     try:
+        os.fchmod(descriptor, _PRIVATE_MODE)
+        os.truncate(descriptor, 0)
+        yield partial, descriptor
+    finally:
+        # After the rename the name may be another restore's already.
+        if _is_named(descriptor, partial):
+            partial.unlink()
+        os.close(descriptor)
+
+
+def _open_locked(partial: Path, target: Path) -> int:
+    """The partial file, open and locked, and still the one of that name: another restore may just have renamed it."""
+    while True:
+        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _PRIVATE_MODE)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_named(descriptor, partial):
+                return descriptor
         except BlockingIOError as error:
+            os.close(descriptor)
             raise BusyError(f"another restore to {target} is running", hint="wait for it, or choose --to") from error
-        try:
-            os.fchmod(descriptor, _PRIVATE_MODE)
-            os.truncate(descriptor, 0)
-            yield partial, descriptor
-        finally:
-            with suppress(FileNotFoundError):
-                partial.unlink()
-    finally:
         os.close(descriptor)
+
+
+def _is_named(descriptor: int, path: Path) -> bool:
+    try:
+        named = path.lstat()
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(descriptor), named)
 
 
 @contextmanager
@@ -254,6 +272,16 @@ def _reporting_errors(target: Path) -> Iterator[None]:
         raise TargetUnwritableError(
             f"{target} cannot be written: {error.strerror}",
             hint="check the space and the permissions of its directory, or restore elsewhere with --to FILE",
+        ) from error
+
+
+def _led_to(target: Path) -> Path:
+    """What a symbolic link leads to, as the application sees it: that is replaced, not the link."""
+    try:
+        return target.resolve()
+    except (OSError, RuntimeError) as error:
+        raise TargetUnwritableError(
+            f"{target} is a symbolic link that leads nowhere", hint="remove it, or restore elsewhere with --to FILE"
         ) from error
 
 
@@ -280,29 +308,61 @@ def _prove_by_sqlite(repository: Repository, manifest: Manifest, partial: Path) 
 def _give_back_ownership(descriptor: int, manifest: Manifest, directory: Path) -> None:
     """Owner and mode as the manifest recorded them, else the owner of the directory: the application must open it."""
     writer, around = manifest.writer, directory.stat()
-    for uid, gid in ((writer.uid, writer.gid), (around.st_uid, around.st_gid)):
-        with suppress(PermissionError):
-            os.fchown(descriptor, uid, gid)
-            break
-    else:
+    _change_first_permitted(descriptor, [(writer.uid, -1), (around.st_uid, -1)])
+    _change_first_permitted(descriptor, [(-1, writer.gid), (-1, around.st_gid)])
+    os.fchmod(descriptor, writer.mode & _PERMISSIONS)
+    if os.fstat(descriptor).st_uid not in {writer.uid, around.st_uid}:
         log.warning(
             "the restored file keeps the owner of this process",
             uid=os.geteuid(),
             wanted_uid=writer.uid,
             hint="chown it, or the application may not be able to open it",
         )
-    os.fchmod(descriptor, writer.mode)
+
+
+def _change_first_permitted(descriptor: int, owners: list[tuple[int, int]]) -> None:
+    for uid, gid in owners:
+        with suppress(PermissionError):
+            os.fchown(descriptor, uid, gid)
+            return
 
 
 def _side_files(target: Path) -> list[Path]:
-    candidates = [target.with_name(target.name + suffix) for suffix in _SIDE_FILES]
-    return [file for file in candidates if file.exists() or file.is_symlink()]
+    """Files beside `target` that SQLite would apply to it: an empty log and its index hold nothing to apply."""
+    candidates = [target.with_name(target.name + suffix) for suffix in ("-wal", "-journal")]
+    return [file for file in candidates if file.is_symlink() or (file.exists() and file.stat().st_size)]
 
 
-def _set_aside_side_files(target: Path) -> None:
-    """Move what belongs to the file that is being replaced out of SQLite's sight; nothing is deleted."""
-    for file in _side_files(target):
-        file.rename(file.with_name(f"{file.name}.before-restore"))
+def _put_in_place(partial: Path, target: Path) -> None:
+    """Give the finished file its name. What --force replaces is kept when it is more than one file.
+
+    A `-wal` or `-journal` belongs to the old file, and SQLite would apply it to the new one. So the old file gets a
+    second name and its side files move to that name, as SQLite expects them, before the new file comes in.
+    """
+    moved: list[tuple[Path, Path]] = []
+    aside = _free_name(target)
+    try:
+        for file in _side_files(target):
+            if not aside.exists() and target.exists():
+                os.link(target, aside)
+            there = aside.with_name(aside.name + file.name.removeprefix(target.name))
+            file.rename(there)
+            moved.append((file, there))
+        partial.rename(target)
+    except BaseException:
+        for file, there in moved:
+            there.rename(file)
+        aside.unlink(missing_ok=True)
+        raise
+    _fsync_directory(target.parent)
+    if moved:
+        log.warning("what was replaced is kept", file=str(aside), hint="remove it when nobody needs it any more")
+
+
+def _free_name(target: Path) -> Path:
+    numbers = itertools.count(1)
+    names = (target.with_name(f"{target.name}.before-restore-{number}") for number in numbers)
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def _fsync_directory(directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from concurrent.futures import wait
 from functools import partial
@@ -9,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from backupd.backup.feed import Feed
 from backupd.backup.results import BackupResult, Outcome, Progress, Wish
-from backupd.backup.target import Target
+from backupd.backup.target import Target, spool_failure
 from backupd.capture.process import Base, Capture, CaptureRequest, PagesCaptured
-from backupd.errors import BackupdError, LostPacksError, TargetUnwritableError
+from backupd.errors import BackupdError, LostPacksError
 from backupd.repository import Repository
 from backupd.threads import worker_threads
 
@@ -65,14 +66,16 @@ def _attempt(
     targets = [Target(database, Repository(store, state), state, settings, wish) for store in stores]
     try:
         with state.spool() as spool, Capture() as capture:
+            for target in sorted(targets, key=lambda target: target.repository.url):
+                target.lock()
             # All stores at once, so that a slow one costs its own time and no other's.
-            _in_parallel([target.prepare for target in targets])
+            _in_parallel([target.prepare for target in targets if target.error is None])
             ready = [target for target in targets if target.error is None]
             if ready:
                 _run(capture, database, ready, settings, spool, on_progress)
     except (BackupdError, OSError) as error:
         for target in targets:
-            target.fail(error if isinstance(error, BackupdError) else _local_failure(error))
+            target.fail(error if isinstance(error, BackupdError) else spool_failure(error))
     finally:
         for target in targets:
             target.close()
@@ -91,7 +94,7 @@ def _run(
 ) -> None:
     """Run the capture, feed its packs to the targets, and let each of them commit."""
     request = CaptureRequest(
-        path=str(database.path),
+        path=_led_to(database.path),
         spool=str(spool),
         streams=_share_streams(targets, spool),
         level=settings.packs.compression_level,
@@ -99,7 +102,7 @@ def _run(
         lock_timeout=settings.capture.lock_timeout.total_seconds(),
         max_lock=settings.capture.max_lock.total_seconds(),
     )
-    feed = Feed(database, targets, capture, settings.capture.max_wal_growth)
+    feed = Feed(request, targets, capture, settings.capture.max_wal_growth)
     for event in capture.events(request, deadline=settings.capture.deadline.total_seconds()):
         feed.handle(event)
         if event is None or isinstance(event, PagesCaptured):
@@ -119,15 +122,15 @@ def _share_streams(targets: Sequence[Target], spool: Path) -> list[Base]:
     return [base for _, base in streams.values()]
 
 
-def _local_failure(error: OSError) -> TargetUnwritableError:
-    return TargetUnwritableError(
-        f"{error.filename or 'the spool'}: {error.strerror}",
-        hint="check the space and the permissions of state_dir; the stores are as they were",
-    )
+def _led_to(path: Path) -> str:
+    """The file behind a symbolic link: SQLite keeps its log there. One that leads nowhere goes by its own name."""
+    return os.path.realpath(path) if os.path.exists(path) else str(path)  # noqa: PTH110  (Path.exists raises)
 
 
 def _in_parallel(calls: Sequence[Callable[[], None]], meanwhile: Callable[[], None] = lambda: None) -> None:
     """Make all calls at once and wait for them; `meanwhile` is called now and then, and once at the end."""
+    if not calls:
+        return
     with worker_threads(len(calls)) as threads:
         futures = [threads.submit(call) for call in calls]
         while wait(futures, timeout=_TICK_SECONDS).not_done:

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backupd.backup.target import Target
-    from backupd.capture.process import Capture
-    from backupd.config import Database
+    from backupd.capture.process import Capture, CaptureRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +41,9 @@ class Feed:
     """Hands the capture's packs to the targets, and keeps a slow one from holding the application's WAL."""
 
     def __init__(
-        self, database: Database, targets: Sequence[Target], capture: Capture, max_wal_growth_bytes: int
+        self, request: CaptureRequest, targets: Sequence[Target], capture: Capture, max_wal_growth_bytes: int
     ) -> None:
-        self._path = str(database.path)
+        self._request = request
         self._targets = targets
         self._capture = capture
         self._max_wal_growth_bytes = max_wal_growth_bytes
@@ -72,7 +71,7 @@ class Feed:
             case Pinned():
                 self._pinned = event
                 self._id = SnapshotId.new(datetime.now(UTC), secrets.randbits(32))
-                self._wal_bytes = _wal_bytes(self._path)
+                self._wal_bytes = _wal_bytes(self._request.path)
             case PagesCaptured():
                 self._captured_pages = event.pages
             case PackReady():
@@ -93,20 +92,20 @@ class Feed:
             target.upload(spooled)
 
     def _limit_wal(self) -> None:
-        grown = _wal_bytes(self._path) - self._wal_bytes
+        grown = _wal_bytes(self._request.path) - self._wal_bytes
         if grown <= self._max_wal_growth_bytes:
             return
-        behind = [target for target in self._targets if target.error is None and target.is_behind]
-        for target in behind:
+        if self._capture.packs_in_spool < self._request.slots:
+            self._capture.stop_waiting()  # it is the compression that is slow, and that can be done later
+            return
+        for target in [target for target in self._targets if target.error is None and target.is_behind]:
             target.fail(
                 StoreUnavailableError(
-                    f"{target.repository.url} is too slow: the WAL of {self._path} grew by {grown >> 20} MiB "
+                    f"{target.repository.url} is too slow: the WAL of {self._request.path} grew by {grown >> 20} MiB "
                     "while the snapshot waited for it",
                     hint="the next snapshot tries again; raise capture.max_wal_growth if the disk has room",
                 )
             )
-        if not behind:
-            self._capture.stop_waiting()  # it is the compression that is slow, and that can be done later
 
 
 class SpooledPack:

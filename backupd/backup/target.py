@@ -16,13 +16,13 @@ from backupd.backup.assembly import assemble, count_changed
 from backupd.backup.results import BackupResult, Outcome
 from backupd.capture.process import Base
 from backupd.cleaning import pages_to_relocate
-from backupd.errors import BackupdError
+from backupd.errors import BackupdError, TargetUnwritableError
 from backupd.format.manifest import Manifest, Writer
 from backupd.format.pagemap import encode_page_map
 from backupd.repository import History, map_hashes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from backupd.backup.feed import Image, SpooledPack
@@ -83,13 +83,23 @@ class Target:
         for pack in outstanding:
             self._release(pack)
 
-    def prepare(self) -> None:
-        """Lock the database in this store, and find out what the snapshot builds on."""
+    def lock(self) -> None:
+        """Lock the database in this store against other runs. Several stores are locked in the order of their URLs."""
         subject = f"{self._database.name} in {self.repository.url}"
         try:
             self._held.enter_context(self._state.lock(subject, timeout=self._lock_timeout))
-            self.repository.create_if_missing()
+        except BackupdError as error:
+            self.fail(error)
+
+    def prepare(self) -> None:
+        """Find out what the snapshot builds on. Writes nothing: the source may turn out to be unusable."""
+        try:
+            is_repository = self.repository.exists()
             survey = self.repository.survey(self._database.name)
+            if not survey.manifests:
+                return
+            if not is_repository:
+                self.repository.create_if_missing()  # somebody removed the one object that says what this is
             self._history = self.repository.history(self._database.name, survey)
             if self._history.newest is not None:
                 self._base = self.repository.base(self._history.newest, survey)
@@ -140,6 +150,8 @@ class Target:
                 self.uploaded_bytes += pack.written.entry.stored_bytes
         except BackupdError as error:
             self.fail(error)
+        except OSError as error:
+            self.fail(spool_failure(error))
         finally:
             self._release(pack)
 
@@ -156,6 +168,8 @@ class Target:
             while self.error is None and wait(self._pending, timeout=1.0).not_done:
                 pass
             if self.error is None:
+                for upload in self._pending:
+                    upload.result()  # what nobody expected is a bug, and must not look like a store's
                 self._result = self._commit(image)
         except BackupdError as error:
             self.fail(error)
@@ -225,11 +239,17 @@ class Target:
         newest = self._history.newest
         if newest is None:
             return
-        me = self._state.writer_id()
-        if newest.writer.id != me and any(manifest.writer.id == me for manifest in self._history.manifests):
+        me = self._describe_writer(image.pinned)
+        where = f"{newest.writer.path} on {newest.writer.host}"
+        if newest.writer.id == me.id and newest.writer.path != me.path:
             yield (
-                f"two writers take turns in {self.repository.url}: {self._database.name} was last written by "
-                f"{newest.writer.host} from {newest.writer.path}; give each its own store or database name"
+                f"the snapshot before this one was taken from {where}; if that is another database, "
+                "give each its own name or store"
+            )
+        elif _take_turns([manifest.writer for manifest in self._history.manifests], me):
+            yield (
+                f"two writers take turns in {self.repository.url}: {self._database.name} was last written "
+                f"from {where}; give each its own store or database name"
             )
         if newest.id.taken_at > image.id.taken_at + _CLOCK_TOLERANCE:
             yield f"this machine's clock is behind the newest snapshot, {newest.id}: check the time"
@@ -248,6 +268,24 @@ class Target:
                 error=error,
             )
         return replace(self._result, duration_seconds=duration_seconds)
+
+
+def _take_turns(writers: Sequence[Writer], me: Writer) -> bool:
+    """Whether somebody else wrote last, after `me` had written before. A host that takes over for good does not count.
+
+    Told by the id or by the place: hosts can have one name, and one without a lasting state directory has many ids.
+    """
+    by_id = [writer.id == me.id for writer in writers]
+    by_place = [(writer.host, writer.path) == (me.host, me.path) for writer in writers]
+    return any(any(is_me) and not is_me[-1] for is_me in (by_id, by_place))
+
+
+def spool_failure(error: OSError) -> TargetUnwritableError:
+    """The error for a spool that cannot be written or read."""
+    return TargetUnwritableError(
+        f"{error.filename or 'the spool'}: {error.strerror}",
+        hint="check the space and the permissions of state_dir; the stores are as they were",
+    )
 
 
 def _is_equal(image: Image, manifest: Manifest) -> bool:

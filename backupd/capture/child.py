@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backupd.capture import sink, source
+from backupd.capture.limits import held_too_long
 from backupd.capture.packer import Packer, PackWriter, Stream
-from backupd.errors import BackupdError, BusyError, SourceUnusableError, UsageError
+from backupd.errors import BackupdError, SourceUnusableError, UsageError
 from backupd.format import MAX_IMAGE_PAGES
 
 if TYPE_CHECKING:
@@ -134,11 +135,7 @@ class _Capture:
     def _reject_long_lock(self) -> None:
         held = time.monotonic() - self._pinned_at
         if held > self._request["max_lock"]:
-            raise BusyError(
-                f"{self._path} is not in WAL mode, and copying it held up its writers for {held:.1f} s",
-                hint="raise capture.max_lock if the application can wait longer, "
-                "or let it use WAL mode: PRAGMA journal_mode = WAL",
-            )
+            raise held_too_long(self._path, held)
 
     def _reject_changed_file(self) -> None:
         """A truncation in between otherwise looks like success. A checkpoint may cut the file to the pinned size."""

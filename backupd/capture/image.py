@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -16,10 +17,12 @@ def why_unreadable(file: Path, page_count: int, *, needs_schema: bool) -> str | 
 
     Opened as immutable, or SQLite would leave `-wal` and `-shm` beside it. With `needs_schema` its tables are read too.
     """
-    uri = f"file:{quote(str(file))}?immutable=1"
+    uri = f"file:{quote(os.fsencode(file))}?immutable=1"
     try:
         connection = apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
         try:
+            connection.execute("BEGIN")
+            connection.pragma("schema_version")
             connection.pragma("writable_schema", True)  # what was damaged when it was captured is no damage of ours
             if needs_schema:
                 connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()

@@ -15,7 +15,7 @@ from blake3 import blake3
 
 from backupd.errors import SourceUnusableError, TargetUnwritableError
 from backupd.format import lock_page
-from backupd.format.pack import HASH_BYTES, encode_pack
+from backupd.format.pack import HASH_BYTES, encode_pack, page_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -289,7 +289,7 @@ class Packer:
         lock = lock_page(self._page_size)
         if lock <= self._page_count:
             start = (lock - 1) * HASH_BYTES
-            self._hashes[start : start + HASH_BYTES] = blake3(bytes(self._page_size)).digest(length=HASH_BYTES)
+            self._hashes[start : start + HASH_BYTES] = page_hash(bytes(self._page_size))
             self._received += 1
 
     def content_digest(self, first_page: bytes) -> bytes:

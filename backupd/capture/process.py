@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import TypeAdapter
 
 from backupd import errors
+from backupd.capture.limits import held_too_long
 from backupd.errors import BackupdError, BusyError, SourceUnusableError
 from backupd.format.manifest import SourceFacts
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _TICK_SECONDS = 0.1
+_LOCK_GRACE_SECONDS = 0.25
 _READ_BYTES = 1 << 16
 
 
@@ -106,6 +110,11 @@ class Capture:
     The page hashes of the image are in the file `hashes` in the spool when `events` has ended.
     """
 
+    def __init__(self) -> None:
+        self.packs_in_spool = 0
+        self._lock = threading.Lock()
+        self._must_end_at = math.inf
+
     def __enter__(self) -> Self:
         """Start the child, which makes itself ready while the caller finds out what to ask for."""
         # -P keeps a module of the same name in the current directory from being imported instead of ours.
@@ -121,12 +130,15 @@ class Capture:
     ) -> None:
         self._process.kill()
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None  # noqa: S101
-            pipe.close()
+        with self._lock:
+            for pipe in (self._process.stdin, self._process.stdout):
+                assert pipe is not None  # noqa: S101
+                pipe.close()
 
     def pack_left_spool(self) -> None:
         """Let the child put another pack into the spool. From any thread."""
+        with self._lock:
+            self.packs_in_spool -= 1
         self._send("freed")
 
     def stop_waiting(self) -> None:
@@ -136,7 +148,7 @@ class Capture:
     def _send(self, line: str) -> None:
         assert self._process.stdin is not None  # noqa: S101
         # A broken or closed pipe means that the child has ended; `events` says how.
-        with suppress(BrokenPipeError, ValueError):
+        with self._lock, suppress(BrokenPipeError, ValueError):
             os.write(self._process.stdin.fileno(), line.encode() + b"\n")
 
     def events(self, request: CaptureRequest, *, deadline: float) -> Iterator[Event | None]:
@@ -149,6 +161,8 @@ class Capture:
         self._send(json.dumps(asdict(request)))
         is_done = False
         for line in self._lines(request.path, deadline):
+            if time.monotonic() > self._must_end_at:
+                raise held_too_long(request.path, request.max_lock)
             if line is None:
                 yield None
                 continue
@@ -158,11 +172,25 @@ class Capture:
                 raise getattr(errors, values["error"])(values["message"], hint=values["hint"])
             is_done = is_done or kind == "done"
             event = _event(kind, values)
+            self._watch(event, request.max_lock)
             if event is not None:
                 yield event
         status = self._process.wait()
         if not is_done or status:
             raise _died(request.path, status)
+
+    def _watch(self, event: Event | None, max_lock: float) -> None:
+        """Count the spool, and see to it that even a child that hangs gives the application its database back."""
+        match event:
+            case PackReady():
+                with self._lock:
+                    self.packs_in_spool += 1
+            case Pinned() if event.facts.journal_mode != "wal":
+                self._must_end_at = time.monotonic() + max_lock + _LOCK_GRACE_SECONDS
+            case Captured():
+                self._must_end_at = math.inf
+            case _:
+                pass
 
     def _lines(self, path: str, deadline: float) -> Iterator[bytes | None]:
         give_up_at = time.monotonic() + deadline

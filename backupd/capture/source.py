@@ -11,6 +11,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import apsw
 
@@ -61,10 +62,7 @@ def read_header(path: str) -> Header:
     if not head:
         return Header(is_wal=False, writer_version=0)
     if len(head) < _HEADER_BYTES or not head.startswith(_MAGIC):
-        raise SourceUnusableError(
-            f"{path} is not an SQLite database, or it is encrypted",
-            hint="check the path; a database of SQLCipher or another encrypting SQLite cannot be read",
-        )
+        raise _no_database(path)
     page_size = int.from_bytes(head[16:18], "big")
     if not is_page_size(65536 if page_size == 1 else page_size) or head[18] not in {1, 2} or head[19] not in {1, 2}:
         raise SourceUnusableError(
@@ -79,6 +77,13 @@ def _reject_odd_file(path: str, status: os.stat_result) -> None:
         raise SourceUnusableError(f"{path} is a directory", hint="give the path of the database file inside it")
     if not stat.S_ISREG(status.st_mode):
         raise SourceUnusableError(f"{path} is not a regular file", hint="give the path of an SQLite database file")
+
+
+def _no_database(path: str) -> SourceUnusableError:
+    return SourceUnusableError(
+        f"{path} is not an SQLite database, or it is encrypted",
+        hint="check the path; a database of SQLCipher or another encrypting SQLite cannot be read",
+    )
 
 
 def _unreadable(path: str, error: OSError) -> SourceUnusableError:
@@ -125,16 +130,19 @@ def pinned(path: str, *, lock_timeout: float) -> Iterator[apsw.Connection]:
     first lock. Raises `BusyError`, `SourceUnusableError`; SQLite's errors inside the block become these too.
     """
     try:
-        connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
+        # A URI can name every file; apsw takes no plain path that is not UTF-8.
+        uri = f"file:{quote(os.fsencode(path))}"
+        connection = apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
         try:
             give_up_at = time.monotonic() + lock_timeout
             connection.set_busy_handler(lambda _: _sleep_until(give_up_at))
             connection.pragma("mmap_size", _MMAP_LIMIT_BYTES)
-            # A damaged schema is captured too; this lets it be read as the plain table that it is.
-            connection.pragma("writable_schema", True)
             connection.execute("BEGIN")
             # Takes the read lock as any SELECT does, and reads nothing but the header.
             connection.pragma("schema_version")
+            # A damaged schema is captured too: this lets it be read as the plain table that it is. Not before the lock,
+            # or SQLite would accept a file that is shorter than its header says.
+            connection.pragma("writable_schema", True)
             yield connection
         finally:
             connection.close()
@@ -163,10 +171,7 @@ def translated(path: str, error: apsw.Error) -> BackupdError:
             hint="open it once with the application, which rolls the transaction back; backupd never writes to it",
         )
     if isinstance(error, apsw.NotADBError):
-        return SourceUnusableError(
-            f"{path} is not an SQLite database, or it is encrypted",
-            hint="check the path; a database of SQLCipher or another encrypting SQLite cannot be read",
-        )
+        return _no_database(path)
     if isinstance(error, apsw.CorruptError):
         return SourceUnusableError(
             f"{path} is corrupt: {detail}",
@@ -183,7 +188,7 @@ def translated(path: str, error: apsw.Error) -> BackupdError:
 
 def read_facts(connection: apsw.Connection, header: Header) -> dict[str, Any]:
     """The values of `format.manifest.SourceFacts`, all of the pinned state. None where the schema cannot be read."""
-    facts = {
+    facts: dict[str, Any] = {
         "journal_mode": connection.pragma("journal_mode"),
         "encoding": connection.pragma("encoding"),
         "free_pages": connection.pragma("freelist_count"),
@@ -197,9 +202,10 @@ def read_facts(connection: apsw.Connection, header: Header) -> dict[str, Any]:
     }
     try:
         schema = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema").fetchall()
-        facts["tables"] = sorted(name for kind, name, _, _ in schema if kind == "table")
-        facts["schema_digest"] = schema_digest(schema)
-        if "alembic_version" in facts["tables"]:
+        digest = schema_digest(schema)  # refuses what is no text
+        tables = sorted(str(name) for kind, name, _, _ in schema if kind == "table")
+        facts |= {"tables": tables, "schema_digest": digest}
+        if "alembic_version" in tables:
             rows = connection.execute("SELECT version_num FROM alembic_version").fetchall()
             facts["alembic_revisions"] = sorted(str(row[0]) for row in rows)
     except (apsw.CorruptError, apsw.SQLError, apsw.NotADBError, UnicodeDecodeError, TypeError):

@@ -79,7 +79,7 @@ def _secret_in_file(name: str, path: str, variables: Mapping[str, str]) -> str:
         if secret:
             return secret
         problem = "is empty"
-    raise InvalidValueError(f"{name}: {path} {problem}")
+    raise InvalidValueError(f"{name}: {path} {problem}", hint="put the secret, and nothing else, into that file")
 
 
 def _variables() -> Iterator[tuple[str, FieldInfo]]:

@@ -79,12 +79,13 @@ def _is_there(path: Path) -> bool:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    hint = None
+    hint = "config.example.toml shows how it should look"
     try:
         # Some editors put a byte order mark first, which TOML does not know.
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         problem = f"no such configuration file: {path}"
+        hint = "check --config or BACKUPD_CONFIG"
     except IsADirectoryError:
         problem = f"{path} is a directory, not a configuration file"
         hint = "Docker makes one when the file that should be mounted there does not exist"

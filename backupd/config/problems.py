@@ -28,7 +28,7 @@ def one_error(problems: Sequence[UsageError]) -> UsageError:
     """All problems (one or more) as one: the first, with the others in its hint."""
     first, *others = problems
     if not others:
-        return UsageError(first.message, hint=first.hint)
+        return UsageError(first.message, hint=first.hint or "config.example.toml shows every key with its default")
     told = [f"{other.message} ({other.hint})" if other.hint else other.message for other in others]
     also = f"also wrong: {'; '.join(told)}"
     return UsageError(first.message, hint=f"{first.hint}; {also}" if first.hint else also)

@@ -181,7 +181,8 @@ class S3Store:
             answer = client.get_object(**self._object(asked.key), **parameters)
             try:
                 with closing(answer["Body"]):
-                    if "ETag" not in answer:
+                    # Ours are binary; a web server answers every path with its start page.
+                    if "ETag" not in answer or answer.get("ContentType", "").startswith("text/html"):
                         raise not_s3(asked)
                     return read(answer)
             except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):

@@ -53,7 +53,7 @@ def test_force_moves_leftovers_aside(place: Place) -> None:
         (place.home / "app.db-wal").write_bytes(content)
         place.backupd.run("restore", "first", "--to", "app.db", "--force")
     assert not (place.home / "app.db-wal").exists()
-    kept = {path.read_bytes() for path in place.home.glob("app.db-wal*")}
+    kept = {path.read_bytes() for path in place.home.glob("app.db*-wal")}
     assert kept == {b"left over", b"left over later"}
 
 
