@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -274,6 +275,27 @@ def test_two_writers_taking_turns_are_told(place: Place) -> None:
     place.change("production")
     (warning,) = place.snapshot().warnings
     assert "two writers take turns" in warning
+
+
+def test_another_file_under_the_same_name_is_told(place: Place) -> None:
+    """`now a/app.db` and `now b/app.db` would share a history."""
+    place.snapshot()
+    other = place.root / "other" / "app.db"
+    other.parent.mkdir()
+    shutil.copy(place.path, other)
+    place.path = other
+    (warning,) = place.snapshot().warnings
+    assert "another database" in warning
+
+
+def test_runs_of_several_stores_in_another_order_do_not_block_each_other(place: Place) -> None:
+    """Locks are taken in one order, whatever the order of the stores."""
+    stores = [DirectoryStore(place.root / f"store {number}") for number in range(3)]
+    settings = Settings(capture=CaptureSettings(lock_timeout=timedelta(seconds=20)))
+    with ThreadPoolExecutor(2) as threads:
+        runs = [threads.submit(place.back_up, *order, settings=settings) for order in (stores, list(reversed(stores)))]
+        results = [result for run in runs for result in run.result()]
+    assert [result.error for result in results] == [None] * 6
 
 
 def test_damaged_manifest_is_a_warning_and_no_obstacle(place: Place) -> None:

@@ -98,7 +98,8 @@ class Feed:
         if self._capture.packs_in_spool < self._request.slots:
             self._capture.stop_waiting()  # it is the compression that is slow, and that can be done later
             return
-        for target in [target for target in self._targets if target.error is None and target.is_behind]:
+        # A full spool: of the stores that packs wait for, those that hold half of it or more are the slow ones.
+        for target in [target for target in self._targets if target.waiting_packs * 2 >= self._request.slots]:
             target.fail(
                 StoreUnavailableError(
                     f"{target.repository.url} is too slow: the WAL of {self._request.path} grew by {grown >> 20} MiB "

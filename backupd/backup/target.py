@@ -139,9 +139,9 @@ class Target:
         self._pending.append(self._uploads.submit(self._upload, pack))
 
     @property
-    def is_behind(self) -> bool:
-        """Whether packs wait in the spool for this store."""
-        return bool(self._outstanding)
+    def waiting_packs(self) -> int:
+        """How many packs wait in the spool for this store."""
+        return len(self._outstanding)
 
     def _upload(self, pack: SpooledPack) -> None:
         try:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
+from harness.faults import BlockedStore
 from harness.ledger import bookkeeper, create_ledger, imbalance
 
 from backupd.backup import Outcome, Wish, back_up
-from backupd.config import Database, Settings
+from backupd.config import CaptureSettings, Database, PackSettings, Settings
 from backupd.repository import Repository
 from backupd.restore import restore_to_file
 from backupd.state import StateDirectory
@@ -48,3 +51,41 @@ def test_every_snapshot_under_full_load_is_a_balanced_state(tmp_path: Path, jour
             Repository(store, state), manifest, target, force=False, as_source=False, on_progress=lambda _: None
         )
         assert imbalance(target) == []
+
+
+@pytest.mark.parametrize("blocked_stores", [0, 1, 2])
+def test_growing_log_ends_the_patience_with_a_store_that_hangs(tmp_path: Path, blocked_stores: int) -> None:
+    """The application's disk is worth more than a slow store: that one fails, and the others get their snapshot."""
+    path = tmp_path / "ledger.db"
+    create_ledger(path, journal_mode="wal")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE bulk (content)")
+        connection.executemany("INSERT INTO bulk VALUES (zeroblob(1000000))", [()] * 160)
+    state = StateDirectory(tmp_path / "state")
+    blocked = [BlockedStore(DirectoryStore(tmp_path / f"blocked {number}")) for number in range(blocked_stores)]
+    good = DirectoryStore(tmp_path / "good")
+    settings = Settings(
+        capture=CaptureSettings(max_wal_growth=1_000_000),
+        packs=PackSettings(spool_limit=1_000_000, compression_level=1),
+    )
+    with bookkeeper(path):
+        results = back_up(
+            Database(name="ledger", path=path),
+            [*blocked, good],
+            settings,
+            state,
+            wish=Wish(),
+            on_progress=lambda _: None,
+        )
+    for store in blocked:
+        store.release()
+    *failed, created = results
+    assert created.error is None
+    assert all("is too slow" in str(result.error) for result in failed)
+    assert len(failed) == blocked_stores
+    (manifest,) = Repository(good, state).history("ledger").manifests
+    restored = tmp_path / "restored.db"
+    restore_to_file(
+        Repository(good, state), manifest, restored, force=False, as_source=False, on_progress=lambda _: None
+    )
+    assert imbalance(restored) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 from backupd.errors import StoreUnavailableError
@@ -68,6 +69,22 @@ class FaultyStore:
         self._store.delete(key)
         if is_chosen:
             self._fail("delete")
+
+
+class BlockedStore(FaultyStore):
+    """Takes no pack until `release` is called: a store that hangs."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self._released = threading.Event()
+
+    def release(self) -> None:
+        self._released.set()
+
+    def put(self, key: str, content: bytes | Path, *, sha256: bytes) -> None:
+        if "/packs/" in key:
+            self._released.wait(timeout=60)
+        super().put(key, content, sha256=sha256)
 
 
 class ForgetfulStore(FaultyStore):

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from backupd.backup import Wish, back_up
+from backupd.config import Database, Settings
+from backupd.errors import BusyError, TargetExistsError
+from backupd.repository import Repository
+from backupd.restore import RestoreResult, restore_to_file
+from backupd.state import StateDirectory
+from backupd.store.directory import DirectoryStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from backupd.format.manifest import Manifest
+
+
+class Snapshotted:
+    """A repository with one snapshot of a small database."""
+
+    def __init__(self, root: Path) -> None:
+        path = root / "app.db"
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("CREATE TABLE t (a)")
+            connection.executemany("INSERT INTO t VALUES (?)", ((f"{number:0500}",) for number in range(500)))
+        store, state = DirectoryStore(root / "store"), StateDirectory(root / "state")
+        back_up(Database(name="app", path=path), [store], Settings(), state, wish=Wish(), on_progress=lambda _: None)
+        self.image = path.read_bytes()
+        self.repository = Repository(store, state)
+        self.manifest: Manifest = self.repository.history("app").manifests[0]
+
+    def restore(self, target: Path, *, force: bool = False) -> RestoreResult:
+        return restore_to_file(
+            self.repository, self.manifest, target, force=force, as_source=False, on_progress=lambda _: None
+        )
+
+
+@pytest.fixture(scope="module")
+def snapshotted(tmp_path_factory: pytest.TempPathFactory) -> Snapshotted:
+    """Made once: restoring changes nothing in a store."""
+    return Snapshotted(tmp_path_factory.mktemp("snapshotted"))
+
+
+def test_restores_to_one_file_at_once_leave_it_whole(snapshotted: Snapshotted, tmp_path: Path) -> None:
+    """Each of them succeeds or says that another one is running; the file is never empty or partial."""
+    target = tmp_path / "restored.db"
+    snapshotted.restore(target)
+
+    def restore(_: int) -> str:
+        try:
+            snapshotted.restore(target, force=True)
+        except BusyError:
+            return "busy"
+        finally:
+            assert target.stat().st_size == len(snapshotted.image)
+        return "done"
+
+    with ThreadPoolExecutor(4) as threads:
+        outcomes = set(threads.map(restore, range(60)))
+    assert "done" in outcomes
+    assert [path.name for path in tmp_path.iterdir()] == ["restored.db"]
+
+
+def test_partial_file_of_a_killed_restore_is_taken_over(snapshotted: Snapshotted, tmp_path: Path) -> None:
+    """Nobody has to tidy up by hand."""
+    (tmp_path / ".restored.db.backupd-partial").write_bytes(b"x" * 10**6)
+    snapshotted.restore(tmp_path / "restored.db")
+    assert [path.name for path in tmp_path.iterdir()] == ["restored.db"]
+
+
+@pytest.mark.parametrize(("suffix", "content"), [("-wal", b"rows"), ("-journal", b"rows")])
+def test_leftover_that_sqlite_would_apply_is_refused(
+    snapshotted: Snapshotted, tmp_path: Path, suffix: str, content: bytes
+) -> None:
+    """A stale log silently brings old rows back."""
+    (tmp_path / f"restored.db{suffix}").write_bytes(content)
+    with pytest.raises(TargetExistsError, match="left from another database"):
+        snapshotted.restore(tmp_path / "restored.db")
+
+
+def test_empty_log_and_its_index_are_in_nobodys_way(snapshotted: Snapshotted, tmp_path: Path) -> None:
+    """A read-only look at an idle database leaves them, and the file may be lost after that."""
+    for suffix in ("-wal", "-shm"):
+        (tmp_path / f"restored.db{suffix}").touch()
+    snapshotted.restore(tmp_path / "restored.db")
+    with closing(sqlite3.connect(tmp_path / "restored.db")) as connection:
+        assert connection.execute("SELECT count(*) FROM t").fetchone() == (500,)
+
+
+def test_replaced_database_keeps_its_log(snapshotted: Snapshotted, tmp_path: Path) -> None:
+    """What --force replaces can still be opened under its new name, with the rows that were only in its log."""
+    target = tmp_path / "live.db"
+    with closing(sqlite3.connect(target)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE only_here (a)")
+        snapshotted.restore(target, force=True)
+    kept = tmp_path / "live.db.before-restore-1"
+    assert kept.exists()
+    with closing(sqlite3.connect(kept)) as connection:
+        assert connection.execute("SELECT name FROM sqlite_schema").fetchall() == [("only_here",)]
+    with closing(sqlite3.connect(target)) as connection:
+        assert connection.execute("SELECT count(*) FROM t").fetchone() == (500,)
