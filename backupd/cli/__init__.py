@@ -18,6 +18,8 @@ def run() -> NoReturn:
     """Run the command line of this process and leave with its exit code."""
     # Whatever is made on the way to a snapshot holds the database's content, or tells what is in it.
     os.umask(_PRIVATE_UMASK)
+    # numpy's linear algebra would start a thread per core that only spins; page maps need none of it.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     interrupts.raise_on_signals()
     try:
         from backupd.cli.boundary import exit_code_of  # noqa: PLC0415  (signals are to be handled before imports)
