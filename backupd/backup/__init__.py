@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from backupd.backup.feed import Feed
 from backupd.backup.results import BackupResult, Outcome, Progress, Wish
-from backupd.backup.target import Target, spool_failure
-from backupd.capture.process import Base, Capture, CaptureRequest, PagesCaptured
+from backupd.backup.store_part import StorePart, spool_failure
+from backupd.capture.process import Capture, CaptureRequest, PagesCaptured, StreamBase
 from backupd.errors import BackupdError, LostPacksError
 from backupd.repository import Repository
 from backupd.threads import worker_threads
@@ -63,62 +63,62 @@ def _attempt(
     on_progress: Callable[[Progress], None],
 ) -> list[BackupResult]:
     started = time.monotonic()
-    targets = [Target(database, Repository(store, state), state, settings, wish) for store in stores]
+    parts = [StorePart(database, Repository(store, state), state, settings, wish) for store in stores]
     try:
         with state.spool() as spool, Capture() as capture:
-            for target in sorted(targets, key=lambda target: target.repository.url):
-                target.lock()
+            for part in sorted(parts, key=lambda part: part.repository.url):
+                part.lock()
             # All stores at once, so that a slow one costs its own time and no other's.
-            _in_parallel([target.prepare for target in targets if target.error is None])
-            ready = [target for target in targets if target.error is None]
+            _in_parallel([part.prepare for part in parts if part.error is None])
+            ready = [part for part in parts if part.error is None]
             if ready:
                 _run(capture, database, ready, settings, spool, on_progress)
     except (BackupdError, OSError) as error:
-        for target in targets:
-            target.fail(error if isinstance(error, BackupdError) else spool_failure(error))
+        for part in parts:
+            part.fail(error if isinstance(error, BackupdError) else spool_failure(error))
     finally:
-        for target in targets:
-            target.close()
+        for part in parts:
+            part.close()
         # A directory store removes its temporary file when it may finish; a store that hangs is not waited for.
-        wait([upload for target in targets for upload in target.running_uploads], timeout=_GRACE_SECONDS)
-    return [target.result(time.monotonic() - started) for target in targets]
+        wait([upload for part in parts for upload in part.running_uploads], timeout=_GRACE_SECONDS)
+    return [part.result(time.monotonic() - started) for part in parts]
 
 
 def _run(
     capture: Capture,
     database: Database,
-    targets: Sequence[Target],
+    parts: Sequence[StorePart],
     settings: Settings,
     spool: Path,
     on_progress: Callable[[Progress], None],
 ) -> None:
-    """Run the capture, feed its packs to the targets, and let each of them commit."""
+    """Run the capture, feed its packs to the parts, and let each of them commit."""
     request = CaptureRequest(
         path=_led_to(database.path),
         spool=str(spool),
-        streams=_share_streams(targets, spool),
+        streams=_share_streams(parts, spool),
         level=settings.packs.compression_level,
         slots=max(_FEWEST_SLOTS, settings.packs.spool_limit // _SLOT_BYTES),
         lock_timeout=settings.capture.lock_timeout.total_seconds(),
         max_lock=settings.capture.max_lock.total_seconds(),
     )
-    feed = Feed(request, targets, capture, settings.capture.max_wal_growth)
+    feed = Feed(request, parts, capture, settings.capture.max_wal_growth)
     for event in capture.events(request, deadline=settings.capture.deadline.total_seconds()):
         feed.handle(event)
         if event is None or isinstance(event, PagesCaptured):
             on_progress(feed.progress)
     image = feed.image(spool / "hashes")
-    _in_parallel([partial(target.finish, image) for target in targets], meanwhile=lambda: on_progress(feed.progress))
+    _in_parallel([partial(part.finish, image) for part in parts], meanwhile=lambda: on_progress(feed.progress))
 
 
-def _share_streams(targets: Sequence[Target], spool: Path) -> list[Base]:
-    """One stream of packs for all targets that need the same pages stored: nearly always one for all."""
-    streams: dict[object, tuple[int, Base]] = {}
-    for target in targets:
-        key = target.stream_key()
+def _share_streams(parts: Sequence[StorePart], spool: Path) -> list[StreamBase]:
+    """One stream of packs for all parts that need the same pages stored: nearly always one for all."""
+    streams: dict[object, tuple[int, StreamBase]] = {}
+    for part in parts:
+        key = part.stream_key()
         if key not in streams:
-            streams[key] = (len(streams), target.stream_base(spool / f"expected-{len(streams)}"))
-        target.stream = streams[key][0]
+            streams[key] = (len(streams), part.stream_base(spool / f"expected-{len(streams)}"))
+        part.stream = streams[key][0]
     return [base for _, base in streams.values()]
 
 

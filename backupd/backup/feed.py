@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from backupd.backup.target import Target
+    from backupd.backup.store_part import StorePart
     from backupd.capture.process import Capture, CaptureRequest
 
 
@@ -38,13 +38,13 @@ class Image:
 
 
 class Feed:
-    """Hands the capture's packs to the targets, and keeps a slow one from holding the application's WAL."""
+    """Hands the capture's packs to the parts, and keeps a slow one from holding the application's WAL."""
 
     def __init__(
-        self, request: CaptureRequest, targets: Sequence[Target], capture: Capture, max_wal_growth_bytes: int
+        self, request: CaptureRequest, parts: Sequence[StorePart], capture: Capture, max_wal_growth_bytes: int
     ) -> None:
         self._request = request
-        self._targets = targets
+        self._parts = parts
         self._capture = capture
         self._max_wal_growth_bytes = max_wal_growth_bytes
         self._wal_bytes = 0
@@ -57,7 +57,7 @@ class Feed:
     def progress(self) -> Progress:
         """How far everything is; zeros until the state is pinned."""
         page_size, page_count = (self._pinned.page_size, self._pinned.page_count) if self._pinned else (0, 0)
-        stored = sum(target.uploaded_bytes for target in self._targets)
+        stored = sum(part.uploaded_bytes for part in self._parts)
         return Progress(self._captured_pages * page_size, page_count * page_size, stored)
 
     def image(self, hashes: Path) -> Image:
@@ -86,10 +86,10 @@ class Feed:
             self._limit_wal()
 
     def _distribute(self, pack: PackReady) -> None:
-        takers = [target for target in self._targets if target.stream == pack.stream and target.error is None]
+        takers = [part for part in self._parts if part.stream == pack.stream and part.error is None]
         spooled = SpooledPack(pack, len(takers), self._capture)
-        for target in takers:
-            target.upload(spooled)
+        for part in takers:
+            part.upload(spooled)
 
     def _limit_wal(self) -> None:
         grown = _wal_bytes(self._request.path) - self._wal_bytes
@@ -99,10 +99,10 @@ class Feed:
             self._capture.stop_waiting()  # it is the compression that is slow, and that can be done later
             return
         # A full spool: of the stores that packs wait for, those that hold half of it or more are the slow ones.
-        for target in [target for target in self._targets if target.waiting_packs * 2 >= self._request.slots]:
-            target.fail(
+        for part in [part for part in self._parts if part.waiting_packs * 2 >= self._request.slots]:
+            part.fail(
                 StoreUnavailableError(
-                    f"{target.repository.url} is too slow: the WAL of {self._request.path} grew by {grown >> 20} MiB "
+                    f"{part.repository.url} is too slow: the WAL of {self._request.path} grew by {grown >> 20} MiB "
                     "while the snapshot waited for it",
                     hint="the next snapshot tries again; raise capture.max_wal_growth if the disk has room",
                 )

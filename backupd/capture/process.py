@@ -33,7 +33,7 @@ _READ_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
+class StreamBase:
     """What one stream of packs is compared with: `hashes` is a file of 16-byte page hashes, or None for "nothing".
 
     Pages of `relocate` (page numbers) are stored too if anything has changed.
@@ -50,7 +50,7 @@ class CaptureRequest:
 
     path: str
     spool: str
-    streams: Sequence[Base]
+    streams: Sequence[StreamBase]
     level: int
     slots: int
     lock_timeout: float

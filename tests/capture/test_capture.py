@@ -13,7 +13,7 @@ import apsw
 import pytest
 from harness.capturing import Capturing, capture
 
-from backupd.capture.process import Base, PagesCaptured, Pinned
+from backupd.capture.process import PagesCaptured, Pinned, StreamBase
 from backupd.errors import BusyError, SourceUnusableError
 from backupd.format import lock_page
 
@@ -134,7 +134,7 @@ def test_same_content_gives_the_same_pages_whatever_was_written_between(tmp_path
     with closing(sqlite3.connect(database)) as connection:
         for value in (1, 0):
             connection.execute(f"PRAGMA user_version = {value}")
-    base = Base(first.page_size, str(first.hashes), ())
+    base = StreamBase(first.page_size, str(first.hashes), ())
     assert capture(database, tmp_path / "second", streams=[base]).streams == [{}]
 
 
@@ -164,9 +164,9 @@ def test_each_stream_gets_what_its_own_base_lacks(tmp_path: Path) -> None:
     lossy[4 * 16 : 5 * 16] = bytes(16)
     (tmp_path / "lossy").write_bytes(lossy)
     bases = [
-        Base(first.page_size, str(first.hashes), ()),
-        Base(512, None, ()),
-        Base(first.page_size, str(tmp_path / "lossy"), ()),
+        StreamBase(first.page_size, str(first.hashes), ()),
+        StreamBase(512, None, ()),
+        StreamBase(first.page_size, str(tmp_path / "lossy"), ()),
     ]
     second = capture(database, tmp_path / "second", streams=bases)
     changed = _changed_pages(first, second)
@@ -183,7 +183,7 @@ def test_base_of_another_page_size_counts_for_nothing(tmp_path: Path) -> None:
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("PRAGMA page_size = 4096")
         connection.execute("VACUUM")
-    base = Base(first.page_size, str(first.hashes), (1, 2))
+    base = StreamBase(first.page_size, str(first.hashes), (1, 2))
     second = capture(database, tmp_path / "second", streams=[base])
     assert set(second.streams[0]) == set(range(1, second.page_count + 1))
 
@@ -193,7 +193,7 @@ def test_pages_are_relocated_only_when_something_changed(tmp_path: Path) -> None
     database = tmp_path / "app.db"
     _fill(database)
     first = capture(database, tmp_path / "first")
-    base = Base(first.page_size, str(first.hashes), (3, 9, 10**6))
+    base = StreamBase(first.page_size, str(first.hashes), (3, 9, 10**6))
     assert capture(database, tmp_path / "second", streams=[base]).streams == [{}]
     with closing(sqlite3.connect(database)) as connection, connection:
         connection.execute("UPDATE t SET b = 'changed' WHERE a = 700")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from backupd.capture.process import Base as CaptureBase
-from backupd.capture.process import Capture, Captured, CaptureRequest, PackReady, PagesCaptured, Pinned
+from backupd.capture.process import Capture, Captured, CaptureRequest, PackReady, PagesCaptured, Pinned, StreamBase
 from backupd.format.pack import decode_pack
 
 if TYPE_CHECKING:
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from backupd.capture.process import Event
     from backupd.format.manifest import SourceFacts
 
-NOTHING = CaptureBase(page_size=512, hashes=None, relocate=())
+NOTHING = StreamBase(page_size=512, hashes=None, relocate=())
 
 
 @dataclass(slots=True)
@@ -40,7 +39,7 @@ def capture(
     database: Path,
     spool: Path,
     *,
-    streams: Sequence[CaptureBase] = (NOTHING,),
+    streams: Sequence[StreamBase] = (NOTHING,),
     lock_timeout: float = 5.0,
     max_lock: float = 30.0,
     deadline: float = 60.0,

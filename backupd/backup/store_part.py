@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from backupd import __version__
 from backupd.backup.assembly import assemble, count_changed
 from backupd.backup.results import BackupResult, Outcome
-from backupd.capture.process import Base
+from backupd.capture.process import StreamBase
 from backupd.cleaning import pages_to_relocate
 from backupd.errors import BackupdError, TargetUnwritableError
 from backupd.format.manifest import Manifest, Writer
@@ -36,7 +36,7 @@ _CLOCK_TOLERANCE = timedelta(minutes=1)
 _ANY_PAGE_SIZE = 512
 
 
-class Target:
+class StorePart:
     """One store's part in a snapshot: what it has, what it is sent, what becomes of it. Its errors stay here."""
 
     def __init__(
@@ -113,26 +113,26 @@ class Target:
         return self._base is not None and not self._wish.is_full
 
     def stream_key(self) -> object:
-        """Equal for targets that need the same pages stored."""
+        """Equal for parts that need the same pages stored."""
         if self._base is None or not self._compares:
             return None
         manifest = self._base.manifest
         return (manifest.page_size, manifest.image_digest, self._base.lost.tobytes(), tuple(self._relocate))
 
-    def stream_base(self, expected: Path) -> Base:
-        """What this target's stream is compared with; `expected` is a file that may be written for it."""
+    def stream_base(self, expected: Path) -> StreamBase:
+        """What this part's stream is compared with; `expected` is a file that may be written for it."""
         if self._base is None or not self._compares:
-            return Base(page_size=_ANY_PAGE_SIZE, hashes=None, relocate=())
+            return StreamBase(page_size=_ANY_PAGE_SIZE, hashes=None, relocate=())
         file = self._base.hashes
         if len(self._base.lost):
             hashes = self._base.read_hashes().copy()
             hashes[self._base.lost] = 0
             expected.write_bytes(hashes.tobytes())
             file = expected
-        return Base(page_size=self._base.manifest.page_size, hashes=str(file), relocate=self._relocate)
+        return StreamBase(page_size=self._base.manifest.page_size, hashes=str(file), relocate=self._relocate)
 
     def upload(self, pack: SpooledPack) -> None:
-        """Send one pack of this target's stream, in the background."""
+        """Send one pack of this part's stream, in the background."""
         self._packs.append(pack)
         with self._lock:
             self._outstanding.add(pack)
