@@ -1,21 +1,17 @@
-"""From the capture to the stores: finished packs wait in the spool until every store has taken them."""
+"""From the capture to the stores: hand packs on as they come, and keep the application's log from growing for ever."""
 
 from __future__ import annotations
 
 import os
 import secrets
-import threading
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from backupd.backup.assembly import WrittenPack
 from backupd.backup.results import Progress
+from backupd.backup.spooled import Image, SpooledPack
 from backupd.capture.process import Captured, HeldUp, PackReady, PagesCaptured, Pinned
 from backupd.errors import StoreUnavailableError
 from backupd.format.ids import SnapshotId
-from backupd.format.manifest import PackEntry
-from backupd.format.pack import index_bytes, parse_index
 from backupd.format.pagemap import image_digest
 from backupd.repository import map_hashes
 
@@ -25,16 +21,6 @@ if TYPE_CHECKING:
 
     from backupd.backup.store_part import StorePart
     from backupd.capture.process import Capture, CaptureRequest
-
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """What was captured. `id` carries the time at which the state was pinned; `hashes` is a file."""
-
-    id: SnapshotId
-    pinned: Pinned
-    hashes: Path
-    digest: str
 
 
 class Feed:
@@ -107,34 +93,6 @@ class Feed:
                     hint="the next snapshot tries again; raise capture.max_wal_growth if the disk has room",
                 )
             )
-
-
-class SpooledPack:
-    """A finished pack in the spool, removed when the last store that wants it has taken it or given up."""
-
-    def __init__(self, pack: PackReady, takers: int, capture: Capture) -> None:
-        self.file = pack.file
-        self.order = pack.order
-        entry = PackEntry(sha256=pack.sha256, stored_bytes=pack.file.stat().st_size, pages=pack.pages)
-        with pack.file.open("rb") as file:
-            self.written = WrittenPack(entry, parse_index(file.read(index_bytes(pack.pages))).page_numbers)
-        self._takers = takers
-        self._capture = capture
-        self._lock = threading.Lock()
-        if not takers:
-            self._remove()
-
-    def taken(self) -> None:
-        """One store is done with it."""
-        with self._lock:
-            self._takers -= 1
-            is_last = self._takers == 0
-        if is_last:
-            self._remove()
-
-    def _remove(self) -> None:
-        self.file.unlink(missing_ok=True)
-        self._capture.pack_left_spool()
 
 
 def _wal_bytes(path: str) -> int:

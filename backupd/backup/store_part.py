@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from backupd.backup.feed import Image, SpooledPack
     from backupd.backup.results import Wish
+    from backupd.backup.spooled import Image, SpooledPack
     from backupd.capture.process import Pinned
     from backupd.config import Database, Settings
     from backupd.repository import BaseSnapshot, Repository
