@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import secrets
 import threading
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from backupd.cache import is_hashes_file, link_atomically, map_hashes, write_atomically
 from backupd.errors import (
     DamageError,
     LostPacksError,
@@ -29,7 +29,7 @@ from backupd.errors import (
 from backupd.format import FORMAT_VERSION, FormatError, NewerFormatError
 from backupd.format.ids import SnapshotId
 from backupd.format.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest, encode_manifest
-from backupd.format.pack import HASH_BYTES, MAX_PACK_BYTES, PackIndex, decode_pack, index_bytes, page_hash, parse_index
+from backupd.format.pack import MAX_PACK_BYTES, PackIndex, decode_pack, index_bytes, page_hash, parse_index
 from backupd.format.pagemap import image_digest, page_hashes
 from backupd.logs import log
 from backupd.store.keys import REPOSITORY_KEY, PackKey, SnapshotKey, database_prefix, snapshots_prefix
@@ -101,13 +101,6 @@ class BaseSnapshot:
     def read_hashes(self) -> PageHashes:
         """The page hashes as an array that stays on disk."""
         return map_hashes(self.hashes)
-
-
-def map_hashes(file: Path) -> PageHashes:
-    """A file of page hashes as an array that stays on disk."""
-    if file.stat().st_size == 0:
-        return page_hashes(b"")
-    return page_hashes(np.memmap(file, dtype=np.uint8, mode="r"))
 
 
 class Repository:
@@ -256,7 +249,7 @@ class Repository:
         except FormatError as error:
             return DamagedManifest(database, snapshot_id, str(error))
         with self._losing_cache_is_fine():
-            _write_atomically(self._cache(database) / f"{snapshot_id}.json", content)
+            write_atomically(self._cache(database) / f"{snapshot_id}.json", content)
         return manifest
 
     def base(self, newest: Manifest, survey: Survey) -> BaseSnapshot:
@@ -267,12 +260,12 @@ class Repository:
         for position, pack in enumerate(newest.packs, 1):
             is_lost[position] = pack in missing
         file = self._cache(newest.database) / f"{newest.id}.hashes"
-        if not _is_hashes_file(file, newest):
+        if not is_hashes_file(file, newest):
             log.info("rebuilding the base from pack indexes", database=newest.database, store=self.url)
             hashes = self._gather_hashes(newest, page_map, is_lost)
             if not is_lost.any() and image_digest(hashes) != newest.image_digest:
                 is_lost[1:] = True
-            _write_atomically(file, hashes.tobytes())
+            write_atomically(file, hashes.tobytes())
         return BaseSnapshot(newest, page_map, file, np.flatnonzero(is_lost[page_map]))
 
     def _gather_hashes(self, manifest: Manifest, page_map: PageMap, is_lost: npt.NDArray[np.bool_]) -> PageHashes:
@@ -323,8 +316,8 @@ class Repository:
         self.store.put(str(key), content, sha256=hashlib.sha256(content).digest())
         with self._losing_cache_is_fine():
             cache = self._cache(manifest.database)
-            _write_atomically(cache / f"{manifest.id}.json", content)
-            _link_atomically(hashes, cache / f"{manifest.id}.hashes")
+            write_atomically(cache / f"{manifest.id}.json", content)
+            link_atomically(hashes, cache / f"{manifest.id}.hashes")
             for older in cache.glob("*.hashes"):
                 if older.stem != str(manifest.id):
                     older.unlink(missing_ok=True)
@@ -408,32 +401,3 @@ def _place_hashes(index: PackIndex, position: int, page_map: PageMap, hashes: Pa
     within[within] = page_map[indices[within]] == position
     hashes[indices[within]] = page_hashes(index.hashes)[within]
     return int(within.sum()) == int((page_map == position).sum())
-
-
-def _is_hashes_file(file: Path, manifest: Manifest) -> bool:
-    """Whether `file` holds the page hashes of exactly this snapshot: its image digest is their digest."""
-    try:
-        if file.stat().st_size != manifest.page_count * HASH_BYTES:
-            return False
-    except FileNotFoundError:
-        return False
-    return image_digest(map_hashes(file)) == manifest.image_digest
-
-
-def _write_atomically(file: Path, content: bytes | memoryview) -> None:
-    """Write a file of the cache. It needs no fsync: it proves itself when it is read."""
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    try:
-        temporary.write_bytes(content)
-        temporary.rename(file)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _link_atomically(source: Path, file: Path) -> None:
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    try:
-        os.link(source, temporary)  # one file system: the spool is in the state directory too
-        temporary.rename(file)
-    finally:
-        temporary.unlink(missing_ok=True)

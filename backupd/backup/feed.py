@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from backupd.backup.results import Progress
 from backupd.backup.spooled import Image, SpooledPack
+from backupd.cache import map_hashes
 from backupd.capture.process import Captured, HeldUp, PackReady, PagesCaptured, Pinned
 from backupd.errors import StoreUnavailableError
 from backupd.format.ids import SnapshotId
 from backupd.format.pagemap import image_digest
-from backupd.repository import map_hashes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

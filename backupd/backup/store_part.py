@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 from backupd import __version__
 from backupd.backup.assembly import assemble, count_changed
 from backupd.backup.results import BackupResult, Outcome
+from backupd.cache import map_hashes
 from backupd.capture.process import StreamBase
 from backupd.cleaning import pages_to_relocate
 from backupd.errors import BackupdError, TargetUnwritableError
 from backupd.format.manifest import Manifest, Writer
 from backupd.format.pagemap import encode_page_map
-from backupd.repository import History, map_hashes
+from backupd.repository import History
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
