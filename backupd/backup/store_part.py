@@ -148,7 +148,8 @@ class StorePart:
         try:
             if self.error is None:
                 self.repository.put_pack(self._database.name, pack.file, pack.written.entry.sha256)
-                self.uploaded_bytes += pack.written.entry.stored_bytes
+                with self._lock:
+                    self.uploaded_bytes += pack.written.entry.stored_bytes
         except BackupdError as error:
             self.fail(error)
         except OSError as error:
