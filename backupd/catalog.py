@@ -41,7 +41,7 @@ def list_snapshots(repositories: Sequence[Repository], database: str | None) -> 
     listing = Listing()
     for repository in repositories:
         try:
-            if not repository.exists():
+            if not _is_repository(repository):
                 continue
             for name in [database] if database else repository.databases():
                 history = repository.history(name)
@@ -50,6 +50,18 @@ def list_snapshots(repositories: Sequence[Repository], database: str | None) -> 
         except BackupdError as error:
             listing.problems.append(error)
     return listing
+
+
+def _is_repository(repository: Repository) -> bool:
+    """Whether anything was ever stored there. Raises `DamageError` when only the object that says so is gone."""
+    if repository.exists():
+        return True
+    if names := repository.databases():
+        raise DamageError(
+            f"backupd.json is missing from {repository.url}, which holds snapshots of {_some(names)}",
+            hint="the next `backupd now` of one of them puts it back; nothing else is lost",
+        )
+    return False
 
 
 def _damage(repository: Repository, history: History) -> list[DamageError]:
@@ -78,7 +90,7 @@ def find_snapshot(
     candidates: list[ListedSnapshot] = []
     for repository in repositories:
         try:
-            if repository.exists():
+            if _is_repository(repository):
                 names = [wanted] if wanted else repository.databases()
                 if (found := _find_in(repository, reference, names, now)) is not None:
                     candidates.append(ListedSnapshot(repository, found))

@@ -20,6 +20,7 @@ from backupd.format.pack import page_hash
 from backupd.format.pagemap import image_digest, page_hashes
 from backupd.logs import log
 from backupd.repository import pack_key, snapshots_that_need
+from backupd.store.keys import REPOSITORY_KEY
 from backupd.threads import worker_threads
 
 if TYPE_CHECKING:
@@ -73,7 +74,9 @@ def reject_unusable_target(target: Path, *, force: bool) -> None:
             f"the directory {target.parent} cannot be written by uid {os.geteuid()}",
             hint="restore elsewhere with --to FILE, or run as its owner",
         )
+    _reject_store(target)
     if force:
+        _reject_parting_from_log(target)
         return
     if target.exists() or target.is_symlink():
         raise TargetExistsError(
@@ -84,6 +87,24 @@ def reject_unusable_target(target: Path, *, force: bool) -> None:
         raise TargetExistsError(
             f"{leftover} is left from another database, and SQLite would apply it to the restored one",
             hint="move it away, or let --force do so after stopping the application",
+        )
+
+
+def _reject_store(target: Path) -> None:
+    for directory in target.absolute().parents:
+        if (directory / REPOSITORY_KEY).is_file():
+            raise TargetUnwritableError(
+                f"{target} is inside the store {directory}", hint="restore to a file elsewhere: --to FILE"
+            )
+
+
+def _reject_parting_from_log(target: Path) -> None:
+    """Refuse to replace a file whose log holds changes: a crash between the two would lose them."""
+    leftovers = _side_files(target)
+    if leftovers and target.exists():
+        raise TargetExistsError(
+            f"{target} cannot be replaced: {leftovers[0]} holds changes that are not in it yet",
+            hint=f"stop the application, move all of it away (mkdir old; mv {target.name}* old/), and restore again",
         )
 
 
@@ -334,29 +355,13 @@ def _side_files(target: Path) -> list[Path]:
 
 
 def _put_in_place(partial: Path, target: Path) -> None:
-    """Give the finished file its name. What --force replaces is kept when it is more than one file.
-
-    A `-wal` or `-journal` belongs to the old file, and SQLite would apply it to the new one. So the old file gets a
-    second name and its side files move to that name, as SQLite expects them, before the new file comes in.
-    """
-    moved: list[tuple[Path, Path]] = []
-    aside = _free_name(target)
-    try:
-        for file in _side_files(target):
-            if not aside.exists() and target.exists():
-                os.link(target, aside)
-            there = aside.with_name(aside.name + file.name.removeprefix(target.name))
-            file.rename(there)
-            moved.append((file, there))
-        partial.rename(target)
-    except BaseException:
-        for file, there in moved:
-            there.rename(file)
-        aside.unlink(missing_ok=True)
-        raise
+    """Give the finished file its name, after leftovers of a file that is gone have moved out of SQLite's sight."""
+    for file in _side_files(target):
+        aside = _free_name(file)
+        file.rename(aside)
+        log.warning("a leftover was moved aside", file=str(aside), hint="remove it when nobody needs it any more")
+    partial.rename(target)
     _fsync_directory(target.parent)
-    if moved:
-        log.warning("what was replaced is kept", file=str(aside), hint="remove it when nobody needs it any more")
 
 
 def _free_name(target: Path) -> Path:

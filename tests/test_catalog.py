@@ -106,3 +106,15 @@ def test_unknown_snapshot_says_what_there_is(stores: TwoStores) -> None:
     with pytest.raises(NoSuchSnapshotError, match="database other") as caught:
         find_snapshot(stores.repositories(), "other@latest", database=None, now=datetime.now(UTC))
     assert "app" in (caught.value.hint or "")
+
+
+def test_store_without_its_first_object_is_not_called_empty(stores: TwoStores) -> None:
+    """Somebody removed backupd.json: the snapshots are there, and saying that there are none would be untrue."""
+
+    class Headless(FaultyStore):
+        def get(self, key: str, *, limit_bytes: int) -> bytes:
+            return super().get("gone" if key == "backupd.json" else key, limit_bytes=limit_bytes)
+
+    repositories = [Repository(Headless(stores.current), StateDirectory(stores.root / "headless"))]
+    (problem,) = list_snapshots(repositories, None).problems
+    assert "backupd.json is missing" in problem.message

@@ -3,21 +3,20 @@ from __future__ import annotations
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from backupd.backup import Wish, back_up
 from backupd.config import Database, Settings
-from backupd.errors import BusyError, TargetExistsError
+from backupd.errors import BusyError, TargetExistsError, TargetUnwritableError
 from backupd.repository import Repository
 from backupd.restore import RestoreResult, restore_to_file
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from backupd.format.manifest import Manifest
 
 
@@ -93,16 +92,31 @@ def test_empty_log_and_its_index_are_in_nobodys_way(snapshotted: Snapshotted, tm
         assert connection.execute("SELECT count(*) FROM t").fetchone() == (500,)
 
 
-def test_replaced_database_keeps_its_log(snapshotted: Snapshotted, tmp_path: Path) -> None:
-    """What --force replaces can still be opened under its new name, with the rows that were only in its log."""
+def test_database_is_never_parted_from_its_log(snapshotted: Snapshotted, tmp_path: Path) -> None:
+    """A crash between moving the log and replacing the file would lose what was committed: refused, even by force."""
     target = tmp_path / "live.db"
     with closing(sqlite3.connect(target)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("CREATE TABLE only_here (a)")
-        snapshotted.restore(target, force=True)
-    kept = tmp_path / "live.db.before-restore-1"
-    assert kept.exists()
-    with closing(sqlite3.connect(kept)) as connection:
+        with pytest.raises(TargetExistsError, match="holds changes that are not in it yet"):
+            snapshotted.restore(target, force=True)
         assert connection.execute("SELECT name FROM sqlite_schema").fetchall() == [("only_here",)]
-    with closing(sqlite3.connect(target)) as connection:
-        assert connection.execute("SELECT count(*) FROM t").fetchone() == (500,)
+    snapshotted.restore(target, force=True)  # its last connection has moved the log into it
+
+
+def test_leftover_of_a_lost_file_is_moved_aside_by_force(snapshotted: Snapshotted, tmp_path: Path) -> None:
+    """None that was there before is overwritten."""
+    target = tmp_path / "restored.db"
+    for content in (b"left over", b"left over later"):
+        (tmp_path / "restored.db-wal").write_bytes(content)
+        snapshotted.restore(target, force=True)
+        target.unlink()
+    kept = {path.read_bytes() for path in tmp_path.glob("restored.db-wal.before-restore-*")}
+    assert kept == {b"left over", b"left over later"}
+
+
+def test_file_inside_a_store_is_no_target(snapshotted: Snapshotted) -> None:
+    """A slip of the keyboard must not replace a pack."""
+    pack = next((Path(snapshotted.repository.url) / "app" / "packs").iterdir())
+    with pytest.raises(TargetUnwritableError, match="inside the store"):
+        snapshotted.restore(pack, force=True)

@@ -75,6 +75,11 @@ def read_header(path: str) -> Header:
 def _reject_odd_file(path: str, status: os.stat_result) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise SourceUnusableError(f"{path} is a directory", hint="give the path of the database file inside it")
+    if path.endswith(("-wal", "-shm", "-journal")):
+        raise SourceUnusableError(
+            f"{path} is a file that SQLite keeps beside a database, not a database",
+            hint="give the database itself; what is in its log is backed up with it",
+        )
     if not stat.S_ISREG(status.st_mode):
         raise SourceUnusableError(f"{path} is not a regular file", hint="give the path of an SQLite database file")
 
