@@ -64,6 +64,11 @@ def reject_unusable_target(target: Path, *, force: bool) -> None:
 
     Raises `TargetExistsError`, `TargetUnwritableError`. Changes nothing.
     """
+    with _reporting_errors(target):  # even asking whether it exists may be forbidden
+        _reject_unusable(target, force=force)
+
+
+def _reject_unusable(target: Path, *, force: bool) -> None:
     if target.exists() and not target.is_file():
         what = "a directory" if target.is_dir() else "not a regular file"
         raise TargetUnwritableError(f"{target} is {what}", hint="give the file to restore to: --to FILE")

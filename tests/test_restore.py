@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -12,7 +13,7 @@ from backupd.backup import Wish, back_up
 from backupd.config import Database, Settings
 from backupd.errors import BusyError, TargetExistsError, TargetUnwritableError
 from backupd.repository import Repository
-from backupd.restore import RestoreResult, restore_to_file
+from backupd.restore import RestoreResult, reject_unusable_target, restore_to_file
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
 
@@ -120,3 +121,15 @@ def test_file_inside_a_store_is_no_target(snapshotted: Snapshotted) -> None:
     pack = next((Path(snapshotted.repository.url) / "app" / "packs").iterdir())
     with pytest.raises(TargetUnwritableError, match="inside the store"):
         snapshotted.restore(pack, force=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+def test_directory_that_may_not_be_looked_into_is_a_clear_refusal(tmp_path: Path) -> None:
+    """Even asking whether the target exists is forbidden there."""
+    tmp_path.chmod(0o700)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(TargetUnwritableError, match="cannot be written"):
+            reject_unusable_target(tmp_path / "closed" / "app.db", force=False)
+    finally:
+        os.seteuid(0)

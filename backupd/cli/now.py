@@ -141,7 +141,7 @@ def _line(result: BackupResult) -> str:
     image = quantities.size((result.page_size or 0) * (result.page_count or 0))
     duration = quantities.seconds(result.duration_seconds)
     if result.error is not None:
-        what = f"nothing stored, given up after {duration}"
+        what = f"no snapshot made, given up after {duration}"
     elif result.outcome == "unchanged":
         what = f"{image}, nothing changed since this snapshot, checked in {duration}"
     else:

@@ -82,7 +82,7 @@ def test_failing_database_does_not_stop_the_others(cli: CommandLine) -> None:
     (cli.directory / "broken.db").write_text("no database at all, but long enough to have a header\n" * 10)
     result = cli.run("now", "./broken.db", "./app.db", expect=3)
     failed, created = result.lines
-    assert re.match(rf"broken  failed  nothing stored, given up after .*  -> {cli.directory}/backups", failed)
+    assert re.match(rf"broken  failed  no snapshot made, given up after .*  -> {cli.directory}/backups", failed)
     assert created.startswith("app  created  ")
     error, hint = result.stderr.splitlines()
     assert error.startswith(f"error: broken: {cli.directory}/broken.db is not an SQLite database")
