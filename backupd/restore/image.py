@@ -1,0 +1,168 @@
+"""The image of a snapshot, out of its packs: fetched in parallel, and proven before anybody sees it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from backupd.capture.image import why_unreadable
+from backupd.errors import BackupdError, DamageError
+from backupd.format.pack import page_hash
+from backupd.format.pagemap import image_digest, page_hashes
+from backupd.repository import pack_key, snapshots_that_need
+from backupd.threads import worker_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from backupd.format.manifest import Manifest, PackEntry
+    from backupd.format.pack import PackIndex
+    from backupd.repository import Repository
+
+_FETCHERS = 4
+_FLUSHED_AT_ONCE_BYTES = 128 << 20
+_SNAPSHOTS_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How much of the image has been written, in bytes, and how many bytes of packs that took."""
+
+    restored_bytes: int
+    image_bytes: int
+    fetched_bytes: int
+
+
+def write_image(
+    repository: Repository, manifest: Manifest, file: Path, descriptor: int, on_progress: Callable[[Progress], None]
+) -> int:
+    """Write the image of `manifest` into `file`, open as `descriptor`, and prove it; how many bytes that fetched.
+
+    Each pack's SHA-256 and zstd checksum and the image digest are checked, and SQLite opens the image. Durable. Raises
+    `DamageError`, `StoreError` and OSError, and then what is in the file is worthless.
+    """
+    fetch = _Fetch(repository, manifest, descriptor, on_progress)
+    fetch.run()
+    os.fsync(descriptor)
+    _prove_by_sqlite(repository, manifest, file)
+    return fetch.fetched_bytes
+
+
+class _Fetch:
+    """Packs on their way into the image file, several at once."""
+
+    def __init__(
+        self, repository: Repository, manifest: Manifest, descriptor: int, on_progress: Callable[[Progress], None]
+    ) -> None:
+        self.fetched_bytes = 0
+        self._repository = repository
+        self._manifest = manifest
+        self._descriptor = descriptor
+        self._on_progress = on_progress
+        self._page_map = repository.checked_map(manifest)
+        self._restored_bytes = 0
+        self._flushed_bytes = 0
+        self._lock = threading.Lock()
+        self._hashes = np.zeros((manifest.page_count, 2), dtype=np.uint64)
+        self._hashes[self._page_map == 0] = page_hashes(page_hash(bytes(manifest.page_size)))
+
+    def run(self) -> None:
+        """Fetch everything and compare the image digest. Stops at the first damage or failure."""
+        os.truncate(self._descriptor, self._manifest.image_bytes)
+        with worker_threads(_FETCHERS, name="fetch") as threads:
+            futures = [
+                threads.submit(self._fetch, position, pack) for position, pack in enumerate(self._manifest.packs, 1)
+            ]
+            for future in futures:
+                future.result()
+        if image_digest(self._hashes) != self._manifest.image_digest:
+            raise DamageError(
+                f"the packs of snapshot {self._manifest.id} in {self._repository.url} do not make up its image",
+                hint="restore another snapshot, or this one from another store with --store",
+            )
+
+    def _fetch(self, position: int, pack: PackEntry) -> None:
+        try:
+            index, images = self._repository.read_pack(self._manifest.database, pack)
+            pages = self._place(position, pack, index, images)
+        except DamageError as error:
+            raise self._with_victims(error, pack) from error
+        with self._lock:
+            self.fetched_bytes += pack.stored_bytes
+            self._restored_bytes += pages * self._manifest.page_size
+            self._on_progress(Progress(self._restored_bytes, self._manifest.image_bytes, self.fetched_bytes))
+            needs_flush = self._restored_bytes - self._flushed_bytes >= _FLUSHED_AT_ONCE_BYTES
+            if needs_flush:
+                self._flushed_bytes = self._restored_bytes
+        if needs_flush:
+            os.fdatasync(self._descriptor)  # the disk works while the others decompress, not only at the end
+
+    def _place(self, position: int, pack: PackEntry, index: PackIndex, images: bytes) -> int:
+        """Write the live pages of one pack where they belong; how many that were."""
+        key = pack_key(self._manifest.database, pack)
+        if index.page_size != self._manifest.page_size:
+            raise DamageError(f"pack {key} in {self._repository.url} holds pages of another size")
+        indices = np.frombuffer(index.page_numbers, dtype="<u4").astype(np.int64) - 1
+        within = np.flatnonzero(indices < len(self._page_map))
+        live = within[self._page_map[indices[within]] == position]
+        if len(live) != np.count_nonzero(self._page_map == position):
+            raise DamageError(f"pack {key} in {self._repository.url} lacks pages that the snapshot has in it")
+        self._hashes[indices[live]] = page_hashes(index.hashes)[live]
+        _write_runs(self._descriptor, images, live, indices[live], self._manifest.page_size)
+        return len(live)
+
+    def _with_victims(self, error: DamageError, pack: PackEntry) -> DamageError:
+        """`error` with the snapshots that need the same pack, and the newest that does not."""
+        try:
+            needing, spared = snapshots_that_need(self._repository, self._manifest.database, pack)
+        except BackupdError:
+            needing, spared = [self._manifest.id], None  # the damage is what the user has to hear of
+        rest = len(needing) - _SNAPSHOTS_SHOWN
+        shown = ", ".join(str(each) for each in needing[-_SNAPSHOTS_SHOWN:]) + (f" and {rest} more" if rest > 0 else "")
+        other = f"restore {spared}, the newest that does not need it, or use" if spared else "use"
+        return DamageError(
+            f"{error.message}; it is needed by {shown}", hint=f"{other} another store with --store; nothing was written"
+        )
+
+
+def _write_runs(
+    descriptor: int,
+    images: bytes,
+    positions: npt.NDArray[np.intp],
+    indices: npt.NDArray[np.int64],
+    page_size: int,
+) -> None:
+    """Write the pages at `positions` of a pack to `indices` of the file: one call for each run of neighbours."""
+    if not len(positions):
+        return
+    view = memoryview(images)
+    breaks = np.flatnonzero((np.diff(positions) != 1) | (np.diff(indices) != 1)) + 1
+    starts = [0, *breaks.tolist()]
+    ends = [*breaks.tolist(), len(positions)]
+    for start, end in zip(starts, ends, strict=True):
+        first = int(positions[start]) * page_size
+        _write_all(descriptor, view[first : first + (end - start) * page_size], int(indices[start]) * page_size)
+
+
+def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def _prove_by_sqlite(repository: Repository, manifest: Manifest, file: Path) -> None:
+    if manifest.page_count == 0:
+        return
+    reason = why_unreadable(file, manifest.page_count, needs_schema=manifest.source.tables is not None)
+    if reason is not None:
+        raise DamageError(
+            f"snapshot {manifest.id} in {repository.url} is complete, but SQLite does not open it: {reason}",
+            hint="the database was damaged when it was taken; restore an older snapshot",
+        )

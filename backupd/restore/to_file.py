@@ -1,0 +1,150 @@
+"""Restore one snapshot to a file: prove the image beside the target, then put it in place in one step."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from backupd.errors import TargetExistsError, TargetUnwritableError
+from backupd.logs import log
+from backupd.restore.image import Progress, write_image
+from backupd.restore.placing import (
+    fsync_directory,
+    give_back_ownership,
+    partial_file,
+    reject_small_disk,
+    reporting_errors,
+    side_files,
+)
+from backupd.store.keys import REPOSITORY_KEY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from backupd.format.manifest import Manifest
+    from backupd.repository import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreResult:
+    """A restored file."""
+
+    target: Path
+    image_bytes: int
+    fetched_bytes: int
+    duration_seconds: float
+
+
+def reject_unusable_target(target: Path, *, force: bool) -> None:
+    """Refuse to overwrite a file, or to come beside a leftover that SQLite would apply to it.
+
+    Raises `TargetExistsError`, `TargetUnwritableError`. Changes nothing.
+    """
+    with reporting_errors(target):  # even asking whether it exists may be forbidden
+        _reject_unusable(target, force=force)
+
+
+def _reject_unusable(target: Path, *, force: bool) -> None:
+    if target.exists() and not target.is_file():
+        what = "a directory" if target.is_dir() else "not a regular file"
+        raise TargetUnwritableError(f"{target} is {what}", hint="give the file to restore to: --to FILE")
+    if not target.parent.is_dir():
+        raise TargetUnwritableError(f"the directory {target.parent} does not exist", hint="make it first, or use --to")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise TargetUnwritableError(
+            f"the directory {target.parent} cannot be written by uid {os.geteuid()}",
+            hint="restore elsewhere with --to FILE, or run as its owner",
+        )
+    _reject_store(target)
+    if force:
+        _reject_parting_from_log(target)
+        return
+    if target.exists() or target.is_symlink():
+        raise TargetExistsError(
+            f"{target} exists already",
+            hint="restore beside it with --to FILE, or replace it with --force after stopping the application",
+        )
+    for leftover in side_files(target):
+        raise TargetExistsError(
+            f"{leftover} is left from another database, and SQLite would apply it to the restored one",
+            hint="move it away, or let --force do so after stopping the application",
+        )
+
+
+def _reject_store(target: Path) -> None:
+    for directory in target.absolute().parents:
+        if (directory / REPOSITORY_KEY).is_file():
+            raise TargetUnwritableError(
+                f"{target} is inside the store {directory}", hint="restore to a file elsewhere: --to FILE"
+            )
+
+
+def _reject_parting_from_log(target: Path) -> None:
+    """Refuse to replace a file whose log holds changes: a crash between the two would lose them."""
+    leftovers = side_files(target)
+    if leftovers and target.exists():
+        raise TargetExistsError(
+            f"{target} cannot be replaced: {leftovers[0]} holds changes that are not in it yet",
+            hint=f"stop the application, move all of it away (mkdir old; mv {target.name}* old/), and restore again",
+        )
+
+
+def restore_to_file(
+    repository: Repository,
+    manifest: Manifest,
+    target: Path,
+    *,
+    force: bool,
+    as_source: bool,
+    on_progress: Callable[[Progress], None],
+) -> RestoreResult:
+    """Write the image of `manifest` to `target`, which appears complete or not at all.
+
+    Each pack's SHA-256 and zstd checksum and the image digest are checked, and SQLite opens the image, before it gets
+    its name. Mode 0600, or with `as_source` the owner and mode of the file that was backed up. Repeatable. Raises
+    `DamageError`, `StoreError`, `TargetExistsError`, `TargetUnwritableError`, and `BusyError` when another restore to
+    the same file is running.
+    """
+    started = time.monotonic()
+    reject_unusable_target(target, force=force)
+    if force:
+        target = _led_to(target)
+        reject_unusable_target(target, force=force)
+    reject_small_disk(target.parent, manifest.image_bytes)
+    with reporting_errors(target), partial_file(target) as (partial, descriptor):
+        fetched_bytes = write_image(repository, manifest, partial, descriptor, on_progress)
+        if as_source:
+            give_back_ownership(descriptor, manifest, target.parent)
+        reject_unusable_target(target, force=force)
+        _put_in_place(partial, target)
+    return RestoreResult(target, manifest.image_bytes, fetched_bytes, time.monotonic() - started)
+
+
+def _led_to(target: Path) -> Path:
+    """What a symbolic link leads to, as the application sees it: that is replaced, not the link."""
+    try:
+        return target.resolve()
+    except (OSError, RuntimeError) as error:
+        raise TargetUnwritableError(
+            f"{target} is a symbolic link that leads nowhere", hint="remove it, or restore elsewhere with --to FILE"
+        ) from error
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
+    """Give the finished file its name, after leftovers of a file that is gone have moved out of SQLite's sight."""
+    for file in side_files(target):
+        aside = _free_name(file)
+        file.rename(aside)
+        log.warning("a leftover was moved aside", file=str(aside), hint="remove it when nobody needs it any more")
+    partial.rename(target)
+    fsync_directory(target.parent)
+
+
+def _free_name(target: Path) -> Path:
+    numbers = itertools.count(1)
+    names = (target.with_name(f"{target.name}.before-restore-{number}") for number in numbers)
+    return next(name for name in names if not os.path.lexists(name))
