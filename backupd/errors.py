@@ -100,6 +100,10 @@ class SourceUnusableError(BackupdError):
     exit_code = ExitCode.SOURCE_UNUSABLE
 
 
+class NotADatabaseError(SourceUnusableError):
+    """The database file is there, and SQLite does not recognise it as a sound database."""
+
+
 class DamageError(BackupdError):
     """Stored bytes are not the ones that were written, or are gone."""
 

@@ -1,4 +1,4 @@
-"""What people write for a snapshot: an id or its beginning, `latest~2`, a time, an age or a tag, and `NAME@` before it.
+"""What people write for a snapshot: an id, `latest~2`, `before-restore`, a time, an age or a tag, and `NAME@` before it.
 
 Pure. The first character tells an id, a time or an age, which begin with a digit, from `latest` and tags, which do not.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from backupd.format.manifest import Manifest
 
-_LATEST = re.compile(r"latest(?:~(?P<back>[0-9]{1,9}))?")
+_LATEST = re.compile(r"(?P<word>latest|before-restore)(?:~(?P<back>[0-9]{1,9}))?")
 _ID_BEGINNING = re.compile(r"[0-9]{4,8}|[0-9]{8}T[0-9]{0,9}|[0-9]{8}T[0-9]{9}Z(?:-[0-9a-f]{0,8})?")
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}.*")
 _TAG = re.compile(r"[A-Za-z][A-Za-z0-9._+-]{0,99}")
@@ -50,7 +50,7 @@ class Reference:
 
 
 def is_tag(text: str) -> bool:
-    """Whether `text` may be a tag: a letter, then letters, digits, `.`, `_`, `+`, `-`, and not `latest`."""
+    """Whether `text` may be a tag: a letter, then letters, digits, `.`, `_`, `+`, `-`; `latest` and the like may not."""
     return _TAG.fullmatch(text) is not None and _LATEST.fullmatch(text) is None
 
 
@@ -72,7 +72,7 @@ def resolve(reference: Reference, manifests: Sequence[Manifest], now: datetime) 
     """The snapshot that `reference` means among those of one database, oldest first; None when there is none.
 
     `now` is aware. A time without an offset is local time, as it was at that date. `latest`, times and ages never mean
-    a `before-restore` snapshot. Raises `NoSuchSnapshotError` when several ids begin like this.
+    a `before-restore` snapshot; that word means the newest of these. Raises `NoSuchSnapshotError` when several ids begin like this.
     """
     text = reference.text
     if reference.is_id:
@@ -81,8 +81,11 @@ def resolve(reference: Reference, manifests: Sequence[Manifest], now: datetime) 
         return _newest([manifest for manifest in manifests if text in manifest.tags])
     regular = [manifest for manifest in manifests if manifest.kind is SnapshotKind.REGULAR]
     if match := _LATEST.fullmatch(text):
+        meant = regular
+        if match["word"] != "latest":
+            meant = [manifest for manifest in manifests if manifest.kind is SnapshotKind.BEFORE_RESTORE]
         back = int(match["back"] or 0)
-        return regular[-1 - back] if back < len(regular) else None
+        return meant[-1 - back] if back < len(meant) else None
     moment = _moment(text, now)
     return _newest([manifest for manifest in regular if manifest.id.taken_at <= moment])
 

@@ -6,6 +6,7 @@ import os
 import time
 from concurrent.futures import wait
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backupd.backup.feed import Feed
@@ -13,12 +14,12 @@ from backupd.backup.results import BackupResult, Outcome, Progress, Wish
 from backupd.backup.store_part import StorePart, spool_failure
 from backupd.capture.process import Capture, CaptureRequest, PagesCaptured, StreamBase
 from backupd.errors import BackupdError, LostPacksError
+from backupd.live.intent import finish_interrupted
 from backupd.repository import Repository
 from backupd.threads import worker_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from backupd.config import Database, Settings
     from backupd.state import StateDirectory
@@ -65,6 +66,7 @@ def _attempt(
     started = time.monotonic()
     parts = [StorePart(database, Repository(store, state), state, settings, wish) for store in stores]
     try:
+        finish_interrupted(Path(_led_to(database.path)), lock_timeout=settings.capture.lock_timeout.total_seconds())
         with state.spool() as spool, Capture() as capture:
             for part in sorted(parts, key=lambda part: part.repository.url):
                 part.lock()

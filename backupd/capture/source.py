@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import apsw
 
-from backupd.errors import BackupdError, BusyError, SourceUnusableError
+from backupd.errors import BackupdError, BusyError, NotADatabaseError, SourceUnusableError
 from backupd.format import is_page_size
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def read_header(path: str) -> Header:
         raise _no_database(path)
     page_size = int.from_bytes(head[16:18], "big")
     if not is_page_size(65536 if page_size == 1 else page_size) or head[18] not in {1, 2} or head[19] not in {1, 2}:
-        raise SourceUnusableError(
+        raise NotADatabaseError(
             f"{path} has a corrupt or encrypted SQLite header",
             hint="restore the newest snapshot, or recover what can be with: sqlite3 FILE .recover",
         )
@@ -84,8 +84,8 @@ def _reject_odd_file(path: str, status: os.stat_result) -> None:
         raise SourceUnusableError(f"{path} is not a regular file", hint="give the path of an SQLite database file")
 
 
-def _no_database(path: str) -> SourceUnusableError:
-    return SourceUnusableError(
+def _no_database(path: str) -> NotADatabaseError:
+    return NotADatabaseError(
         f"{path} is not an SQLite database, or it is encrypted",
         hint="check the path; a database of SQLCipher or another encrypting SQLite cannot be read",
     )
@@ -178,7 +178,7 @@ def translated(path: str, error: apsw.Error) -> BackupdError:
     if isinstance(error, apsw.NotADBError):
         return _no_database(path)
     if isinstance(error, apsw.CorruptError):
-        return SourceUnusableError(
+        return NotADatabaseError(
             f"{path} is corrupt: {detail}",
             hint="check it with: sqlite3 FILE 'PRAGMA integrity_check'; the newest good snapshot can be restored",
         )

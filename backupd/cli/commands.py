@@ -20,7 +20,14 @@ _EXAMPLES = (
 )
 
 # In the order of `backupd --help`: what people need first comes first.
-_MODULES = {"now": "now", "list": "listing", "show": "show", "restore": "restore", "completion": "completion"}
+_MODULES = {
+    "now": "now",
+    "list": "listing",
+    "show": "show",
+    "restore": "restore",
+    "undo": "undo",
+    "completion": "completion",
+}
 
 
 class _Verbs(click.Group):

@@ -24,6 +24,18 @@ class Invocation:
     is_quiet: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InPlaceWish:
+    """How a restore into the configured database is wanted."""
+
+    is_yes: bool = False
+    is_dry_run: bool = False
+    must_replace: bool = False
+    is_app_stopped: bool = False
+    allows_revision_change: bool = False
+    wants_safety_snapshot: bool = True
+
+
 class Verb(click.Command):
     """A command whose help ends with `examples`: command lines that work as they stand."""
 
@@ -79,6 +91,37 @@ def global_options(command: _Command) -> _Command:
             callback=_remember("config_file"),
             help="Configuration to use instead of the usual places.",
         ),
+    ):
+        command = option(command)
+    return command
+
+
+def in_place_options(command: _Command) -> _Command:
+    """Add the options of a restore into the configured database; they are the arguments of `InPlaceWish`."""
+    for option in (
+        click.option(
+            "--no-safety-snapshot",
+            "wants_safety_snapshot",
+            flag_value=False,
+            default=True,
+            type=bool,
+            help="Do not save first what is there now: there will be no way back.",
+        ),
+        click.option(
+            "--allow-revision-change",
+            "allows_revision_change",
+            is_flag=True,
+            help="Restore even if the Alembic revision differs from that of now.",
+        ),
+        click.option("--app-stopped", "is_app_stopped", is_flag=True, help="Say that the application is stopped."),
+        click.option(
+            "--replace",
+            "must_replace",
+            is_flag=True,
+            help="Put another file in place instead, and keep the old one; needs --app-stopped.",
+        ),
+        click.option("--yes", "is_yes", is_flag=True, help="Do not ask."),
+        click.option("--dry-run", "is_dry_run", is_flag=True, help="Show what would change, and change nothing."),
     ):
         command = option(command)
     return command

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from backupd.errors import BusyError, TargetUnwritableError
+from backupd.errors import TargetUnwritableError
+from backupd.live.files import is_named, open_locked
 from backupd.logs import log
 
 if TYPE_CHECKING:
@@ -28,38 +28,16 @@ def partial_file(target: Path) -> Iterator[tuple[Path, int]]:
     Its name is always the same, so that the next restore takes over what a killed one left.
     """
     partial = target.with_name(f".{target.name}.backupd-partial")
-    descriptor = _open_locked(partial, target)
+    descriptor = open_locked(partial, target)
     try:
         os.fchmod(descriptor, _PRIVATE_MODE)
         os.truncate(descriptor, 0)
         yield partial, descriptor
     finally:
         # After the rename the name may be another restore's already.
-        if _is_named(descriptor, partial):
+        if is_named(descriptor, partial):
             partial.unlink()
         os.close(descriptor)
-
-
-def _open_locked(partial: Path, target: Path) -> int:
-    """The partial file, open and locked, and still the one of that name: another restore may just have renamed it."""
-    while True:
-        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _PRIVATE_MODE)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_named(descriptor, partial):
-                return descriptor
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise BusyError(f"another restore to {target} is running", hint="wait for it, or choose --to") from error
-        os.close(descriptor)
-
-
-def _is_named(descriptor: int, path: Path) -> bool:
-    try:
-        named = path.lstat()
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(os.fstat(descriptor), named)
 
 
 @contextmanager
@@ -87,14 +65,24 @@ def reject_small_disk(directory: Path, image_bytes: int) -> None:
 def give_back_ownership(descriptor: int, manifest: Manifest, directory: Path) -> None:
     """Owner and mode as the manifest recorded them, else the owner of the directory: the application must open it."""
     writer, around = manifest.writer, directory.stat()
-    _change_first_permitted(descriptor, [(writer.uid, -1), (around.st_uid, -1)])
-    _change_first_permitted(descriptor, [(-1, writer.gid), (-1, around.st_gid)])
-    os.fchmod(descriptor, writer.mode & _PERMISSIONS)
-    if os.fstat(descriptor).st_uid not in {writer.uid, around.st_uid}:
+    _give_ownership(descriptor, (writer.uid, around.st_uid), (writer.gid, around.st_gid), writer.mode)
+
+
+def take_over_ownership(descriptor: int, manifest: Manifest, old: Path) -> None:
+    """Owner and mode of the file that is replaced, else as the manifest recorded them."""
+    writer, status = manifest.writer, old.stat()
+    _give_ownership(descriptor, (status.st_uid, writer.uid), (status.st_gid, writer.gid), status.st_mode)
+
+
+def _give_ownership(descriptor: int, uids: tuple[int, int], gids: tuple[int, int], mode: int) -> None:
+    _change_first_permitted(descriptor, [(uid, -1) for uid in uids])
+    _change_first_permitted(descriptor, [(-1, gid) for gid in gids])
+    os.fchmod(descriptor, mode & _PERMISSIONS)
+    if os.fstat(descriptor).st_uid not in uids:
         log.warning(
             "the restored file keeps the owner of this process",
             uid=os.geteuid(),
-            wanted_uid=writer.uid,
+            wanted_uid=uids[0],
             hint="chown it, or the application may not be able to open it",
         )
 
@@ -106,16 +94,27 @@ def _change_first_permitted(descriptor: int, owners: list[tuple[int, int]]) -> N
             return
 
 
+def copy_image(image: Path, descriptor: int) -> None:
+    """Copy a proven image into an open, empty file, and make it durable."""
+    with image.open("rb", buffering=0) as source:
+        offset, rest = 0, os.fstat(source.fileno()).st_size
+        while rest:
+            sent = os.sendfile(descriptor, source.fileno(), offset, rest)
+            offset, rest = offset + sent, rest - sent
+    os.fsync(descriptor)
+
+
 def side_files(target: Path) -> list[Path]:
-    """Files beside `target` that SQLite would apply to it: an empty log and its index hold nothing to apply."""
+    """Files beside `target` that SQLite would apply to it: an empty log, and a journal that is finished, hold nothing.
+
+    Source: https://www.sqlite.org/fileformat2.html#the_rollback_journal: a journal counts if its header is not zero.
+    """
     candidates = [target.with_name(target.name + suffix) for suffix in ("-wal", "-journal")]
-    return [file for file in candidates if file.is_symlink() or (file.exists() and file.stat().st_size)]
+    return [file for file in candidates if file.is_symlink() or (file.exists() and _holds_something(file))]
 
 
-def fsync_directory(directory: Path) -> None:
-    """Make the names in `directory` durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _holds_something(file: Path) -> bool:
+    if not file.name.endswith("-journal"):
+        return file.stat().st_size > 0
+    with file.open("rb") as journal:
+        return any(journal.read(1))

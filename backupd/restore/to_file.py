@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backupd.errors import TargetExistsError, TargetUnwritableError
+from backupd.live.files import fsync_directory
+from backupd.live.intent import finish_interrupted
 from backupd.logs import log
 from backupd.restore.image import Progress, write_image
 from backupd.restore.placing import (
-    fsync_directory,
     give_back_ownership,
     partial_file,
     reject_small_disk,
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
     from backupd.format.manifest import Manifest
     from backupd.repository import Repository
+
+
+_LOCK_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ def _reject_unusable(target: Path, *, force: bool) -> None:
     for leftover in side_files(target):
         raise TargetExistsError(
             f"{leftover} is left from another database, and SQLite would apply it to the restored one",
-            hint="move it away, or let --force do so after stopping the application",
+            hint="move it away, or let --force (in place: --replace) do so after stopping the application",
         )
 
 
@@ -114,6 +118,7 @@ def restore_to_file(
     if force:
         target = _led_to(target)
         reject_unusable_target(target, force=force)
+    finish_interrupted(target, lock_timeout=_LOCK_SECONDS)
     reject_small_disk(target.parent, manifest.image_bytes)
     with reporting_errors(target), partial_file(target) as (partial, descriptor):
         fetched_bytes = write_image(repository, manifest, partial, descriptor, on_progress)

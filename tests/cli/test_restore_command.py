@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import re
 import shutil
+import sqlite3
 import stat
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -48,8 +50,12 @@ def test_json_document_is_complete(stored: CommandLine, snapshots: list[dict[str
         "database": "app",
         "store": f"{stored.directory}/backups",
         "target": str(target),
+        "way": "file",
         "image_bytes": target.stat().st_size,
         "fetched_bytes": restored["fetched_bytes"],
+        "safety_snapshot": None,
+        "kept_as": None,
+        "pause_seconds": None,
         "duration_seconds": restored["duration_seconds"],
     }
     assert snapshot["stored_bytes"] < restored["fetched_bytes"] < restored["image_bytes"]
@@ -61,7 +67,7 @@ def test_to_the_configured_path_with_its_mode(configured: CommandLine) -> None:
     result = configured.run("restore", "latest", expect=0)
     target = configured.directory / "live/app.db"
     assert f" to {target}: " in result.stdout
-    assert result.stderr == "hint: the application can be started now\n"
+    assert result.stderr == "hint: the application can be started now, or restarted if it still runs\n"
     assert names_in(target)[0] == "state 2"
     assert stat.S_IMODE(target.stat().st_mode) == 0o640
 
@@ -96,29 +102,143 @@ def test_target_is_refused_before_a_store_is_asked(cli: CommandLine) -> None:
     assert result.stderr.startswith("error: a database can not be restored to standard output\n")
 
 
-def test_replacing_the_live_database_needs_a_yes(configured: CommandLine) -> None:
-    """Nobody can be asked without a terminal, so --force alone is refused, however the file is named."""
+def test_live_restore_needs_a_yes(configured: CommandLine) -> None:
+    """Nobody can be asked without a terminal; and --to does not lead around the question."""
     target = configured.create_database("live/app.db", rows=1)
-    for arguments in ([], ["--to", "live/app.db"]):
-        result = configured.run("restore", "latest", "--force", *arguments, expect=2)
-        assert result.stderr.startswith(f"error: {target} would be replaced")
-        assert "--yes" in result.stderr
-        assert names_in(target) == ["user 0"]
-    configured.run("restore", "latest", "--force", "--yes", expect=0)
-    assert names_in(target)[0] == "state 2"
-
-
-def test_confirmation_on_a_terminal(configured: CommandLine) -> None:
-    """No leaves everything as it is and is an interruption; yes replaces it."""
-    target = configured.create_database("live/app.db", rows=1)
-    refused = configured.run_on_terminal("restore", "latest~1", "--force", answer="n\n", columns=400)
-    assert refused.code == 130
-    assert f"Replace {target} with app@" in refused.stdout
-    assert f"error: nothing was restored: {target} stays as it is" in refused.stdout
+    result = configured.run("restore", "latest", expect=2)
+    assert result.stderr.startswith(f"error: the content of {target} would be replaced")
+    assert "--yes" in result.stderr
+    result = configured.run("restore", "latest", "--to", "live/app.db", "--force", expect=2)
+    assert result.stderr.startswith(f"error: {target} is the configured database app\n")
+    for arguments in (["--force"], ["--to", "other.db", "--dry-run"], ["--to", "other.db", "--replace"]):
+        assert "--to" in configured.run("restore", "latest", *arguments, expect=2).stderr
     assert names_in(target) == ["user 0"]
-    agreed = configured.run_on_terminal("restore", "latest~1", "--force", answer="y\n", columns=400)
+
+
+def test_plan_and_confirmation_on_a_terminal(configured: CommandLine) -> None:
+    """No leaves everything as it is and is an interruption; yes restores, and the way back is told."""
+    target = configured.create_database("live/app.db", rows=1)
+    refused = configured.run_on_terminal("restore", "latest~1", answer="n\n", columns=400)
+    assert refused.code == 130
+    assert f"into {target}, live: the application goes on" in refused.stdout
+    assert "  users     1 -> 2,000  (+1,999)" in refused.stdout
+    assert "Restore this now?" in refused.stdout
+    assert f"error: nothing was restored: {target} stays as it is" in refused.stdout
+    assert names_of(target) == ["user 0"]
+    agreed = configured.run_on_terminal("restore", "latest~1", answer="y\n", columns=400)
     assert agreed.code == 0
-    assert names_in(target)[0] == "state 1"
+    assert "live: its writers waited" in agreed.stdout
+    assert "hint: to go back: backupd undo app" in agreed.stdout
+    assert names_of(target)[0] == "state 1"
+
+
+def test_dry_run_changes_nothing(configured: CommandLine) -> None:
+    """The plan as lines and as JSON, without a question, and no snapshot is taken."""
+    target = configured.create_database("live/app.db", rows=1)
+    before = target.read_bytes()
+    lines = configured.run("restore", "latest", "--dry-run", expect=0).lines
+    assert lines[-1] == "nothing was changed: this was a dry run"
+    plan = configured.run("restore", "latest", "--dry-run", "--json", expect=0).document["plan"]
+    assert plan["tables"] == [
+        {"table": "alembic_version", "rows_now": 1, "rows_then": 1},
+        {"table": "users", "rows_now": 1, "rows_then": 2000},
+    ]
+    assert {key: plan[key] for key in ("way", "reason", "target", "schema_changes", "readers_wait")} == {
+        "way": "live",
+        "reason": None,
+        "target": str(target),
+        "schema_changes": [],
+        "readers_wait": False,
+    }
+    assert plan["scratch_bytes"] == plan["image_bytes"] < plan["log_bytes"]
+    assert 0 < plan["pause_seconds"] < 1
+    assert target.read_bytes() == before
+    assert len(configured.run("list", "--json", expect=0).document["snapshots"]) == 3
+
+
+def test_other_revision_must_be_allowed(configured: CommandLine) -> None:
+    """By its own option in scripts, and by an answer of its own on a terminal."""
+    target = configured.create_database("live/app.db", rows=1)
+    with closing(sqlite3.connect(target)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '6b0c1d'")
+    refused = configured.run("restore", "latest", "--yes", expect=2)
+    assert "error: the Alembic revision changes from 6b0c1d to 5f3a9b" in refused.stderr
+    assert "--allow-revision-change" in refused.stderr
+    asked = configured.run_on_terminal("restore", "latest", answer="n\n", columns=400)
+    assert (asked.code, "may not fit the restored schema. Go on?" in asked.stdout) == (130, True)
+    assert names_of(target) == ["user 0"]
+    configured.run("restore", "latest", "--yes", "--allow-revision-change", expect=0)
+    assert names_of(target)[0] == "state 2"
+
+
+def test_undo_and_its_undo(configured: CommandLine) -> None:
+    """Each goes back to what was there before, by the safety snapshot that is named in the result."""
+    target = configured.create_database("live/app.db", rows=1)
+    assert "no snapshot before-restore" in configured.run("undo", "--yes", expect=12).stderr
+    restored = configured.run("restore", "latest", "--yes", "--json", expect=0).document["restored"]
+    assert (restored["way"], restored["kept_as"]) == ("live", None)
+    assert restored["pause_seconds"] < 2
+    undone = configured.run("undo", "app", "--yes", "--json", expect=0).document["restored"]
+    assert undone["id"] == restored["safety_snapshot"]
+    assert names_of(target) == ["user 0"]
+    configured.run("undo", "--yes", expect=0)
+    assert names_of(target)[0] == "state 2"
+    shown = configured.run("show", "before-restore~1", "--json", expect=0).document["snapshot"]
+    assert (shown["id"], shown["kind"]) == (undone["safety_snapshot"], "before-restore")
+    latest = configured.run("show", "latest", "--json", expect=0).document["snapshot"]
+    assert latest["kind"] == "regular"
+
+
+def test_without_configuration_the_file_may_be_named(stored: CommandLine, tmp_path: Path) -> None:
+    """By its path, for the restore and for its undo; the hint repeats it."""
+    shutil.copytree(stored.directory / "backups", tmp_path / "backups")
+    cli = CommandLine(tmp_path)
+    target = cli.create_database("app.db", rows=1)
+    restored = cli.run("restore", "latest", "--database", "app.db", "--yes", expect=0)
+    assert f"hint: to go back: backupd undo {target}" in restored.stderr
+    assert names_of(target)[0] == "state 2"
+    cli.run("undo", "app.db", "--yes", expect=0)
+    assert names_of(target) == ["user 0"]
+
+
+def test_safety_snapshot_that_fails_stops_the_restore(configured: CommandLine) -> None:
+    """Unless nobody wants one; and one store of two is enough, with a warning."""
+    target = configured.create_database("live/app.db", rows=1)
+    (configured.directory / "closed").touch()
+    configuration = '[[databases]]\npath = "live/app.db"\n[[stores]]\nurl = "closed"\n'
+    (configured.directory / "backupd.toml").write_text(configuration)
+    failed = configured.run("restore", "latest", "--store", "backups", "--yes", expect=10)
+    assert "error: the safety snapshot failed, so nothing was restored: " in failed.stderr
+    assert "--no-safety-snapshot" in failed.stderr
+    assert names_of(target) == ["user 0"]
+    (configured.directory / "backupd.toml").write_text(configuration + '[[stores]]\nurl = "backups"\n')
+    warned = configured.run("restore", "latest", "--store", "backups", "--yes", expect=0)
+    assert "warning: the safety snapshot is not in every store: " in warned.stderr
+    (configured.directory / "backupd.toml").write_text(configuration)
+    without = configured.run(
+        "restore", "latest~1", "--store", "backups", "--yes", "--no-safety-snapshot", "--json", expect=0
+    )
+    assert without.document["restored"]["safety_snapshot"] is None
+    assert names_of(target)[0] == "state 1"
+
+
+def test_replacement_keeps_the_old_file(configured: CommandLine) -> None:
+    """It needs to be told that the application is stopped, and says what to do with it afterwards."""
+    target = configured.create_database("live/app.db", rows=1)
+    refused = configured.run("restore", "latest", "--replace", "--yes", expect=2)
+    assert "an idle connection in rollback mode is invisible" in refused.stderr
+    replaced = configured.run("restore", "latest", "--replace", "--app-stopped", "--yes", expect=0)
+    (kept,) = (configured.directory / "live").glob("app.db.before-restore-*")
+    assert f"the old file is kept as {kept}" in replaced.stdout
+    assert "hint: start the application" in replaced.stderr
+    assert names_in(target)[0] == "state 2"
+    assert names_in(kept) == ["user 0"]
+
+
+def names_of(database: Path) -> list[str]:
+    """The users' names in a database that may have a log."""
+    with closing(sqlite3.connect(database)) as connection:
+        return [name for (name,) in connection.execute("SELECT name FROM users ORDER BY id")]
 
 
 def test_damaged_pack_leaves_no_file(stored: CommandLine, tmp_path: Path) -> None:

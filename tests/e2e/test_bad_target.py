@@ -58,12 +58,29 @@ def test_configured_database_is_not_replaced_without_a_word(place: Place) -> Non
     (place.home / "backupd.toml").write_text("[[databases]]\npath = 'app.db'\n")
     place.backupd.refusals(
         [
-            (["restore", "first"], USAGE, [place.database, "exists already"]),
-            (["restore", "first", "--force"], USAGE, [place.database, "no terminal"]),
-            (["restore", "first", "--to", "app.db", "--force"], USAGE, [place.database, "no terminal"]),
-            (["restore", "first", "--to", "../home/app.db", "--force"], USAGE, ["app.db", "no terminal"]),
+            (["restore", "first"], USAGE, [place.database, "no terminal"]),
+            (["restore", "first", "--replace", "--app-stopped"], USAGE, [place.database, "no terminal"]),
+            (["restore", "first", "--force"], USAGE, ["--to"]),
+            (["restore", "first", "--to", "app.db", "--force"], USAGE, [place.database, "configured"]),
+            (["restore", "first", "--to", "../home/app.db", "--force"], USAGE, ["app.db", "configured"]),
         ]
     )
+
+
+def test_live_database_that_cannot_be_written(place: Place) -> None:
+    """A read-only volume, and a directory in place of the database."""
+    (place.home / "directory").mkdir()
+    (place.home / "backupd.toml").write_text("[[databases]]\nname = 'app'\npath = 'directory'\n")
+    place.backupd.refusal("restore", "first", "--yes", code=USAGE, names=[place.home / "directory", "not a regular"])
+    with private_mounts() as mounts:
+        mounted = place.home / "volume"
+        mounted.mkdir()
+        create_database(mounted / "app.db", rows=5)
+        (place.home / "backupd.toml").write_text("[[databases]]\npath = 'volume/app.db'\n")
+        mounts.mount("--bind", mounted, mounted)
+        mounts.mount("-o", "remount,ro,bind", mounted)
+        backupd = CommandLine(place.home, runner=mounts.runner())
+        backupd.refusal("restore", "first", "--yes", code=USAGE, names=[mounted / "app.db", "read-only"])
 
 
 def test_directory_of_another_user(stranger: Runner) -> None:

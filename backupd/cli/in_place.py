@@ -1,0 +1,206 @@
+"""A restore into the configured database, as a person goes through it: see the plan, agree, see what was done."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from backupd.backup import Wish, back_up
+from backupd.cli import output, quantities
+from backupd.cli.plan_values import plan_lines, plan_values
+from backupd.cli.progress import shown_progress
+from backupd.cli.restore import described, print_restored_file, restored_to_file
+from backupd.cli.selection import select_databases
+from backupd.config import Database
+from backupd.errors import InterruptedByUserError, UsageError
+from backupd.format.manifest import SnapshotKind
+from backupd.restore import InPlaceRestore, Plan, Way
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from backupd.catalog import ListedSnapshot
+    from backupd.cli.options import InPlaceWish
+    from backupd.cli.session import Session
+    from backupd.format.ids import SnapshotId
+    from backupd.restore import InPlaceResult
+
+_NOTICEABLE_PAUSE_SECONDS = 2.0
+
+
+def database_to_restore(session: Session, found: ListedSnapshot, text: str | None) -> Database:
+    """The database to restore `found` into: the configured one of its name, or the file whose path `text` is."""
+    name, writer = found.manifest.database, found.manifest.writer
+    configured = session.databases()
+    for database in configured:
+        if database.name == name:
+            return database
+    if text is not None and text != name:
+        return Database(name, select_databases([text], configured)[0].path)
+    raise UsageError(
+        f"where to restore {name} to is not known: it is not configured here",
+        hint=f"name the file: --to FILE; it was {writer.path} on {writer.host}",
+    )
+
+
+def restore_in_place(session: Session, found: ListedSnapshot, database: Database, wish: InPlaceWish) -> None:
+    """Plan, ask, restore, and tell. Raises `BackupdError`; `InterruptedByUserError` when the answer is no."""
+    target = _led_to(database.path)
+    if not target.exists() and not target.is_symlink() and not wish.is_dry_run:
+        # Nothing is lost, so nothing is asked.
+        result = restored_to_file(found, target, session, force=wish.must_replace, as_source=True)
+        print_restored_file(found, result, session)
+        output.print_note("hint: the application can be started now, or restarted if it still runs")
+        return
+    if not (wish.is_dry_run or wish.is_yes or _can_ask()):
+        raise UsageError(
+            f"the content of {target} would be replaced, and there is no terminal to confirm it on",
+            hint="look at it with --dry-run, then say --yes; or restore beside it with --to FILE",
+        )
+    _restore(session, found, Database(database.name, target), wish)
+
+
+def _restore(session: Session, found: ListedSnapshot, database: Database, wish: InPlaceWish) -> None:
+    restore = InPlaceRestore(
+        found.repository,
+        found.manifest,
+        database.path,
+        session.state,
+        must_replace=wish.must_replace,
+        is_app_stopped=wish.is_app_stopped,
+        lock_timeout=session.settings.capture.lock_timeout.total_seconds(),
+    )
+    with (
+        shown_progress(database.name, done="fetched", moved="fetched", is_quiet=session.is_quiet) as report,
+        restore.planned(
+            lambda now: report(now.restored_bytes, now.image_bytes, now.fetched_bytes), is_dry_run=wish.is_dry_run
+        ) as plan,
+    ):
+        if wish.is_dry_run:
+            _print_plan(session, found, plan)
+            return
+        _agree(session, found, plan, wish)
+        safety = _SafetySnapshots(session, found, database) if wish.wants_safety_snapshot else None
+        result = restore.carry_out(plan, safety, lambda done, whole: report(done, whole, plan.fetched_bytes))
+    _print_result(session, found, result)
+
+
+class _SafetySnapshots:
+    """Takes snapshots of what a restore is about to replace: into every configured store, and at least into one."""
+
+    def __init__(self, session: Session, found: ListedSnapshot, database: Database) -> None:
+        self._session = session
+        self._database = database
+        self._stores = session.stores([]) if session.settings.stores else [found.repository.store]
+
+    def __call__(self) -> SnapshotId:
+        """Take one. Raises the error of the first store when none has it."""
+        session = self._session
+        results = back_up(
+            self._database,
+            self._stores,
+            session.settings,
+            session.state,
+            wish=Wish(kind=SnapshotKind.BEFORE_RESTORE),
+            on_progress=lambda _: None,
+        )
+        made = [result.id for result in results if result.id is not None]
+        errors = [result.error for result in results if result.error is not None]
+        if not made:
+            raise type(errors[0])(
+                f"the safety snapshot failed, so nothing was restored: {errors[0].message}",
+                hint=f"{errors[0].hint or 'see above'}; or restore without one: --no-safety-snapshot",
+            )
+        for error in errors:
+            output.print_warning(f"the safety snapshot is not in every store: {error.message}")
+        return made[0]
+
+
+def _led_to(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"{path} is a symbolic link that leads nowhere", hint="check the configured path") from error
+
+
+def _can_ask() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def _agree(session: Session, found: ListedSnapshot, plan: Plan, wish: InPlaceWish) -> None:
+    """Show the plan and ask. Raises `UsageError` where a script has not allowed what needs a person."""
+    if not session.is_quiet or not wish.is_yes:
+        output.print_note("\n".join(map(output.printable, plan_lines(plan, described(found)))), is_verbatim=True)
+    if plan.changes_revision and not wish.allows_revision_change:
+        what = f"the Alembic revision changes from {_revisions(plan.now)} to {_revisions(plan.then)}"
+        if wish.is_yes or not _can_ask():
+            raise UsageError(
+                f"{what}: the running code may not fit the restored schema",
+                hint="deploy the code of that time, or migrate after the restore; allow it with "
+                "--allow-revision-change",
+            )
+        _ask(f"{what}, and the running code may not fit the restored schema. Go on?", plan)
+    if wish.is_yes:
+        return
+    if plan.readers_wait and (plan.pause_seconds or 0) > _NOTICEABLE_PAUSE_SECONDS:
+        pause = quantities.seconds(plan.pause_seconds or 0)
+        _ask(f"The application will wait for about {pause}, longer than some of its timeouts may be. Go on?", plan)
+    _ask("Restore this now?", plan)
+
+
+def _ask(question: str, plan: Plan) -> None:
+    if not click.confirm(output.printable(question), err=True):
+        raise InterruptedByUserError(f"nothing was restored: {plan.target} stays as it is")
+
+
+def _revisions(contents: Any) -> str:
+    return ", ".join(contents.alembic_revisions or ()) or "none"
+
+
+def _print_plan(session: Session, found: ListedSnapshot, plan: Plan) -> None:
+    if session.is_json:
+        output.print_document({"plan": plan_values(plan)})
+        return
+    lines = plan_lines(plan, described(found))
+    output.print_result("\n".join(map(output.printable, [*lines, "nothing was changed: this was a dry run"])))
+
+
+def _print_result(session: Session, found: ListedSnapshot, result: InPlaceResult) -> None:
+    plan, manifest = result.plan, found.manifest
+    if session.is_json:
+        values = {
+            "id": str(manifest.id),
+            "database": manifest.database,
+            "store": found.repository.url,
+            "target": str(plan.target),
+            "way": str(plan.way),
+            "image_bytes": manifest.image_bytes,
+            "fetched_bytes": plan.fetched_bytes,
+            "safety_snapshot": None if result.safety_snapshot is None else str(result.safety_snapshot),
+            "kept_as": None if result.kept_as is None else str(result.kept_as),
+            "pause_seconds": None if result.pause_seconds is None else round(result.pause_seconds, 3),
+            "duration_seconds": round(result.duration_seconds, 3),
+        }
+        output.print_document({"restored": values})
+        return
+    if not session.is_quiet:
+        output.print_result(output.printable(_line(found, result)))
+    if result.safety_snapshot is not None:
+        is_configured = any(database.name == manifest.database for database in session.databases())
+        output.print_note(f"hint: to go back: backupd undo {manifest.database if is_configured else plan.target}")
+    if plan.way is Way.REPLACEMENT:
+        output.print_note("hint: start the application, or restart it if it still runs: it would write to the old file")
+
+
+def _line(found: ListedSnapshot, result: InPlaceResult) -> str:
+    plan = result.plan
+    line = f"restored {described(found)} from {found.repository.url} into {plan.target} "
+    line += f"in {quantities.seconds(result.duration_seconds)}"
+    if result.pause_seconds is not None:
+        who = "the application" if plan.readers_wait else "its writers"
+        line += f", live: {who} waited {result.pause_seconds:.2f} s"
+    if result.kept_as is not None:
+        line += f"; the old file is kept as {result.kept_as}"
+    return line + (f"; what was there is in snapshot {result.safety_snapshot}" if result.safety_snapshot else "")

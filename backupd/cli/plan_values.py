@@ -1,0 +1,121 @@
+"""The plan of a restore as a person and as JSON see it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from backupd.cli import quantities
+from backupd.restore import Way
+
+if TYPE_CHECKING:
+    from backupd.live.contents import Contents
+    from backupd.restore import Plan, TableChange
+
+_WIDTH = 12
+_SHOWN = 20
+
+
+def plan_lines(plan: Plan, snapshot: str) -> list[str]:
+    """The plan, line by line; `snapshot` says which one it brings back."""
+    lines = [f"restore {snapshot} from {plan.repository.url}", f"into {plan.target}, {_way(plan)}"]
+    lines += _table_lines(plan)
+    lines.append(_line("schema", "as it is now" if not plan.schema else "; ".join(_some(plan.schema))))
+    lines.append(_line("alembic", _revision_text(plan)))
+    sizes = f"{quantities.size(plan.fetched_bytes)} fetched, {quantities.size(plan.scratch_bytes)} of scratch space"
+    if plan.log_bytes:
+        kind = "WAL" if plan.now is not None and plan.now.is_wal else "journal"
+        sizes += f", {quantities.size(plan.log_bytes)} of {kind} beside the database"
+    lines.append(_line("needs", sizes))
+    lines.append(_line("pause", _pause(plan)))
+    return lines
+
+
+def plan_values(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON shows it."""
+    return {
+        "id": str(plan.manifest.id),
+        "database": plan.manifest.database,
+        "store": plan.repository.url,
+        "target": str(plan.target),
+        "way": str(plan.way),
+        "reason": plan.reason or None,
+        "tables": [
+            {"table": change.table, "rows_now": change.rows_now, "rows_then": change.rows_then}
+            for change in plan.tables
+        ],
+        "schema_changes": list(plan.schema),
+        "alembic_revisions_now": _revisions(plan.now),
+        "alembic_revisions_then": _revisions(plan.then),
+        "changes_revision": plan.changes_revision,
+        "image_bytes": plan.manifest.image_bytes,
+        "fetched_bytes": plan.fetched_bytes,
+        "scratch_bytes": plan.scratch_bytes,
+        "log_bytes": plan.log_bytes,
+        "pause_seconds": None if plan.pause_seconds is None else round(plan.pause_seconds, 2),
+        "readers_wait": plan.readers_wait,
+    }
+
+
+def _way(plan: Plan) -> str:
+    match plan.way:
+        case Way.LIVE:
+            return "live: the application goes on, and sees the change as one transaction"
+        case Way.REPLACEMENT:
+            return f"by another file in its place ({plan.reason}): the application must be stopped"
+        case Way.NEW_FILE:
+            return "as a new file: nothing is there"
+
+
+def _table_lines(plan: Plan) -> list[str]:
+    changed = [change for change in plan.tables if change.rows_now != change.rows_then]
+    same = len(plan.tables) - len(changed)
+    lines = [_line(f"  {change.table}", _rows(plan, change)) for change in changed[:_SHOWN]]
+    if len(changed) > _SHOWN:
+        lines.append(f"  and {len(changed) - _SHOWN} more tables with other numbers of rows")
+    if same:
+        lines.append(_line("tables", f"{quantities.count(same, 'table')} with as many rows as now"))
+    return ["rows now -> then", *lines] if changed else lines
+
+
+def _rows(plan: Plan, change: TableChange) -> str:
+    text = f"{_count(change, plan.now, change.rows_now)} -> {_count(change, plan.then, change.rows_then)}"
+    if change.rows_now is None or change.rows_then is None:
+        return text
+    return f"{text}  ({change.rows_then - change.rows_now:+,})"
+
+
+def _count(change: TableChange, contents: Contents | None, rows: int | None) -> str:
+    if rows is not None:
+        return quantities.count(rows)
+    return "not counted" if contents is not None and change.table in contents.rows else "no such table"
+
+
+def _revision_text(plan: Plan) -> str:
+    now, then = _revisions(plan.now), _revisions(plan.then)
+    if plan.now is None or now == then:
+        return ", ".join(then or ()) or "no revision"
+    return f"{', '.join(now or ()) or 'none'} now -> {', '.join(then or ()) or 'none'} then: the code may not fit"
+
+
+def _revisions(contents: Contents | None) -> list[str] | None:
+    return list(contents.alembic_revisions) if contents is not None and contents.alembic_revisions is not None else None
+
+
+def _pause(plan: Plan) -> str:
+    if plan.pause_seconds is None:
+        return "none: the application is stopped"
+    seconds = quantities.seconds(plan.pause_seconds)
+    return (
+        f"readers and writers wait about {seconds}"
+        if plan.readers_wait
+        else f"writers wait about {seconds}, readers do not"
+    )
+
+
+def _some(changes: tuple[str, ...]) -> list[str]:
+    rest = len(changes) - _SHOWN
+    return [*changes[:_SHOWN], *([f"and {rest} more"] if rest > 0 else [])]
+
+
+def _line(label: str, text: str) -> str:
+    return f"{label:{_WIDTH}}{' ' if len(label) >= _WIDTH else ''}{text}"

@@ -1,0 +1,51 @@
+"""`backupd undo`: go back to what was there before the last restore."""
+
+# ruff: noqa: PLC0415  (imports are late: `--help` is to be fast)
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from backupd.cli.options import (
+    InPlaceWish,
+    Invocation,
+    Verb,
+    complete_databases,
+    global_options,
+    in_place_options,
+    store_option,
+)
+
+
+@click.command(
+    "undo",
+    cls=Verb,
+    short_help="Go back to what was there before the last restore.",
+    examples=(
+        "backupd undo app.db --dry-run",
+        "backupd undo app.db --yes",
+    ),
+)
+@click.argument("database", required=False, shell_complete=complete_databases)
+@store_option
+@in_place_options
+@global_options
+@click.pass_obj
+def command(invocation: Invocation, /, database: str | None, store: str | None, **wish: Any) -> None:
+    """Restore the newest safety snapshot of DATABASE: what was there just before the last restore.
+
+    It is a restore like any other, with a plan, a question, and a safety snapshot first, so that an undo can be undone.
+    Older safety snapshots are `before-restore~1`, `before-restore~2`, ...: see `backupd restore`.
+    """
+    from backupd.cli.in_place import database_to_restore, restore_in_place
+    from backupd.cli.session import Session
+    from backupd.cli.sought import sought_snapshot
+
+    session = Session(invocation)
+    configured = session.databases()
+    if database is None and len(configured) == 1:
+        database = configured[0].name
+    found = sought_snapshot(session, "before-restore", database, store)
+    restore_in_place(session, found, database_to_restore(session, found, database), InPlaceWish(**wish))

@@ -1,0 +1,185 @@
+"""The live database as a destination: its whole content is replaced in one transaction, beside open connections."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+from urllib.parse import quote
+
+import apsw
+
+from backupd.capture import source
+from backupd.errors import BackupdError, BusyError, TargetUnwritableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+    from types import TracebackType
+
+_LOCK_RETRY_SECONDS = 0.001
+_BYTES_PER_STEP = 2 << 20
+_JOURNAL_MODE_OFFSET = 18
+_ROLLBACK, _WAL = b"\x01\x01", b"\x02\x02"
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What changes on the disk with every commit: inode, size and time of the file that takes it, None without one."""
+
+    values: tuple[int, int, int] | None
+
+
+class LiveDatabase:
+    """A connection that replaces the content of the database at `path`, as a context manager.
+
+    Never checkpoints while others use the database: that is the application's business. Waits at most `lock_timeout`
+    seconds for each lock. Raises `BusyError`, `TargetUnwritableError`, `SourceUnusableError`.
+    """
+
+    def __init__(self, path: Path, *, lock_timeout: float) -> None:
+        self._path = path
+        self._lock_timeout = lock_timeout
+        self._give_up_at = 0.0
+
+    def __enter__(self) -> Self:
+        text = os.fspath(self._path)
+        self._is_wal = source.read_header(text).is_wal
+        if self._is_wal:
+            source.reject_foreign_wal_files(text)
+        with self._translating_errors():
+            self._connection = _open(self._path)
+            try:
+                self._connection.set_busy_handler(self._wait)
+                self._connection.wal_autocheckpoint(0)
+                self.version()  # the first look rolls back a hot journal, and makes a missing log
+            except BaseException:
+                self._connection.close()
+                raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._connection.close()
+
+    def version(self) -> int:
+        """A number that changes when any other connection commits."""
+        with self._translating_errors():
+            number: int = self._connection.pragma("data_version")
+            return number
+
+    @contextmanager
+    def writers_waiting(self, *, most_seconds: float) -> Iterator[None]:
+        """Let nobody write until the block ends, or `most_seconds` have passed; readers go on."""
+        with self._translating_errors():
+            self._connection.execute("BEGIN IMMEDIATE")
+        timer = threading.Timer(most_seconds, self._let_writers_go)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
+            self._let_writers_go()
+
+    def _let_writers_go(self) -> None:
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+    def stamp(self) -> Stamp:
+        """Equal to an earlier one as long as nobody has committed since. `stat` leaves SQLite's locks alone."""
+        written = self._path.with_name(f"{self._path.name}-wal") if self._is_wal else self._path
+        try:
+            status = written.stat()
+        except FileNotFoundError:
+            return Stamp(None)
+        return Stamp((status.st_ino, status.st_size, status.st_mtime_ns))
+
+    def replace_content(self, image: Path, expected: Stamp, stepped: Callable[[int, int], None]) -> bool:
+        """Replace everything by the content of `image`, in one transaction; whether that was done.
+
+        Nothing is done when somebody committed since `expected` was taken. `image` is scratch: its journal mode
+        becomes that of the live database, which otherwise would take over the image's. `stepped` gets pages done and
+        pages in all. An exception, also one of `stepped`, leaves the old content.
+        """
+        _set_journal_mode(image, is_wal=self._is_wal)
+        with self._translating_errors(), _opened(image) as image_connection:
+            pages_per_step = _BYTES_PER_STEP // image_connection.pragma("page_size")
+            with self._connection.backup("main", image_connection, "main") as backup:
+                backup.step(0)  # takes the lock, and copies nothing yet; but an empty image is done with that
+                if not backup.done and self.stamp() != expected:
+                    return False
+                while not backup.done:
+                    backup.step(pages_per_step)
+                    stepped(backup.page_count - backup.remaining, backup.page_count)
+        return True
+
+    def _wait(self, tries: int) -> bool:
+        if tries == 0:
+            self._give_up_at = time.monotonic() + self._lock_timeout
+        # SQLite's own busy_timeout sleeps up to 100 ms between tries and so misses the gaps of a busy application.
+        time.sleep(_LOCK_RETRY_SECONDS)
+        return time.monotonic() < self._give_up_at
+
+    @contextmanager
+    def _translating_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except apsw.Error as error:
+            raise _translated(self._path, error) from error
+
+
+def settle(path: Path, *, lock_timeout: float) -> None:
+    """Let SQLite roll back a hot journal of the database, or bring its log into it: one file has everything then.
+
+    Nobody else may use it. Raises `BusyError` when somebody does, `SourceUnusableError` when SQLite does not read it.
+    """
+    with LiveDatabase(path, lock_timeout=lock_timeout):
+        pass  # opening rolls back; closing the last connection brings in the log
+
+
+def _open(path: Path) -> apsw.Connection:
+    uri = f"file:{quote(os.fsencode(path))}"
+    return apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_URI)
+
+
+@contextmanager
+def _opened(image: Path) -> Iterator[apsw.Connection]:
+    uri = f"file:{quote(os.fsencode(image))}?immutable=1"
+    connection = apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def _set_journal_mode(image: Path, *, is_wal: bool) -> None:
+    """Source: https://www.sqlite.org/fileformat2.html#the_database_header, offsets 18 and 19."""
+    with image.open("r+b") as file:
+        if not file.read(1):
+            return  # an empty database has no header
+        file.seek(_JOURNAL_MODE_OFFSET)
+        file.write(_WAL if is_wal else _ROLLBACK)
+
+
+def _translated(path: Path, error: apsw.Error) -> BackupdError:
+    if isinstance(error, apsw.BusyError | apsw.LockedError):
+        return BusyError(
+            f"{path} stayed locked by the application, so nothing was restored",
+            hint="try again, raise capture.lock_timeout, or stop the application and restore again",
+        )
+    if isinstance(error, apsw.FullError):
+        return TargetUnwritableError(
+            f"the disk of {path} is full, so nothing was restored: the old content is in place",
+            hint="free some space there and restore again; the application goes on",
+        )
+    if isinstance(error, apsw.ReadOnlyError | apsw.CantOpenError | apsw.IOError):
+        return TargetUnwritableError(
+            f"{path} cannot be written: {error}, so nothing was restored",
+            hint="check that its volume is not mounted read-only, and that this user may write the file and directory",
+        )
+    return source.translated(os.fspath(path), error)

@@ -1,0 +1,49 @@
+"""Files that a restore keeps beside a database while it works: locked by it, and durable by name."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import TYPE_CHECKING
+
+from backupd.errors import BusyError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_PRIVATE_MODE = 0o600
+
+
+def open_locked(file: Path, database: Path) -> int:
+    """`file`, made if it is missing, open and locked, and still the one of that name: another may just have removed it.
+
+    Raises `BusyError` when another restore of `database` holds it, and OSError.
+    """
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _PRIVATE_MODE)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_named(descriptor, file):
+                return descriptor
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise BusyError(f"another restore to {database} is running", hint="wait until it has finished") from error
+        os.close(descriptor)
+
+
+def is_named(descriptor: int, path: Path) -> bool:
+    """Whether `path` is the name of the open file."""
+    try:
+        named = path.lstat()
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(descriptor), named)
+
+
+def fsync_directory(directory: Path) -> None:
+    """Make the names in `directory` durable."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

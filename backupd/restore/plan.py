@@ -1,0 +1,221 @@
+"""What a restore into the configured database would do and change: found out before anything is touched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from backupd.errors import BackupdError, NotADatabaseError, SourceUnusableError, TargetUnwritableError, UsageError
+from backupd.live.contents import Contents, contents_of_image, contents_of_live
+from backupd.live.locks import holders
+from backupd.restore.placing import reporting_errors
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from backupd.format.manifest import Manifest
+    from backupd.repository import Repository
+
+_WAL_FRAME_BYTES = 24
+_JOURNAL_PAGE_BYTES = 8
+_WAL_BYTES_PER_SECOND = 250e6
+_JOURNAL_BYTES_PER_SECOND = 160e6
+_FIXED_PAUSE_SECONDS = 0.05
+
+
+class Way(StrEnum):
+    """How the snapshot gets into the configured database."""
+
+    LIVE = "live"
+    REPLACEMENT = "replacement"
+    NEW_FILE = "new-file"
+
+
+@dataclass(frozen=True, slots=True)
+class TableChange:
+    """Rows of one table now and in the snapshot; None where there is no such table, or its rows were not counted."""
+
+    table: str
+    rows_now: int | None
+    rows_then: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a restore would do and change. Sizes are in bytes.
+
+    `pause_seconds` is the time that the application is expected to wait: its writers in WAL mode, everybody otherwise.
+    None where it does not go on anyway. `schema` tells objects that differ, such as `+ index users_email`.
+    """
+
+    repository: Repository
+    manifest: Manifest
+    target: Path
+    way: Way
+    reason: str
+    now: Contents | None
+    then: Contents
+    tables: tuple[TableChange, ...]
+    schema: tuple[str, ...]
+    fetched_bytes: int
+    scratch_bytes: int
+    log_bytes: int
+    pause_seconds: float | None
+
+    @property
+    def changes_revision(self) -> bool:
+        """Whether the schema would be that of another Alembic revision than the application has now."""
+        return self.now is not None and self.now.alembic_revisions != self.then.alembic_revisions
+
+    @property
+    def readers_wait(self) -> bool:
+        """Whether the application's readers wait too."""
+        return self.way is Way.LIVE and self.now is not None and not self.now.is_wal
+
+
+@dataclass(frozen=True, slots=True)
+class LookAtTarget:
+    """What is at the place to restore to. `contents` is None where there is no readable database; `reason` says why."""
+
+    target: Path
+    way: Way
+    reason: str
+    contents: Contents | None
+
+
+def look_at(target: Path, manifest: Manifest, *, must_replace: bool, lock_timeout: float) -> LookAtTarget:
+    """Find out how `manifest` can get into `target`, a database that may be in use.
+
+    Raises `BusyError`, `TargetUnwritableError`, and `SourceUnusableError` where somebody has to look first.
+    """
+    with reporting_errors(target):
+        _reject_odd_target(target)
+        if not target.exists():
+            return LookAtTarget(target, Way.NEW_FILE, "nothing is there", None)
+        try:
+            contents = contents_of_live(target, lock_timeout=lock_timeout)
+        except SourceUnusableError as error:
+            if not must_replace and not isinstance(error, NotADatabaseError):
+                raise
+            return LookAtTarget(target, Way.REPLACEMENT, error.message, None)
+    if must_replace:
+        return LookAtTarget(target, Way.REPLACEMENT, "as asked for", contents)
+    if (misfit := _why_misfit(contents, manifest)) is not None:
+        return LookAtTarget(target, Way.REPLACEMENT, misfit, contents)
+    _reject_small_disk(target, contents, manifest)
+    return LookAtTarget(target, Way.LIVE, "", contents)
+
+
+def plan(repository: Repository, manifest: Manifest, look: LookAtTarget, image: Path, fetched_bytes: int) -> Plan:
+    """The plan for the proven `image` of `manifest`. Reads, and changes nothing."""
+    now, then = look.contents, contents_of_image(image)
+    is_live = look.way is Way.LIVE and now is not None
+    return Plan(
+        repository=repository,
+        manifest=manifest,
+        target=look.target,
+        way=look.way,
+        reason=look.reason,
+        now=now,
+        then=then,
+        tables=_table_changes(now, then),
+        schema=_schema_changes(now.schema if now else {}, then.schema),
+        fetched_bytes=fetched_bytes,
+        scratch_bytes=manifest.image_bytes,
+        log_bytes=_log_bytes(now, manifest) if now and is_live else 0,
+        pause_seconds=_pause_seconds(now, manifest) if now and is_live else None,
+    )
+
+
+def reject_use(target: Path) -> None:
+    """Refuse to replace the file of a database that SQLite's locks show in use. No connection may be open here."""
+    with reporting_errors(target):
+        using = holders(target)
+    if using:
+        who = ", ".join(f"process {number}" if number else "a process in another container" for number in sorted(using))
+        raise UsageError(
+            f"{target} is in use by {who}",
+            hint="stop the application, and then restore with --replace --app-stopped; or leave --replace out",
+        )
+
+
+def _reject_odd_target(target: Path) -> None:
+    if target.exists() and not target.is_file():
+        raise TargetUnwritableError(f"{target} is not a regular file", hint="check the path of the database")
+    if not target.parent.is_dir():
+        raise TargetUnwritableError(
+            f"the directory {target.parent} does not exist",
+            hint="check the path and, in a container, that the volume is mounted there",
+        )
+    if os.statvfs(target.parent).f_flag & os.ST_RDONLY:
+        raise TargetUnwritableError(
+            f"the volume of {target} is mounted read-only",
+            hint="mount it without :ro for the time of the restore, or restore to a file elsewhere with --to FILE",
+        )
+    unwritable = [path for path in (target, target.parent) if path.exists() and not os.access(path, os.R_OK | os.W_OK)]
+    if unwritable:
+        raise TargetUnwritableError(
+            f"{unwritable[0]} cannot be written by uid {os.geteuid()}",
+            hint="run backupd as the owner of the database or as root, or restore elsewhere with --to FILE",
+        )
+
+
+def _why_misfit(now: Contents, manifest: Manifest) -> str | None:
+    """Why open connections would break. SQLite refuses the first itself, without a reason, and not the second."""
+    if not now.page_count or not manifest.page_count:
+        return None
+    if now.is_wal and now.page_size != manifest.page_size:
+        return f"it is in WAL mode with pages of {now.page_size} bytes, and the snapshot has {manifest.page_size}"
+    if now.encoding != manifest.source.encoding:
+        return f"its text is in {now.encoding}, and that of the snapshot in {manifest.source.encoding}"
+    return None
+
+
+def _reject_small_disk(target: Path, now: Contents, manifest: Manifest) -> None:
+    free = shutil.disk_usage(target.parent).free
+    needed = _log_bytes(now, manifest) + max(0, manifest.image_bytes - now.image_bytes)
+    if free < needed:
+        raise TargetUnwritableError(
+            f"{target.parent} has {free >> 20} MiB free, and the restore needs {(needed >> 20) + 1} MiB there for its "
+            f"{'WAL' if now.is_wal else 'journal'}",
+            hint="free some space; or stop the application and restore with --replace --app-stopped",
+        )
+
+
+def _log_bytes(now: Contents, manifest: Manifest) -> int:
+    """How much SQLite writes beside the database: all new pages in WAL mode, all old ones otherwise."""
+    if now.is_wal:
+        return manifest.page_count * (manifest.page_size + _WAL_FRAME_BYTES)
+    return now.page_count * (now.page_size + _JOURNAL_PAGE_BYTES)
+
+
+def _pause_seconds(now: Contents, manifest: Manifest) -> float:
+    rate = _WAL_BYTES_PER_SECOND if now.is_wal else _JOURNAL_BYTES_PER_SECOND
+    return _FIXED_PAUSE_SECONDS + max(manifest.image_bytes, now.image_bytes) / rate
+
+
+def _table_changes(now: Contents | None, then: Contents) -> tuple[TableChange, ...]:
+    rows_now = now.rows if now else {}
+    names = sorted({*rows_now, *then.rows})
+    return tuple(TableChange(name, rows_now.get(name), then.rows.get(name)) for name in names)
+
+
+def _schema_changes(now: dict[str, str], then: dict[str, str]) -> tuple[str, ...]:
+    """What the restore brings (+), takes away (-) and changes (~)."""
+    signs = {
+        name: "+" if name not in now else "-" if name not in then else "~"
+        for name in sorted({*now, *then})
+        if now.get(name) != then.get(name)
+    }
+    return tuple(f"{sign} {name}" for name, sign in signs.items())
+
+
+def refuse_unreadable(look: LookAtTarget) -> BackupdError:
+    """The refusal to replace what is no database without being told that the application is stopped."""
+    return UsageError(
+        f"{look.target} cannot be restored while the application runs: {look.reason}",
+        hint="stop the application, restore with --replace --app-stopped, and start it; or restore to a file with --to",
+    )

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+from harness.place import connected, create_database
+
+from backupd.errors import NotADatabaseError
+from backupd.live.contents import contents_of_image, contents_of_live
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize("journal_mode", ["wal", "delete"])
+def test_rows_schema_and_revision(tmp_path: Path, journal_mode: str) -> None:
+    """All that a person decides by; SQLite's own tables are left out, and an odd name is a name like any other."""
+    database = tmp_path / "app.db"
+    create_database(database, rows=7, journal_mode=journal_mode)
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute('CREATE TABLE "odd ""name" (id INTEGER PRIMARY KEY AUTOINCREMENT)')
+        connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        connection.execute("INSERT INTO alembic_version VALUES ('5f3a9b')")
+    contents = contents_of_live(database, lock_timeout=1)
+    assert contents.rows == {"alembic_version": 1, 'odd "name': 0, "report": 7}
+    assert set(contents.schema) == {
+        "index report_title",
+        "table alembic_version",
+        'table odd "name',
+        "table report",
+    }
+    assert (contents.journal_mode, contents.encoding, contents.alembic_revisions) == (
+        journal_mode,
+        "UTF-8",
+        ("5f3a9b",),
+    )
+
+
+def test_counting_holds_no_writer_up_in_rollback_mode(tmp_path: Path) -> None:
+    """Between two tables the lock is free, and after the look the writer goes on."""
+    database = tmp_path / "app.db"
+    create_database(database, rows=7)
+    with connected(database, "BEGIN IMMEDIATE", "DELETE FROM report"):
+        assert contents_of_live(database, lock_timeout=1).rows == {"report": 7}
+
+
+def test_image_is_looked_at_without_leaving_files(tmp_path: Path) -> None:
+    """In WAL mode too, which is what the image of a WAL database says of itself."""
+    image = tmp_path / "image.db"
+    create_database(image, rows=7, journal_mode="wal")
+    assert contents_of_image(image).rows == {"report": 7}
+    assert [path.name for path in tmp_path.iterdir()] == ["image.db"]
+
+
+def test_what_is_no_database_is_told_apart(tmp_path: Path) -> None:
+    """Garbage, and a database that lost its second half, need a replacement."""
+    database = tmp_path / "app.db"
+    database.write_bytes(b"garbage" * 1000)
+    with pytest.raises(NotADatabaseError):
+        contents_of_live(database, lock_timeout=1)
+    database.unlink()
+    create_database(database, rows=50)
+    database.write_bytes(database.read_bytes()[: database.stat().st_size // 8192 * 4096])
+    with pytest.raises(NotADatabaseError):
+        contents_of_live(database, lock_timeout=1)

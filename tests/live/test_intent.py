@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+from harness.place import connected, content_digest, create_database
+
+from backupd.errors import BusyError
+from backupd.live.intent import Replacement, announced_transaction, finish_interrupted, replace_files
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    """The old file, with what an unreadable database may have beside it, and the new one under another name."""
+    file = tmp_path / "app.db"
+    file.write_bytes(b"old")
+    (tmp_path / "app.db-wal").write_bytes(b"log of the old")
+    create_database(tmp_path / "new.db", rows=3)
+    return file
+
+
+def _replacement(database: Path) -> Replacement:
+    inode = (database.parent / "new.db").stat().st_ino
+    return Replacement("new.db", inode, "app.db.aside", (("app.db-wal", "app.db.aside-wal"),))
+
+
+def _files(database: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes()[:14] for path in database.parent.iterdir()}
+
+
+_NEW = b"SQLite format "
+_DONE = {"app.db": _NEW, "app.db.aside": b"old", "app.db.aside-wal": b"log of the old"}
+_UNDONE = {"app.db": b"old", "app.db-wal": b"log of the old"}
+
+
+def test_files_change_their_names(database: Path) -> None:
+    """The old one and its log are kept together, and nothing else stays."""
+    replace_files(database, _replacement(database))
+    assert _files(database) == _DONE
+
+
+def test_kill_at_every_system_call(database: Path, tmp_path: Path) -> None:
+    """Whatever was done when it came, the database has one whole file, and the next command completes the rest."""
+    script = """
+import os, signal, sys
+from pathlib import Path
+from backupd.live.intent import Replacement, replace_files
+database, inode, fatal = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+calls = 0
+def killing(call):
+    def wrapped(*arguments, **options):
+        global calls
+        calls += 1
+        if calls == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*arguments, **options)
+    return wrapped
+for name in ("open", "pwrite", "fsync", "link", "rename", "unlink", "truncate"):
+    setattr(os, name, killing(getattr(os, name)))
+replace_files(database, Replacement("new.db", inode, "app.db.aside", (("app.db-wal", "app.db.aside-wal"),)))
+"""
+    content = (database.parent / "new.db").read_bytes()
+    for fatal in range(1, 40):
+        for path in database.parent.iterdir():
+            path.unlink()
+        database.write_bytes(b"old")
+        (tmp_path / "app.db-wal").write_bytes(b"log of the old")
+        (tmp_path / "new.db").write_bytes(content)
+        inode = (tmp_path / "new.db").stat().st_ino
+        run = subprocess.run([sys.executable, "-c", script, database, str(inode), str(fatal)], check=False)
+        assert database.read_bytes()[:14] in {b"old", _NEW}
+        finish_interrupted(database, lock_timeout=1)
+        found = _files(database)
+        found.pop("new.db", None)  # the restore's own file, which the next restore takes over
+        assert found in (_DONE, _UNDONE)
+        if run.returncode == 0:
+            break
+    assert 10 < fatal < 39
+
+
+def test_new_log_of_the_new_file_is_left_alone(database: Path, tmp_path: Path) -> None:
+    """The application was started after the kill: what it wrote since belongs to the new file."""
+    replacement = _replacement(database)
+    replace_files(database, replacement)
+    _write_intent(database, replacement)
+    (tmp_path / "app.db-wal").write_bytes(b"log of the new")
+    finish_interrupted(database, lock_timeout=1)
+    assert _files(database) == {**_DONE, "app.db-wal": b"log of the new"}
+
+
+def test_failure_takes_everything_back(database: Path, tmp_path: Path) -> None:
+    """A name that cannot be given, here because a directory has it: the old file and its log are together again."""
+    (tmp_path / "app.db.aside-wal").mkdir()
+    (tmp_path / "app.db.aside-wal" / "in the way").touch()
+    with pytest.raises(OSError, match="irectory"):
+        replace_files(database, _replacement(database))
+    (tmp_path / "app.db.aside-wal" / "in the way").unlink()
+    (tmp_path / "app.db.aside-wal").rmdir()
+    assert _files(database) == {**_UNDONE, "new.db": _NEW}
+
+
+def test_database_in_use_is_not_completed(tmp_path: Path) -> None:
+    """Somebody started the application on the old file: it must stop before the file changes under it."""
+    database = tmp_path / "app.db"
+    create_database(database, rows=1, journal_mode="wal")
+    create_database(tmp_path / "new.db", rows=3)
+    _write_intent(database, _replacement(database))
+    with connected(database, "SELECT count(*) FROM report"), pytest.raises(BusyError, match="is in use"):
+        finish_interrupted(database, lock_timeout=1)
+    finish_interrupted(database, lock_timeout=1)
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("SELECT count(*) FROM report").fetchone() == (3,)
+
+
+def test_hot_journal_of_a_killed_restore_is_rolled_back(tmp_path: Path) -> None:
+    """Only that one: a journal without an intent is the application's business."""
+    database = tmp_path / "app.db"
+    create_database(database, rows=50)
+    before = content_digest(database)
+    with connected(
+        database, "PRAGMA cache_size = 1", "BEGIN", "UPDATE report SET body = zeroblob(2000)"
+    ) as application:
+        application.kill()
+        application.wait()
+    assert (tmp_path / "app.db-journal").exists()
+    finish_interrupted(database, lock_timeout=1)
+    assert (tmp_path / "app.db-journal").exists()
+    (tmp_path / ".app.db.backupd-restoring").write_text('{"version": 1, "replacement": null}')
+    finish_interrupted(database, lock_timeout=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["app.db"]
+    assert content_digest(database) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"version": 1, "repl'])
+def test_intent_that_was_not_written_whole_had_not_begun(database: Path, content: bytes) -> None:
+    """Nothing is done before it is on the disk."""
+    (database.parent / ".app.db.backupd-restoring").write_bytes(content)
+    finish_interrupted(database, lock_timeout=1)
+    assert _files(database) == {**_UNDONE, "new.db": _NEW}
+
+
+def test_two_restores_of_one_database(database: Path) -> None:
+    """The second waits, and says so when it takes too long."""
+    with announced_transaction(database), pytest.raises(BusyError, match="another restore"):
+        finish_interrupted(database, lock_timeout=0.1)
+    finish_interrupted(database, lock_timeout=0)
+    assert _files(database) == {**_UNDONE, "new.db": _NEW}
+
+
+def _write_intent(database: Path, replacement: Replacement) -> None:
+    values = {
+        "image": replacement.image,
+        "inode": replacement.inode,
+        "aside": replacement.aside,
+        "moves": replacement.moves,
+    }
+    intent = database.with_name(".app.db.backupd-restoring")
+    intent.write_text(json.dumps({"version": 1, "replacement": values}))
+    os.sync()
