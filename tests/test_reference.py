@@ -120,6 +120,15 @@ def test_latest_counts_regular_snapshots_backwards(text: str, sequence: int | No
     assert found(text) == sequence
 
 
+@pytest.mark.parametrize(
+    ("text", "sequence"), [("before-restore", 4), ("before-restore~0", 4), ("before-restore~1", None)]
+)
+def test_safety_snapshots_have_a_word_of_their_own(text: str, sequence: int | None):
+    """It counts those that were taken for a restore, and no others."""
+    assert parse_reference(text).names_one_moment
+    assert found(text) == sequence
+
+
 def test_the_newest_is_the_last_of_the_list_not_the_one_with_the_latest_id():
     """Which one is newer is not decided by a clock: the order of the list, by sequence, is."""
     behind = (*_HISTORY, snapshot("20261101T000000000Z-eeee0000", sequence=6))

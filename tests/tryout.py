@@ -1,7 +1,8 @@
 """The main job once through, on a sample or on a database of your own: `make try`, `make try DB=path`.
 
 A snapshot, some changes (to the sample only), another snapshot, a list, a restore, and the proof that the restored file
-equals its source. Everything that it writes is in ./backups and ./build/try; it may be run again and again.
+equals its source; with the sample, a restore into the running application too. Everything that it writes is in ./backups
+and ./build/try; it may be run again and again.
 """
 
 # ruff: noqa: T201  (it talks to people)
@@ -62,6 +63,8 @@ def main() -> None:
     _say("What is there now:")
     _backupd("list", str(database), "--store", _STORE)
     _restore_and_compare(database, is_sample=own is None)
+    if own is None:
+        _break_and_restore_live()
     _say(
         f"Done in {time.monotonic() - started:.0f} s; the snapshots stay in {_STORE}. Next: put your own database and "
         "a store on another machine into backupd.toml; config.example.toml shows every key. "
@@ -115,6 +118,20 @@ def _restore_and_compare(database: Path, *, is_sample: bool) -> None:
                 _print_differences(source, copy)
         before = source
     _say("The application writes all the time, so there was no quiet moment to compare in; the copy itself is sound.")
+
+
+def _break_and_restore_live() -> None:
+    """Lose rows, and bring them back under an application that keeps its connection open."""
+    with closing(apsw.Connection(str(_SAMPLE))) as application:
+        count = "SELECT count(*) FROM payments"
+        before = application.execute(count).get
+        application.execute("DELETE FROM payments")
+        _say("A mistake: the application has deleted all payments, and it still runs. Restore into its database:")
+        _backupd("restore", "latest", "--database", str(_SAMPLE), "--store", _STORE, "--yes")
+        after = application.execute(count).get
+        print(f"The application's open connection sees {after:,} of {before:,} payments again.")
+        if after != before:
+            _fail("rows are missing after the restore", "please report this")
 
 
 def _check_integrity(restored: Path, source: Path) -> None:

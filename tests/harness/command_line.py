@@ -103,11 +103,13 @@ class CommandLine:
             finally:
                 process.kill()
 
-    def run_on_terminal(self, *arguments: str, answer: str = "", columns: int = 120) -> Finished:
+    def run_on_terminal(
+        self, *arguments: str, answer: str = "", columns: int = 120, environ: Mapping[str, str] | None = None
+    ) -> Finished:
         """Run one command with a terminal as stdin, stdout and stderr, and type `answer`. All output is in `stdout`."""
         ours, theirs = pty.openpty()
         os.write(ours, answer.encode())
-        environment = {**self.environment, "TERM": "xterm-256color", "COLUMNS": str(columns)}
+        environment = {**self.environment, "TERM": "xterm-256color", "COLUMNS": str(columns), **(environ or {})}
         with subprocess.Popen(
             [*COMMAND, *arguments], cwd=self.directory, env=environment, stdin=theirs, stdout=theirs, stderr=theirs
         ) as process:
