@@ -1,8 +1,8 @@
 """The main job once through, on a sample or on a database of your own: `make try`, `make try DB=path`.
 
 A snapshot, some changes (to the sample only), another snapshot, a list, a restore, and the proof that the restored file
-equals its source; with the sample, a restore into the running application too. Everything that it writes is in ./backups
-and ./build/try; it may be run again and again.
+equals its source; with the sample, a restore into the running application too. Everything that it writes is in
+./backups and ./build/try; it may be run again and again.
 """
 
 # ruff: noqa: T201  (it talks to people)

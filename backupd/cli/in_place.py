@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from backupd.restore import InPlaceResult
 
 _NOTICEABLE_PAUSE_SECONDS = 2.0
+_NOTICEABLE_WAIT_SECONDS = 4.0
 
 
 def database_to_restore(session: Session, found: ListedSnapshot, text: str | None) -> Database:
@@ -144,9 +145,11 @@ def _agree(session: Session, found: ListedSnapshot, plan: Plan, wish: InPlaceWis
         _ask(f"{what}, and the running code may not fit the restored schema. Go on?", plan)
     if wish.is_yes:
         return
-    if plan.readers_wait and (plan.pause_seconds or 0) > _NOTICEABLE_PAUSE_SECONDS:
-        pause = quantities.seconds(plan.pause_seconds or 0)
-        _ask(f"The application will wait for about {pause}, longer than some of its timeouts may be. Go on?", plan)
+    is_long_for_all = plan.readers_wait and (plan.pause_seconds or 0) > _NOTICEABLE_PAUSE_SECONDS
+    if is_long_for_all or plan.writers_wait_seconds > _NOTICEABLE_WAIT_SECONDS:
+        who = "The application" if is_long_for_all else "The application's writers"
+        pause = quantities.seconds(plan.writers_wait_seconds)
+        _ask(f"{who} may wait for about {pause}, longer than some timeouts are. Go on?", plan)
     _ask("Restore this now?", plan)
 
 

@@ -52,6 +52,7 @@ def plan_values(plan: Plan) -> dict[str, Any]:
         "scratch_bytes": plan.scratch_bytes,
         "log_bytes": plan.log_bytes,
         "pause_seconds": None if plan.pause_seconds is None else round(plan.pause_seconds, 2),
+        "saving_seconds": None if plan.saving_seconds is None else round(plan.saving_seconds, 2),
         "readers_wait": plan.readers_wait,
     }
 
@@ -104,12 +105,13 @@ def _revisions(contents: Contents | None) -> list[str] | None:
 def _pause(plan: Plan) -> str:
     if plan.pause_seconds is None:
         return "none: the application is stopped"
-    seconds = quantities.seconds(plan.pause_seconds)
-    return (
-        f"readers and writers wait about {seconds}"
+    pause, saving = quantities.seconds(plan.pause_seconds), quantities.seconds(plan.saving_seconds or 0)
+    who = (
+        f"readers and writers wait about {pause}"
         if plan.readers_wait
-        else f"writers wait about {seconds}, readers do not"
+        else f"writers wait about {pause}, readers do not"
     )
+    return f"{who}; those that write during the safety snapshot, about {saving} more"
 
 
 def _some(changes: tuple[str, ...]) -> list[str]:

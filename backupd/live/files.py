@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from backupd.errors import BusyError
@@ -29,6 +30,23 @@ def open_locked(file: Path, database: Path) -> int:
             os.close(descriptor)
             raise BusyError(f"another restore to {database} is running", hint="wait until it has finished") from error
         os.close(descriptor)
+
+
+def partial_name(target: Path) -> Path:
+    """Where a restore writes a file before it gets its name: always the same place, so that none is ever left over."""
+    return target.with_name(f".{target.name}.backupd-partial")
+
+
+def remove_abandoned(file: Path, database: Path) -> None:
+    """Remove a file that a killed restore of `database` left; not one that somebody works on."""
+    if not os.path.lexists(file):
+        return
+    with suppress(BusyError):
+        descriptor = open_locked(file, database)
+        try:
+            file.unlink()
+        finally:
+            os.close(descriptor)
 
 
 def is_named(descriptor: int, path: Path) -> bool:

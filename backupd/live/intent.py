@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backupd.errors import BusyError, TargetUnwritableError
-from backupd.live.files import fsync_directory, open_locked
+from backupd.live.files import fsync_directory, open_locked, partial_name, remove_abandoned
 from backupd.live.locks import holders
 from backupd.logs import log
 
@@ -62,19 +62,19 @@ def replace_files(database: Path, replacement: Replacement) -> None:
 def finish_interrupted(database: Path, *, lock_timeout: float) -> None:
     """Finish what a killed restore left: roll its transaction back, or complete the change of names.
 
-    Costs one `stat` when there is nothing to do. Waits at most `lock_timeout` seconds for a restore that still runs.
-    Raises `BusyError` when it does after that or the database is in use, and `TargetUnwritableError`.
+    Costs two calls of `stat` when there is nothing to do. Waits at most `lock_timeout` seconds for a restore that still
+    runs. Raises `BusyError` when it does after that or the database is in use, and `TargetUnwritableError`.
     """
     file = _intent_file(database)
-    if not os.path.lexists(file):
-        return
     try:
-        descriptor = _open_when_free(file, database, lock_timeout)
-        try:
-            _finish(database, _read(descriptor), lock_timeout)
-            _remove(file)
-        finally:
-            os.close(descriptor)
+        if os.path.lexists(file):
+            descriptor = _open_when_free(file, database, lock_timeout)
+            try:
+                _finish(database, _read(descriptor), lock_timeout)
+                _remove(file)
+            finally:
+                os.close(descriptor)
+        remove_abandoned(partial_name(database), database)
     except OSError as error:
         raise TargetUnwritableError(
             f"a restore of {database} was interrupted and cannot be finished: {error.strerror} ({error.filename})",
@@ -118,7 +118,10 @@ def _finish(database: Path, values: dict[str, object] | None, lock_timeout: floa
 
         if database.exists():
             settle(database, lock_timeout=lock_timeout)
-        log.warning("an interrupted restore was taken back: the database has its old content", file=str(database))
+        log.warning(
+            "an interrupted restore was cleaned up: the database has the content of before, or all of the restored",
+            file=str(database),
+        )
         return
     if database.exists() and holders(database):
         raise BusyError(
@@ -152,7 +155,9 @@ def _take_back(database: Path, replacement: Replacement) -> None:
     for old, new in replacement.moves:
         if not (directory / old).exists() and (directory / new).exists():
             (directory / new).rename(directory / old)
-    (directory / replacement.aside).unlink(missing_ok=True)
+    aside = directory / replacement.aside
+    if aside.exists() and aside.samefile(database):
+        aside.unlink()
     fsync_directory(directory)
 
 
@@ -160,8 +165,11 @@ def _keep_aside(database: Path, aside: Path) -> None:
     """A second name for the old file, or a copy where the file system has no such thing."""
     try:
         os.link(database, aside)
-    except (FileExistsError, FileNotFoundError):
-        return  # done before the kill; or the database is gone, and only what was beside it is kept
+    except FileNotFoundError:
+        return  # there is no old file, only what was beside it
+    except FileExistsError:
+        if not aside.samefile(database):
+            raise  # somebody else's; the next try takes another name
     except OSError:
         shutil.copy2(database, aside)
 

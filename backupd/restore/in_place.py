@@ -42,9 +42,8 @@ if TYPE_CHECKING:
     """Takes a snapshot of the database as it is now, or raises why there is none."""
 
 _TRIES = 5
-_SAVING_SECONDS = 3.0
-"""How long writers may wait for a safety snapshot: with the restore itself, less than the usual timeout of 5 s."""
-
+_LEAST_SAVING_SECONDS = 3.0
+_EXPECTED_TIMES = 3
 _SIDE_SUFFIXES = ("-wal", "-shm", "-journal")
 
 
@@ -148,6 +147,8 @@ class InPlaceRestore:
     ) -> InPlaceResult:
         assert self._image is not None  # noqa: S101
         page_size = planned.then.page_size
+        # Longer than it should take, and yet not so long that a store that hangs stops the application.
+        most_seconds = max(_LEAST_SAVING_SECONDS, _EXPECTED_TIMES * (planned.saving_seconds or 0.0))
         safety: SnapshotId | None = None
         with LiveDatabase(self._target, lock_timeout=self._lock_timeout) as database:
             saved_version = 0
@@ -156,7 +157,7 @@ class InPlaceRestore:
                 safety = take_safety_snapshot()
             for _ in range(_TRIES):
                 with ExitStack() as announcement:
-                    with database.writers_waiting(most_seconds=_SAVING_SECONDS):
+                    with database.writers_waiting(most_seconds=most_seconds):
                         waiting_since = time.monotonic()
                         stamp = database.stamp()
                         # What was written since then is saved too, while nobody can write: undo brings all of it back.

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from backupd.errors import TargetUnwritableError
-from backupd.live.files import is_named, open_locked
+from backupd.live.files import is_named, open_locked, partial_name
 from backupd.logs import log
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def partial_file(target: Path) -> Iterator[tuple[Path, int]]:
 
     Its name is always the same, so that the next restore takes over what a killed one left.
     """
-    partial = target.with_name(f".{target.name}.backupd-partial")
+    partial = partial_name(target)
     descriptor = open_locked(partial, target)
     try:
         os.fchmod(descriptor, _PRIVATE_MODE)

@@ -24,6 +24,8 @@ _JOURNAL_PAGE_BYTES = 8
 _WAL_BYTES_PER_SECOND = 250e6
 _JOURNAL_BYTES_PER_SECOND = 160e6
 _FIXED_PAUSE_SECONDS = 0.05
+_SAVING_SECONDS = 0.5
+_SAVED_BYTES_PER_SECOND = 800e6
 
 
 class Way(StrEnum):
@@ -47,8 +49,9 @@ class TableChange:
 class Plan:
     """What a restore would do and change. Sizes are in bytes.
 
-    `pause_seconds` is the time that the application is expected to wait: its writers in WAL mode, everybody otherwise.
-    None where it does not go on anyway. `schema` tells objects that differ, such as `+ index users_email`.
+    `pause_seconds` is the time that the application is expected to wait: its writers in WAL mode, everybody otherwise;
+    `saving_seconds` the time that its writers wait before that, if they write during the safety snapshot. None where it
+    does not go on anyway. `schema` tells objects that differ, such as `+ index users_email`.
     """
 
     repository: Repository
@@ -64,6 +67,12 @@ class Plan:
     scratch_bytes: int
     log_bytes: int
     pause_seconds: float | None
+    saving_seconds: float | None
+
+    @property
+    def writers_wait_seconds(self) -> float:
+        """How long a writer has to wait at most, as expected."""
+        return (self.pause_seconds or 0.0) + (self.saving_seconds or 0.0)
 
     @property
     def changes_revision(self) -> bool:
@@ -127,6 +136,7 @@ def plan(repository: Repository, manifest: Manifest, look: LookAtTarget, image: 
         scratch_bytes=manifest.image_bytes,
         log_bytes=_log_bytes(now, manifest) if now and is_live else 0,
         pause_seconds=_pause_seconds(now, manifest) if now and is_live else None,
+        saving_seconds=_SAVING_SECONDS + now.image_bytes / _SAVED_BYTES_PER_SECOND if now and is_live else None,
     )
 
 
