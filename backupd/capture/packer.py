@@ -228,6 +228,10 @@ class Stream:
             self._relocation.seek(0)
             for number, page_hash in self._relocated:
                 yield number, page_hash, self._relocation.read(page_size)
+
+    def close(self) -> None:
+        """Give the pages put aside up, whether they were needed or not."""
+        if self._relocation is not None:
             self._relocation.close()
             self._relocated_images.unlink()
 
@@ -312,6 +316,7 @@ class Packer:
                     if self._hashes[start : start + HASH_BYTES] == digest:
                         stream.add(number, digest, image, self._writer)
                 stream.flush(self._writer)
+            stream.close()
         self._writer.close()
         self._hashes.close()
 

@@ -189,12 +189,13 @@ def test_base_of_another_page_size_counts_for_nothing(tmp_path: Path) -> None:
 
 
 def test_pages_are_relocated_only_when_something_changed(tmp_path: Path) -> None:
-    """Tidying up alone makes no snapshot."""
+    """Tidying up alone makes no snapshot, and the pages that were put aside for it do not stay in the spool."""
     database = tmp_path / "app.db"
     _fill(database)
     first = capture(database, tmp_path / "first")
     base = StreamBase(first.page_size, str(first.hashes), (3, 9, 10**6))
     assert capture(database, tmp_path / "second", streams=[base]).streams == [{}]
+    assert [file.name for file in (tmp_path / "second").iterdir()] == ["hashes"]
     with closing(sqlite3.connect(database)) as connection, connection:
         connection.execute("UPDATE t SET b = 'changed' WHERE a = 700")
     third = capture(database, tmp_path / "third", streams=[base])
