@@ -20,6 +20,7 @@ from backupd.config import (
     Database,
     DatabaseSettings,
     InvalidValueError,
+    RetentionSettings,
     Settings,
     StoreSettings,
     check_database_name,
@@ -35,7 +36,7 @@ from backupd.config import (
 )
 from backupd.config.loading import _usual_places
 from backupd.config.problems import variable_of
-from backupd.config.settings import TABLES, default_state_dir
+from backupd.config.settings import TABLES, default_state_dir, tables_in
 from backupd.errors import ExitCode, UsageError
 
 EXAMPLE = Path(__file__).parent.parent / "config.example.toml"
@@ -359,8 +360,22 @@ def test_a_tilde_is_the_home_directory(load_text, monkeypatch):
             "[[databases]]\npath = '/a.db'\nstate_dir = '/x'",
             "unknown key 'databases[0].state_dir' in {file} | 'state_dir' belongs above the first line in brackets",
         ),
-        ("[[databases]]\npath = '/a.db'\nzzz = 1", "unknown key 'databases[0].zzz' in {file} | known here: path, name"),
+        (
+            "[[databases]]\npath = '/a.db'\nzzz = 1",
+            "unknown key 'databases[0].zzz' in {file} | known here: path, name, retention",
+        ),
         ("source = '/x'", "unknown key 'source' in {file} | did you mean 'stores'?"),
+        ("[retention]\ndayly = 3", "unknown key 'retention.dayly' in {file} | did you mean 'daily'?"),
+        (
+            "[[databases]]\npath = '/a.db'\nretention = {dayly = 3}",
+            "unknown key 'databases[0].retention.dayly' in {file} | did you mean 'daily'?",
+        ),
+        (
+            "[[stores]]\nurl = '/a'\nmonthly = 3",
+            # Where a table of this entry could have it, and where one of the file could.
+            "unknown key 'stores[0].monthly' in {file} | 'monthly' belongs under [retention] or [stores.retention]",
+        ),
+        ("[packs]\nmonthly = 3", "unknown key 'packs.monthly' in {file} | 'monthly' belongs under [retention]"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_likely_spelling(refusal, config_file, text, told):
@@ -395,6 +410,31 @@ def test_an_unknown_key_is_refused_with_the_likely_spelling(refusal, config_file
         (
             "[[stores]]\nurl = 's3://abc'\naddressing_style = 'x'",
             "stores[0].addressing_style in {file}: must be 'auto', 'path' or 'virtual'",
+        ),
+        ("[retention]\ndaily = -1", "retention.daily in {file}: must be greater than or equal to 0"),
+        ("[retention]\ndaily = true", "retention.daily in {file}: must be a whole number"),
+        ("[retention]\nafter_snapshot = 'x'", "retention.after_snapshot in {file}: must be a valid boolean"),
+        ("[retention]\ngrace = '30m'", "retention.grace in {file}: 30m is less than 1h | m stands for minutes; write"),
+        ("[retention]\nwithin = '6m'", "retention.within in {file}: 6m is less than 1h | m stands for minutes; write"),
+        ("[retention]\ntagged = '0s'", "retention.tagged in {file}: must be longer than 0s"),
+        (
+            "[retention]\ntime_zone = 'Europe/Berln'",
+            "retention.time_zone in {file}: 'Europe/Berln' is not a time zone | did you mean Europe/Berlin?",
+        ),
+        (
+            "[retention]\ntime_zone = '+01:00'",
+            "retention.time_zone in {file}: '+01:00' is not a time zone | write it like Europe/Berlin",
+        ),
+        ("[retention]\ntime_zone = '/etc/passwd'", "retention.time_zone in {file}: '/etc/passwd' is not a time zone"),
+        ("[retention]\ntime_zone = ''", "retention.time_zone in {file}: '' is not a time zone"),
+        ("retention = 3", "retention in {file}: must be a table, headed [retention]"),
+        (
+            "[[stores]]\nurl = '/x'\nretention = 3",
+            "stores[0].retention in {file}: must be a table, headed [stores.retention]",
+        ),
+        (
+            "[[databases]]\npath = '/a.db'\n[databases.retention]\ndaily = 'x'",
+            "databases[0].retention.daily in {file}: must be a valid integer",
         ),
     ],
 )
@@ -486,24 +526,30 @@ def test_variables_alone_are_a_configuration(tmp_path):
 
 def test_every_key_has_a_variable(load_text):
     """No key is refused as an unknown variable."""
-    for key, field in Settings.model_fields.items():
-        position = "0__" if field.default == () else ""
-        keys = (
-            [f"{key}__{position}{key_in_table}" for key_in_table in TABLES[key].model_fields]
-            if key in TABLES
-            else [key]
-        )
-        for name in keys:
-            with pytest.raises(UsageError) as caught:
-                load_text(**{f"BACKUPD_{name.upper()}": "\0"})
-            assert f"BACKUPD_{key.upper()}" in caught.value.message
-            assert "unknown" not in caught.value.message
+
+    def variables(table, *location):
+        for key, field in table.model_fields.items():
+            position = [0] if field.default == () else []
+            if key in tables_in(table):
+                yield from variables(tables_in(table)[key], *location, key, *position)
+            else:
+                yield variable_of(*location, key)
+
+    found = list(variables(Settings))
+    assert {"BACKUPD_STATE_DIR", "BACKUPD_STORES__0__RETENTION__DAILY", "BACKUPD_RETENTION__DAILY"} <= set(found)
+    for name in found:
+        with pytest.raises(UsageError) as caught:
+            load_text(**{name: "\0"})
+        assert name.partition("__")[0] in caught.value.message
+        assert "unknown" not in caught.value.message
 
 
 def test_a_gap_in_positions_is_an_error(refusal):
     """A position that skips one would lose an entry silently somewhere else."""
     told = refusal('[[stores]]\nurl = "/a"', BACKUPD_STORES__2__URL="/c")
     assert told == "BACKUPD_STORES__2__URL leaves a gap | positions start at 0, and the next is BACKUPD_STORES__1__URL"
+    told = refusal(BACKUPD_STORES__1__RETENTION__DAILY="3")
+    assert told.startswith("BACKUPD_STORES__1__RETENTION__DAILY leaves a gap")
 
 
 def test_empty_variables_count_as_not_set(load_text):
@@ -537,7 +583,15 @@ def test_an_unknown_variable_is_refused_with_the_likely_spelling(refusal, variab
 
 
 @pytest.mark.parametrize(
-    "variable", ["BACKUPD_STORES", "BACKUPD_CAPTURE", "BACKUPD_SOURCE", "BACKUPD_STORES__0__URL_FILE"]
+    "variable",
+    [
+        "BACKUPD_STORES",
+        "BACKUPD_CAPTURE",
+        "BACKUPD_SOURCE",
+        "BACKUPD_STORES__0__URL_FILE",
+        "BACKUPD_RETENTION",
+        "BACKUPD_DATABASES__0__RETENTION",
+    ],
 )
 def test_only_the_documented_variables_exist(refusal, variable):
     """There is one way to say a thing: no JSON in a table's variable, and files for secrets only."""
@@ -578,6 +632,8 @@ def test_a_variable_does_not_hide_that_the_files_table_is_wrong(refusal, config_
     assert f"capture in {config_file}: must be a table" in refusal("capture = 3", BACKUPD_CAPTURE__MAX_LOCK="3s")
     assert f"stores in {config_file}: must be a table" in refusal("stores = 3", BACKUPD_STORES__0__URL="/x")
     assert f"stores[0] in {config_file}: must be a table" in refusal("stores = [3]", BACKUPD_STORES__0__URL="/x")
+    told = refusal("databases = [{path = '/a.db', retention = 3}]", BACKUPD_DATABASES__0__RETENTION__DAILY="1")
+    assert f"databases[0].retention in {config_file}: must be a table, headed [databases.retention]" in told
 
 
 TEXT = st.text(alphabet="019asMBh ./~:@?#%*![]-_\\\"'{}\n\r\0ü€🙂", max_size=12) | st.sampled_from(
@@ -837,7 +893,7 @@ def test_keys_of_a_store_that_need_each_other_come_together(keys, told):
         StoreSettings(url="s3://bucket", **keys)
 
 
-@pytest.mark.parametrize("key", sorted(StoreSettings.model_fields.keys() - {"url"}))
+@pytest.mark.parametrize("key", sorted(StoreSettings.model_fields.keys() - {"url", "retention"}))
 def test_a_directory_takes_no_keys_of_a_bucket(refusal, key):
     """A key that would have no effect is refused rather than believed."""
     value = '"AES256"' if key == "server_side_encryption" else '"auto"' if key == "addressing_style" else '"5m"'
@@ -1024,6 +1080,117 @@ def test_a_path_alone_is_a_database(tmp_path, monkeypatch):
         database_from_path(Path("/a[1].db"))
 
 
+# Retention
+
+
+OVERRIDDEN = """
+[retention]
+daily = 30
+tagged = "60d"
+grace = "1d"
+
+[[databases]]
+path = "/app.db"
+
+[[databases]]
+path = "/other.db"
+[databases.retention]
+daily = 3
+monthly = 1
+within = "2w"
+
+[[stores]]
+url = "/near"
+
+[[stores]]
+url = "s3://far"
+[stores.retention]
+monthly = 99
+after_snapshot = false
+"""
+
+
+def policy(settings: Settings, database: str, store: StoreSettings) -> RetentionSettings | None:
+    """That of one database in one store."""
+    return settings.policies(store).get(database)
+
+
+def test_a_policy_is_that_of_everything_then_the_databases_then_the_stores(load_text):
+    """Each table replaces the keys that are written in it, and no other."""
+    settings = load_text(OVERRIDDEN)
+    near, far = settings.stores
+    general = RetentionSettings(daily=30, tagged=timedelta(days=60), grace=timedelta(days=1))
+    assert policy(settings, "app", near) == general
+    assert policy(settings, "app", far) == general.model_copy(update={"monthly": 99, "after_snapshot": False})
+    own = {"daily": 3, "monthly": 1, "within": timedelta(weeks=2)}
+    assert policy(settings, "other", near) == general.model_copy(update=own)
+    assert policy(settings, "other", far) == general.model_copy(
+        update={**own, "monthly": 99, "after_snapshot": False},
+    )
+    assert policy(settings, "other", store_from_url("/elsewhere")) == policy(settings, "other", near)
+
+
+def test_a_store_may_have_a_grace_of_its_own(load_text):
+    """For databases that are not configured, too: what was forgotten by hand can be had back as long as anything."""
+    settings = load_text(OVERRIDDEN.replace("monthly = 99", 'grace = "9d"'))
+    near, far = settings.stores
+    assert policy(settings, "app", near).grace == settings.grace(near) == timedelta(days=1)
+    assert policy(settings, "app", far).grace == settings.grace(far) == timedelta(days=9)
+
+
+def test_a_default_that_is_written_beats_what_is_written_above(load_text):
+    """Writing a key counts, not that its value differs from the default."""
+    settings = load_text('[retention]\ndaily = 1\n[[databases]]\npath = "/app.db"\n[databases.retention]\ndaily = 14')
+    assert policy(settings, "app", store_from_url("/x")) == RetentionSettings()
+
+
+def test_a_database_that_is_not_configured_has_no_policy(load_text, tmp_path):
+    """A configuration that was lost, or a tenant that has gone, never costs a snapshot."""
+    store = store_from_url("/x")
+    assert policy(load_text(), "app", store) is None
+    assert policy(load_text("[retention]\ndaily = 1"), "app", store) is None
+    touch(tmp_path / "tenants/acme.db")
+    settings = load_text('[[databases]]\npath = "tenants/*.db"\nretention = {daily = 9}')
+    assert policy(settings, "acme", store).daily == 9
+    assert policy(settings, "gone", store) is None
+    assert policy(settings, "Acme", store) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "is_empty"),
+    [
+        ("", False),
+        ("keep_last = 0\ndaily = 0\nweekly = 0\nmonthly = 0", True),
+        ("keep_last = 0\ndaily = 0\nweekly = 0\nmonthly = 0\ntagged = '9d'", True),
+        ("keep_last = 0\ndaily = 0\nweekly = 0\nmonthly = 0\nwithin = '1h'", False),
+        *((f"keep_last = 0\ndaily = 0\nweekly = 0\nmonthly = 0\n{key} = 1", False) for key in ("hourly", "yearly")),
+    ],
+)
+def test_a_policy_without_a_count_or_an_age_is_empty(load_text, text, is_empty):
+    """The default is not empty; zeros everywhere are, whatever else is set."""
+    assert load_text(f"[retention]\n{text}").retention.is_empty == is_empty
+
+
+def test_variables_override_a_policy_at_every_depth(load_text):
+    """Beside what the file says, and without a file."""
+    settings = load_text(
+        OVERRIDDEN,
+        BACKUPD_RETENTION__DAILY="31",
+        BACKUPD_RETENTION__AFTER_SNAPSHOT="false",
+        BACKUPD_DATABASES__1__RETENTION__MONTHLY="2",
+        BACKUPD_STORES__0__RETENTION__TIME_ZONE="Europe/Berlin",
+    )
+    near = settings.stores[0]
+    assert policy(settings, "app", near).daily == 31
+    assert policy(settings, "app", near).after_snapshot is False
+    other = policy(settings, "other", near)
+    assert (other.daily, other.monthly, other.time_zone) == (3, 2, "Europe/Berlin")
+    alone = load_text(BACKUPD_DATABASES__0__PATH="/a.db", BACKUPD_DATABASES__0__RETENTION__WITHIN="90d")
+    assert policy(alone, "a", near).within == timedelta(days=90)
+    with pytest.raises(UsageError, match="BACKUPD_DATABASES__0__RETENTION__DAILY: must be a valid integer"):
+        load_text(BACKUPD_DATABASES__0__PATH="/a.db", BACKUPD_DATABASES__0__RETENTION__DAILY="many")
+
+
 # The example
 
 
@@ -1060,7 +1227,7 @@ def test_the_example_shows_the_true_defaults(load_text):
     settings = load_text(uncommented_example())
     assert settings.state_dir == default_state_dir({}, is_root=True)
     assert settings.databases[0].name == settings.databases[0].path.rpartition("/")[2].removesuffix(".db")
-    for shown in [settings.capture, settings.packs, settings.stores[1]]:
+    for shown in [settings.capture, settings.packs, settings.retention, settings.stores[1]]:
         for key, field in type(shown).model_fields.items():
             if not field.is_required() and field.default is not None:
                 assert getattr(shown, key) == field.default, key
@@ -1071,6 +1238,7 @@ def test_the_example_comments_out_only_what_has_no_default():
     shown = tomllib.loads(EXAMPLE.read_text(encoding="utf-8"))
     assert shown["capture"].keys() == TABLES["capture"].model_fields.keys()
     assert shown["packs"].keys() == TABLES["packs"].model_fields.keys()
+    assert shown["retention"].keys() == TABLES["retention"].model_fields.keys() - {"within", "time_zone"}
     assert [entry.keys() for entry in shown["databases"]] == [{"path"}]
     assert [entry.keys() for entry in shown["stores"]] == [{"url"}]
 

@@ -12,6 +12,7 @@ from backupd.config.databases import (
     unmatched_patterns,
 )
 from backupd.config.loading import load
+from backupd.config.retention import RetentionSettings
 from backupd.config.settings import CaptureSettings, PackSettings, Settings
 from backupd.config.stores import StoreSettings, store_from_url
 from backupd.config.values import InvalidValueError, format_duration, format_size, parse_duration, parse_size
@@ -22,6 +23,7 @@ __all__ = [
     "DatabaseSettings",
     "InvalidValueError",
     "PackSettings",
+    "RetentionSettings",
     "Settings",
     "StoreSettings",
     "check_database_name",

@@ -2,13 +2,14 @@
 
 import glob
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import BeforeValidator, model_validator
 
+from backupd.config.retention import RetentionSettings
 from backupd.config.values import InvalidValueError, Table, absolute_path
 from backupd.errors import UsageError
 
@@ -62,6 +63,7 @@ class DatabaseSettings(Table):
 
     path: Annotated[str, BeforeValidator(_absolute_pattern)]
     name: str | None = None
+    retention: RetentionSettings | None = None
 
     @property
     def is_glob(self) -> bool:
@@ -116,15 +118,26 @@ def find_databases(entries: Iterable[DatabaseSettings]) -> tuple[Database, ...]:
     the first. A pattern that finds nothing adds nothing: `unmatched_patterns` tells which. Raises `UsageError` when two
     databases would have one name (upper and lower case are the same, because some stores' file systems say so).
     """
+    databases = tuple(database for _, database in _found(entries))
+    _refuse_shared_names(databases)
+    return databases
+
+
+def entries_by_name(entries: Iterable[DatabaseSettings]) -> dict[str, DatabaseSettings]:
+    """The entry that each database comes from at this moment. Of two with one name, the first. Raises `UsageError`."""
+    found: dict[str, DatabaseSettings] = {}
+    for entry, database in _found(entries):
+        found.setdefault(database.name, entry)
+    return found
+
+
+def _found(entries: Iterable[DatabaseSettings]) -> Iterator[tuple[DatabaseSettings, Database]]:
     entries = tuple(entries)
     taken = {path for entry in entries if not entry.is_glob for path in entry.paths()}
-    databases: list[Database] = []
     for entry in entries:
         paths = [path for path in entry.paths() if not entry.is_glob or path not in taken]
         taken.update(paths)
-        databases += [entry.database_at(path) for path in paths]
-    _refuse_shared_names(databases)
-    return tuple(databases)
+        yield from ((entry, entry.database_at(path)) for path in paths)
 
 
 def unmatched_patterns(entries: Iterable[DatabaseSettings]) -> tuple[str, ...]:

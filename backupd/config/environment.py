@@ -14,8 +14,8 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from backupd.config.problems import variable_of
-from backupd.config.settings import ENTRIES, TABLES, Settings
-from backupd.config.values import InvalidValueError
+from backupd.config.settings import ENTRIES, Settings, tables_in
+from backupd.config.values import InvalidValueError, Table
 
 _POSITION = re.compile(r"(?<=__)(?:0|[1-9][0-9]{0,3})(?=__)")
 
@@ -82,14 +82,14 @@ def _secret_in_file(name: str, path: str, variables: Mapping[str, str]) -> str:
     raise InvalidValueError(f"{name}: {path} {problem}", hint="put the secret, and nothing else, into that file")
 
 
-def _variables() -> Iterator[tuple[str, FieldInfo]]:
-    for key, field in Settings.model_fields.items():
-        if key not in TABLES:
-            yield variable_of(key), field
-            continue
-        for key_in_table, field_in_table in TABLES[key].model_fields.items():
+def _variables(table: type[Table] = Settings, *location: int | str) -> Iterator[tuple[str, FieldInfo]]:
+    inner = tables_in(table)
+    for key, field in table.model_fields.items():
+        if key in inner:
             position = [0] if key in ENTRIES else []
-            yield variable_of(key, *position, key_in_table), field_in_table
+            yield from _variables(inner[key], *location, key, *position)
+        else:
+            yield variable_of(*location, key), field
 
 
 _KNOWN = frozenset(name for name, _ in _variables())

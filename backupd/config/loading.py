@@ -140,19 +140,30 @@ def _overlaid_with_variables(tree: dict[str, Any], variables: Mapping[str, str])
     return overlaid
 
 
-def _entries_overlaid(key: str, entries: Any, overlay: Mapping[str, dict[str, str]]) -> Any:
+def _entries_overlaid(key: str, entries: Any, overlay: Mapping[str, dict[str, Any]]) -> Any:
     if not isinstance(entries, list):
         return entries
     overlaid = list(entries)
     for position, table in sorted((int(text), table) for text, table in overlay.items()):
         if position > len(overlaid):
-            given, expected = (variable_of(key, number, min(table)) for number in (position, len(overlaid)))
+            given, expected = (variable_of(key, number, *_first_key(table)) for number in (position, len(overlaid)))
             raise UsageError(f"{given} leaves a gap", hint=f"positions start at 0, and the next is {expected}")
         below = overlaid[position] if position < len(overlaid) else {}
         overlaid[position : position + 1] = [_table_overlaid(below, table)]
     return overlaid
 
 
-def _table_overlaid(table: Any, overlay: Mapping[str, str]) -> Any:
+def _first_key(table: Mapping[str, Any]) -> tuple[str, ...]:
+    key = min(table)
+    return (key, *_first_key(table[key])) if isinstance(table[key], dict) else (key,)
+
+
+def _table_overlaid(table: Any, overlay: Mapping[str, Any]) -> Any:
     # What is no table in the file stays what it is, for the validation to refuse.
-    return {**table, **overlay} if isinstance(table, dict) else table
+    if not isinstance(table, dict):
+        return table
+    values = {
+        key: _table_overlaid(table.get(key, {}), value) if isinstance(value, dict) else value
+        for key, value in overlay.items()
+    }
+    return {**table, **values}

@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from backupd.config.settings import ENTRIES, TABLES, Settings
+from backupd.config.settings import ENTRIES, Settings, tables_in
 from backupd.config.values import InvalidValueError
 from backupd.errors import UsageError
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pydantic_core import ErrorDetails
+
+    from backupd.config.values import Table
 
 Location = tuple[int | str, ...]
 
@@ -54,17 +56,20 @@ class Origin:
         return InvalidValueError(f"{self._place(location)}: {_rule(details)}")
 
     def _unknown_key(self, location: Location) -> InvalidValueError:
-        *table, key = location
-        known = TABLES[str(table[0])].model_fields if table else Settings.model_fields
-        likely = difflib.get_close_matches(str(key), known, n=1)
-        if likely:
-            hint = f"did you mean {likely[0]!r}?"
-        elif table and key in Settings.model_fields:
+        *outer, key = location
+        names = [str(part) for part in outer if isinstance(part, str)]
+        table: type[Table] = Settings
+        for name in names:
+            table = tables_in(table)[name]
+        likely = difflib.get_close_matches(str(key), table.model_fields, n=1)
+        if names and key in Settings.model_fields:
             hint = f"{key!r} belongs above the first line in brackets"
-        elif owners := [_heading(name) for name, owner in TABLES.items() if key in owner.model_fields]:
-            hint = f"{key!r} belongs under {' or '.join(owners)}"
+        elif owners := {*_owners(key, table, *names), *_owners(key, Settings)}:
+            hint = f"{key!r} belongs under {' or '.join(sorted(owners))}"
+        elif likely:
+            hint = f"did you mean {likely[0]!r}?"
         else:
-            hint = f"known here: {', '.join(known)}"
+            hint = f"known here: {', '.join(table.model_fields)}"
         return InvalidValueError(f"unknown key {_key(location)!r} in {self.source}", hint=hint)
 
     def _missing_key(self, location: Location) -> InvalidValueError:
@@ -95,13 +100,19 @@ def _key(location: Sequence[int | str]) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
 
 
-def _heading(table: str) -> str:
-    return f"[[{table}]]" if table in ENTRIES else f"[{table}]"
+def _owners(key: int | str, table: type[Table], *names: str) -> list[str]:
+    """The headings of those tables in `table`, which is headed by `names`, that have the key."""
+    return [_heading(*names, name) for name, inner in tables_in(table).items() if key in inner.model_fields]
+
+
+def _heading(*names: str) -> str:
+    return f"[[{names[0]}]]" if len(names) == 1 and names[0] in ENTRIES else f"[{'.'.join(names)}]"
 
 
 def _rule(details: ErrorDetails) -> str:
     if details["type"] in {"tuple_type", "model_type"}:
-        return f"must be a table, headed {_heading(str(details['loc'][0]))}"
+        names = (part for part in details["loc"] if isinstance(part, str))
+        return f"must be a table, headed {_heading(*names)}"
     if details["type"] in {"string_too_short", "too_short"}:
         return "must not be empty"
     return details["msg"].replace("Input should be", "must be")

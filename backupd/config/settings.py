@@ -8,7 +8,8 @@ from typing import Annotated, Any, Self, get_args
 
 from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
-from backupd.config.databases import DatabaseSettings, find_databases
+from backupd.config.databases import DatabaseSettings, entries_by_name, find_databases
+from backupd.config.retention import RetentionSettings
 from backupd.config.stores import StoreSettings
 from backupd.config.values import AbsolutePath, Count, Duration, InvalidValueError, Size, Table, format_size
 
@@ -80,6 +81,7 @@ class Settings(Table):
     stores: tuple[StoreSettings, ...] = ()
     capture: CaptureSettings = CaptureSettings()
     packs: PackSettings = PackSettings()
+    retention: RetentionSettings = RetentionSettings()
 
     _source: Path | None = PrivateAttr(default=None)
 
@@ -98,6 +100,22 @@ class Settings(Table):
         """The configured stores, or `./backups` in the current directory when there are none."""
         return self.stores or (StoreSettings(url="./backups"),)
 
+    def policies(self, store: StoreSettings) -> dict[str, RetentionSettings]:
+        """How long snapshots are kept in `store`, by the names of the databases that are configured at this moment.
+
+        Where a key is written several times, that of the store wins, then that of the database. A database that is not
+        here has no policy, and nothing of it is removed: a configuration that was lost must not cost snapshots. Raises
+        `UsageError` as `find_databases` does.
+        """
+        return {
+            name: self.retention.overridden_by(entry.retention, store.retention)
+            for name, entry in entries_by_name(self.databases).items()
+        }
+
+    def grace(self, store: StoreSettings) -> timedelta:
+        """How long what was removed by hand can be had back from `store`, of a database without a policy."""
+        return self.retention.overridden_by(store.retention).grace
+
     @model_validator(mode="after")
     def _refuse_twins(self) -> Self:
         # What patterns find changes while backupd runs, and is looked at then.
@@ -109,14 +127,18 @@ class Settings(Table):
         return self
 
 
+def tables_in(table: type[Table]) -> Mapping[str, type[Table]]:
+    """The tables in a table by their keys, those that may be left out and those that there may be several of, too."""
+    inner = {key: _table_in(field.annotation) for key, field in table.model_fields.items()}
+    return {key: found for key, found in inner.items() if found is not None}
+
+
 def _table_in(annotation: Any) -> type[Table] | None:
-    innermost = get_args(annotation)[0] if get_args(annotation) else annotation
-    return innermost if issubclass(innermost, Table) else None
+    innermost = (get_args(annotation) or (annotation,))[0]
+    return innermost if isinstance(innermost, type) and issubclass(innermost, Table) else None
 
 
-TABLES: Mapping[str, type[Table]] = {
-    key: table for key, field in Settings.model_fields.items() if (table := _table_in(field.annotation))
-}
+TABLES = tables_in(Settings)
 """The tables of the file by their keys."""
 
 ENTRIES = frozenset(key for key in TABLES if get_args(Settings.model_fields[key].annotation))

@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
+from backupd.config.retention import RetentionSettings
 from backupd.config.values import AbsolutePath, Count, Duration, InvalidValueError, Table, Text, absolute_path
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
@@ -87,6 +88,7 @@ class StoreSettings(Table):
     """
 
     url: Annotated[str, AfterValidator(_normal_store_url)]
+    retention: RetentionSettings | None = None
 
     endpoint_url: Annotated[str, AfterValidator(_http_url)] | None = None
     region: Text | None = None
@@ -137,7 +139,7 @@ class StoreSettings(Table):
 
     @model_validator(mode="after")
     def _refuse_keys_that_have_no_effect(self) -> Self:
-        given = self.model_fields_set - {"url"}
+        given = self.model_fields_set - {"url", "retention"}
         if given and not self.is_s3:
             keys = ", ".join(key for key in type(self).model_fields if key in given)
             raise InvalidValueError(
