@@ -1,4 +1,4 @@
-"""What people write for a snapshot: an id, `latest~2`, `before-restore`, a time, an age or a tag, and `NAME@` before it.
+"""What people write for a snapshot: an id, `latest~2`, `before-restore`, a time, an age or a tag; `NAME@` before it.
 
 Pure. The first character tells an id, a time or an age, which begin with a digit, from `latest` and tags, which do not.
 """
@@ -50,7 +50,7 @@ class Reference:
 
 
 def is_tag(text: str) -> bool:
-    """Whether `text` may be a tag: a letter, then letters, digits, `.`, `_`, `+`, `-`; `latest` and the like may not."""
+    """Whether `text` may be a tag: a letter, then letters, digits, `.`, `_`, `+`, `-`; but no word such as `latest`."""
     return _TAG.fullmatch(text) is not None and _LATEST.fullmatch(text) is None
 
 
@@ -72,7 +72,8 @@ def resolve(reference: Reference, manifests: Sequence[Manifest], now: datetime) 
     """The snapshot that `reference` means among those of one database, oldest first; None when there is none.
 
     `now` is aware. A time without an offset is local time, as it was at that date. `latest`, times and ages never mean
-    a `before-restore` snapshot; that word means the newest of these. Raises `NoSuchSnapshotError` when several ids begin like this.
+    a `before-restore` snapshot; that word means the newest of these. Raises `NoSuchSnapshotError` when several ids
+    begin like this.
     """
     text = reference.text
     if reference.is_id:

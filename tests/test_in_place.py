@@ -273,7 +273,7 @@ def test_committed_rows_in_the_log_come_into_the_kept_file(tmp_path: Path) -> No
 
 
 def test_hot_journal_of_the_application_is_named(tmp_path: Path) -> None:
-    """It is the application's to roll back; or all of it is kept aside, on demand."""
+    """It is the application's to roll back; only where that is stopped and its file replaced, we do, and save it."""
     service = Service(tmp_path, "delete")
     with connected(
         service.path, "PRAGMA cache_size = 1", "BEGIN", "UPDATE report SET body = zeroblob(2000)"
@@ -283,7 +283,8 @@ def test_hot_journal_of_the_application_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceUnusableError, match="hot rollback journal") as refused:
         service.restore()
     assert not isinstance(refused.value, NotADatabaseError)
-    result = service.restore(must_replace=True, is_app_stopped=True)
+    result = service.restore(take_safety_snapshot=service.save, must_replace=True, is_app_stopped=True)
+    assert service.of(result.safety_snapshot).image_digest == service.manifest.image_digest
     assert result.kept_as is not None
     with closing(sqlite3.connect(result.kept_as)) as connection:
         rows = connection.execute("SELECT count(*) FROM report WHERE length(body) = 1000").fetchone()

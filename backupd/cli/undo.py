@@ -17,6 +17,7 @@ from backupd.cli.options import (
     in_place_options,
     store_option,
 )
+from backupd.errors import UsageError
 
 
 @click.command(
@@ -45,7 +46,9 @@ def command(invocation: Invocation, /, database: str | None, store: str | None, 
 
     session = Session(invocation)
     configured = session.databases()
-    if database is None and len(configured) == 1:
+    if database is None and configured:
+        if len(configured) > 1:
+            raise UsageError(f"{len(configured)} databases are configured", hint="say which one: backupd undo DATABASE")
         database = configured[0].name
     found = sought_snapshot(session, "before-restore", database, store)
     restore_in_place(session, found, database_to_restore(session, found, database), InPlaceWish(**wish))

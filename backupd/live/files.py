@@ -38,10 +38,10 @@ def partial_name(target: Path) -> Path:
 
 
 def remove_abandoned(file: Path, database: Path) -> None:
-    """Remove a file that a killed restore of `database` left; not one that somebody works on."""
+    """Remove a file that a killed restore of `database` left, if that may be done; not one that somebody works on."""
     if not os.path.lexists(file):
         return
-    with suppress(BusyError):
+    with suppress(BusyError, OSError):  # it takes space and does no harm: whoever may write there removes it
         descriptor = open_locked(file, database)
         try:
             file.unlink()

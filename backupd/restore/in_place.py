@@ -9,12 +9,12 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from backupd.errors import BusyError, UsageError
+from backupd.errors import BusyError, NotADatabaseError, UsageError
 from backupd.live.destination import LiveDatabase, settle
 from backupd.live.intent import Replacement, announced_transaction, finish_interrupted, replace_files
 from backupd.restore.image import Progress, write_image
@@ -26,7 +26,16 @@ from backupd.restore.placing import (
     side_files,
     take_over_ownership,
 )
-from backupd.restore.plan import LookAtTarget, Plan, Way, look_at, plan, refuse_unreadable, reject_use
+from backupd.restore.plan import (
+    LookAtTarget,
+    Plan,
+    Way,
+    look_at,
+    plan,
+    refuse_unreadable,
+    reject_foreign_owner,
+    reject_use,
+)
 from backupd.restore.to_file import restore_to_file
 
 if TYPE_CHECKING:
@@ -94,6 +103,8 @@ class InPlaceRestore:
         Unless in a dry run, a replacement that nobody asked for, or whose application is not stopped, is refused.
         """
         finish_interrupted(self._target, lock_timeout=self._lock_timeout)
+        if self._must_replace and self._is_app_stopped and not is_dry_run:
+            self._settle_hot_journal()
         look = look_at(self._target, self._manifest, must_replace=self._must_replace, lock_timeout=self._lock_timeout)
         if not is_dry_run:
             self._reject_unstopped(look)
@@ -102,6 +113,15 @@ class InPlaceRestore:
             self._image = spool / "image.db"
             fetched_bytes = _fetch(self._repository, self._manifest, self._image, on_progress)
             yield plan(self._repository, self._manifest, look, self._image, fetched_bytes)
+
+    def _settle_hot_journal(self) -> None:
+        """Roll back what a crashed application left, as it would itself: then there is something to save."""
+        with reporting_errors(self._target):
+            is_hot = self._target.is_file() and any(file.name.endswith("-journal") for file in side_files(self._target))
+        if is_hot:
+            reject_use(self._target)
+            with suppress(NotADatabaseError):
+                settle(self._target, lock_timeout=self._lock_timeout)
 
     def _reject_unstopped(self, look: LookAtTarget) -> None:
         if look.way is not Way.REPLACEMENT:
@@ -114,6 +134,7 @@ class InPlaceRestore:
                 "an idle connection in rollback mode is invisible",
                 hint="stop the application, and say so with --app-stopped",
             )
+        reject_foreign_owner(self._target)
         reject_use(self._target)
 
     def carry_out(

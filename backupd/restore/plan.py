@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from backupd.errors import BackupdError, NotADatabaseError, SourceUnusableError, TargetUnwritableError, UsageError
+from backupd.errors import BackupdError, NotADatabaseError, TargetUnwritableError, UsageError
 from backupd.live.contents import Contents, contents_of_image, contents_of_live
 from backupd.live.locks import holders
 from backupd.restore.placing import reporting_errors
@@ -106,9 +106,7 @@ def look_at(target: Path, manifest: Manifest, *, must_replace: bool, lock_timeou
             return LookAtTarget(target, Way.NEW_FILE, "nothing is there", None)
         try:
             contents = contents_of_live(target, lock_timeout=lock_timeout)
-        except SourceUnusableError as error:
-            if not must_replace and not isinstance(error, NotADatabaseError):
-                raise
+        except NotADatabaseError as error:
             return LookAtTarget(target, Way.REPLACEMENT, error.message, None)
     if must_replace:
         return LookAtTarget(target, Way.REPLACEMENT, "as asked for", contents)
@@ -149,6 +147,16 @@ def reject_use(target: Path) -> None:
         raise UsageError(
             f"{target} is in use by {who}",
             hint="stop the application, and then restore with --replace --app-stopped; or leave --replace out",
+        )
+
+
+def reject_foreign_owner(target: Path) -> None:
+    """Refuse to put another file in place that could not have the owner of the old one."""
+    owner = target.stat().st_uid
+    if os.geteuid() not in {0, owner}:
+        raise TargetUnwritableError(
+            f"{target} belongs to uid {owner}, and a file that uid {os.geteuid()} puts in its place would not",
+            hint=f"run backupd as uid {owner} or as root",
         )
 
 
