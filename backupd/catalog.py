@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from backupd.format.manifest import Manifest
     from backupd.reference import Reference
-    from backupd.repository import History, Repository
+    from backupd.repository import Repository
+    from backupd.survey import History
 
 _DATABASES_SHOWN = 8
 

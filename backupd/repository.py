@@ -12,12 +12,9 @@ import re
 import secrets
 import threading
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-
-from backupd.cache import is_hashes_file, link_atomically, map_hashes, write_atomically
+from backupd.cache import link_atomically, write_atomically
 from backupd.errors import (
     DamageError,
     LostPacksError,
@@ -27,80 +24,37 @@ from backupd.errors import (
     UnsupportedFormatError,
 )
 from backupd.format import FORMAT_VERSION, FormatError, NewerFormatError
-from backupd.format.ids import SnapshotId
 from backupd.format.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest, encode_manifest
-from backupd.format.pack import MAX_PACK_BYTES, PackIndex, decode_pack, index_bytes, page_hash, parse_index
-from backupd.format.pagemap import image_digest, page_hashes
+from backupd.format.pack import MAX_PACK_BYTES, PackIndex, decode_pack
+from backupd.format.records import (
+    DELETION_COUNTS_FOR,
+    MAX_RECORD_BYTES,
+    MAX_TRASH_BYTES,
+    TrashEntry,
+    decode_deletion,
+    decode_trash,
+)
 from backupd.logs import log
 from backupd.store.keys import REPOSITORY_KEY, PackKey, SnapshotKey, database_prefix, snapshots_prefix
+from backupd.survey import DamagedManifest, History, Survey, Trash, survey_of
 from backupd.threads import worker_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    import numpy.typing as npt
-
+    from backupd.format.ids import SnapshotId
     from backupd.format.manifest import PackEntry
-    from backupd.format.pagemap import PageHashes, PageMap
+    from backupd.format.pagemap import PageMap
     from backupd.state import StateDirectory
-    from backupd.store import Store
+    from backupd.store import Store, StoredObject
 
+_T = TypeVar("_T")
 _READERS = 8
 _MAX_REPOSITORY_OBJECT_BYTES = 4096
 _REPOSITORY_ID = re.compile("[0-9A-Za-z]{1,64}")
 _LOCK_SECONDS = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """What one listing showed of a database: sizes of its manifests, by id, and of its packs, by SHA-256 (hex)."""
-
-    manifests: dict[SnapshotId, int]
-    packs: dict[str, int]
-
-    def missing(self, packs: Iterable[PackEntry]) -> list[PackEntry]:
-        """Those of `packs` that are not there, or not with their size."""
-        return [pack for pack in packs if self.packs.get(pack.sha256) != pack.stored_bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class DamagedManifest:
-    """A manifest that is there and cannot be read."""
-
-    database: str
-    id: SnapshotId
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class History:
-    """The snapshots of one database, oldest first, and the manifests that cannot be read."""
-
-    manifests: tuple[Manifest, ...]
-    damaged: tuple[DamagedManifest, ...]
-
-    @property
-    def newest(self) -> Manifest | None:
-        """The snapshot with the highest sequence, of any kind."""
-        return self.manifests[-1] if self.manifests else None
-
-
-@dataclass(frozen=True, slots=True)
-class BaseSnapshot:
-    """What the next snapshot is compared with: the newest one, as far as its packs are known to be there.
-
-    `hashes` is the file of its page hashes; those of `lost` (page indices from 0) must be stored again in any case.
-    """
-
-    manifest: Manifest
-    page_map: PageMap
-    hashes: Path
-    lost: npt.NDArray[np.intp]
-
-    def read_hashes(self) -> PageHashes:
-        """The page hashes as an array that stays on disk."""
-        return map_hashes(self.hashes)
+_LISTINGS_TRIED = 4
 
 
 class Repository:
@@ -152,7 +106,7 @@ class Repository:
         with self._state.lock(f"the creation of {self.url}", timeout=_LOCK_SECONDS):
             if not self.exists():
                 content = json.dumps({"format": FORMAT_VERSION, "repository": secrets.token_hex(16)}).encode() + b"\n"
-                self.store.put(REPOSITORY_KEY, content, sha256=hashlib.sha256(content).digest())
+                self.put_object(REPOSITORY_KEY, content)
                 if not self.exists():
                     raise StoreUnavailableError(
                         f"{self.url} took {REPOSITORY_KEY}, and does not have it",
@@ -170,33 +124,24 @@ class Repository:
         return sorted({key.database for key in keys if key is not None})
 
     def survey(self, database: str) -> Survey:
-        """One listing of everything of `database`. Objects with other names are passed over."""
-        manifests: dict[SnapshotId, int] = {}
-        packs: dict[str, int] = {}
-        for found in self.store.list(database_prefix(database)):
-            if pack := PackKey.parse(found.key):
-                packs[pack.sha256.hex()] = found.size_bytes
-            elif snapshot := _snapshot_id(found.key):
-                manifests[snapshot] = found.size_bytes
-        return Survey(manifests, packs)
+        """One listing of everything of `database`."""
+        return survey_of(database, self.store.list(database_prefix(database)))
 
     def history(self, database: str, survey: Survey | None = None) -> History:
         """All manifests of `database`, from the cache where it has them. Raises `UnsupportedFormatError`."""
         if survey is None:
-            keys = self.store.list(snapshots_prefix(database))
-            sizes = {found_id: found.size_bytes for found in keys if (found_id := _snapshot_id(found.key))}
-        else:
-            sizes = survey.manifests
-        newest = max(sizes, default=None)
+            survey = survey_of(database, self.store.list(snapshots_prefix(database)))
+        listed = survey.manifests
+        newest = max(listed, default=None)
 
         def read(snapshot_id: SnapshotId) -> Manifest | DamagedManifest | None:
             # The newest is read from the store every time: what the next snapshot builds on is not taken on trust.
-            cached_bytes = None if snapshot_id == newest else sizes[snapshot_id]
+            cached_bytes = None if snapshot_id == newest else listed[snapshot_id].size_bytes
             return self._manifest_if_there(database, snapshot_id, cached_bytes)
 
         with worker_threads(_READERS) as readers:
-            found = list(readers.map(read, sizes))
-        self._forget_removed(database, sizes)
+            found = list(readers.map(read, listed))
+        self._forget_removed(database, listed)
         manifests = sorted((each for each in found if isinstance(each, Manifest)), key=lambda each: each.order)
         return History(tuple(manifests), tuple(each for each in found if isinstance(each, DamagedManifest)))
 
@@ -227,7 +172,7 @@ class Repository:
         # A manifest never changes, so one that has another size in the store is a damaged one.
         if cached_bytes is not None:
             with suppress(OSError, TargetUnwritableError, FormatError):
-                content = (self._cache(database) / f"{snapshot_id}.json").read_bytes()
+                content = (self.cache(database) / f"{snapshot_id}.json").read_bytes()
                 if len(content) == cached_bytes:
                     return decode_manifest(content)
         try:
@@ -239,8 +184,7 @@ class Repository:
         content = self.store.get(str(SnapshotKey(database, str(snapshot_id))), limit_bytes=MAX_MANIFEST_BYTES)
         try:
             manifest = decode_manifest(content)
-            if (manifest.id, manifest.database) != (snapshot_id, database):
-                raise FormatError(f"it is that of {manifest.database}@{manifest.id}")  # noqa: TRY301
+            _require_own(manifest, database, snapshot_id)
         except NewerFormatError as error:
             raise UnsupportedFormatError(
                 f"snapshot {snapshot_id} in {self.url} was written by a newer backupd: {error}",
@@ -249,47 +193,66 @@ class Repository:
         except FormatError as error:
             return DamagedManifest(database, snapshot_id, str(error))
         with self._losing_cache_is_fine():
-            write_atomically(self._cache(database) / f"{snapshot_id}.json", content)
+            write_atomically(self.cache(database) / f"{snapshot_id}.json", content)
         return manifest
 
-    def base(self, newest: Manifest, survey: Survey) -> BaseSnapshot:
-        """What a snapshot after `newest` builds on. Page hashes come from the cache, or else from the pack indexes."""
-        page_map = self.checked_map(newest)
-        is_lost = np.zeros(len(newest.packs) + 1, dtype=bool)
-        missing = set(survey.missing(newest.packs))
-        for position, pack in enumerate(newest.packs, 1):
-            is_lost[position] = pack in missing
-        file = self._cache(newest.database) / f"{newest.id}.hashes"
-        if not is_hashes_file(file, newest):
-            log.info("rebuilding the base from pack indexes", database=newest.database, store=self.url)
-            hashes = self._gather_hashes(newest, page_map, is_lost)
-            if not is_lost.any() and image_digest(hashes) != newest.image_digest:
-                is_lost[1:] = True
-            write_atomically(file, hashes.tobytes())
-        return BaseSnapshot(newest, page_map, file, np.flatnonzero(is_lost[page_map]))
+    def manifest_bytes(self, database: str, snapshot_id: SnapshotId) -> bytes:
+        """A manifest as the store holds it, after it was found right. Raises `DamageError`, `NoSuchObjectError`."""
+        content = self.store.get(str(SnapshotKey(database, str(snapshot_id))), limit_bytes=MAX_MANIFEST_BYTES)
+        try:
+            _require_own(decode_manifest(content), database, snapshot_id)
+        except FormatError as error:
+            raise DamageError(
+                f"the manifest of snapshot {snapshot_id} in {self.url} is damaged: {error}",
+                hint=f"it was left where it is; backupd list {database} shows what there is",
+            ) from error
+        return content
 
-    def _gather_hashes(self, manifest: Manifest, page_map: PageMap, is_lost: npt.NDArray[np.bool_]) -> PageHashes:
-        """The page hashes by the indexes of the packs; a pack whose index cannot be read is marked in `is_lost`."""
-        hashes = np.zeros((manifest.page_count, 2), dtype=np.uint64)
-        hashes[page_map == 0] = page_hashes(page_hash(bytes(manifest.page_size)))
-        for position, index in self._indexes(manifest, is_lost):
-            if index is None or not _place_hashes(index, position, page_map, hashes):
-                is_lost[position] = True
-        return hashes
+    def trash(self, database: str, survey: Survey) -> Trash:
+        """All trash entries that `survey` shows, from the cache where it has them. Raises `UnsupportedFormatError`."""
 
-    def _indexes(self, manifest: Manifest, is_lost: npt.NDArray[np.bool_]) -> Iterator[tuple[int, PackIndex | None]]:
-        def read(position: int) -> PackIndex | None:
-            pack = manifest.packs[position - 1]
+        def read(snapshot_id: SnapshotId) -> TrashEntry | DamagedManifest | None:
             try:
-                head = self.store.get_range(pack_key(manifest.database, pack), offset=0, length=index_bytes(pack.pages))
-                index = parse_index(head)
-            except (NoSuchObjectError, FormatError):
-                return None
-            return index if (index.pages, index.page_size) == (pack.pages, manifest.page_size) else None
+                entry = self.record(database, survey.trash[snapshot_id], decode_trash, limit_bytes=MAX_TRASH_BYTES)
+                _require_own(entry.manifest, database, snapshot_id)
+            except FormatError as error:
+                return DamagedManifest(database, snapshot_id, str(error))
+            except NoSuchObjectError:
+                return None  # purged or undeleted since the listing
+            return entry
 
-        positions = [position for position in range(1, len(manifest.packs) + 1) if not is_lost[position]]
         with worker_threads(_READERS) as readers:
-            yield from zip(positions, readers.map(read, positions), strict=True)
+            found = list(readers.map(read, survey.trash))
+        entries = sorted((each for each in found if isinstance(each, TrashEntry)), key=lambda each: each.manifest.order)
+        return Trash(tuple(entries), tuple(each for each in found if isinstance(each, DamagedManifest)))
+
+    def record(
+        self,
+        database: str,
+        stored: StoredObject,
+        decode: Callable[[bytes], _T],
+        *,
+        limit_bytes: int = MAX_RECORD_BYTES,
+    ) -> _T:
+        """What the record `stored` says, from the cache when that has it as it was listed.
+
+        Raises `FormatError`, `NoSuchObjectError` and `UnsupportedFormatError`.
+        """
+        with suppress(OSError, TargetUnwritableError, FormatError):
+            content = (self.cache(database) / _cached_name(stored)).read_bytes()
+            if len(content) == stored.size_bytes:
+                return decode(content)
+        content = self.store.get(stored.key, limit_bytes=limit_bytes)
+        try:
+            value = decode(content)
+        except NewerFormatError as error:
+            raise UnsupportedFormatError(
+                f"{stored.key} in {self.url} was written by a newer backupd: {error}",
+                hint="install the newer version; nothing was changed",
+            ) from error
+        with self._losing_cache_is_fine():
+            write_atomically(self.cache(database) / _cached_name(stored), content)
+        return value
 
     def put_pack(self, database: str, file: Path, sha256: str) -> None:
         """Upload one pack. Never skipped because the name exists: that heals a damaged object."""
@@ -304,23 +267,59 @@ class Repository:
         `LostPacksError` when the store does not show a pack, which the next snapshot writes again.
         """
         self._create_once()
-        missing = self.survey(manifest.database).missing(manifest.packs)
-        if missing:
-            raise LostPacksError(
-                f"{self.url} does not show {len(missing)} of {len(manifest.packs)} packs of the snapshot, "
-                f"such as {missing[0].sha256}",
-                hint="the next snapshot writes them again; if this repeats, the store loses what it acknowledged",
-            )
         content = encode_manifest(manifest)
-        key = SnapshotKey(manifest.database, str(manifest.id))
-        self.store.put(str(key), content, sha256=hashlib.sha256(content).digest())
+        self.publish(manifest, content)
         with self._losing_cache_is_fine():
-            cache = self._cache(manifest.database)
+            cache = self.cache(manifest.database)
             write_atomically(cache / f"{manifest.id}.json", content)
             link_atomically(hashes, cache / f"{manifest.id}.hashes")
             for older in cache.glob("*.hashes"):
                 if older.stem != str(manifest.id):
                     older.unlink(missing_ok=True)
+
+    def publish(self, manifest: Manifest, content: bytes) -> None:
+        """Put the bytes of a manifest, after a listing has shown all its packs and no sweep that is deleting one.
+
+        Raises `LostPacksError`. Why this is safe beside a sweep on another host: FORMAT.md, "Deleting packs".
+        """
+        for _ in range(_LISTINGS_TRIED):
+            survey = self.survey(manifest.database)
+            missing = survey.missing(manifest.packs)
+            if missing:
+                raise LostPacksError(
+                    f"{self.url} does not show {len(missing)} of {len(manifest.packs)} packs of the snapshot, "
+                    f"such as {missing[0].sha256}",
+                    hint="the next snapshot writes them again; if this repeats, the store loses what it acknowledged",
+                )
+            try:
+                self._reject_packs_being_deleted(manifest, survey)
+            except NoSuchObjectError:
+                continue  # a sweep has just ended, and may have deleted what the listing showed before
+            self.put_object(str(SnapshotKey(manifest.database, str(manifest.id))), content)
+            return
+        raise LostPacksError(
+            f"one sweep after the other deletes packs of {manifest.database} in {self.url}", hint="try again"
+        )
+
+    def _reject_packs_being_deleted(self, manifest: Manifest, survey: Survey) -> None:
+        for stored in survey.deletions.values():
+            # A sweep has given up long before: what was put after that is not deleted by it.
+            is_over_at = stored.modified_at + DELETION_COUNTS_FOR
+            try:
+                named = self.record(manifest.database, stored, decode_deletion).packs
+                last_put = min((survey.packs[pack].modified_at for pack in _common(manifest, named)), default=None)
+            except FormatError:
+                # Which packs is not known: as long as this snapshot's newest may be one of them, it has to wait.
+                last_put = max((survey.packs[pack.sha256].modified_at for pack in manifest.packs), default=None)
+            if last_put is not None and last_put <= is_over_at:
+                raise LostPacksError(
+                    f"packs of the snapshot are being deleted from {self.url} by another host, as unused",
+                    hint="try again in a few minutes; the next snapshot writes them again",
+                )
+
+    def put_object(self, key: str, content: bytes) -> None:
+        """Put one small object."""
+        self.store.put(key, content, sha256=hashlib.sha256(content).digest())
 
     def read_pack(self, database: str, pack: PackEntry) -> tuple[PackIndex, bytes]:
         """Index and page images of one pack, after its SHA-256 and zstd's checksum were found right.
@@ -338,7 +337,8 @@ class Repository:
         except FormatError as error:
             raise DamageError(f"pack {key} in {self.url} cannot be read: {error}") from error
 
-    def _cache(self, database: str) -> Path:
+    def cache(self, database: str) -> Path:
+        """What may be kept of `database` between runs. Raises `NoSuchObjectError` when this is no repository."""
         if self._id is None and not self.exists():
             raise NoSuchObjectError(f"{self.url} holds no backups", hint="make one with: backupd now")
         assert self._id is not None  # noqa: S101
@@ -354,10 +354,19 @@ class Repository:
                 log.info("nothing can be cached", reason=str(error))
             self._has_told_of_cache = True
 
+    def forget_records(self, database: str, survey: Survey) -> None:
+        """Drop what the cache has of records that `survey` does not show."""
+        kinds = (survey.trash, survey.drills, survey.findings)
+        present = {_cached_name(stored) for kind in kinds for stored in kind.values()}
+        with self._losing_cache_is_fine():
+            for cached in self.cache(database).glob("*.record"):
+                if cached.name not in present:
+                    cached.unlink(missing_ok=True)
+
     def _forget_removed(self, database: str, present: Iterable[SnapshotId]) -> None:
         names = {str(snapshot) for snapshot in present}
         with self._losing_cache_is_fine():
-            for cached in self._cache(database).iterdir():
+            for cached in self.cache(database).iterdir():
                 if cached.stem not in names and cached.suffix in {".json", ".hashes"}:
                     cached.unlink(missing_ok=True)
 
@@ -386,18 +395,16 @@ def snapshots_that_need(
     return needing, spared[-1] if spared else None
 
 
-def _snapshot_id(key: str) -> SnapshotId | None:
-    parsed = SnapshotKey.parse(key)
-    try:
-        return SnapshotId(parsed.snapshot_id) if parsed else None
-    except FormatError:
-        return None  # digits in the right places that are no date: not ours
+def _require_own(manifest: Manifest, database: str, snapshot_id: SnapshotId) -> None:
+    if (manifest.id, manifest.database) != (snapshot_id, database):
+        raise FormatError(f"it is that of {manifest.database}@{manifest.id}")
 
 
-def _place_hashes(index: PackIndex, position: int, page_map: PageMap, hashes: PageHashes) -> bool:
-    """Put the live hashes of one pack in their places; whether the index lists every page that it should."""
-    indices = np.frombuffer(index.page_numbers, dtype="<u4").astype(np.int64) - 1
-    within = indices < len(page_map)
-    within[within] = page_map[indices[within]] == position
-    hashes[indices[within]] = page_hashes(index.hashes)[within]
-    return int(within.sum()) == int((page_map == position).sum())
+def _common(manifest: Manifest, packs: Iterable[str]) -> set[str]:
+    return {pack.sha256 for pack in manifest.packs}.intersection(packs)
+
+
+def _cached_name(stored: StoredObject) -> str:
+    """A record may be put again, with other content and the same size: then it has another time."""
+    kind, name = stored.key.split("/")[-2:]
+    return f"{kind}-{name.removesuffix('.json')}-{int(stored.modified_at.timestamp() * 10**6)}.record"

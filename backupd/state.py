@@ -4,6 +4,7 @@ writer                              id of this installation, told apart in manif
 locks/<digest>.lock                 one run at a time
 spool/<run>/  spool/<run>.lock      finished packs on their way to the stores
 cache/<repository>/<database>/      manifests, and the page hashes of the newest snapshot
+notes/<digest>                      a few words to a later run
 """
 
 from __future__ import annotations
@@ -92,6 +93,31 @@ class StateDirectory:
     def cache(self, repository_id: str, database: str) -> Path:
         """A directory for what is known of one database in one repository."""
         return self._directory("cache", repository_id, database)
+
+    def note(self, subject: str, text: str | None) -> None:
+        """Leave `text` about `subject`, free text, to later runs, in place of what was there; None takes it away."""
+        file = self._note_file(subject)
+        with self._reporting_errors():
+            if text is None:
+                file.unlink(missing_ok=True)
+                return
+            temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+            try:
+                temporary.write_text(text, encoding="utf-8")
+                temporary.rename(file)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def noted(self, subject: str) -> str | None:
+        """What was noted last about `subject`, or None."""
+        with self._reporting_errors():
+            try:
+                return self._note_file(subject).read_text(encoding="utf-8", errors="replace")
+            except FileNotFoundError:
+                return None
+
+    def _note_file(self, subject: str) -> Path:
+        return self._directory("notes") / hashlib.sha256(subject.encode()).hexdigest()[:32]
 
     def _directory(self, *parts: str) -> Path:
         path = self._root

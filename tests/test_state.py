@@ -92,3 +92,24 @@ def test_directory_that_cannot_be_made_says_what_to_set(tmp_path: Path) -> None:
     with pytest.raises(TargetUnwritableError, match="state directory") as caught:
         StateDirectory(tmp_path / "file").writer_id()
     assert "BACKUPD_STATE_DIR" in (caught.value.hint or "")
+
+
+def test_notes_stay_until_they_are_replaced_or_taken_away(tmp_path: Path) -> None:
+    """One for each subject, whatever is in its name."""
+    state = StateDirectory(tmp_path)
+    assert state.noted("app in s3://bucket/x") is None
+    state.note("app in s3://bucket/x", "failed: größer")
+    state.note("app in ../../x", "another")
+    assert StateDirectory(tmp_path).noted("app in s3://bucket/x") == "failed: größer"
+    state.note("app in s3://bucket/x", "failed again")
+    assert (state.noted("app in s3://bucket/x"), state.noted("app in ../../x")) == ("failed again", "another")
+    for _ in range(2):
+        state.note("app in s3://bucket/x", None)
+        assert state.noted("app in s3://bucket/x") is None
+
+
+def test_a_state_directory_that_cannot_be_written_takes_no_notes(tmp_path: Path) -> None:
+    """Which is said."""
+    (tmp_path / "file").touch()
+    with pytest.raises(TargetUnwritableError):
+        StateDirectory(tmp_path / "file" / "state").note("app", "failed")

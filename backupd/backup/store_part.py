@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 from backupd import __version__
 from backupd.backup.assembly import assemble, count_changed
 from backupd.backup.results import BackupResult, Outcome
+from backupd.base import find_base
 from backupd.cache import map_hashes
 from backupd.capture.process import StreamBase
 from backupd.cleaning import pages_to_relocate
 from backupd.errors import BackupdError, TargetUnwritableError
 from backupd.format.manifest import Manifest, Writer
 from backupd.format.pagemap import encode_page_map
-from backupd.repository import History
+from backupd.survey import History
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
 
     from backupd.backup.results import Wish
     from backupd.backup.spooled import Image, SpooledPack
+    from backupd.base import BaseSnapshot
     from backupd.capture.process import Pinned
     from backupd.config import Database, Settings
-    from backupd.repository import BaseSnapshot, Repository
+    from backupd.repository import Repository
     from backupd.state import StateDirectory
 
 _CLOCK_TOLERANCE = timedelta(minutes=1)
@@ -102,8 +104,12 @@ class StorePart:
             if not is_repository:
                 self.repository.create_if_missing()  # somebody removed the one object that says what this is
             self._history = self.repository.history(self._database.name, survey)
+            if self._history.lacks_some_of(survey):
+                # Another host removes snapshots. It keeps the newest, which may be newer than those that were listed.
+                survey = self.repository.survey(self._database.name)
+                self._history = self.repository.history(self._database.name, survey)
             if self._history.newest is not None:
-                self._base = self.repository.base(self._history.newest, survey)
+                self._base = find_base(self.repository, self._history.newest, survey)
                 newest = self._base.manifest
                 self._relocate = pages_to_relocate(newest.packs, self._base.page_map, newest.page_size)
         except BackupdError as error:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter
 
-from backupd.format import FORMAT_VERSION, MAX_IMAGE_PAGES, FormatError, NewerFormatError, is_page_size
-from backupd.format.ids import SnapshotId
+from backupd.format import FORMAT_VERSION, MAX_IMAGE_PAGES, is_page_size
 from backupd.format.pack import MAX_PACK_BYTES, MAX_RAW_BYTES
 from backupd.format.pagemap import PageMap, decode_page_map
+from backupd.format.seal import Digest, Id, Name, Text, decode_sealed, encode_sealed
+
+if TYPE_CHECKING:
+    from backupd.format.ids import SnapshotId
 
 MAX_MANIFEST_BYTES = 1 << 28
 """A reader's bound on one manifest. Real ones are a few kB."""
-
-_SEAL = re.compile(rb'\{"sha256":"([0-9a-f]{64})","manifest":')
-_END = b"}\n"
 
 
 def _reject_odd_page_size(size: int) -> int:
@@ -29,15 +26,8 @@ def _reject_odd_page_size(size: int) -> int:
     return size
 
 
-Id = Annotated[
-    SnapshotId,
-    PlainValidator(lambda value: value if isinstance(value, SnapshotId) else SnapshotId(str(value))),
-    PlainSerializer(str),
-]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\z")]
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 Int32 = Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)]
-Text = Annotated[str, Field(max_length=4096)]
 
 
 class SnapshotKind(StrEnum):
@@ -98,7 +88,7 @@ class Manifest:
     sequence: Annotated[int, Field(ge=1, lt=1 << 53)]
     """That of the base + 1. The newest snapshot is the one with the highest; ids decide between equals."""
     base: Id | None
-    database: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\z")]
+    database: Name
     kind: SnapshotKind
     tags: tuple[Text, ...]
     page_size: Annotated[int, AfterValidator(_reject_odd_page_size)]
@@ -134,46 +124,10 @@ _adapter = TypeAdapter(Manifest)
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """The manifest as an object: JSON, one key a line, sealed with the SHA-256 of its own bytes."""
-    values: dict[str, Any] = _adapter.dump_python(manifest, mode="json")
-    lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in values.items())
-    body = ("{\n" + ",\n".join(lines) + "\n}").encode("ascii")
-    return b'{"sha256":"' + hashlib.sha256(body).hexdigest().encode() + b'","manifest":' + body + _END
+    """The manifest as a sealed object."""
+    return encode_sealed("manifest", _adapter, manifest)
 
 
 def decode_manifest(data: bytes) -> Manifest:
     """The manifest in `data`. Raises `FormatError` for every damage, `NewerFormatError` for a version above 1."""
-    seal = _SEAL.match(data)
-    if seal is None or not data.endswith(_END):
-        raise FormatError("the object is not a sealed manifest")
-    body = data[seal.end() : -len(_END)]
-    if hashlib.sha256(body).hexdigest().encode() != seal[1]:
-        raise FormatError("the manifest does not have the SHA-256 that it is sealed with")
-    try:
-        values = json.loads(body.decode(), object_pairs_hook=_reject_repeated_keys, parse_constant=_reject_constant)
-        _reject_other_version(values.get("format") if isinstance(values, dict) else None)
-        return _adapter.validate_json(body, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise FormatError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    except (ValueError, RecursionError) as error:
-        raise error if isinstance(error, FormatError) else FormatError(f"not JSON: {error}") from error
-
-
-def _reject_other_version(version: object) -> None:
-    # By exact type: to a validator, as to Python, `true` and `1.0` equal 1.
-    if type(version) is not int or version < 1:
-        raise FormatError("format: the manifest does not say its version")
-    if version > FORMAT_VERSION:
-        raise NewerFormatError(f"the manifest is of format version {version}")
-
-
-def _reject_constant(name: str) -> None:
-    raise FormatError(f"not JSON: {name} is no number")
-
-
-def _reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise FormatError("a key stands twice in one object")
-    return values
+    return decode_sealed("manifest", _adapter, data)

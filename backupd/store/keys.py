@@ -1,12 +1,13 @@
 """The only spelling of object keys: format/FORMAT.md's layout, written and parsed.
 
-A key that comes from a store is untrusted: `parse` of the two classes below answers None for every stranger.
+A key that comes from a store is untrusted: `parse` of the classes below answers None for every stranger.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Self
 
 REPOSITORY_KEY = "backupd.json"
@@ -16,6 +17,7 @@ _SNAPSHOT_ID = r"[0-9]{8}T[0-9]{9}Z-[0-9a-f]{8}"
 _SHA256 = r"[0-9a-f]{64}"
 _SNAPSHOT_KEY = re.compile(f"({_DATABASE})/snapshots/({_SNAPSHOT_ID})\\.json")
 _PACK_KEY = re.compile(f"({_DATABASE})/packs/({_SHA256})\\.zst")
+_RECORD_KEY = re.compile(f"({_DATABASE})/(deletions|drills|sweeps|trash)/({_SNAPSHOT_ID})\\.json")
 
 # The longest key that S3 takes, in bytes of UTF-8. The prefix of a store comes on top; no key of ours comes near.
 _LONGEST_KEY_BYTES = 1024
@@ -59,6 +61,56 @@ class PackKey:
         """The parts of a pack's key, or None when `key` is anything else."""
         match = _PACK_KEY.fullmatch(key)
         return cls(match[1], bytes.fromhex(match[2])) if match else None
+
+
+class RecordKind(StrEnum):
+    """The small objects beside the manifests, by the directory that holds them."""
+
+    DELETION = "deletions"
+    """Packs that a sweep is deleting. In a listing they come before the packs, and that matters: FORMAT.md says why."""
+    DRILL = "drills"
+    SWEEP = "sweeps"
+    """Packs that a sweep found named by nothing."""
+    TRASH = "trash"
+
+
+@dataclass(frozen=True, slots=True)
+class RecordKey:
+    """Where one record is. `id` has the form of a snapshot id; for trash and drills it is that of the snapshot.
+
+    Prints itself as the key; ValueError on a malformed part.
+    """
+
+    kind: RecordKind
+    database: str
+    id: str
+
+    def __post_init__(self) -> None:
+        _require_match(_RECORD_KEY, str(self))
+
+    def __str__(self) -> str:
+        return f"{self.database}/{self.kind}/{self.id}.json"
+
+    @classmethod
+    def parse(cls, key: str) -> Self | None:
+        """The parts of a record's key, or None when `key` is anything else."""
+        match = _RECORD_KEY.fullmatch(key)
+        return cls(RecordKind(match[2]), match[1], match[3]) if match else None
+
+
+def retention_key(database: str) -> str:
+    """Where the decisions of people about one database are."""
+    return f"{database}/retention.json"
+
+
+def clock_key(database: str) -> str:
+    """What a sweep writes to learn the store's time."""
+    return f"{sweeps_prefix(database)}clock.json"
+
+
+def sweeps_prefix(database: str) -> str:
+    """What the keys of all that sweeps leave for the next one begin with."""
+    return f"{database}/{RecordKind.SWEEP}/"
 
 
 def database_prefix(database: str) -> str:

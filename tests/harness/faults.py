@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from backupd.errors import StoreUnavailableError
+from backupd.errors import StoreRefusedError, StoreUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from backupd.store import Store, StoredObject
@@ -99,3 +99,71 @@ class ForgetfulStore(FaultyStore):
         if "/packs/" in key and not self.lost:
             self._store.delete(key)
             self.lost.append(key)
+
+
+class Killed(BaseException):
+    """The end of a process, as far as its code can tell: nothing catches this."""
+
+
+class DeadlyStore(FaultyStore):
+    """Ends the run at the call numbered `fail_at`, before or after it was done."""
+
+    def _count(self, call: str) -> bool:
+        try:
+            return super()._count(call)
+        except StoreUnavailableError as error:
+            raise Killed from error
+
+    def _fail(self, _call: str) -> None:
+        raise Killed
+
+
+class HookedStore(FaultyStore):
+    """Calls `hook` before the step numbered `at` (from 0), and never again.
+
+    Each call is a step, and in a listing so is each directory: others may act while a listing goes on.
+    """
+
+    def __init__(self, store: Store, *, at: int | None = None, hook: Callable[[], None] = lambda: None) -> None:
+        super().__init__(store)
+        self.steps: list[str] = []
+        self._at = at
+        self._hook = hook
+        self._stepping = threading.Lock()
+
+    def _count(self, call: str) -> bool:
+        self._step(call)
+        return super()._count(call)
+
+    def _step(self, step: str) -> None:
+        with self._stepping:
+            self.steps.append(step)
+            if len(self.steps) - 1 == self._at:
+                self._hook()
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        directory = prefix.rpartition("/")[0]
+        for stored in super().list(prefix):
+            if directory != (directory := stored.key.rpartition("/")[0]):
+                self._step(f"list {directory}")
+            yield stored
+
+
+class RefusingStore(FaultyStore):
+    """Refuses deletions, as a bucket under Object Lock or a key without permission does."""
+
+    def delete(self, key: str) -> None:
+        self._count("delete")
+        raise StoreRefusedError(f"cannot delete {key} in {self.url}", hint="allow it")
+
+
+class PretendingStore(FaultyStore):
+    """Acknowledges deletions of keys with `part` in them, and does not do them."""
+
+    def __init__(self, store: Store, *, part: str) -> None:
+        super().__init__(store)
+        self._part = part
+
+    def delete(self, key: str) -> None:
+        if self._part not in key:
+            super().delete(key)

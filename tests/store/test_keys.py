@@ -9,11 +9,16 @@ from hypothesis import strategies as st
 from backupd.store.keys import (
     REPOSITORY_KEY,
     PackKey,
+    RecordKey,
+    RecordKind,
     SnapshotKey,
+    clock_key,
     packs_prefix,
     require_safe_key,
     require_safe_prefix,
+    retention_key,
     snapshots_prefix,
+    sweeps_prefix,
 )
 
 _ID = "20261122T085557123Z-7f3a91c2"
@@ -30,6 +35,26 @@ def test_keys_are_spelled_as_the_format_says():
     assert str(PackKey("app", _SHA256.digest())) == f"app/packs/{_SHA256.hexdigest()}.zst"
     assert snapshots_prefix("app") == "app/snapshots/"
     assert packs_prefix("app") == "app/packs/"
+    assert [str(RecordKey(kind, "app", _ID)) for kind in RecordKind] == [
+        f"app/deletions/{_ID}.json",
+        f"app/drills/{_ID}.json",
+        f"app/sweeps/{_ID}.json",
+        f"app/trash/{_ID}.json",
+    ]
+    assert retention_key("app") == "app/retention.json"
+    assert clock_key("app") == "app/sweeps/clock.json"
+    assert sweeps_prefix("app") == "app/sweeps/"
+
+
+def test_a_listing_shows_deletions_before_packs_and_manifests_before_trash():
+    """The order of keys is part of what makes a sweep safe beside a writer."""
+    keys = [
+        str(RecordKey(RecordKind.DELETION, "app", _ID)),
+        str(PackKey("app", _SHA256.digest())),
+        str(SnapshotKey("app", _ID)),
+        str(RecordKey(RecordKind.TRASH, "app", _ID)),
+    ]
+    assert keys == sorted(keys)
 
 
 @given(databases, snapshot_ids, st.binary(min_size=32, max_size=32))
@@ -43,6 +68,15 @@ def test_keys_are_parsed_back(database: str, snapshot_id: str, sha256: bytes):
     require_safe_key(str(pack))
 
 
+@given(st.sampled_from(RecordKind), databases, snapshot_ids)
+def test_keys_of_records_are_parsed_back(kind: RecordKind, database: str, record_id: str):
+    """The same for every kind of record."""
+    record = RecordKey(kind, database, record_id)
+    assert RecordKey.parse(str(record)) == record
+    assert SnapshotKey.parse(str(record)) is PackKey.parse(str(record)) is None
+    require_safe_key(str(record))
+
+
 @pytest.mark.parametrize(
     "stranger",
     [
@@ -52,8 +86,11 @@ def test_keys_are_parsed_back(database: str, snapshot_id: str, sha256: bytes):
         "RESTORE.md",
         "app",
         "app/snapshots/",
-        f"app/trash/{_ID}.json",
-        f"app/drills/{_ID}.json",
+        f"app/trash/{_ID}.jso",
+        f"app/drill/{_ID}.json",
+        f"app/trash/sweeps/{_ID}.json",
+        "app/sweeps/clock.json",
+        "app/retention.json",
         f"snapshots/{_ID}.json",
         f"/app/snapshots/{_ID}.json",
         f"x/app/snapshots/{_ID}.json",
@@ -74,15 +111,19 @@ def test_keys_are_parsed_back(database: str, snapshot_id: str, sha256: bytes):
     ],
 )
 def test_strangers_are_recognized(stranger: str):
-    """What is not exactly a manifest's or a pack's key is neither."""
+    """What is not exactly a manifest's, a pack's or a record's key is none of them."""
     assert SnapshotKey.parse(stranger) is None
     assert PackKey.parse(stranger) is None
+    assert RecordKey.parse(stranger) is None
 
 
 @given(st.text())
 def test_any_text_can_be_parsed(key: str):
     """A listing may hold anything; parsing raises nothing, and gives only what prints as the same key."""
-    assert all(parsed is None or str(parsed) == key for parsed in (SnapshotKey.parse(key), PackKey.parse(key)))
+    assert all(
+        parsed is None or str(parsed) == key
+        for parsed in (SnapshotKey.parse(key), PackKey.parse(key), RecordKey.parse(key))
+    )
 
 
 @pytest.mark.parametrize("database", ["", "..", "a/b", "-a", "a" * 101, "a\n", "ä"])
@@ -92,6 +133,8 @@ def test_malformed_names_make_no_key(database: str):
         SnapshotKey(database, _ID)
     with pytest.raises(ValueError, match="malformed object key"):
         PackKey(database, _SHA256.digest())
+    with pytest.raises(ValueError, match="malformed object key"):
+        RecordKey(RecordKind.TRASH, database, _ID)
 
 
 def test_malformed_ids_make_no_key():

@@ -61,15 +61,20 @@ def pack(size: int, numbers: list[int], **fields: Any) -> bytes:
     return index(size, numbers, b"".join(map(page_hash, pages)), **fields) + frame(b"".join(pages))
 
 
-def sealed(body: bytes) -> bytes:
-    """A manifest around the bytes of its JSON object."""
-    return b'{"sha256":"' + hashlib.sha256(body).hexdigest().encode() + b'","manifest":' + body + b"}\n"
+def sealed(body: bytes, *, name: str = "manifest") -> bytes:
+    """A sealed object around the bytes of its JSON object."""
+    return b'{"sha256":"' + hashlib.sha256(body).hexdigest().encode() + b'","' + name.encode() + b'":' + body + b"}\n"
+
+
+def record(name: str, values: dict[str, Any]) -> bytes:
+    """A sealed object, one key a line."""
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in values.items())
+    return sealed(b"{\n" + lines.encode() + b"\n}", name=name)
 
 
 def manifest(values: dict[str, Any]) -> bytes:
     """A manifest, one key a line."""
-    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in values.items())
-    return sealed(b"{\n" + lines.encode() + b"\n}")
+    return record("manifest", values)
 
 
 def page_map(entries: list[int], **options: bool) -> str:
@@ -337,6 +342,88 @@ def invalid_maps() -> dict[str, bytes]:
     return {f"map-{name}.json": manifest(values) for name, values in named.items()}
 
 
+NOON = "2026-11-22T12:00:00.000000Z"
+DIGEST = hashlib.sha256(ONE_PAGE).hexdigest()
+TRASH: dict[str, Any] = {
+    "format": 1,
+    "removed_at": "2026-11-25T03:00:00.123456Z",
+    "reason": "no rule keeps it",
+    "manifest": manifest(VALUES).decode(),
+}
+DRILL = {"format": 1, "snapshot": ID_1, "database": "app", "outcome": "proven", "at": NOON}
+RETENTION = {"format": 1, "accepted_shrink": None, "undeleted": []}
+SWEEP = {"format": 1, "packs": [{"sha256": DIGEST, "modified_at": NOON}]}
+DELETION = {"format": 1, "packs": [DIGEST]}
+
+
+def valid_records() -> dict[str, bytes]:
+    """Trash entries, drills and the others that a reader must read."""
+    odd = sealed(json.dumps(VALUES | {"tags": ["größer"], "later": 1}, ensure_ascii=False).encode()).decode()
+    return {
+        "trash-minimal.json": record("trash", TRASH),
+        "trash-manifest-in-utf-8.json": record("trash", TRASH | {"manifest": odd, "reason": ""}),
+        "drill-proven.json": record("drill", DRILL),
+        "drill-failed.json": record("drill", DRILL | {"outcome": "failed"}),
+        "retention-minimal.json": record("retention", RETENTION),
+        "retention-both.json": record("retention", RETENTION | {"accepted_shrink": ID_2, "undeleted": [ID_1, ID_3]}),
+        "retention-unknown-keys.json": record("retention", RETENTION | {"later": {"key": [1, None]}}),
+        "sweep-one-pack.json": record("sweep", SWEEP),
+        "deletion-two-packs.json": record("deletion", DELETION | {"packs": [DIGEST, "0" * 64]}),
+    }
+
+
+def invalid_records() -> dict[str, bytes]:
+    """Trash entries, drills and the others that a reader must reject, each for one reason."""
+    good = record("trash", TRASH)
+    wrong: dict[str, dict[str, Any]] = {
+        "trash-format-2": TRASH | {"format": 2},
+        "trash-format-true": TRASH | {"format": True},
+        "trash-missing-key": without(TRASH, "reason"),
+        "trash-removed-at-local": TRASH | {"removed_at": "2026-11-25T03:00:00.123456+01:00"},
+        "trash-removed-at-seconds": TRASH | {"removed_at": "2026-11-25T03:00:00Z"},
+        "trash-removed-at-impossible": TRASH | {"removed_at": "2026-02-29T03:00:00.123456Z"},
+        "trash-removed-at-number": TRASH | {"removed_at": 1795575600},
+        "trash-reason-4097-characters": TRASH | {"reason": "a" * 4097},
+        "trash-manifest-object": TRASH | {"manifest": VALUES},
+        "trash-manifest-damaged": TRASH | {"manifest": manifest(VALUES).decode().replace("app", "apt", 1)},
+        "trash-manifest-format-2": TRASH | {"manifest": manifest(VALUES | {"format": 2}).decode()},
+        "drill-format-0": DRILL | {"format": 0},
+        "drill-missing-key": without(DRILL, "at"),
+        "drill-snapshot-malformed": DRILL | {"snapshot": "latest"},
+        "drill-database-slash": DRILL | {"database": "a/b"},
+        "drill-outcome-unknown": DRILL | {"outcome": "perhaps"},
+        "retention-format-2": RETENTION | {"format": 2},
+        "retention-missing-key": without(RETENTION, "undeleted"),
+        "retention-accepted-shrink-malformed": RETENTION | {"accepted_shrink": "all"},
+        "retention-undeleted-text": RETENTION | {"undeleted": ID_1},
+        "sweep-format-text": SWEEP | {"format": "1"},
+        "sweep-no-packs": SWEEP | {"packs": []},
+        "sweep-pack-malformed": SWEEP | {"packs": [{"sha256": "g" * 64, "modified_at": NOON}]},
+        "sweep-pack-without-time": SWEEP | {"packs": [{"sha256": DIGEST}]},
+        "deletion-format-2": DELETION | {"format": 2},
+        "deletion-no-packs": DELETION | {"packs": []},
+        "deletion-pack-upper-case": DELETION | {"packs": ["A" * 64]},
+        "deletion-pack-object": DELETION | {"packs": SWEEP["packs"]},
+    }
+    named = {f"{name}.json": record(name.partition("-")[0], values) for name, values in wrong.items()}
+    return named | {
+        "trash-not-sealed.json": manifest(VALUES),
+        "trash-truncated.json": good[:-1],
+        "trash-seal-wrong.json": good.replace(b"no rule", b"no rude"),
+        "drill-not-sealed.json": record("deletion", DRILL),
+        "sweep-array.json": sealed(b"[1]", name="sweep"),
+        "deletion-not-json.json": sealed(json.dumps(DELETION).encode()[:-1], name="deletion"),
+        "retention-repeated-key.json": sealed(
+            json.dumps(RETENTION).encode()[:-1] + b', "format": 1}', name="retention"
+        ),
+    }
+
+
+def without(values: dict[str, Any], key: str) -> dict[str, Any]:
+    """`values` without one key."""
+    return {each: value for each, value in values.items() if each != key}
+
+
 def tiny_repository(packs: dict[str, bytes], values: dict[str, Any], *, key: str = f"app/snapshots/{ID_1}.json") -> Any:
     """A repository with one manifest and `packs` by their names."""
     return {
@@ -358,6 +445,9 @@ def invalid_repositories() -> dict[str, bytes]:
         "image-digest": tiny_repository(good, VALUES | {"image_digest": image_digest([bytes(16)])}),
         "manifest-of-another-id": tiny_repository(good, VALUES, key=f"app/snapshots/{ID_2}.json"),
         "manifest-of-another-database": tiny_repository(good, VALUES | {"database": "other"}),
+        "trash-of-another-id": tiny_repository(good, VALUES) | {f"app/trash/{ID_2}.json": record("trash", TRASH)},
+        "drill-of-another-id": tiny_repository(good, VALUES)
+        | {f"app/drills/{ID_1}.json": record("drill", DRILL | {"snapshot": ID_2})},
     }
     files = {
         f"repository-{repository}/{key}": content
@@ -469,8 +559,8 @@ def sqlite_schema(image: bytes) -> list[tuple[Any, ...]]:
 def main() -> None:
     """Write every vector that does not exist."""
     vectors = {
-        "valid": valid_packs() | valid_manifests() | golden_repository(),
-        "invalid": invalid_packs() | invalid_manifests() | invalid_maps() | invalid_repositories(),
+        "valid": valid_packs() | valid_manifests() | valid_records() | golden_repository(),
+        "invalid": invalid_packs() | invalid_manifests() | invalid_maps() | invalid_records() | invalid_repositories(),
     }
     for kind, files in vectors.items():
         for name, content in files.items():

@@ -1,0 +1,108 @@
+"""What the next snapshot builds on: the page map and the page hashes of the newest one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from backupd.cache import is_hashes_file, map_hashes, write_atomically
+from backupd.errors import NoSuchObjectError
+from backupd.format import FormatError
+from backupd.format.pack import index_bytes, page_hash, parse_index
+from backupd.format.pagemap import image_digest, page_hashes
+from backupd.logs import log
+from backupd.repository import pack_key
+from backupd.threads import worker_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from backupd.format.manifest import Manifest
+    from backupd.format.pack import PackIndex
+    from backupd.format.pagemap import PageHashes, PageMap
+    from backupd.repository import Repository
+    from backupd.survey import Survey
+
+_READERS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class BaseSnapshot:
+    """What the next snapshot is compared with: the newest one, as far as its packs are known to be there.
+
+    `hashes` is the file of its page hashes; those of `lost` (page indices from 0) must be stored again in any case.
+    """
+
+    manifest: Manifest
+    page_map: PageMap
+    hashes: Path
+    lost: npt.NDArray[np.intp]
+
+    def read_hashes(self) -> PageHashes:
+        """The page hashes as an array that stays on disk."""
+        return map_hashes(self.hashes)
+
+
+def find_base(repository: Repository, newest: Manifest, survey: Survey) -> BaseSnapshot:
+    """What a snapshot after `newest` builds on. Page hashes come from the cache, or else from the pack indexes.
+
+    Raises the errors of `Store` and `DamageError`.
+    """
+    page_map = repository.checked_map(newest)
+    is_lost = np.zeros(len(newest.packs) + 1, dtype=bool)
+    missing = set(survey.missing(newest.packs))
+    for position, pack in enumerate(newest.packs, 1):
+        is_lost[position] = pack in missing
+    file = repository.cache(newest.database) / f"{newest.id}.hashes"
+    if not is_hashes_file(file, newest):
+        log.info("rebuilding the base from pack indexes", database=newest.database, store=repository.url)
+        hashes = _gather_hashes(repository, newest, page_map, is_lost)
+        if not is_lost.any() and image_digest(hashes) != newest.image_digest:
+            is_lost[1:] = True
+        write_atomically(file, hashes.tobytes())
+    return BaseSnapshot(newest, page_map, file, np.flatnonzero(is_lost[page_map]))
+
+
+def _gather_hashes(
+    repository: Repository, manifest: Manifest, page_map: PageMap, is_lost: npt.NDArray[np.bool_]
+) -> PageHashes:
+    """The page hashes by the indexes of the packs; a pack whose index cannot be read is marked in `is_lost`."""
+    hashes = np.zeros((manifest.page_count, 2), dtype=np.uint64)
+    hashes[page_map == 0] = page_hashes(page_hash(bytes(manifest.page_size)))
+    for position, index in _indexes(repository, manifest, is_lost):
+        if index is None or not _place_hashes(index, position, page_map, hashes):
+            is_lost[position] = True
+    return hashes
+
+
+def _indexes(
+    repository: Repository, manifest: Manifest, is_lost: npt.NDArray[np.bool_]
+) -> Iterator[tuple[int, PackIndex | None]]:
+    def read(position: int) -> PackIndex | None:
+        pack = manifest.packs[position - 1]
+        try:
+            head = repository.store.get_range(
+                pack_key(manifest.database, pack), offset=0, length=index_bytes(pack.pages)
+            )
+            index = parse_index(head)
+        except (NoSuchObjectError, FormatError):
+            return None
+        return index if (index.pages, index.page_size) == (pack.pages, manifest.page_size) else None
+
+    positions = [position for position in range(1, len(manifest.packs) + 1) if not is_lost[position]]
+    with worker_threads(_READERS) as readers:
+        yield from zip(positions, readers.map(read, positions), strict=True)
+
+
+def _place_hashes(index: PackIndex, position: int, page_map: PageMap, hashes: PageHashes) -> bool:
+    """Put the live hashes of one pack in their places; whether the index lists every page that it should."""
+    indices = np.frombuffer(index.page_numbers, dtype="<u4").astype(np.int64) - 1
+    within = indices < len(page_map)
+    within[within] = page_map[indices[within]] == position
+    hashes[indices[within]] = page_hashes(index.hashes)[within]
+    return int(within.sum()) == int((page_map == position).sum())

@@ -1,0 +1,37 @@
+"""What became of a prune."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from backupd.errors import BackupdError
+    from backupd.format.ids import SnapshotId
+    from backupd.retention import Decision, Hold
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneResult:
+    """One database in one store. In a dry run, everything that would be done, by this host's clock."""
+
+    database: str
+    store: str
+    decisions: tuple[Decision, ...] = ()
+    """About every snapshot, oldest first."""
+    hold: Hold | None = None
+    """Why nothing was removed although the policy would."""
+    removed: tuple[SnapshotId, ...] = ()
+    """Moved to the trash."""
+    purged: tuple[SnapshotId, ...] = ()
+    """Gone from the trash, whose grace was over."""
+    deleted_packs: int = 0
+    freed_bytes: int = 0
+    """Size of the deleted packs."""
+    waiting_packs: int = 0
+    """Packs that nothing names, within their grace."""
+    waiting_bytes: int = 0
+    strangers: tuple[str, ...] = ()
+    """Keys of objects that are not of this format, or at least cannot be read: they are left alone."""
+    error: BackupdError | None = None
+    """What stopped it. What is counted above was done before."""

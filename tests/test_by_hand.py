@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+from harness.faults import FaultyStore, HookedStore, RefusingStore
+from harness.rotation import LAST_ONE, Rotation
+
+from backupd.backup import Outcome, Wish, back_up
+from backupd.config import Database, Settings
+from backupd.errors import DamageError, LostPacksError, NoSuchSnapshotError, StoreUnavailableError, UsageError
+from backupd.format.manifest import SnapshotKind
+from backupd.format.records import Deletion, Drill, DrillOutcome, decode_verdicts, encode_deletion, encode_drill
+from backupd.prune import forget, trashed, undelete
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from backupd.format.ids import SnapshotId
+    from backupd.format.manifest import Manifest
+    from backupd.store import Store
+
+
+@pytest.fixture
+def rotation(tmp_path: Path) -> Rotation:
+    """A place for snapshots."""
+    (tmp_path / "rotation").mkdir()
+    return Rotation(tmp_path / "rotation")
+
+
+@pytest.fixture
+def ids(rotation: Rotation) -> list[SnapshotId]:
+    """Three snapshots of three states."""
+    return [rotation.snapshot("base"), rotation.snapshot("x"), rotation.snapshot("y")]
+
+
+def _undelete(rotation: Rotation, snapshot_id: SnapshotId, *, host: str = "a", store: Store | None = None) -> Manifest:
+    return undelete(rotation.repository(host, store), "app", snapshot_id, rotation.host(host))
+
+
+def _key(snapshot_id: SnapshotId) -> str:
+    return f"app/snapshots/{snapshot_id}.json"
+
+
+def test_a_forgotten_snapshot_comes_back_byte_for_byte(rotation: Rotation, ids: list[SnapshotId]) -> None:
+    """In between it is in the trash, and nothing else of it is touched."""
+    before = rotation.objects()
+    rotation.forget(ids[1])
+    assert rotation.ids() == [ids[0], ids[2]]
+    (entry,) = trashed(rotation.repository(), "app")
+    assert (entry.manifest.id, entry.reason) == (ids[1], "forgotten by hand")
+    assert _undelete(rotation, ids[1], host="b") == entry.manifest
+    after = rotation.objects()
+    assert after.pop("app/retention.json")
+    assert {key: content for key, (content, _) in after.items()} == {
+        key: content for key, (content, _) in before.items()
+    }
+    assert trashed(rotation.repository(), "app") == []
+    assert rotation.assert_every_snapshot_restores() == ids
+
+
+def test_what_was_undeleted_stays_until_it_is_forgotten(rotation: Rotation, ids: list[SnapshotId]) -> None:
+    """For every host: the store knows it."""
+    rotation.forget(ids[0])
+    _undelete(rotation, ids[0])
+    assert rotation.prune("b").removed == (ids[1],)
+    assert rotation.ids() == [ids[0], ids[2]]
+    rotation.forget(ids[0])
+    rotation.age()
+    assert rotation.prune("b").purged == (ids[0], ids[1])
+    assert decode_verdicts((rotation.root / "app/retention.json").read_bytes()).undeleted == ()
+
+
+def test_the_newest_snapshots_cannot_be_forgotten(rotation: Rotation, ids: list[SnapshotId]) -> None:
+    """Not the newest of any kind, not the newest regular one, not the newest that is proven."""
+    drill = Drill(snapshot=ids[0], database="app", outcome=DrillOutcome.PROVEN, at=datetime.now(UTC))
+    rotation.put(f"app/drills/{ids[0]}.json", encode_drill(drill))
+    (safety,) = back_up(
+        Database("app", rotation.home / "app.db"),
+        [rotation.store],
+        Settings(),
+        rotation.host("a"),
+        wish=Wish(kind=SnapshotKind.BEFORE_RESTORE),
+        on_progress=lambda _: None,
+    )
+    assert safety.id is not None
+    for snapshot_id, reason in (
+        (safety.id, "the newest snapshot"),
+        (ids[2], "the newest regular"),
+        (ids[0], "test restore"),
+    ):
+        with pytest.raises(UsageError, match=reason):
+            rotation.forget(snapshot_id)
+    rotation.forget(ids[1])
+    assert rotation.ids() == [ids[0], ids[2], safety.id]
+
+
+def test_what_is_not_there_is_not_forgotten(rotation: Rotation, ids: list[SnapshotId]) -> None:
+    """Nor what was forgotten already; nor undeleted what was never removed, or has been."""
+    rotation.forget(ids[0])
+    with pytest.raises(NoSuchSnapshotError, match=str(ids[0])):
+        rotation.forget(ids[0])
+    with pytest.raises(NoSuchSnapshotError, match=str(ids[1])):
+        _undelete(rotation, ids[1])
+    _undelete(rotation, ids[0])
+    with pytest.raises(NoSuchSnapshotError, match=str(ids[0])):
+        _undelete(rotation, ids[0])
+
+
+def test_a_damaged_manifest_is_not_forgotten(rotation: Rotation, ids: list[SnapshotId]) -> None:
+    """The trash could not give it back."""
+    (rotation.root / _key(ids[0])).write_bytes(b"{}")
+    with pytest.raises(DamageError, match=str(ids[0])):
+        rotation.forget(ids[0])
+    assert (rotation.root / _key(ids[0])).read_bytes() == b"{}"
+
+
+def test_a_snapshot_whose_packs_are_gone_does_not_come_back(rotation: Rotation, ids: list[SnapshotId]) -> None:
+    """Half a snapshot is none."""
+    rotation.forget(ids[1])
+    (entry,) = trashed(rotation.repository(), "app")
+    gone = (
+        {pack.sha256 for pack in entry.manifest.packs} - {pack.sha256 for pack in rotation.manifests()[0].packs}
+    ).pop()
+    rotation.store.delete(f"app/packs/{gone}.zst")
+    before = rotation.objects()
+    with pytest.raises(DamageError, match=gone):
+        _undelete(rotation, ids[1])
+    assert rotation.objects() == before
+
+
+def test_a_damaged_trash_entry_does_not_come_back(rotation: Rotation, ids: list[SnapshotId]) -> None:
+    """Others do."""
+    for snapshot_id in ids[:2]:
+        rotation.forget(snapshot_id)
+    file = rotation.root / f"app/trash/{ids[0]}.json"
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(DamageError, match=str(ids[0])):
+        _undelete(rotation, ids[0])
+    assert [entry.manifest.id for entry in trashed(rotation.repository(), "app")] == [ids[1]]
+    _undelete(rotation, ids[1])
+    assert rotation.assert_every_snapshot_restores() == ids[1:]
+
+
+def test_a_snapshot_does_not_come_back_while_its_packs_are_deleted(rotation: Rotation, ids: list[SnapshotId]) -> None:
+    """A sweep that announced them may not have seen it come."""
+    rotation.forget(ids[1])
+    (entry,) = trashed(rotation.repository(), "app")
+    deletion = Deletion(packs=(entry.manifest.packs[-1].sha256,))
+    rotation.put("app/deletions/20261122T000000000Z-00000000.json", encode_deletion(deletion))
+    with pytest.raises(LostPacksError, match="being deleted"):
+        _undelete(rotation, ids[1])
+    assert ids[1] not in rotation.ids()
+
+
+def test_undelete_that_broke_off_may_be_repeated(rotation: Rotation, ids: list[SnapshotId]) -> None:
+    """At any call, before and after it was done; and a prune afterwards leaves the snapshot where it is."""
+    counted = HookedStore(rotation.store)
+    rotation.forget(ids[1])
+    _undelete(rotation, ids[1], store=counted)
+    for is_after in (False, True):
+        for call in range(len(counted.calls)):
+            rotation.forget(ids[1])
+            broken = FaultyStore(rotation.store, fail_at=call, after=is_after)
+            with pytest.raises(StoreUnavailableError):
+                _undelete(rotation, ids[1], store=broken)
+            assert str(ids[1]) in rotation.names("trash") | rotation.names("snapshots")
+            if str(ids[1]) in rotation.names("trash"):
+                _undelete(rotation, ids[1])
+            assert rotation.names("trash") == set()
+            assert rotation.ids() == ids
+    keep = LAST_ONE.model_copy(update={"keep_last": 100})
+    assert rotation.prune(policy=keep).removed == ()
+    assert rotation.assert_every_snapshot_restores() == ids
+
+
+def test_undelete_works_where_deletions_are_refused(rotation: Rotation, ids: list[SnapshotId]) -> None:
+    """The snapshot is back; what stays in the trash means nothing beside it."""
+    rotation.forget(ids[1])
+    _undelete(rotation, ids[1], store=RefusingStore(rotation.store))
+    assert rotation.ids() == ids
+    assert trashed(rotation.repository(), "app") == []
+    with pytest.raises(UsageError):
+        forget(rotation.repository(), "app", ids[2], rotation.host("a"), now=datetime.now(UTC))
+
+
+def test_a_snapshot_made_of_trash_keeps_its_packs(rotation: Rotation, ids: list[SnapshotId]) -> None:
+    """The same content again names the same packs; purging the removed snapshot does not take them away."""
+    for snapshot_id in ids[:2]:
+        rotation.forget(snapshot_id)
+    rotation.become("x")
+    again = rotation.back_up("b")
+    assert again.outcome is Outcome.CREATED
+    rotation.assert_no_leftovers()
+    assert rotation.assert_every_snapshot_restores() == [again.id]

@@ -1,0 +1,483 @@
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+from harness.faults import DeadlyStore, FaultyStore, HookedStore, Killed, PretendingStore, RefusingStore
+from harness.rotation import GRACE, LAST_ONE, Ripe, Rotation, make_ripe
+
+from backupd.backup import Outcome
+from backupd.config import RetentionSettings
+from backupd.errors import (
+    BusyError,
+    DamageError,
+    NoSuchObjectError,
+    StoreError,
+    StoreRefusedError,
+    StoreUnavailableError,
+    UnsupportedFormatError,
+)
+from backupd.format.ids import SnapshotId
+from backupd.format.manifest import encode_manifest
+from backupd.format.records import Drill, DrillOutcome, decode_trash, encode_drill
+from backupd.prune import note_failure, note_success, prune, refusal_is_news
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_FEWEST_CALLS = 20
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Ripe:
+    """The original of `ripe`."""
+    return make_ripe(tmp_path_factory.mktemp("prune") / "ripe")
+
+
+@pytest.fixture
+def ripe(made: Ripe, tmp_path: Path) -> Ripe:
+    """A store in which a prune has something to do at every step."""
+    return made.copy(tmp_path / "ripe")
+
+
+@pytest.fixture
+def rotation(tmp_path: Path) -> Rotation:
+    """A place without snapshots."""
+    (tmp_path / "rotation").mkdir()
+    return Rotation(tmp_path / "rotation")
+
+
+def _damage(rotation: Rotation, key: str) -> None:
+    file = rotation.root / key
+    file.write_bytes(file.read_bytes().replace(b'"format": 1', b'"format": 3'))
+
+
+def test_a_prune_removes_purges_deletes_and_finds(ripe: Ripe) -> None:
+    """What it reports is what it did, and the newest snapshot restores."""
+    rotation = ripe.rotation
+    size = (rotation.root / f"app/packs/{next(iter(ripe.swept))}.zst").stat().st_size
+    result = rotation.prune()
+    assert result.error is None
+    assert result.hold is None
+    assert [*result.removed] == ripe.removed
+    assert [each.manifest.id for each in result.decisions if not each.is_kept] == ripe.removed
+    assert result.purged == (ripe.purged,)
+    assert (result.deleted_packs, result.freed_bytes) == (1, size)
+    assert (result.waiting_packs, result.waiting_bytes) == (1, len(b"orphan"))
+    assert rotation.names("trash") == {str(each) for each in ripe.removed}
+    assert not ripe.swept & rotation.names("packs")
+    assert rotation.assert_every_snapshot_restores() == [ripe.newest]
+    rotation.assert_no_leftovers()
+    assert ripe.orphan not in rotation.names("packs")
+    assert rotation.assert_every_snapshot_restores() == [ripe.newest]
+
+
+def test_pruning_twice_removes_nothing_more(ripe: Ripe) -> None:
+    """Until time passes, the second prune finds everything done."""
+    ripe.rotation.prune()
+    before = ripe.rotation.objects()
+    again = ripe.rotation.prune()
+    assert (again.removed, again.purged, again.deleted_packs, again.error) == ((), (), 0, None)
+    assert ripe.rotation.objects() == before
+
+
+def test_a_dry_run_tells_the_same_and_writes_nothing(ripe: Ripe) -> None:
+    """Not even to learn the store's time."""
+    before = ripe.rotation.objects()
+    store = FaultyStore(ripe.rotation.store)
+    planned = ripe.rotation.prune(store=store, is_dry_run=True)
+    assert {"put", "delete"}.isdisjoint(store.calls)
+    assert ripe.rotation.objects() == before
+    done = ripe.rotation.prune()
+    assert planned == done
+
+
+def test_removed_packs_are_freed_after_two_graces_and_not_before(rotation: Rotation) -> None:
+    """One in the trash, and one after a sweep found that nothing needs them."""
+    rotation.snapshot("base")
+    old = rotation.snapshot("x")
+    rotation.snapshot("y")
+    packs = rotation.names("packs")
+    almost = GRACE - timedelta(hours=1)
+    assert old in rotation.prune().removed
+    for purged in (0, 2):
+        rotation.age(almost)
+        result = rotation.prune()
+        assert (len(result.purged), rotation.names("packs")) == (0, packs)
+        rotation.age(timedelta(hours=2))
+        result = rotation.prune()
+        assert result.error is None
+        if purged:
+            break
+        assert len(result.purged) == 2
+        assert rotation.prune().waiting_packs == 1  # found, by the prune after the one that purged
+    assert (result.deleted_packs, result.waiting_packs) == (1, 0)
+    assert len(rotation.names("packs")) == len(packs) - 1
+    rotation.assert_every_snapshot_restores()
+
+
+@pytest.mark.parametrize("is_after", [False, True])
+@pytest.mark.parametrize("kind", [FaultyStore, DeadlyStore])
+def test_a_prune_that_breaks_off_at_any_call_loses_nothing(
+    made: Ripe, tmp_path: Path, kind: type[FaultyStore], *, is_after: bool
+) -> None:
+    """The next ones finish the work: no trash beside a manifest, no record, no pack without a name is left over."""
+    calls, failed = 0, 0
+    while failed == calls:
+        ripe = made.copy(tmp_path / str(calls))
+        rotation = ripe.rotation
+        store = kind(rotation.store, fail_at=calls, after=is_after)
+        try:
+            broke_off = isinstance(rotation.prune(store=store).error, StoreUnavailableError)
+        except Killed:
+            broke_off = True
+        calls += 1
+        failed += broke_off
+        assert broke_off == (len(store.calls) >= calls)
+        assert rotation.ids()[-1] == ripe.newest
+        trashed = {SnapshotId(name) for name in rotation.names("trash")}
+        assert {*ripe.removed} <= trashed | {*rotation.ids()}
+        rotation.assert_every_snapshot_restores()
+        rotation.assert_no_leftovers()
+        assert rotation.assert_every_snapshot_restores() == [ripe.newest]
+    assert failed >= _FEWEST_CALLS
+
+
+def test_refused_deletions_are_an_error_and_lose_nothing(ripe: Ripe) -> None:
+    """It stops at the first; when deletions work again, everything goes on."""
+    store = RefusingStore(ripe.rotation.store)
+    result = ripe.rotation.prune(store=store)
+    assert isinstance(result.error, StoreRefusedError)
+    assert store.calls.count("delete") == 1
+    assert (result.removed, result.purged, result.deleted_packs) == ((), (), 0)
+    assert len(result.decisions) == 3
+    assert ripe.rotation.assert_every_snapshot_restores() == [*ripe.removed, ripe.newest]
+    ripe.rotation.assert_no_leftovers()
+    assert ripe.rotation.ids() == [ripe.newest]
+
+
+def test_a_refusal_is_news_once(rotation: Rotation) -> None:
+    """Until a prune works again, or another store refuses."""
+    state, refused = rotation.host("a"), StoreRefusedError("cannot delete")
+    assert [refusal_is_news(state, "s3://one", refused) for _ in range(3)] == [True, False, False]
+    assert refusal_is_news(state, "s3://two", refused)
+    assert not refusal_is_news(state, "s3://one", StoreUnavailableError("down"))
+    assert not refusal_is_news(state, "s3://one", refused)
+    assert not refusal_is_news(state, "s3://one", None)
+    assert refusal_is_news(state, "s3://one", refused)
+
+
+@pytest.mark.parametrize(
+    ("part", "done"), [("snapshots", "removed"), ("packs", "deleted_packs"), ("trash", "purged")], ids=str
+)
+def test_deletions_that_did_not_happen_are_noticed(ripe: Ripe, part: str, done: str) -> None:
+    """A store that acknowledges them and does nothing is not believed."""
+    result = ripe.rotation.prune(store=PretendingStore(ripe.rotation.store, part=f"/{part}/"))
+    assert isinstance(result.error, StoreError)
+    assert "acknowledged" in result.error.message
+    assert not getattr(result, done)
+    ripe.rotation.assert_every_snapshot_restores()
+    ripe.rotation.assert_no_leftovers()
+    assert ripe.rotation.assert_every_snapshot_restores() == [ripe.newest]
+
+
+def test_strangers_are_left_alone_and_named(ripe: Ripe) -> None:
+    """Whatever lies below the prefix and is not spelled as the format says, ids without a date included."""
+    strangers = (
+        "app/notes.txt",
+        "app/packs/0000.zst",
+        f"app/packs/{'0' * 64}.zst.bak",
+        "app/snapshots/20261399T000000000Z-00000000.json",
+        "app/sweeps/20261399T000000000Z-00000000.json",
+        "app/trash/x.json",
+    )
+    for key in strangers:
+        ripe.rotation.put(key, b"precious")
+    ripe.rotation.put("application/notes.txt", b"of another database")
+    ripe.rotation.age()
+    result = ripe.rotation.prune()
+    assert result.error is None
+    assert result.strangers == strangers
+    for _ in range(3):
+        ripe.rotation.age()
+        assert ripe.rotation.prune().strangers == strangers
+    assert all((ripe.rotation.root / key).read_bytes() == b"precious" for key in strangers)
+    assert (ripe.rotation.root / "application/notes.txt").exists()
+
+
+def test_a_damaged_manifest_stops_everything(ripe: Ripe) -> None:
+    """It may need any pack."""
+    _damage(ripe.rotation, f"app/snapshots/{ripe.removed[0]}.json")
+    before = ripe.rotation.objects()
+    result = ripe.rotation.prune()
+    assert isinstance(result.error, DamageError)
+    assert str(ripe.removed[0]) in result.error.message
+    assert ripe.rotation.objects() == before
+
+
+def test_a_damaged_trash_entry_keeps_all_space(ripe: Ripe) -> None:
+    """Snapshots still move to the trash, and nothing leaves it."""
+    _damage(ripe.rotation, f"app/trash/{ripe.purged}.json")
+    ripe.rotation.age()
+    packs = ripe.rotation.names("packs")
+    result = ripe.rotation.prune()
+    assert isinstance(result.error, DamageError)
+    assert str(ripe.purged) in result.error.message
+    assert [*result.removed] == ripe.removed
+    assert ripe.rotation.names("packs") == packs
+    assert ripe.rotation.names("trash") == {str(each) for each in (*ripe.removed, ripe.purged)}
+
+
+@pytest.mark.parametrize("directory", ["snapshots", "trash"])
+def test_what_goes_while_it_is_read_stops_everything(ripe: Ripe, directory: str) -> None:
+    """Another host removes or undeletes: what has gone from one place may be in another, unseen."""
+    rotation = ripe.rotation
+    (gone,) = [key for key in rotation.objects() if f"/{directory}/" in key and str(ripe.newest) not in key][:1]
+    before = rotation.objects()
+    counted = HookedStore(rotation.store)
+    assert rotation.prune("reader", counted, is_dry_run=True).error is None
+    first_read = counted.steps.index("list app/trash") + 1
+    hooked = HookedStore(rotation.store, at=first_read, hook=lambda: rotation.store.delete(gone))
+    result = rotation.prune("b", hooked)
+    assert isinstance(result.error, BusyError)
+    assert (result.purged, result.deleted_packs) == ((), 0)
+    if directory == "snapshots":
+        del before[gone]
+        assert rotation.objects() == before
+
+
+def test_a_newer_format_stops_everything(ripe: Ripe) -> None:
+    """What a newer version wrote is not understood, so nothing of it is known to be unneeded."""
+    key = f"app/trash/{ripe.purged}.json"
+    entry = (ripe.rotation.root / key).read_bytes()
+    body = entry[entry.index(b'"trash":') + 8 : -2].replace(b'"format": 1', b'"format": 2')
+    ripe.rotation.put(key, b'{"sha256":"' + hashlib.sha256(body).hexdigest().encode() + b'","trash":' + body + b"}\n")
+    before = ripe.rotation.objects()
+    assert isinstance(ripe.rotation.prune().error, UnsupportedFormatError)
+    assert ripe.rotation.objects() == before
+
+
+def test_without_a_policy_nothing_is_removed(ripe: Ripe) -> None:
+    """A configuration that got lost deletes nothing, not even what is due in the trash."""
+    before = ripe.rotation.objects()
+    result = ripe.rotation.prune(policy=None)
+    assert result.error is None
+    assert all(decision.is_kept for decision in result.decisions)
+    assert len(result.decisions) == 3
+    assert ripe.rotation.objects() == before
+
+
+def test_an_empty_policy_only_ends_what_was_begun_by_hand(ripe: Ripe) -> None:
+    """No snapshot is removed; what somebody forgot is freed after its grace."""
+    empty = LAST_ONE.model_copy(update={"keep_last": 0})
+    result = ripe.rotation.prune(policy=empty)
+    assert (result.removed, result.purged, result.deleted_packs) == ((), (ripe.purged,), 1)
+    assert ripe.rotation.assert_every_snapshot_restores() == [*ripe.removed, ripe.newest]
+
+
+def test_a_store_without_backups_is_told(rotation: Rotation) -> None:
+    """And stays without."""
+    assert isinstance(rotation.prune().error, NoSuchObjectError)
+    assert not rotation.root.exists()
+
+
+def test_a_prune_waits_for_a_snapshot_on_the_same_host(ripe: Ripe) -> None:
+    """Both hold the lock on the database in the store."""
+    with ripe.rotation.host("a").lock(f"app in {ripe.rotation.store.url}", timeout=0):
+        result = prune(
+            ripe.rotation.repository(), "app", LAST_ONE, ripe.rotation.host("a"), now=datetime.now(UTC), lock_seconds=0
+        )
+    assert isinstance(result.error, BusyError)
+
+
+def test_a_removal_that_broke_off_is_begun_anew(ripe: Ripe) -> None:
+    """What is in the trash and still there has its whole grace before it when it goes."""
+    first = ripe.removed[0]
+    ripe.rotation.forget(first)
+    trashed = ripe.rotation.root / f"app/trash/{first}.json"
+    (ripe.rotation.root / f"app/snapshots/{first}.json").write_bytes(decode_trash(trashed.read_bytes()).content)
+    ripe.rotation.age()
+    result = ripe.rotation.prune()
+    assert [*result.removed] == ripe.removed
+    assert result.purged == (ripe.purged,)
+    assert decode_trash(trashed.read_bytes()).reason == "no rule keeps it"
+    assert ripe.rotation.prune().purged == ()
+
+
+def test_stale_trash_beside_a_snapshot_that_stays_goes_after_its_grace(ripe: Ripe) -> None:
+    """Not before: another host may be about to delete the manifest."""
+    first, keep_all = ripe.removed[0], LAST_ONE.model_copy(update={"keep_last": 100})
+    ripe.rotation.forget(first)
+    trashed = ripe.rotation.root / f"app/trash/{first}.json"
+    ripe.rotation.put(f"app/snapshots/{first}.json", decode_trash(trashed.read_bytes()).content)
+    assert first not in ripe.rotation.prune(policy=keep_all).purged
+    assert trashed.exists()
+    ripe.rotation.age()
+    assert ripe.rotation.prune(policy=keep_all).purged == ()
+    assert not trashed.exists()
+    assert first in ripe.rotation.assert_every_snapshot_restores()
+
+
+def test_a_removed_snapshot_that_another_host_took_out_of_the_trash_is_put_back(ripe: Ripe, tmp_path: Path) -> None:
+    """It saw the entry beside the manifest, took it for a stale one, and the manifest was deleted right then."""
+    counting = ripe.rotation.copy(tmp_path / "count")
+    counted = HookedStore(counting.store)
+    counting.prune(store=counted)
+    key = f"app/trash/{ripe.removed[0]}.json"
+    hooked = HookedStore(
+        ripe.rotation.store, at=counted.steps.index("delete"), hook=lambda: ripe.rotation.store.delete(key)
+    )
+    assert ripe.rotation.prune(store=hooked).error is None
+    assert decode_trash((ripe.rotation.root / key).read_bytes()).manifest.id == ripe.removed[0]
+
+
+# What holds a prune
+
+
+def _shrink(rotation: Rotation, *statements: str) -> SnapshotId:
+    with closing(sqlite3.connect(rotation.home / "app.db", isolation_level=None)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+    result = rotation.back_up()
+    assert result.outcome is Outcome.CREATED
+    assert result.id is not None
+    return result.id
+
+
+@pytest.mark.parametrize(
+    ("statements", "said"),
+    [
+        (["DELETE FROM report", "VACUUM"], "in use"),
+        (["DELETE FROM report"], "in use"),
+        (["ALTER TABLE report RENAME TO moved"], "lost tables"),
+    ],
+    ids=["emptied and vacuumed", "emptied", "table gone"],
+)
+def test_a_newest_snapshot_that_lost_much_holds_everything(ripe: Ripe, statements: list[str], said: str) -> None:
+    """Until somebody says that it is right; the store remembers that, for every host."""
+    rotation = ripe.rotation
+    newest = _shrink(rotation, *statements)
+    before = rotation.names("snapshots"), rotation.names("trash")
+    held = rotation.prune()
+    assert held.error is None
+    assert held.hold is not None
+    assert said in held.hold.message
+    assert (held.removed, held.purged) == ((), ())
+    assert (rotation.names("snapshots"), rotation.names("trash")) == before
+    assert rotation.prune(is_dry_run=True, accepts_shrink=True).hold is None
+    assert rotation.prune("b").hold is not None
+    accepted = rotation.prune(accepts_shrink=True)
+    assert (accepted.hold, accepted.error) == (None, None)
+    assert len(accepted.removed) == 3
+    assert rotation.prune("b").hold is None
+    assert rotation.ids() == [newest]
+
+
+def test_a_second_loss_holds_again(ripe: Ripe) -> None:
+    """What was accepted is one snapshot, not every loss to come."""
+    rotation = ripe.rotation
+    keep_two = LAST_ONE.model_copy(update={"keep_last": 2})
+    _shrink(rotation, "DELETE FROM report WHERE id > 10", "VACUUM")
+    assert rotation.prune(policy=keep_two, accepts_shrink=True).hold is None
+    _shrink(rotation, "DELETE FROM report", "VACUUM")
+    assert rotation.prune(policy=keep_two).hold is not None
+
+
+def test_a_clock_behind_the_newest_snapshot_holds(ripe: Ripe) -> None:
+    """Ages would be wrong."""
+    before = ripe.rotation.names("snapshots"), ripe.rotation.names("trash")
+    early = datetime.now(UTC) - timedelta(days=2)
+    result = prune(ripe.rotation.repository(), "app", LAST_ONE, ripe.rotation.host("a"), now=early)
+    assert result.hold is not None
+    assert "clock" in result.hold.message
+    assert (ripe.rotation.names("snapshots"), ripe.rotation.names("trash")) == before
+
+
+def test_a_failed_snapshot_holds_removal_and_lets_space_be_freed(ripe: Ripe) -> None:
+    """Space may be what was missing. The next success ends it."""
+    rotation = ripe.rotation
+    state, url, at = rotation.host("a"), rotation.store.url, datetime(2026, 11, 22, 8, tzinfo=UTC)
+    note_failure(state, "app", url, StoreUnavailableError("the disk is gone"), now=at)
+    held = rotation.prune()
+    assert held.hold is not None
+    assert "failed at 2026-11-22T08:00:00Z: the disk is gone" in held.hold.message
+    assert (held.removed, held.purged, held.deleted_packs) == ((), (ripe.purged,), 1)
+    note_success(state, "app", url)
+    assert [*rotation.prune().removed] == ripe.removed
+
+
+# What always stays
+
+
+def _drill(rotation: Rotation, snapshot_id: SnapshotId, outcome: DrillOutcome) -> None:
+    drill = Drill(snapshot=snapshot_id, database="app", outcome=outcome, at=datetime.now(UTC))
+    rotation.put(f"app/drills/{snapshot_id}.json", encode_drill(drill))
+
+
+def test_the_newest_proven_snapshot_stays(ripe: Ripe) -> None:
+    """Of several the newest; a drill that failed proves nothing."""
+    first, third = ripe.removed
+    _drill(ripe.rotation, first, DrillOutcome.PROVEN)
+    _drill(ripe.rotation, third, DrillOutcome.FAILED)
+    assert ripe.rotation.prune().removed == (third,)
+    _drill(ripe.rotation, ripe.newest, DrillOutcome.PROVEN)
+    assert ripe.rotation.prune().removed == (first,)
+
+
+def test_an_unreadable_drill_counts_as_proof_besides_the_newest_one(ripe: Ripe) -> None:
+    """When in doubt, more is kept."""
+    first, third = ripe.removed
+    _drill(ripe.rotation, first, DrillOutcome.PROVEN)
+    _drill(ripe.rotation, third, DrillOutcome.FAILED)
+    _damage(ripe.rotation, f"app/drills/{third}.json")
+    assert ripe.rotation.prune().removed == ()
+
+
+# What it costs
+
+
+def test_nothing_to_do_costs_one_listing_and_two_small_reads(rotation: Rotation) -> None:
+    """With a hundred snapshots and as many removed ones, whose manifests this host has read once."""
+    rotation.snapshot("base")
+    (first,) = rotation.manifests()
+    for number in range(2, 201):
+        manifest = replace(
+            first,
+            id=SnapshotId(f"20261101T{number // 60:02}{number % 60:02}00000Z-00000000"),
+            sequence=number,
+        )
+        rotation.put(f"app/snapshots/{manifest.id}.json", encode_manifest(manifest))
+    keep = RetentionSettings(keep_last=100, daily=0, weekly=0, monthly=0)
+    assert len(rotation.prune(policy=keep).removed) == 100
+    assert rotation.prune(policy=keep).error is None
+    store = FaultyStore(rotation.store)
+    assert rotation.prune(policy=keep, store=store).error is None
+    assert store.calls == ["get", "list", "get"]
+
+
+def test_the_cache_may_be_lost_or_damaged(ripe: Ripe) -> None:
+    """It is read again, and what it has of a record is believed only when that proves itself."""
+    ripe.rotation.prune()
+    expected = ripe.rotation.prune(is_dry_run=True)
+    for file in (ripe.rotation.home / "state-a/cache").rglob("*.record"):
+        file.write_bytes(bytes(len(file.read_bytes())))
+    assert ripe.rotation.prune(is_dry_run=True) == expected
+    shutil.rmtree(ripe.rotation.home / "state-a")
+    assert ripe.rotation.prune(is_dry_run=True) == expected
+
+
+def test_trash_entries_hold_the_manifest_as_it_was(ripe: Ripe) -> None:
+    """With the time and the reason of the removal."""
+    before = {each: (ripe.rotation.root / f"app/snapshots/{each}.json").read_bytes() for each in ripe.removed}
+    ripe.rotation.prune()
+    for snapshot_id, content in before.items():
+        entry = decode_trash((ripe.rotation.root / f"app/trash/{snapshot_id}.json").read_bytes())
+        assert entry.content == content
+        assert entry.reason == "no rule keeps it"
+        assert datetime.now(UTC) - entry.removed_at < timedelta(minutes=5)
