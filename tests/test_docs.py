@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _README = (Path(__file__).parent.parent / "README.md").read_text()
 _SHELL_BLOCKS = re.findall(r"^```sh\n(.*?)^```$", _README, flags=re.MULTILINE | re.DOTALL)
-_VERBS = ("now", "list", "show", "restore", "completion")
+_VERBS = ("now", "list", "show", "restore", "undo", "prune", "forget", "undelete", "completion")
 _CONFIGURATION = """
 [[databases]]
 path = "instance/creditrobot.db"
@@ -40,7 +40,7 @@ def _commands(text: str) -> list[list[str]]:
 
 @pytest.fixture
 def place(tmp_path: Path, moto: S3Server) -> CommandLine:
-    """A directory with app.db, and a service with two snapshots of its database in two stores, and now without it."""
+    """A directory with app.db, and a service with two snapshots of its database in two stores."""
     client = moto.client()
     if not any(bucket["Name"] == "my-bucket" for bucket in client.list_buckets()["Buckets"]):
         client.create_bucket(Bucket="my-bucket")
@@ -64,8 +64,15 @@ def _prepare_service(place: CommandLine, environ: dict[str, str]) -> None:
     with closing(sqlite3.connect(database)) as connection, connection:
         connection.execute("DELETE FROM users")
     place.run("now", expect=0, environ=environ)
-    for file in database.parent.iterdir():
-        file.unlink()
+
+
+def _type(place: CommandLine, command: list[str], environ: dict[str, str]) -> None:
+    """Run a command; where it would ask, somebody at a terminal says yes."""
+    if command[0] in {"restore", "undo"} and not {"--to", "--yes", "--dry-run"} & set(command):
+        finished = place.run_on_terminal(*command, answer="y\n", environ=environ)
+        assert finished.code == 0, finished
+    else:
+        place.run(*command, expect=0, environ=environ)
 
 
 @pytest.mark.parametrize("block", [block for block in _SHELL_BLOCKS if _commands(block)], ids=lambda block: block[:40])
@@ -75,7 +82,7 @@ def test_commands_of_readme_work_in_their_order(place: CommandLine, moto: S3Serv
     if "creditrobot" in block:
         _prepare_service(place, environ)
     for command in _commands(block):
-        place.run(*command, expect=0, environ=environ)
+        _type(place, command, environ)
 
 
 def test_examples_of_every_help_work_in_their_order(place: CommandLine) -> None:

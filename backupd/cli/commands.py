@@ -26,6 +26,9 @@ _MODULES = {
     "show": "show",
     "restore": "restore",
     "undo": "undo",
+    "prune": "prune",
+    "forget": "forget",
+    "undelete": "undelete",
     "completion": "completion",
 }
 

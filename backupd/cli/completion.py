@@ -75,13 +75,37 @@ def snapshots(context: click.Context, incomplete: str) -> list[CompletionItem]:
     return [CompletionItem(text) for text in (*_WORDS, *found) if text.startswith(incomplete)]
 
 
+def removed_snapshots(context: click.Context, incomplete: str) -> list[CompletionItem]:
+    """The ids in the trash of the configured directories, the newest first."""
+    from click.shell_completion import CompletionItem
+
+    try:
+        found = sorted(set(_removed_ids(context)), reverse=True)
+    except Exception:  # noqa: BLE001  (as above)
+        found = []
+    return [CompletionItem(text) for text in found if text.startswith(incomplete)]
+
+
 def _ids(context: click.Context) -> Iterator[str]:
+    from backupd.store.keys import SnapshotKey
+
+    for key in _keys_in_directories(context):
+        if snapshot := SnapshotKey.parse(key):
+            yield snapshot.snapshot_id
+
+
+def _removed_ids(context: click.Context) -> Iterator[str]:
+    from backupd.store.keys import RecordKey, RecordKind
+
+    for key in _keys_in_directories(context):
+        if (record := RecordKey.parse(key)) and record.kind is RecordKind.TRASH:
+            yield record.id
+
+
+def _keys_in_directories(context: click.Context) -> Iterator[str]:
     from backupd.cli.session import Session
     from backupd.store.directory import DirectoryStore
-    from backupd.store.keys import SnapshotKey
 
     for store in Session(context.ensure_object(Invocation)).stores([]):
         if isinstance(store, DirectoryStore):
-            for found in store.list(""):
-                if key := SnapshotKey.parse(found.key):
-                    yield key.snapshot_id
+            yield from (found.key for found in store.list(""))

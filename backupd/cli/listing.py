@@ -31,17 +31,22 @@ if TYPE_CHECKING:
         "backupd list",
         "backupd list app.db",
         "backupd list app --store ./backups --json",
+        "backupd list --trash",
     ),
 )
 @click.argument("database", required=False, shell_complete=complete_databases)
+@click.option("--trash", is_flag=True, help="List what was removed and can be undeleted.")
 @store_option
 @global_options
 @click.pass_obj
-def command(invocation: Invocation, database: str | None, store: str | None) -> int:
+def command(invocation: Invocation, database: str | None, store: str | None, *, trash: bool) -> int:
     """List the snapshots of DATABASE, or of every database, the newest last.
 
     DATABASE is a name, or the path of its file. SIZE is that of the database; STORED is what the snapshot added to the
     store. What cannot be read is reported, and the rest is listed all the same.
+
+    With --trash, list the snapshots that were removed, by whatever way, and until when `backupd undelete` brings each
+    of them back.
     """
     from backupd.catalog import list_snapshots
     from backupd.cli.selection import name_meant
@@ -50,10 +55,14 @@ def command(invocation: Invocation, database: str | None, store: str | None) -> 
 
     session = Session(invocation)
     name = name_meant(database, session.databases()) if database else None
+    if trash:
+        from backupd.cli.trash import list_trash
+
+        return list_trash(session, store, name)
     repositories = session.repositories(store)
     listing = list_snapshots(repositories, name)
     if name and not listing.snapshots and not listing.problems:
-        _reject_unknown(name, repositories, session)
+        reject_unknown_database(name, repositories, session)
     if session.is_json:
         output.print_document(
             {
@@ -68,7 +77,7 @@ def command(invocation: Invocation, database: str | None, store: str | None) -> 
     return _exit_code(listing)
 
 
-def _reject_unknown(name: str, repositories: Sequence[Repository], session: Session) -> None:
+def reject_unknown_database(name: str, repositories: Sequence[Repository], session: Session) -> None:
     """A name without snapshots is an error, unless the configuration says that it will have some."""
     if any(database.name == name for database in session.databases()):
         return

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from backupd.backup import BackupResult, Wish
-    from backupd.cli.session import Session
+    from backupd.cli.session import RotatedStore, Session
     from backupd.config import Database
     from backupd.store import Store
 
@@ -53,23 +53,36 @@ def command(
 
     Without --store, snapshots go to all configured stores, or into ./backups when none is configured. If nothing has
     changed since the newest snapshot, no new one is made, except with --tag or --full.
+
+    After that, snapshots that no rule of the configuration keeps are removed, as by `backupd prune`, unless
+    retention.after_snapshot is false. That never makes a snapshot count as failed.
     """
     from backupd.backup import Wish
+    from backupd.cli.pruned import note_outcomes, prune_after, pruned_values
     from backupd.cli.session import Session
 
     _reject_odd_tags(tags)
     session = Session(invocation)
     chosen = _chosen_databases(databases, session)
-    opened = session.stores(stores)
+    rotated = session.rotated(stores)
     wish = Wish(tags=tuple(dict.fromkeys(tags)), is_full=full)
-    results: list[BackupResult] = []
+    backed_up: list[tuple[BackupResult, RotatedStore]] = []
     for database in chosen:
-        of_database = _back_up(database, opened, session, wish)
-        results += of_database
+        of_database = _back_up(database, [each.repository.store for each in rotated], session, wish)
+        backed_up += zip(of_database, rotated, strict=True)
         if not session.is_json:
             _print_results(of_database, session)
+        note_outcomes(of_database, session)
+    results = [result for result, _ in backed_up]
+    # After the last of them: no snapshot is to wait for old ones to go.
+    pruned = prune_after(backed_up, session)
     if session.is_json:
-        output.print_document({"snapshots": [_result_values(result) for result in results]})
+        output.print_document(
+            {
+                "snapshots": [_result_values(result) for result in results],
+                "pruned": [pruned_values(result) for result in pruned],
+            }
+        )
     return _exit_code(results)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,21 @@ from backupd.reference import parse_reference
 if TYPE_CHECKING:
     from backupd.catalog import ListedSnapshot
     from backupd.cli.session import Session
+    from backupd.reference import Reference
+
+
+def parsed_reference(session: Session, text: str, database: str | None) -> Reference:
+    """The reference in `text`, with the name that `database` (a name or a path) means if there is none before `@`.
+
+    Raises `UsageError`, also when two databases are named.
+    """
+    name = name_meant(database, session.databases()) if database else None
+    reference = parse_reference(text)
+    if name and reference.database and name != reference.database:
+        raise UsageError(
+            f"{text!r} names the database {reference.database}, and --database {name}", hint="leave one of them out"
+        )
+    return replace(reference, database=reference.database or name)
 
 
 def sought_snapshot(session: Session, text: str, database: str | None, store: str | None) -> ListedSnapshot:
@@ -20,10 +36,5 @@ def sought_snapshot(session: Session, text: str, database: str | None, store: st
 
     Raises what `find_snapshot` raises, and `UsageError` when two databases are named.
     """
-    name = name_meant(database, session.databases()) if database else None
-    named_before = parse_reference(text).database
-    if name and named_before and name != named_before:
-        raise UsageError(
-            f"{text!r} names the database {named_before}, and --database {name}", hint="leave one of them out"
-        )
+    name = parsed_reference(session, text, database).database
     return find_snapshot(session.repositories(store), text, database=name, now=datetime.now().astimezone())

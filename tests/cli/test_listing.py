@@ -145,3 +145,34 @@ def test_narrow_terminal_never_cuts_an_id(stored: CommandLine, snapshots: list[d
     result = stored.run_on_terminal("list", columns=40)
     assert result.code == 0
     assert all(snapshot["id"] in result.stdout for snapshot in snapshots)
+
+
+def test_trash_says_what_was_removed_why_and_until_when(copied: CommandLine, snapshots: list[dict[str, Any]]) -> None:
+    """A table and a document of their own; three days are the grace when nothing is configured."""
+    second = snapshots[1]
+    assert copied.run("list", "--trash", expect=0).stdout == f"nothing is in the trash of {copied.directory}/backups\n"
+    copied.run("forget", "upgrade", expect=0)
+    title, heading, row = copied.run("list", "--trash", expect=0).lines
+    assert title == f"removed from app in {copied.directory}/backups"
+    assert re.split(r"\s{2,}", heading) == ["SNAPSHOT", "TAKEN", "REMOVED", "GONE AFTER", "SIZE", "WHY"]
+    time = r"[0-9-]{10} [0-9:]{8}\+0[12]:00"
+    assert re.fullmatch(rf"{second['id']}  {time}  {time}  {time}  +[0-9.]+ kB  forgotten by hand", row)
+    document = copied.run("list", "app", "--trash", "--json", expect=0).document
+    (entry,) = document["trash"]
+    assert document == {"trash": [entry], "problems": []}
+    assert entry == {
+        "id": second["id"],
+        "database": "app",
+        "store": f"{copied.directory}/backups",
+        "taken_at": second["taken_at"],
+        "removed_at": entry["removed_at"],
+        "gone_after": entry["gone_after"],
+        "kind": "regular",
+        "tags": ["upgrade"],
+        "image_bytes": second["image_bytes"],
+        "reason": "forgotten by hand",
+    }
+    removed_at, gone_after = (datetime.fromisoformat(entry[key]) for key in ("removed_at", "gone_after"))
+    assert timedelta(0) < datetime.now(UTC) - removed_at < timedelta(minutes=5)
+    assert gone_after - removed_at == timedelta(days=3)
+    assert copied.run("list", "shop", "--trash", expect=0).stdout.startswith("nothing of shop is in the trash of ")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import sqlite3
 import stat
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -42,7 +43,8 @@ def test_json_document_is_complete(cli: CommandLine) -> None:
     result = cli.run("now", "app.db", "--store", "good", "--store", "not-a-directory", "--json", expect=3)
     good, bad = result.document["snapshots"]
     page_count = good["page_count"]
-    assert result.document.keys() == {"snapshots"}
+    assert result.document.keys() == {"snapshots", "pruned"}
+    assert result.document["pruned"] == []  # nothing is configured, so nothing is removed
     assert good == {
         "id": good["id"],
         "database": "app",
@@ -199,3 +201,63 @@ def test_progress_bar_on_a_terminal(cli: CommandLine) -> None:
     assert result.code == 0
     assert "━" in result.stdout
     assert re.search(rf"app  created  {ID}  ", result.stdout)
+
+
+_ROTATION = """
+[[databases]]
+path = "app.db"
+[[stores]]
+url = "backups"
+[retention]
+keep_last = 1
+daily = 0
+weekly = 0
+monthly = 0
+"""
+
+
+def test_prunes_after_a_snapshot(cli: CommandLine) -> None:
+    """One line more when something was removed, the result of `prune` in the document, and nothing when not wanted."""
+    (cli.directory / "backupd.toml").write_text(_ROTATION)
+    assert len(cli.run("now", expect=0).lines) == 1
+    created, removed = cli.run("now", "--full", expect=0).lines
+    assert created.startswith("app  created  ")
+    assert removed == f"app: 1 snapshot to the trash  -> {cli.directory}/backups"
+    document = cli.run("now", "--full", "--json", expect=0).document
+    (pruned,) = document["pruned"]
+    assert [len(pruned["decisions"]), len(pruned["removed"]), pruned["hold"], pruned["error"]] == [2, 1, None, None]
+    assert len(cli.run("now", "--full", "-q", expect=0).stdout) == 0
+    off = {"BACKUPD_RETENTION__AFTER_SNAPSHOT": "false"}
+    assert cli.run("now", "--full", "--json", environ=off, expect=0).document["pruned"] == []
+    assert len(cli.run("list", "--json", expect=0).document["snapshots"]) == 2
+
+
+def test_hold_is_told_at_every_run_and_is_no_failure(cli: CommandLine) -> None:
+    """A snapshot of a database that has suddenly shrunk is a good snapshot; what was there before stays."""
+    (cli.directory / "backupd.toml").write_text(_ROTATION)
+    cli.run("now", expect=0)
+    with closing(sqlite3.connect(cli.directory / "app.db", isolation_level=None)) as connection:
+        connection.execute("DELETE FROM users")
+        connection.execute("VACUUM")
+    for outcome in ("created", "unchanged"):
+        result = cli.run("now", expect=0)
+        (line,) = result.lines
+        assert line.startswith(f"app  {outcome}  ")
+        warning, hint = result.stderr.splitlines()
+        assert warning.startswith(f"warning: app: nothing is removed from {cli.directory}/backups: the newest snapshot")
+        assert "--accept-shrink" in hint
+    assert len(cli.run("list", "--json", expect=0).document["snapshots"]) == 2
+
+
+def test_nothing_is_pruned_after_a_failed_snapshot(cli: CommandLine) -> None:
+    """Neither in the store that failed nor, when the source failed, in any."""
+    (cli.directory / "backupd.toml").write_text(_ROTATION + '[[stores]]\nurl = "other"\n')
+    off = {"BACKUPD_RETENTION__AFTER_SNAPSHOT": "false"}
+    cli.run("now", environ=off, expect=0)
+    cli.run("now", "--full", environ=off, expect=0)
+    (cli.directory / "other/app/packs").rename(cli.directory / "other/app/away")
+    (cli.directory / "other/app/packs").touch()
+    pruned = cli.run("now", "--full", "--json", expect=3).document["pruned"]
+    assert [each["store"].rpartition("/")[2] for each in pruned] == ["backups"]
+    (cli.directory / "app.db").unlink()
+    assert cli.run("now", "--json", expect=13).document["pruned"] == []
