@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 from urllib.parse import quote
 
@@ -21,16 +20,13 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _LOCK_RETRY_SECONDS = 0.001
+_PATIENCE_SECONDS = 1.0
+_BREATH_SECONDS = 0.2
+"""Longer than SQLite's own longest sleep between two tries, 100 ms, so that whoever waits gets in."""
+
 _BYTES_PER_STEP = 2 << 20
 _JOURNAL_MODE_OFFSET = 18
 _ROLLBACK, _WAL = b"\x01\x01", b"\x02\x02"
-
-
-@dataclass(frozen=True, slots=True)
-class Stamp:
-    """What changes on the disk with every commit: inode, size and time of the file that takes it, None without one."""
-
-    values: tuple[int, int, int] | None
 
 
 class LiveDatabase:
@@ -43,6 +39,7 @@ class LiveDatabase:
     def __init__(self, path: Path, *, lock_timeout: float) -> None:
         self._path = path
         self._lock_timeout = lock_timeout
+        self._patience = lock_timeout
         self._give_up_at = 0.0
 
     def __enter__(self) -> Self:
@@ -67,10 +64,10 @@ class LiveDatabase:
         self._connection.close()
 
     def version(self) -> int:
-        """A number that changes when any other connection commits."""
+        """A number that changes with every commit of another connection."""
         with self._translating_errors():
-            number: int = self._connection.pragma("data_version")
-            return number
+            self._connection.pragma("data_version")  # looks at the file
+            return self._connection.data_version("main")
 
     @contextmanager
     def writers_waiting(self, *, most_seconds: float) -> Iterator[None]:
@@ -90,37 +87,51 @@ class LiveDatabase:
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
 
-    def stamp(self) -> Stamp:
-        """Equal to an earlier one as long as nobody has committed since. `stat` leaves SQLite's locks alone."""
-        written = self._path.with_name(f"{self._path.name}-wal") if self._is_wal else self._path
-        try:
-            status = written.stat()
-        except FileNotFoundError:
-            return Stamp(None)
-        return Stamp((status.st_ino, status.st_size, status.st_mtime_ns))
-
-    def replace_content(self, image: Path, expected: Stamp, stepped: Callable[[int, int], None]) -> bool:
+    def replace_content(self, image: Path, expected_version: int, stepped: Callable[[int, int], None]) -> bool:
         """Replace everything by the content of `image`, in one transaction; whether that was done.
 
-        Nothing is done when somebody committed since `expected` was taken. `image` is scratch: its journal mode
-        becomes that of the live database, which otherwise would take over the image's. `stepped` gets pages done and
-        pages in all. An exception, also one of `stepped`, leaves the old content.
+        Nothing is done when somebody has committed since `version` was `expected_version`. `image` is scratch: it gets
+        the journal mode of the live database, which otherwise would take over the image's. `stepped` gets pages done
+        and pages in all. An exception, also one of `stepped`, leaves the old content.
         """
         _set_journal_mode(image, is_wal=self._is_wal)
         with self._translating_errors(), _opened(image) as image_connection:
             pages_per_step = _BYTES_PER_STEP // image_connection.pragma("page_size")
-            with self._connection.backup("main", image_connection, "main") as backup:
-                backup.step(0)  # takes the lock, and copies nothing yet; but an empty image is done with that
-                if not backup.done and self.stamp() != expected:
+            with self._locked_backup(image_connection) as backup:
+                # An empty image is done with the lock.
+                if not backup.done and self._connection.data_version("main") != expected_version:
                     return False
                 while not backup.done:
                     backup.step(pages_per_step)
                     stepped(backup.page_count - backup.remaining, backup.page_count)
         return True
 
+    @contextmanager
+    def _locked_backup(self, image_connection: apsw.Connection) -> Iterator[apsw.Backup]:
+        """A backup that has the lock, and has copied nothing yet.
+
+        In rollback mode, whoever waits for the last reader keeps new ones out: so not for long at a time, or one reader
+        that does not end makes all others fail.
+        """
+        give_up_at = time.monotonic() + self._lock_timeout
+        while True:
+            with self._connection.backup("main", image_connection, "main") as backup:
+                try:
+                    self._patience = min(_PATIENCE_SECONDS, self._lock_timeout)
+                    backup.step(0)
+                except apsw.BusyError:
+                    if time.monotonic() > give_up_at:
+                        raise
+                else:
+                    yield backup
+                    return
+                finally:
+                    self._patience = self._lock_timeout
+            time.sleep(_BREATH_SECONDS)
+
     def _wait(self, tries: int) -> bool:
         if tries == 0:
-            self._give_up_at = time.monotonic() + self._lock_timeout
+            self._give_up_at = time.monotonic() + self._patience
         # SQLite's own busy_timeout sleeps up to 100 ms between tries and so misses the gaps of a busy application.
         time.sleep(_LOCK_RETRY_SECONDS)
         return time.monotonic() < self._give_up_at

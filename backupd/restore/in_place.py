@@ -103,7 +103,7 @@ class InPlaceRestore:
         Unless in a dry run, a replacement that nobody asked for, or whose application is not stopped, is refused.
         """
         finish_interrupted(self._target, lock_timeout=self._lock_timeout)
-        if self._must_replace and self._is_app_stopped and not is_dry_run:
+        if not is_dry_run:
             self._settle_hot_journal()
         look = look_at(self._target, self._manifest, must_replace=self._must_replace, lock_timeout=self._lock_timeout)
         if not is_dry_run:
@@ -119,7 +119,6 @@ class InPlaceRestore:
         with reporting_errors(self._target):
             is_hot = self._target.is_file() and any(file.name.endswith("-journal") for file in side_files(self._target))
         if is_hot:
-            reject_use(self._target)
             with suppress(NotADatabaseError):
                 settle(self._target, lock_timeout=self._lock_timeout)
 
@@ -172,7 +171,6 @@ class InPlaceRestore:
         most_seconds = max(_LEAST_SAVING_SECONDS, _EXPECTED_TIMES * (planned.saving_seconds or 0.0))
         safety: SnapshotId | None = None
         with LiveDatabase(self._target, lock_timeout=self._lock_timeout) as database:
-            saved_version = 0
             if take_safety_snapshot is not None:
                 saved_version = database.version()
                 safety = take_safety_snapshot()
@@ -180,14 +178,14 @@ class InPlaceRestore:
                 with ExitStack() as announcement:
                     with database.writers_waiting(most_seconds=most_seconds):
                         waiting_since = time.monotonic()
-                        stamp = database.stamp()
+                        version = database.version()
                         # What was written since then is saved too, while nobody can write: undo brings all of it back.
-                        if take_safety_snapshot is not None and (version := database.version()) != saved_version:
+                        if take_safety_snapshot is not None and version != saved_version:
                             saved_version = version
                             safety = take_safety_snapshot()
                         announcement.enter_context(announced_transaction(self._target))
                     is_done = database.replace_content(
-                        self._image, stamp, lambda done, pages: on_progress(done * page_size, pages * page_size)
+                        self._image, version, lambda done, pages: on_progress(done * page_size, pages * page_size)
                     )
                 if is_done:
                     pause = time.monotonic() - waiting_since

@@ -41,7 +41,7 @@ def test_content_changes_and_the_journal_mode_stays(tmp_path: Path, image: Path,
     expected = content_digest(image)
     with connected(live, "SELECT count(*) FROM report"):
         with LiveDatabase(live, lock_timeout=1) as database:
-            assert database.replace_content(image, database.stamp(), _nothing)
+            assert database.replace_content(image, database.version(), _nothing)
         with closing(sqlite3.connect(live)) as connection, connection:
             assert connection.execute("PRAGMA journal_mode").fetchone() == (journal_mode,)
             assert connection.execute("SELECT count(*) FROM report").fetchone() == (40,)
@@ -62,7 +62,7 @@ def test_failure_on_the_way_leaves_the_old_content(tmp_path: Path, journal_mode:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), LiveDatabase(live, lock_timeout=1) as database:
-        database.replace_content(image, database.stamp(), fail)
+        database.replace_content(image, database.version(), fail)
     assert content_digest(live) == before
 
 
@@ -71,11 +71,11 @@ def test_commit_that_slipped_in_is_noticed(tmp_path: Path, image: Path, journal_
     """Between the safety snapshot and the lock somebody wrote: nothing is replaced."""
     live = _live(tmp_path, journal_mode)
     with LiveDatabase(live, lock_timeout=1) as database:
-        version, stamp = database.version(), database.stamp()
+        version = database.version()
         with connected(live, "DELETE FROM report WHERE id = 1"):
-            assert not database.replace_content(image, stamp, _nothing)
+            assert not database.replace_content(image, version, _nothing)
             assert database.version() != version
-        assert database.replace_content(image, database.stamp(), _nothing)
+        assert database.replace_content(image, database.version(), _nothing)
 
 
 @MODES
@@ -104,7 +104,7 @@ def test_application_that_keeps_the_lock_is_reported(tmp_path: Path, image: Path
     live = _live(tmp_path, journal_mode)
     with connected(live, "BEGIN IMMEDIATE"), LiveDatabase(live, lock_timeout=0.1) as database:
         with pytest.raises(BusyError, match="stayed locked"):
-            database.replace_content(image, database.stamp(), _nothing)
+            database.replace_content(image, database.version(), _nothing)
         with pytest.raises(BusyError), database.writers_waiting(most_seconds=1):
             pass
 
@@ -120,17 +120,17 @@ def test_page_size_that_sqlite_refuses_is_an_error_in_words(tmp_path: Path) -> N
         LiveDatabase(live, lock_timeout=1) as database,
         pytest.raises(TargetUnwritableError, match="cannot be written"),
     ):
-        database.replace_content(image, database.stamp(), _nothing)
+        database.replace_content(image, database.version(), _nothing)
 
 
 def test_empty_database_takes_and_gives_everything(tmp_path: Path, image: Path) -> None:
     """A file of 0 bytes is a database without tables."""
     (tmp_path / "empty.db").touch()
     with LiveDatabase(tmp_path / "empty.db", lock_timeout=1) as database:
-        assert database.replace_content(image, database.stamp(), _nothing)
+        assert database.replace_content(image, database.version(), _nothing)
     assert content_digest(tmp_path / "empty.db") == content_digest(image)
     (tmp_path / "nothing.db").touch()
     with LiveDatabase(image, lock_timeout=1) as database:
-        assert database.replace_content(tmp_path / "nothing.db", database.stamp(), _nothing)
+        assert database.replace_content(tmp_path / "nothing.db", database.version(), _nothing)
     with closing(sqlite3.connect(image)) as connection:
         assert connection.execute("SELECT * FROM sqlite_schema").fetchall() == []
