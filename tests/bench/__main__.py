@@ -18,6 +18,7 @@ from pathlib import Path
 
 from harness.creditrobot import generate, parse_size, update_scattered
 
+from bench.live import LiveFigures, live_lines, time_live_restores
 from bench.machine import describe
 from bench.methods import Backupd, Usual
 from bench.processes import Series, peak_anonymous_bytes, timed
@@ -50,6 +51,7 @@ class Figures:
     peak_by_level: dict[int, int] = field(default_factory=dict)
     changed_bytes: list[int] = field(default_factory=list)
     peaks: dict[str, int] = field(default_factory=dict)
+    live: dict[str, LiveFigures] = field(default_factory=dict)
     page_count: int = 0
     usual_bytes: int = 0
 
@@ -60,6 +62,7 @@ class Bench:
     def __init__(self, scratch: Path, size_bytes: int, rounds: int) -> None:
         self.figures = Figures()
         self._scratch = scratch
+        self._size_bytes = size_bytes
         self._rounds = rounds
         self._database = scratch / "creditrobot.db"
         self._target = scratch / "restored.db"
@@ -80,6 +83,7 @@ class Bench:
         self._time_history(backupd)
         self._measure_memory(backupd)
         self._compare_levels()
+        self._time_live_restores()
 
     def _time_help(self) -> None:
         backupd = Backupd(self._scratch / "backupd")
@@ -139,6 +143,13 @@ class Bench:
             figures.peak_by_level[level] = self._peak(backupd.backup(self._database), backupd)
             backupd.remove()
 
+    def _time_live_restores(self) -> None:
+        """How long an application waits."""
+        _tell("live restores")
+        backupd = Backupd(self._scratch / "backupd")
+        self.figures.live = time_live_restores(self._scratch, backupd, self._size_bytes, self._rounds)
+        backupd.remove()
+
     def _snapshot_after_updates(self, backupd: Backupd, series: Series) -> None:
         update_scattered(self._database, _UPDATES, seed=self._next_seed())
         series.runs.append(timed(backupd.backup(self._database), backupd.environment))
@@ -191,6 +202,7 @@ def _print_report(figures: Figures, size_bytes: int, rounds: int) -> None:
         ratio = f"{series.ratio_to(figures.usual_beside_levels):.2f}" if usual.runs else ""
         stored, peak = figures.stored_by_level[level] / 1e6, figures.peak_by_level[level] / 1e6
         print(f"| {level} | {series} | {series.cpu_seconds:.2f} s | {ratio} | {stored:.0f} MB | {peak:.0f} MB |")
+    print("\n" + "\n".join(live_lines(figures.live, size_bytes)))
 
 
 def _print_ratio(what: str, ours: Series, theirs: Series, name: str, target: float | None) -> None:

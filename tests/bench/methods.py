@@ -90,6 +90,11 @@ class Backupd:
         target.unlink(missing_ok=True)
         return [self.program, "restore", "latest", "--store", self.work / "store", "--to", target, "--quiet"]
 
+    def restore_live(self, database: Path, tag: str, *options: str) -> list[str | Path]:
+        """Restore a tagged snapshot into a database that may be in use, as a command that prints JSON."""
+        where = ["--store", self.work / "store", "--database", database]
+        return [self.program, "restore", tag, *where, *options, "--json", "--quiet"]
+
     def snapshots(self) -> list[dict[str, Any]]:
         """What the store holds, newest last."""
         command = [self.program, "list", "--store", self.work / "store", "--json"]

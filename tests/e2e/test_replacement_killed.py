@@ -1,0 +1,86 @@
+"""SIGKILL of a restore that puts another file in place: the name always leads to a whole one, and none is lost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from harness.cli import CommandLine
+from harness.killing import Homes, content_as_found, kill_at, require_tidy, system_calls
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_ROWS = 30
+_SOURCE_UNUSABLE = 13
+_REPLACE = ("restore", "before", "--yes", "--replace", "--app-stopped", "--no-safety-snapshot")
+_NO_DATABASE = b"no database at all " * 500
+_LOG = b"what was committed last"
+_PARTS = pytest.mark.parametrize("part", [0, 1])
+
+
+@_PARTS
+@pytest.mark.parametrize("journal_mode", ["wal", "delete"])
+def test_of_a_readable_database(tmp_path: Path, journal_mode: str, part: int) -> None:
+    """Once the names change, the next command completes it and the old file is kept; before, nothing has happened."""
+    homes = Homes(tmp_path, journal_mode, rows=_ROWS)
+    calls = _without_most_writes(system_calls(homes.copy(), *_REPLACE))
+    for number, call in enumerate(calls[part::2]):
+        home = homes.copy()
+        kill_at(call, home, *_REPLACE)
+        was_new = homes.whole_content(home) == homes.new
+        CommandLine(home).run(*(("now",), ("restore", "latest", "--dry-run"))[number % 2])
+        require_tidy(home)
+        is_new = homes.whole_content(home) == homes.new
+        assert [content_as_found(file) for file in _kept(home)] == ([homes.old] if is_new else [])
+        assert is_new or not was_new
+
+
+def _without_most_writes(calls: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """SQLite brings the log into the database page by page."""
+    return [(name, number) for name, number in calls if name != "pwrite64" or number % 8 == 1]
+
+
+def _kept(home: Path) -> list[Path]:
+    return [file for file in home.glob("app.db.before-restore-*") if not file.name.endswith(("-wal", "-shm"))]
+
+
+@_PARTS
+def test_of_an_unreadable_file(tmp_path: Path, part: int) -> None:
+    """It stays together with its log, under its name or as it is kept, and can be replaced in the end."""
+    homes = Homes(tmp_path, "wal", rows=_ROWS)
+    calls = system_calls(_damaged(homes.copy()), *_REPLACE)
+    for number, call in enumerate(calls[part::2]):
+        home = _damaged(homes.copy())
+        kill_at(call, home, *_REPLACE)
+        was_begun = _is_new(homes, home) or _kept(home) != []
+        if number % 2:
+            CommandLine(home).run(*_REPLACE)
+            assert _is_new(homes, home)
+        else:
+            process = CommandLine(home).start("now")
+            process.communicate()
+            is_new = _is_new(homes, home)
+            assert process.returncode == (0 if is_new else _SOURCE_UNUSABLE)
+            assert is_new or not was_begun
+        require_tidy(home)
+
+
+def _damaged(home: Path) -> Path:
+    (home / "app.db").write_bytes(_NO_DATABASE)
+    (home / "app.db-wal").write_bytes(_LOG)
+    return home
+
+
+def _is_new(homes: Homes, home: Path) -> bool:
+    """Whether the restored file is in place. The old one and its log have to lie side by side in any case."""
+    database, log = home / "app.db", home / "app.db-wal"
+    is_new = database.read_bytes() != _NO_DATABASE
+    if is_new:
+        assert content_as_found(database) == homes.new
+    if is_new or not log.exists():
+        (database,) = (file for file in _kept(home) if file.read_bytes() == _NO_DATABASE)
+        log = database.with_name(f"{database.name}-wal")
+    assert database.read_bytes() == _NO_DATABASE
+    assert log.read_bytes() == _LOG
+    return is_new
