@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from backupd.errors import BackupdError, DamageError, NoSuchSnapshotError
+from backupd.errors import BackupdError, DamageError, NoSuchObjectError, NoSuchSnapshotError
 from backupd.logs import log
 from backupd.reference import parse_reference, resolve
 
@@ -105,7 +105,13 @@ def find_snapshot(
     if not candidates:
         raise failed or _nothing_found(reference, repositories, wanted)
     best = max(candidates, key=lambda candidate: candidate.manifest.id.taken_at)
-    return ListedSnapshot(best.repository, best.repository.manifest(best.manifest.database, best.manifest.id))
+    try:
+        return ListedSnapshot(best.repository, best.repository.manifest(best.manifest.database, best.manifest.id))
+    except NoSuchObjectError as error:
+        raise NoSuchSnapshotError(
+            f"snapshot {best.manifest.id} was removed from {best.repository.url} in this moment",
+            hint=f"it may be in the trash: backupd list --trash {best.manifest.database}",
+        ) from error
 
 
 def _find_in(repository: Repository, reference: Reference, names: list[str], now: datetime) -> Manifest | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from backupd.config import InvalidValueError, parse_duration
+from backupd.config import InvalidValueError, check_database_name, parse_duration
 from backupd.errors import NoSuchSnapshotError, UsageError
 from backupd.format.manifest import SnapshotKind
 
@@ -57,6 +57,8 @@ def is_tag(text: str) -> bool:
 def parse_reference(text: str) -> Reference:
     """The reference in `text`. Raises `UsageError` when it can be none."""
     database, separator, rest = text.rpartition("@")
+    if database:
+        check_database_name(database)
     reference = Reference(rest, database if separator else None)
     is_known = reference.is_tag or any(form.fullmatch(rest) for form in (_LATEST, _ID_BEGINNING, _TIME))
     if (separator and not database) or not (is_known or _age_seconds(rest) is not None):

@@ -295,6 +295,28 @@ def test_application_that_holds_the_database_is_waited_for_and_reported(tmp_path
     assert service.content() == service.first
 
 
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ("PRAGMA journal_mode = DELETE",),
+        ("CREATE TABLE alembic_version (version_num)", "INSERT INTO alembic_version VALUES ('5f3a9b')"),
+    ],
+    ids=["journal mode", "revision"],
+)
+def test_plan_that_is_out_of_date_is_not_carried_out(tmp_path: Path, statements: tuple[str, ...]) -> None:
+    """Somebody migrated the database while the question waited for its answer."""
+    service = Service(tmp_path)
+    restore = service._restore(service.manifest, False, False, 5)
+    with restore.planned(lambda _: None, is_dry_run=False) as plan:
+        with closing(sqlite3.connect(service.path)) as connection, connection:
+            for statement in statements:
+                connection.execute(statement)
+        changed = service.content()
+        with pytest.raises(UsageError, match="has changed since the plan"):
+            restore.carry_out(plan, service.save, lambda _done, _whole: None)
+    assert service.content() == changed
+
+
 def test_disk_without_room_for_the_log_is_refused(tmp_path: Path) -> None:
     """Before anything is fetched."""
     service = Service(tmp_path)

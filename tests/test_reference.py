@@ -266,7 +266,17 @@ def test_times_that_do_not_exist_are_refused(text: str):
         found(text, now=_NOW)
 
 
-@pytest.mark.parametrize("name", ["latest", "latest~2", "2h", "1st", "", "a" * 101, "a/b", "a@b", "-a", "ä"])
+@pytest.mark.parametrize("text", ["../x@latest", "a b@latest", "\udcff@v1", "restore.md@2h"])
+def test_what_is_no_name_of_a_database_is_refused(text: str):
+    """It would become a part of an object's key."""
+    with pytest.raises(UsageError, match="can not be a database's name"):
+        parse_reference(text)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["latest", "before-restore", "before-restore~1", "latest~2", "2h", "1st", "", "a" * 101, "a/b", "a@b", "-a", "ä"],
+)
 def test_what_cannot_be_a_tag(name: str):
     """A tag never looks like another form of reference, and is printable everywhere."""
     assert not is_tag(name)

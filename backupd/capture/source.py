@@ -182,13 +182,23 @@ def translated(path: str, error: apsw.Error) -> BackupdError:
             f"{path} is corrupt: {detail}",
             hint="check it with: sqlite3 FILE 'PRAGMA integrity_check'; the newest good snapshot can be restored",
         )
-    if isinstance(error, apsw.CantOpenError | apsw.ReadOnlyError):
+    if isinstance(error, apsw.CantOpenError | apsw.ReadOnlyError) and not is_disk_full(path):
         return SourceUnusableError(
             f"{path} cannot be opened for reading: {detail}",
             hint="a WAL database needs a directory that backupd may write (no :ro mount, uid of the owner or root), "
             "or the application running",
         )
-    return SourceUnusableError(f"{path} cannot be read: {detail}", hint="check the disk and the system log")
+    hint = "free some space, or inodes, on its disk" if is_disk_full(path) else "check the disk and the system log"
+    return SourceUnusableError(f"{path} cannot be read: {detail}", hint=hint)
+
+
+def is_disk_full(path: str) -> bool:
+    """Whether no block or no inode is left beside the database: SQLite tells that in many words."""
+    try:
+        status = os.statvfs(os.path.dirname(path))
+    except OSError:
+        return False
+    return not status.f_bavail or bool(status.f_files and not status.f_favail)
 
 
 def read_facts(connection: apsw.Connection, header: Header) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,15 +14,14 @@ from backupd.cli import output, quantities
 from backupd.cli.plan_values import plan_lines, plan_values
 from backupd.cli.progress import shown_progress
 from backupd.cli.restore import described, print_restored_file, restored_to_file
-from backupd.cli.selection import select_databases
+from backupd.cli.selection import name_meant, select_databases
+from backupd.cli.sought import sought_snapshot
 from backupd.config import Database
-from backupd.errors import InterruptedByUserError, UsageError
+from backupd.errors import BackupdError, InterruptedByUserError, UsageError
 from backupd.format.manifest import SnapshotKind
-from backupd.restore import InPlaceRestore, Plan, Way
+from backupd.restore import InPlaceRestore, Plan, Way, led_to
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from backupd.catalog import ListedSnapshot
     from backupd.cli.options import InPlaceWish
     from backupd.cli.session import Session
@@ -29,26 +30,44 @@ if TYPE_CHECKING:
 
 _NOTICEABLE_PAUSE_SECONDS = 2.0
 _NOTICEABLE_WAIT_SECONDS = 4.0
+_WITH_SNAPSHOT = "snapshot "
 
 
 def database_to_restore(session: Session, found: ListedSnapshot, text: str | None) -> Database:
-    """The database to restore `found` into: the configured one of its name, or the file whose path `text` is."""
+    """The database to restore `found` into: the file whose path `text` is, or else the configured one of its name."""
     name, writer = found.manifest.database, found.manifest.writer
     configured = session.databases()
+    if text is not None and text != name:
+        return Database(name, select_databases([text], configured)[0].path)
     for database in configured:
         if database.name == name:
             return database
-    if text is not None and text != name:
-        return Database(name, select_databases([text], configured)[0].path)
     raise UsageError(
         f"where to restore {name} to is not known: it is not configured here",
         hint=f"name the file: --to FILE; it was {writer.path} on {writer.host}",
     )
 
 
+def snapshot_to_undo(session: Session, database: str, store: str | None) -> ListedSnapshot:
+    """What was there before the last restore that this installation remembers; else the newest safety snapshot.
+
+    Raises `UsageError` when that restore was made without one.
+    """
+    name = name_meant(database, session.databases())
+    noted = session.state.noted(_subject(name))
+    if noted is None:
+        return sought_snapshot(session, "before-restore", database, store)
+    if not noted.startswith(_WITH_SNAPSHOT):
+        raise UsageError(
+            f"the last restore of {name} was made without a safety snapshot{noted}",
+            hint=f"older ones can be restored: backupd restore {name}@before-restore --dry-run",
+        )
+    return sought_snapshot(session, noted.removeprefix(_WITH_SNAPSHOT), database, store)
+
+
 def restore_in_place(session: Session, found: ListedSnapshot, database: Database, wish: InPlaceWish) -> None:
     """Plan, ask, restore, and tell. Raises `BackupdError`; `InterruptedByUserError` when the answer is no."""
-    target = _led_to(database.path)
+    target = led_to(database.path)
     if not target.exists() and not target.is_symlink() and not wish.is_dry_run:
         # Nothing is lost, so nothing is asked.
         result = restored_to_file(found, target, session, force=wish.must_replace, as_source=True)
@@ -73,19 +92,38 @@ def _restore(session: Session, found: ListedSnapshot, database: Database, wish: 
         is_app_stopped=wish.is_app_stopped,
         lock_timeout=session.settings.capture.lock_timeout.total_seconds(),
     )
-    with (
-        shown_progress(database.name, done="fetched", moved="fetched", is_quiet=session.is_quiet) as report,
-        restore.planned(
-            lambda now: report(now.restored_bytes, now.image_bytes, now.fetched_bytes), is_dry_run=wish.is_dry_run
-        ) as plan,
-    ):
+    with ExitStack() as scratch:
+        with shown_progress(database.name, done="fetched", moved="fetched", is_quiet=session.is_quiet) as report:
+            plan = scratch.enter_context(
+                restore.planned(
+                    lambda now: report(now.restored_bytes, now.image_bytes, now.fetched_bytes),
+                    is_dry_run=wish.is_dry_run,
+                )
+            )
         if wish.is_dry_run:
             _print_plan(session, found, plan)
             return
         _agree(session, found, plan, wish)
         safety = _SafetySnapshots(session, found, database) if wish.wants_safety_snapshot else None
-        result = restore.carry_out(plan, safety, lambda done, whole: report(done, whole, plan.fetched_bytes))
+        with shown_progress(database.name, done="restored", moved="fetched", is_quiet=session.is_quiet) as report:
+            result = restore.carry_out(plan, safety, lambda done, whole: report(done, whole, plan.fetched_bytes))
+    _note(session, result)
     _print_result(session, found, result)
+
+
+def _note(session: Session, result: InPlaceResult) -> None:
+    """Remember what `backupd undo` goes back to. The restore is done: what cannot be noted is no failure."""
+    noted = output.printable(f"; the old file is kept as {result.kept_as}") if result.kept_as else ""
+    if result.safety_snapshot is not None:
+        noted = f"{_WITH_SNAPSHOT}{result.safety_snapshot}"
+    try:
+        session.state.note(_subject(result.plan.manifest.database), noted)
+    except BackupdError as error:
+        output.print_warning(error.message)
+
+
+def _subject(database: str) -> str:
+    return f"the last restore of {database}"
 
 
 class _SafetySnapshots:
@@ -117,13 +155,6 @@ class _SafetySnapshots:
         for error in errors:
             output.print_warning(f"the safety snapshot is not in every store: {error.message}")
         return made[0]
-
-
-def _led_to(path: Path) -> Path:
-    try:
-        return path.resolve()
-    except (OSError, RuntimeError) as error:
-        raise UsageError(f"{path} is a symbolic link that leads nowhere", hint="check the configured path") from error
 
 
 def _can_ask() -> bool:
@@ -191,10 +222,18 @@ def _print_result(session: Session, found: ListedSnapshot, result: InPlaceResult
     if not session.is_quiet:
         output.print_result(output.printable(_line(found, result)))
     if result.safety_snapshot is not None:
-        is_configured = any(database.name == manifest.database for database in session.databases())
-        output.print_note(f"hint: to go back: backupd undo {manifest.database if is_configured else plan.target}")
+        output.print_note(f"hint: to go back: {_undo_command(session, found, plan)}")
     if plan.way is Way.REPLACEMENT:
         output.print_note("hint: start the application, or restart it if it still runs: it would write to the old file")
+
+
+def _undo_command(session: Session, found: ListedSnapshot, plan: Plan) -> str:
+    name, store = found.manifest.database, found.repository.url
+    is_configured = any(each.name == name and led_to(each.path) == plan.target for each in session.databases())
+    command = ["backupd", "undo", name if is_configured else str(plan.target)]
+    if not session.settings.stores and store not in {each.url for each in session.settings.stores_or_default}:
+        command += ["--store", store]
+    return shlex.join(command)
 
 
 def _line(found: ListedSnapshot, result: InPlaceResult) -> str:

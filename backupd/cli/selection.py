@@ -6,7 +6,7 @@ import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backupd.config import database_from_path
+from backupd.config import check_database_name, database_from_path
 from backupd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def name_meant(text: str, configured: Sequence[Database]) -> str:
     looks_like_path = "/" in text or Path(text).suffix.lower() in _FILE_SUFFIXES or Path(text).is_file()
     if looks_like_path and _with_name(text, configured) is None:
         return _at_path(text, configured).name
-    return text
+    return check_database_name(text)
 
 
 def _selected(text: str, configured: Sequence[Database]) -> Database:

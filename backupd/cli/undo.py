@@ -40,7 +40,7 @@ def command(invocation: Invocation, /, database: str | None, store: str | None, 
     It is a restore like any other, with a plan, a question, and a safety snapshot first, so that an undo can be undone.
     Older safety snapshots are `before-restore~1`, `before-restore~2`, ...: see `backupd restore`.
     """
-    from backupd.cli.in_place import database_to_restore, restore_in_place
+    from backupd.cli.in_place import database_to_restore, restore_in_place, snapshot_to_undo
     from backupd.cli.session import Session
     from backupd.cli.sought import sought_snapshot
 
@@ -50,5 +50,8 @@ def command(invocation: Invocation, /, database: str | None, store: str | None, 
         if len(configured) > 1:
             raise UsageError(f"{len(configured)} databases are configured", hint="say which one: backupd undo DATABASE")
         database = configured[0].name
-    found = sought_snapshot(session, "before-restore", database, store)
+    if database is None:
+        found = sought_snapshot(session, "before-restore", None, store)
+    else:
+        found = snapshot_to_undo(session, database, store)
     restore_in_place(session, found, database_to_restore(session, found, database), InPlaceWish(**wish))

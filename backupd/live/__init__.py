@@ -3,7 +3,8 @@
     contents      what a database holds, of which a person decides whether to restore
     destination   a connection that replaces the content, through SQLite's online backup API
     locks         which processes SQLite's locks show
-    intent        what a restore is about to do, so that the next command can finish or undo it
+    intent        what a restore is about to do, so that the next command can clean up after a kill
+    files         what a restore keeps beside the database while it works
 
 Beside `capture`, the only importer of apsw.
 """

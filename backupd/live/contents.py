@@ -22,6 +22,16 @@ _COUNTING_SECONDS = 10.0
 _COUNTING_SECONDS_IN_ROLLBACK_MODE = 1.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What tells whether open connections, and the running code, fit what comes."""
+
+    page_size: int
+    encoding: str
+    journal_mode: str
+    alembic_revisions: tuple[str, ...] | None
+
+
 @dataclass(frozen=True, slots=True)
 class Contents:
     """What SQLite says of a database. `schema` is the SQL of each object by its kind and name, such as `table users`.
@@ -41,6 +51,16 @@ class Contents:
     def image_bytes(self) -> int:
         """Size of the database."""
         return self.page_size * self.page_count
+
+    @property
+    def identity(self) -> Identity:
+        """The part that a restore has to fit."""
+        return Identity(
+            page_size=self.page_size,
+            encoding=self.encoding,
+            journal_mode=self.journal_mode,
+            alembic_revisions=self.alembic_revisions,
+        )
 
     @property
     def is_wal(self) -> bool:
@@ -67,18 +87,19 @@ def contents_of_live(path: Path, *, lock_timeout: float) -> Contents:
 def contents_of_image(file: Path) -> Contents:
     """What is in a proven image that nobody else has open. Leaves no files beside it."""
     header = source.read_header(os.fspath(file))
-    with _opened_as_immutable(file) as connection:
+    with opened_image(file) as connection:
+        connection.execute("BEGIN")
+        connection.pragma("schema_version")
+        connection.pragma("writable_schema", True)  # a damaged schema was captured as it was
         return _contents(connection, source.read_facts(connection, header), _COUNTING_SECONDS)
 
 
 @contextmanager
-def _opened_as_immutable(file: Path) -> Iterator[apsw.Connection]:
+def opened_image(file: Path) -> Iterator[apsw.Connection]:
+    """A connection to a file that nobody changes, which leaves nothing beside it."""
     uri = f"file:{quote(os.fsencode(file))}?immutable=1"
     connection = apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
     try:
-        connection.execute("BEGIN")
-        connection.pragma("schema_version")
-        connection.pragma("writable_schema", True)  # a damaged schema was captured as it was
         yield connection
     finally:
         connection.close()

@@ -13,6 +13,7 @@ import apsw
 
 from backupd.capture import source
 from backupd.errors import BackupdError, BusyError, TargetUnwritableError
+from backupd.live.contents import Identity, opened_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -69,6 +70,21 @@ class LiveDatabase:
             self._connection.pragma("data_version")  # looks at the file
             return self._connection.data_version("main")
 
+    def identity(self) -> Identity:
+        """What a restore was agreed to for."""
+        with self._translating_errors():
+            connection = self._connection
+            try:
+                revisions = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+            except apsw.SQLError:
+                revisions = None
+            return Identity(
+                page_size=connection.pragma("page_size"),
+                encoding=connection.pragma("encoding"),
+                journal_mode=connection.pragma("journal_mode"),
+                alembic_revisions=None if revisions is None else tuple(sorted(str(each[0]) for each in revisions)),
+            )
+
     @contextmanager
     def writers_waiting(self, *, most_seconds: float) -> Iterator[None]:
         """Let nobody write until the block ends, or `most_seconds` have passed; readers go on."""
@@ -95,7 +111,7 @@ class LiveDatabase:
         and pages in all. An exception, also one of `stepped`, leaves the old content.
         """
         _set_journal_mode(image, is_wal=self._is_wal)
-        with self._translating_errors(), _opened(image) as image_connection:
+        with self._translating_errors(), opened_image(image) as image_connection:
             pages_per_step = _BYTES_PER_STEP // image_connection.pragma("page_size")
             with self._locked_backup(image_connection) as backup:
                 # An empty image is done with the lock.
@@ -158,16 +174,6 @@ def _open(path: Path) -> apsw.Connection:
     return apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_URI)
 
 
-@contextmanager
-def _opened(image: Path) -> Iterator[apsw.Connection]:
-    uri = f"file:{quote(os.fsencode(image))}?immutable=1"
-    connection = apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
-    try:
-        yield connection
-    finally:
-        connection.close()
-
-
 def _set_journal_mode(image: Path, *, is_wal: bool) -> None:
     """Source: https://www.sqlite.org/fileformat2.html#the_database_header, offsets 18 and 19."""
     with image.open("r+b") as file:
@@ -181,16 +187,21 @@ def _translated(path: Path, error: apsw.Error) -> BackupdError:
     if isinstance(error, apsw.BusyError | apsw.LockedError):
         return BusyError(
             f"{path} stayed locked by the application, so nothing was restored",
-            hint="try again, raise capture.lock_timeout, or stop the application and restore again",
+            hint="try again, or stop the application and restore again",
         )
-    if isinstance(error, apsw.FullError):
+    if isinstance(error, apsw.FullError) or source.is_disk_full(os.fspath(path)):
         return TargetUnwritableError(
             f"the disk of {path} is full, so nothing was restored: the old content is in place",
             hint="free some space there and restore again; the application goes on",
         )
     if isinstance(error, apsw.ReadOnlyError | apsw.CantOpenError | apsw.IOError):
         return TargetUnwritableError(
-            f"{path} cannot be written: {error}, so nothing was restored",
+            f"{path} cannot be written: {_detail(error)}, so nothing was restored",
             hint="check that its volume is not mounted read-only, and that this user may write the file and directory",
         )
     return source.translated(os.fspath(path), error)
+
+
+def _detail(error: apsw.Error) -> str:
+    # What the backup refuses itself, such as another page size, leaves no message behind.
+    return f"SQLite refused it ({type(error).__name__})" if str(error) == "not an error" else str(error)

@@ -1,28 +1,30 @@
-"""What a restore is about to do to a database, written down beside it: the next command finishes it, or takes it back.
+"""What a restore is about to do to a database, written down beside it: the next command cleans up after a kill.
 
 A restore holds the lock on the file as long as it runs, so one that nobody holds tells of a restore that was killed.
+What such a restore had not completed is taken back, never completed: the application may run again on the old file.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backupd.errors import BusyError, TargetUnwritableError
+from pydantic import TypeAdapter, ValidationError
+
+from backupd.errors import BusyError, TargetUnwritableError, UnsupportedFormatError
 from backupd.live.files import fsync_directory, open_locked, partial_name, remove_abandoned
-from backupd.live.locks import holders
 from backupd.logs import log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _LOCK_RETRY_SECONDS = 0.05
+_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Replacement:
     """Names in the directory of the database, and how they change.
 
     `image`, whose inode is `inode`, becomes the database; what was there keeps the name `aside`; `moves` are (from, to)
-    of its log and journal.
+    of its log and journal, as far as there are any.
     """
 
     image: str
@@ -39,63 +41,85 @@ class Replacement:
     moves: tuple[tuple[str, str], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Intent:
+    version: int
+    replacement: Replacement | None
+
+
+_adapter = TypeAdapter(_Intent)
+
+
 @contextmanager
 def announced_transaction(database: Path) -> Iterator[None]:
     """Say that a restore writes into the live database until the block ends. Raises `BusyError` beside another one."""
-    with _announced(database, None):
-        yield
+    with _announced(database, None) as file:
+        try:
+            yield
+        finally:
+            # Also after a failure, which SQLite has rolled back: only a kill leaves the file.
+            try:
+                _remove(file)
+            except OSError as error:
+                log.warning("the next backupd removes a file of this restore", file=str(file), reason=error.strerror)
 
 
 def replace_files(database: Path, replacement: Replacement) -> None:
     """Give the new file the name of the database, which leads to a whole file at every moment.
 
-    A failure takes everything back; after a kill, the next command completes it. Raises `BusyError` and OSError.
+    A failure takes everything back, and so does the next command after a kill. Raises `BusyError`,
+    `TargetUnwritableError` and OSError.
     """
-    with _announced(database, replacement):
+    with _announced(database, replacement) as file:
         try:
-            _complete(database, replacement)
+            _put_in_place(database, replacement)
         except BaseException:
             _take_back(database, replacement)
+            _remove(file)  # not when that failed: the next command tries again
             raise
+        _remove(file)
 
 
 def finish_interrupted(database: Path, *, lock_timeout: float) -> None:
-    """Finish what a killed restore left: roll its transaction back, or complete the change of names.
+    """Clean up what a killed restore left: roll its transaction back, or give the old files their names again.
 
     Costs two calls of `stat` when there is nothing to do. Waits at most `lock_timeout` seconds for a restore that still
-    runs. Raises `BusyError` when it does after that or the database is in use, and `TargetUnwritableError`.
+    runs. Raises `BusyError` when it does after that, `TargetUnwritableError` and `UnsupportedFormatError`. Must not be
+    called while this process has a connection to the database.
     """
     file = _intent_file(database)
     try:
         if os.path.lexists(file):
             descriptor = _open_when_free(file, database, lock_timeout)
             try:
-                _finish(database, _read(descriptor), lock_timeout)
+                _clean_up(database, _read(descriptor, file), lock_timeout)
                 _remove(file)
             finally:
                 os.close(descriptor)
-        remove_abandoned(partial_name(database), database)
     except OSError as error:
         raise TargetUnwritableError(
-            f"a restore of {database} was interrupted and cannot be finished: {error.strerror} ({error.filename})",
-            hint=f"run a command as a user who may write {database.parent}, such as: backupd undo --dry-run",
+            f"a restore of {database} was interrupted and cannot be cleaned up: {error.strerror} ({error.filename})",
+            hint=f"run backupd now as a user who may write {database.parent}",
         ) from error
+    remove_abandoned(partial_name(database), database)
 
 
 @contextmanager
-def _announced(database: Path, replacement: Replacement | None) -> Iterator[None]:
+def _announced(database: Path, replacement: Replacement | None) -> Iterator[Path]:
     file = _intent_file(database)
     descriptor = open_locked(file, database)
     try:
-        os.truncate(descriptor, 0)
-        values = {"version": 1, "replacement": asdict(replacement) if replacement else None}
-        os.pwrite(descriptor, json.dumps(values).encode(), 0)
+        if os.fstat(descriptor).st_size:
+            raise BusyError(
+                f"another restore of {database} was interrupted in the meantime",
+                hint="run the same command again: it cleans up first",
+            )
+        intent = _Intent(_VERSION, replacement)
+        os.pwrite(descriptor, json.dumps(asdict(intent)).encode(), 0)
         os.fsync(descriptor)
         fsync_directory(file.parent)
-        yield
+        yield file
     finally:
-        # Also after a failure, which has taken everything back: only a kill leaves the file.
-        _remove(file)
         os.close(descriptor)
 
 
@@ -110,50 +134,40 @@ def _open_when_free(file: Path, database: Path, lock_timeout: float) -> int:
             time.sleep(_LOCK_RETRY_SECONDS)
 
 
-def _finish(database: Path, values: dict[str, object] | None, lock_timeout: float) -> None:
-    if values is None:
+def _clean_up(database: Path, intent: _Intent | None, lock_timeout: float) -> None:
+    if intent is None:
         return  # killed before it was written down whole, so nothing had been done
-    if values["replacement"] is None:
+    if intent.replacement is not None:
+        _take_back(database, intent.replacement)
+    elif database.exists():
         from backupd.live.destination import settle  # noqa: PLC0415  (every snapshot comes here, few need SQLite)
 
-        if database.exists():
-            settle(database, lock_timeout=lock_timeout)
-        log.warning(
-            "an interrupted restore was cleaned up: the database has the content of before, or all of the restored",
-            file=str(database),
-        )
-        return
-    if database.exists() and holders(database):
-        raise BusyError(
-            f"a restore of {database} was interrupted before its end, and the database is in use",
-            hint="stop the application, run the same command again, and start the application",
-        )
-    _complete(database, _parsed(values["replacement"]))
-    log.warning("an interrupted restore was completed: restart the application", file=str(database))
+        settle(database, lock_timeout=lock_timeout)
+    log.warning(
+        "an interrupted restore was cleaned up: the database has the content of before, or all of the restored",
+        file=str(database),
+    )
 
 
-def _complete(database: Path, replacement: Replacement) -> None:
+def _put_in_place(database: Path, replacement: Replacement) -> None:
     directory = database.parent
-    image = directory / replacement.image
-    if not _has_inode(image, replacement.inode):
-        if not _has_inode(database, replacement.inode):
-            _take_back(database, replacement)
-        return  # it has its new name, and what lies beside it belongs to it
     _keep_aside(database, directory / replacement.aside)
     for old, new in replacement.moves:
         with suppress(FileNotFoundError):
             (directory / old).rename(directory / new)
     fsync_directory(directory)
-    image.rename(database)
+    (directory / replacement.image).rename(database)
     fsync_directory(directory)
 
 
 def _take_back(database: Path, replacement: Replacement) -> None:
+    """The old names again, unless the new file has its name already: then it is complete."""
     directory = database.parent
     if _has_inode(database, replacement.inode):
-        return  # too late, and complete
+        return
     for old, new in replacement.moves:
-        if not (directory / old).exists() and (directory / new).exists():
+        # What an application that was started since has made is newer.
+        if (directory / new).exists() and not (directory / old).exists():
             (directory / new).rename(directory / old)
     aside = directory / replacement.aside
     if aside.exists() and aside.samefile(database):
@@ -162,16 +176,18 @@ def _take_back(database: Path, replacement: Replacement) -> None:
 
 
 def _keep_aside(database: Path, aside: Path) -> None:
-    """A second name for the old file, or a copy where the file system has no such thing."""
+    """A second name for the old file, if there is one."""
     try:
         os.link(database, aside)
     except FileNotFoundError:
-        return  # there is no old file, only what was beside it
+        return  # only what was beside it is kept
     except FileExistsError:
-        if not aside.samefile(database):
-            raise  # somebody else's; the next try takes another name
-    except OSError:
-        shutil.copy2(database, aside)
+        raise
+    except OSError as error:
+        raise TargetUnwritableError(
+            f"{database} cannot be kept under a second name: {error.strerror}",
+            hint=f"move it away by hand with all files whose names begin with {database.name}, and restore again",
+        ) from error
 
 
 def _has_inode(file: Path, inode: int) -> bool:
@@ -190,16 +206,25 @@ def _remove(file: Path) -> None:
     fsync_directory(file.parent)
 
 
-def _read(descriptor: int) -> dict[str, object] | None:
+def _read(descriptor: int, file: Path) -> _Intent | None:
+    """What was written down; None when it was not written whole. Only names count: no path leads elsewhere."""
+    content = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
     try:
-        values: dict[str, object] = json.loads(os.pread(descriptor, os.fstat(descriptor).st_size, 0))
+        json.loads(content)
     except ValueError:
         return None
-    return values
-
-
-def _parsed(values: object) -> Replacement:
-    """Only names: a file that somebody else wrote leads to no other directory."""
-    assert isinstance(values, dict)  # noqa: S101
-    moves = tuple((Path(old).name, Path(new).name) for old, new in values["moves"])
-    return Replacement(Path(values["image"]).name, int(values["inode"]), Path(values["aside"]).name, moves)
+    try:
+        intent = _adapter.validate_json(content)
+        if intent.version != _VERSION:
+            raise ValueError("of another version")  # noqa: TRY301
+    except (ValidationError, ValueError) as error:
+        raise UnsupportedFormatError(
+            f"{file} tells of a restore that was interrupted, in words of another backupd",
+            hint="run the backupd that restored; or look at the files beside it, and remove it when all is well",
+        ) from error
+    if intent.replacement is None:
+        return intent
+    replacement = intent.replacement
+    moves = tuple((Path(old).name, Path(new).name) for old, new in replacement.moves)
+    names = Path(replacement.image).name, replacement.inode, Path(replacement.aside).name
+    return _Intent(intent.version, Replacement(*names, moves))

@@ -9,6 +9,7 @@ in_place   that restore: live, beside the running application, or by another fil
 
 from backupd.restore.image import Progress
 from backupd.restore.in_place import InPlaceRestore, InPlaceResult
+from backupd.restore.placing import led_to
 from backupd.restore.plan import Plan, TableChange, Way
 from backupd.restore.to_file import RestoreResult, reject_unusable_target, restore_to_file
 
@@ -20,6 +21,7 @@ __all__ = [
     "RestoreResult",
     "TableChange",
     "Way",
+    "led_to",
     "reject_unusable_target",
     "restore_to_file",
 ]

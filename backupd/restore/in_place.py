@@ -6,22 +6,23 @@ leaves the old content or the new, and the next command cleans up.
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from backupd.errors import BusyError, NotADatabaseError, UsageError
 from backupd.live.destination import LiveDatabase, settle
 from backupd.live.intent import Replacement, announced_transaction, finish_interrupted, replace_files
+from backupd.live.locks import holders
+from backupd.logs import log
 from backupd.restore.image import Progress, write_image
 from backupd.restore.placing import (
     copy_image,
+    free_name,
     partial_file,
-    reject_small_disk,
+    reject_no_room,
     reporting_errors,
     side_files,
     take_over_ownership,
@@ -32,8 +33,10 @@ from backupd.restore.plan import (
     Way,
     look_at,
     plan,
-    refuse_unreadable,
+    reject_change,
     reject_foreign_owner,
+    reject_running,
+    reject_small_disk,
     reject_use,
 )
 from backupd.restore.to_file import restore_to_file
@@ -105,11 +108,17 @@ class InPlaceRestore:
         finish_interrupted(self._target, lock_timeout=self._lock_timeout)
         if not is_dry_run:
             self._settle_hot_journal()
-        look = look_at(self._target, self._manifest, must_replace=self._must_replace, lock_timeout=self._lock_timeout)
-        if not is_dry_run:
-            self._reject_unstopped(look)
         with self._state.spool() as spool:
-            reject_small_disk(spool, self._manifest.image_bytes)
+            look = look_at(
+                self._target,
+                self._manifest,
+                scratch=spool,
+                must_replace=self._must_replace,
+                lock_timeout=self._lock_timeout,
+            )
+            if not is_dry_run:
+                self._reject_unstopped(look)
+            reject_no_room(spool, self._manifest.image_bytes)
             self._image = spool / "image.db"
             fetched_bytes = _fetch(self._repository, self._manifest, self._image, on_progress)
             yield plan(self._repository, self._manifest, look, self._image, fetched_bytes)
@@ -126,7 +135,7 @@ class InPlaceRestore:
         if look.way is not Way.REPLACEMENT:
             return
         if not self._must_replace:
-            raise refuse_unreadable(look)
+            reject_running(look)
         if not self._is_app_stopped:
             raise UsageError(
                 f"replacing {self._target} needs the application to be stopped, and SQLite cannot tell: "
@@ -165,7 +174,7 @@ class InPlaceRestore:
         take_safety_snapshot: TakeSafetySnapshot | None,
         on_progress: Callable[[int, int], None],
     ) -> InPlaceResult:
-        assert self._image is not None  # noqa: S101
+        assert self._image is not None and planned.now is not None  # noqa: PT018, S101
         page_size = planned.then.page_size
         # Longer than it should take, and yet not so long that a store that hangs stops the application.
         most_seconds = max(_LEAST_SAVING_SECONDS, _EXPECTED_TIMES * (planned.saving_seconds or 0.0))
@@ -179,11 +188,14 @@ class InPlaceRestore:
                     with database.writers_waiting(most_seconds=most_seconds):
                         waiting_since = time.monotonic()
                         version = database.version()
+                        reject_change(planned, database.identity())
                         # What was written since then is saved too, while nobody can write: undo brings all of it back.
                         if take_safety_snapshot is not None and version != saved_version:
                             saved_version = version
                             safety = take_safety_snapshot()
-                        announcement.enter_context(announced_transaction(self._target))
+                        reject_small_disk(self._target, planned.now, self._manifest)
+                        with reporting_errors(self._target):
+                            announcement.enter_context(announced_transaction(self._target))
                     is_done = database.replace_content(
                         self._image, version, lambda done, pages: on_progress(done * page_size, pages * page_size)
                     )
@@ -205,15 +217,29 @@ class InPlaceRestore:
             # One whole file, so that every moment of the change of names has the old content or the new.
             settle(self._target, lock_timeout=self._lock_timeout)
         with reporting_errors(self._target), partial_file(self._target) as (partial, descriptor):
-            reject_small_disk(self._target.parent, self._manifest.image_bytes)
+            reject_no_room(self._target.parent, self._manifest.image_bytes)
             take_over_ownership(descriptor, self._manifest, self._target)
             copy_image(self._image, descriptor)
             reject_use(self._target)
             self._reject_unsettled(is_readable=is_readable)
-            aside = _free_name(self._target)
-            moves = () if is_readable else self._moves(aside)
-            replace_files(self._target, Replacement(partial.name, os.fstat(descriptor).st_ino, aside.name, moves))
+            aside = free_name(self._target, ("", *_SIDE_SUFFIXES))
+            inode = os.fstat(descriptor).st_ino
+            # All of them, also of a database that is one whole file: what somebody makes now belongs to the old one.
+            replace_files(self._target, Replacement(partial.name, inode, aside.name, self._moves(aside)))
+        self._tell_of_users(aside)
         return _result(planned, safety_snapshot=safety, kept_as=aside)
+
+    def _tell_of_users(self, aside: Path) -> None:
+        """Somebody who opened the old file in the last moment goes on with it, unless told."""
+        with reporting_errors(aside):
+            using = holders(aside) if aside.exists() else set()
+        if using:
+            log.warning(
+                "the old file was opened while it was replaced, and is in use",
+                file=str(aside),
+                processes=sorted(using),
+                hint="stop the application, look for what it wrote there, and start it",
+            )
 
     def _moves(self, aside: Path) -> tuple[tuple[str, str], ...]:
         return tuple((f"{self._target.name}{suffix}", f"{aside.name}{suffix}") for suffix in _SIDE_SUFFIXES)
@@ -233,15 +259,6 @@ def _fetch(repository: Repository, manifest: Manifest, image: Path, on_progress:
             return write_image(repository, manifest, image, descriptor, on_progress)
         finally:
             os.close(descriptor)
-
-
-def _free_name(target: Path) -> Path:
-    """One dated name for the old file and, with their endings behind it, its log and journal."""
-    dated = target.with_name(f"{target.name}.before-restore-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
-    names = itertools.chain([dated], (dated.with_name(f"{dated.name}-{number}") for number in itertools.count(2)))
-    return next(
-        name for name in names if not any(os.path.lexists(f"{name}{suffix}") for suffix in ("", *_SIDE_SUFFIXES))
-    )
 
 
 def _result(

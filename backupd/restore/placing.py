@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from backupd.errors import TargetUnwritableError
@@ -12,7 +14,7 @@ from backupd.live.files import is_named, open_locked, partial_name
 from backupd.logs import log
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from backupd.format.manifest import Manifest
@@ -52,7 +54,7 @@ def reporting_errors(target: Path) -> Iterator[None]:
         ) from error
 
 
-def reject_small_disk(directory: Path, image_bytes: int) -> None:
+def reject_no_room(directory: Path, image_bytes: int) -> None:
     """Raise `TargetUnwritableError` when the image has no room in `directory`."""
     free = shutil.disk_usage(directory).free
     if free < image_bytes:
@@ -78,11 +80,14 @@ def _give_ownership(descriptor: int, uids: tuple[int, int], gids: tuple[int, int
     _change_first_permitted(descriptor, [(uid, -1) for uid in uids])
     _change_first_permitted(descriptor, [(-1, gid) for gid in gids])
     os.fchmod(descriptor, mode & _PERMISSIONS)
-    if os.fstat(descriptor).st_uid not in uids:
+    given = os.fstat(descriptor)
+    if given.st_uid not in uids or given.st_gid not in gids:
         log.warning(
             "the restored file keeps the owner of this process",
-            uid=os.geteuid(),
+            uid=given.st_uid,
+            gid=given.st_gid,
             wanted_uid=uids[0],
+            wanted_gid=gids[0],
             hint="chown it, or the application may not be able to open it",
         )
 
@@ -102,6 +107,23 @@ def copy_image(image: Path, descriptor: int) -> None:
             sent = os.sendfile(descriptor, source.fileno(), offset, rest)
             offset, rest = offset + sent, rest - sent
     os.fsync(descriptor)
+
+
+def led_to(target: Path) -> Path:
+    """What a symbolic link leads to, as the application sees it: that is restored to, not the link."""
+    try:
+        return target.resolve()
+    except (OSError, RuntimeError) as error:
+        raise TargetUnwritableError(
+            f"{target} is a symbolic link that leads nowhere", hint="remove it, or restore elsewhere with --to FILE"
+        ) from error
+
+
+def free_name(file: Path, suffixes: Sequence[str] = ("",)) -> Path:
+    """A dated name for what is kept of `file`, also free with each of `suffixes` behind it."""
+    dated = file.with_name(f"{file.name}.before-restore-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+    names = itertools.chain([dated], (dated.with_name(f"{dated.name}-{number}") for number in itertools.count(2)))
+    return next(name for name in names if not any(os.path.lexists(f"{name}{suffix}") for suffix in suffixes))
 
 
 def side_files(target: Path) -> list[Path]:

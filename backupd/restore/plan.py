@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from backupd.errors import BackupdError, NotADatabaseError, TargetUnwritableError, UsageError
-from backupd.live.contents import Contents, contents_of_image, contents_of_live
+from backupd.errors import NotADatabaseError, TargetUnwritableError, UsageError
+from backupd.live.contents import Contents, Identity, contents_of_image, contents_of_live
 from backupd.live.locks import holders
 from backupd.restore.placing import reporting_errors
 
@@ -97,8 +97,10 @@ class LookAtTarget:
     contents: Contents | None
 
 
-def look_at(target: Path, manifest: Manifest, *, must_replace: bool, lock_timeout: float) -> LookAtTarget:
-    """Find out how `manifest` can get into `target`, a database that may be in use.
+def look_at(
+    target: Path, manifest: Manifest, *, scratch: Path, must_replace: bool, lock_timeout: float
+) -> LookAtTarget:
+    """Find out how `manifest` can get into `target`, a database that may be in use, by way of `scratch`, a directory.
 
     Raises `BusyError`, `TargetUnwritableError`, and `SourceUnusableError` where somebody has to look first.
     """
@@ -114,7 +116,7 @@ def look_at(target: Path, manifest: Manifest, *, must_replace: bool, lock_timeou
         return LookAtTarget(target, Way.REPLACEMENT, "as asked for", contents)
     if (misfit := _why_misfit(contents, manifest)) is not None:
         return LookAtTarget(target, Way.REPLACEMENT, misfit, contents)
-    _reject_small_disk(target, contents, manifest)
+    reject_small_disk(target, contents, manifest, scratch=scratch)
     return LookAtTarget(target, Way.LIVE, "", contents)
 
 
@@ -138,6 +140,38 @@ def plan(repository: Repository, manifest: Manifest, look: LookAtTarget, image: 
         pause_seconds=_pause_seconds(now, manifest) if now and is_live else None,
         saving_seconds=_SAVING_SECONDS + now.image_bytes / _SAVED_BYTES_PER_SECOND if now and is_live else None,
     )
+
+
+def reject_running(look: LookAtTarget) -> None:
+    """Refuse what cannot be restored while the application runs, when nobody asked for a replacement."""
+    raise UsageError(
+        f"{look.target} cannot be restored while the application runs: {look.reason}",
+        hint="stop the application, restore with --replace --app-stopped, and start it; or restore to a file with --to",
+    )
+
+
+def reject_change(planned: Plan, now: Identity) -> None:
+    """Refuse when the database is not any more what somebody agreed to restore into."""
+    if planned.now is not None and now != planned.now.identity:
+        raise UsageError(
+            f"{planned.target} has changed since the plan: it was {_described(planned.now.identity)}, and is "
+            f"{_described(now)}",
+            hint="look at the plan again: run the same command once more",
+        )
+
+
+def reject_small_disk(target: Path, now: Contents, manifest: Manifest, *, scratch: Path | None = None) -> None:
+    """Refuse when the log of a live restore has no room; with the image, when `scratch` is on the same disk."""
+    free = shutil.disk_usage(target.parent).free
+    needed = _log_bytes(now, manifest) + max(0, manifest.image_bytes - now.image_bytes)
+    if scratch is not None and scratch.stat().st_dev == target.parent.stat().st_dev:
+        needed += manifest.image_bytes
+    if free < needed:
+        raise TargetUnwritableError(
+            f"{target.parent} has {free >> 20} MiB free, and the restore needs {(needed >> 20) + 1} MiB there for its "
+            f"{'WAL' if now.is_wal else 'journal'}",
+            hint="free some space; or stop the application and restore with --replace --app-stopped",
+        )
 
 
 def reject_use(target: Path) -> None:
@@ -194,15 +228,12 @@ def _why_misfit(now: Contents, manifest: Manifest) -> str | None:
     return None
 
 
-def _reject_small_disk(target: Path, now: Contents, manifest: Manifest) -> None:
-    free = shutil.disk_usage(target.parent).free
-    needed = _log_bytes(now, manifest) + max(0, manifest.image_bytes - now.image_bytes)
-    if free < needed:
-        raise TargetUnwritableError(
-            f"{target.parent} has {free >> 20} MiB free, and the restore needs {(needed >> 20) + 1} MiB there for its "
-            f"{'WAL' if now.is_wal else 'journal'}",
-            hint="free some space; or stop the application and restore with --replace --app-stopped",
-        )
+def _described(identity: Identity) -> str:
+    revisions = ", ".join(identity.alembic_revisions or ()) or "none"
+    return (
+        f"in {identity.journal_mode} mode with pages of {identity.page_size} bytes, {identity.encoding}, "
+        f"Alembic revision {revisions}"
+    )
 
 
 def _log_bytes(now: Contents, manifest: Manifest) -> int:
@@ -231,11 +262,3 @@ def _schema_changes(now: dict[str, str], then: dict[str, str]) -> tuple[str, ...
         if now.get(name) != then.get(name)
     }
     return tuple(f"{sign} {name}" for name, sign in signs.items())
-
-
-def refuse_unreadable(look: LookAtTarget) -> BackupdError:
-    """The refusal to replace what is no database without being told that the application is stopped."""
-    return UsageError(
-        f"{look.target} cannot be restored while the application runs: {look.reason}",
-        hint="stop the application, restore with --replace --app-stopped, and start it; or restore to a file with --to",
-    )

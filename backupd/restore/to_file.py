@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from dataclasses import dataclass
@@ -14,9 +13,11 @@ from backupd.live.intent import finish_interrupted
 from backupd.logs import log
 from backupd.restore.image import Progress, write_image
 from backupd.restore.placing import (
+    free_name,
     give_back_ownership,
+    led_to,
     partial_file,
-    reject_small_disk,
+    reject_no_room,
     reporting_errors,
     side_files,
 )
@@ -116,10 +117,10 @@ def restore_to_file(
     started = time.monotonic()
     reject_unusable_target(target, force=force)
     if force:
-        target = _led_to(target)
+        target = led_to(target)
         reject_unusable_target(target, force=force)
     finish_interrupted(target, lock_timeout=_LOCK_SECONDS)
-    reject_small_disk(target.parent, manifest.image_bytes)
+    reject_no_room(target.parent, manifest.image_bytes)
     with reporting_errors(target), partial_file(target) as (partial, descriptor):
         fetched_bytes = write_image(repository, manifest, partial, descriptor, on_progress)
         if as_source:
@@ -129,27 +130,11 @@ def restore_to_file(
     return RestoreResult(target, manifest.image_bytes, fetched_bytes, time.monotonic() - started)
 
 
-def _led_to(target: Path) -> Path:
-    """What a symbolic link leads to, as the application sees it: that is replaced, not the link."""
-    try:
-        return target.resolve()
-    except (OSError, RuntimeError) as error:
-        raise TargetUnwritableError(
-            f"{target} is a symbolic link that leads nowhere", hint="remove it, or restore elsewhere with --to FILE"
-        ) from error
-
-
 def _put_in_place(partial: Path, target: Path) -> None:
     """Give the finished file its name, after leftovers of a file that is gone have moved out of SQLite's sight."""
     for file in side_files(target):
-        aside = _free_name(file)
+        aside = free_name(file)
         file.rename(aside)
         log.warning("a leftover was moved aside", file=str(aside), hint="remove it when nobody needs it any more")
     partial.rename(target)
     fsync_directory(target.parent)
-
-
-def _free_name(target: Path) -> Path:
-    numbers = itertools.count(1)
-    names = (target.with_name(f"{target.name}.before-restore-{number}") for number in numbers)
-    return next(name for name in names if not os.path.lexists(name))

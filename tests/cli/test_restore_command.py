@@ -122,7 +122,7 @@ def test_plan_and_confirmation_on_a_terminal(configured: CommandLine) -> None:
     assert refused.code == 130
     assert f"into {target}, live: the application goes on" in refused.stdout
     assert "  users     1 -> 2,000  (+1,999)" in refused.stdout
-    assert "Restore this now?" in refused.stdout
+    assert "Restore this now? [y/N]: " in refused.stdout
     assert f"error: nothing was restored: {target} stays as it is" in refused.stdout
     assert names_of(target) == ["user 0"]
     agreed = configured.run_on_terminal("restore", "latest~1", answer="y\n", columns=400)
@@ -189,13 +189,55 @@ def test_undo_and_its_undo(configured: CommandLine) -> None:
     assert latest["kind"] == "regular"
 
 
+def test_path_is_never_taken_for_another_file_of_that_name(configured: CommandLine) -> None:
+    """`else/app.db` is not the configured live/app.db."""
+    live = configured.create_database("live/app.db", rows=1)
+    other = configured.create_database("else/app.db", rows=3)
+    configured.run("restore", "latest", "--database", "else/app.db", "--yes", expect=0)
+    assert names_of(live) == ["user 0"]
+    assert names_of(other)[0] == "state 2"
+    configured.run("undo", "./else/app.db", "--yes", expect=0)
+    assert (len(names_of(live)), len(names_of(other))) == (1, 3)
+
+
+def test_undo_means_the_last_restore(configured: CommandLine) -> None:
+    """An older safety snapshot is not passed off as that of a restore without one; a failed restore does not count."""
+    target = configured.create_database("live/app.db", rows=1)
+    configured.run("restore", "latest", "--yes", expect=0)
+    with closing(sqlite3.connect(target)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        failed = configured.run("restore", "latest~1", "--yes", environ={"BACKUPD_CAPTURE__LOCK_TIMEOUT": "100ms"})
+        assert failed.code == 11
+    configured.run("undo", "--yes", expect=0)
+    assert names_of(target) == ["user 0"]
+    configured.run("restore", "latest~1", "--yes", "--no-safety-snapshot", expect=0)
+    refused = configured.run("undo", "--yes", expect=2)
+    assert "error: the last restore of app was made without a safety snapshot" in refused.stderr
+    assert "backupd restore app@before-restore --dry-run" in refused.stderr
+    assert names_of(target)[0] == "state 1"
+
+
+def test_long_pause_in_rollback_mode_is_a_question_of_its_own(configured: CommandLine) -> None:
+    """More than two seconds, by what the plan expects for a database of 300 MB."""
+    target = configured.create_database("live/app.db", rows=1)
+    with closing(sqlite3.connect(target)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+        connection.execute("CREATE TABLE large AS SELECT zeroblob(300000000)")
+        connection.execute("DROP TABLE large")
+        connection.commit()
+    asked = configured.run_on_terminal("restore", "latest", answer="n\n", columns=400)
+    assert asked.code == 130
+    assert re.search(r"The application may wait for about [23]\.[0-9] s, longer than some timeouts are", asked.stdout)
+    assert len(names_of(target)) == 1
+
+
 def test_without_configuration_the_file_may_be_named(stored: CommandLine, tmp_path: Path) -> None:
     """By its path, for the restore and for its undo; the hint repeats it."""
     shutil.copytree(stored.directory / "backups", tmp_path / "backups")
     cli = CommandLine(tmp_path)
     target = cli.create_database("app.db", rows=1)
     restored = cli.run("restore", "latest", "--database", "app.db", "--yes", expect=0)
-    assert f"hint: to go back: backupd undo {target}" in restored.stderr
+    assert f"hint: to go back: backupd undo {target}\n" in restored.stderr
     assert names_of(target)[0] == "state 2"
     cli.run("undo", "app.db", "--yes", expect=0)
     assert names_of(target) == ["user 0"]

@@ -22,7 +22,7 @@ _PARTS = pytest.mark.parametrize("part", [0, 1])
 @_PARTS
 @pytest.mark.parametrize("journal_mode", ["wal", "delete"])
 def test_of_a_readable_database(tmp_path: Path, journal_mode: str, part: int) -> None:
-    """Once the names change, the next command completes it and the old file is kept; before, nothing has happened."""
+    """Once the new file has the name, the old one is kept; before, the next command takes everything back."""
     homes = Homes(tmp_path, journal_mode, rows=_ROWS)
     calls = _without_most_writes(system_calls(homes.copy(), *_REPLACE))
     for number, call in enumerate(calls[part::2]):
@@ -33,7 +33,7 @@ def test_of_a_readable_database(tmp_path: Path, journal_mode: str, part: int) ->
         require_tidy(home)
         is_new = homes.whole_content(home) == homes.new
         assert [content_as_found(file) for file in _kept(home)] == ([homes.old] if is_new else [])
-        assert is_new or not was_new
+        assert is_new == was_new
 
 
 def _without_most_writes(calls: list[tuple[str, int]]) -> list[tuple[str, int]]:
@@ -47,13 +47,13 @@ def _kept(home: Path) -> list[Path]:
 
 @_PARTS
 def test_of_an_unreadable_file(tmp_path: Path, part: int) -> None:
-    """It stays together with its log, under its name or as it is kept, and can be replaced in the end."""
+    """It stays together with its log, under its own name or as it is kept, and can be replaced in the end."""
     homes = Homes(tmp_path, "wal", rows=_ROWS)
     calls = system_calls(_damaged(homes.copy()), *_REPLACE)
     for number, call in enumerate(calls[part::2]):
         home = _damaged(homes.copy())
         kill_at(call, home, *_REPLACE)
-        was_begun = _is_new(homes, home) or _kept(home) != []
+        was_new = _is_new(homes, home)
         if number % 2:
             CommandLine(home).run(*_REPLACE)
             assert _is_new(homes, home)
@@ -62,7 +62,8 @@ def test_of_an_unreadable_file(tmp_path: Path, part: int) -> None:
             process.communicate()
             is_new = _is_new(homes, home)
             assert process.returncode == (0 if is_new else _SOURCE_UNUSABLE)
-            assert is_new or not was_begun
+            assert is_new == was_new
+            assert is_new or _kept(home) == []
         require_tidy(home)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from harness.place import connected, content_digest, create_database
 
-from backupd.errors import BusyError
+from backupd.errors import BusyError, UnsupportedFormatError
 from backupd.live.intent import Replacement, announced_transaction, finish_interrupted, replace_files
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def test_files_change_their_names(database: Path) -> None:
 
 
 def test_kill_at_every_system_call(database: Path, tmp_path: Path) -> None:
-    """Whatever was done when it came, the database has one whole file, and the next command completes the rest."""
+    """Whatever was done when it came, the database has one whole file, and the next command gives it what it owns."""
     script = """
 import os, signal, sys
 from pathlib import Path
@@ -69,6 +69,7 @@ for name in ("open", "pwrite", "fsync", "link", "rename", "unlink", "truncate"):
 replace_files(database, Replacement("new.db", inode, "app.db.aside", (("app.db-wal", "app.db.aside-wal"),)))
 """
     content = (database.parent / "new.db").read_bytes()
+    outcomes = set()
     for fatal in range(1, 40):
         for path in database.parent.iterdir():
             path.unlink()
@@ -80,11 +81,13 @@ replace_files(database, Replacement("new.db", inode, "app.db.aside", (("app.db-w
         assert database.read_bytes()[:14] in {b"old", _NEW}
         finish_interrupted(database, lock_timeout=1)
         found = _files(database)
-        found.pop("new.db", None)  # the restore's own file, which the next restore takes over
+        found.pop("new.db", None)  # stands for the restore's partial file, which has another name
         assert found in (_DONE, _UNDONE)
+        outcomes.add(found == _DONE)
         if run.returncode == 0:
             break
     assert 10 < fatal < 39
+    assert outcomes == {True, False}
 
 
 def test_new_log_of_the_new_file_is_left_alone(database: Path, tmp_path: Path) -> None:
@@ -108,17 +111,61 @@ def test_failure_takes_everything_back(database: Path, tmp_path: Path) -> None:
     assert _files(database) == {**_UNDONE, "new.db": _NEW}
 
 
-def test_database_in_use_is_not_completed(tmp_path: Path) -> None:
-    """Somebody started the application on the old file: it must stop before the file changes under it."""
+@pytest.mark.parametrize("journal_mode", ["wal", "delete"])
+def test_application_went_on_with_the_old_file(tmp_path: Path, journal_mode: str) -> None:
+    """Started after the kill, and killed itself in the middle: what it has committed is there, and nothing is mixed."""
+    database = tmp_path / "app.db"
+    create_database(database, rows=50, journal_mode=journal_mode)
+    create_database(tmp_path / "new.db", rows=3)
+    replacement = _replacement(database)
+    os.link(database, tmp_path / "app.db.aside")
+    _write_intent(database, replacement)
+    with connected(
+        database,
+        "DELETE FROM report WHERE id > 40",
+        "PRAGMA cache_size = 1",
+        "BEGIN",
+        "UPDATE report SET body = zeroblob(2000)",
+    ) as application:
+        application.kill()
+        application.wait()
+    finish_interrupted(database, lock_timeout=1)
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("SELECT count(*) FROM report WHERE length(body) = 1000").fetchone() == (40,)
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert not (tmp_path / "app.db.aside").exists()
+
+
+def test_running_application_is_left_alone(tmp_path: Path) -> None:
+    """It keeps its file, and nobody asks for it to stop."""
     database = tmp_path / "app.db"
     create_database(database, rows=1, journal_mode="wal")
     create_database(tmp_path / "new.db", rows=3)
     _write_intent(database, _replacement(database))
-    with connected(database, "SELECT count(*) FROM report"), pytest.raises(BusyError, match="is in use"):
+    inode = database.stat().st_ino
+    with connected(database, "SELECT count(*) FROM report"):
         finish_interrupted(database, lock_timeout=1)
-    finish_interrupted(database, lock_timeout=1)
-    with closing(sqlite3.connect(database)) as connection:
-        assert connection.execute("SELECT count(*) FROM report").fetchone() == (3,)
+    assert database.stat().st_ino == inode
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '{"version": 2, "replacement": null}', '{"version": 1}', '{"version": 1, "replacement": {}}']
+)
+def test_intent_of_another_backupd_is_named_and_kept(database: Path, content: str) -> None:
+    """Who does not understand it must not throw it away."""
+    intent = database.parent / ".app.db.backupd-restoring"
+    intent.write_text(content)
+    with pytest.raises(UnsupportedFormatError, match="backupd-restoring tells of a restore"):
+        finish_interrupted(database, lock_timeout=1)
+    assert intent.read_text() == content
+
+
+def test_restore_beside_an_intent_that_was_left_meanwhile(database: Path) -> None:
+    """Another restore was killed while this one waited for an answer: its record is not overwritten."""
+    _write_intent(database, _replacement(database))
+    with pytest.raises(BusyError, match="was interrupted in the meantime"), announced_transaction(database):
+        pass
+    assert (database.parent / ".app.db.backupd-restoring").exists()
 
 
 def test_hot_journal_of_a_killed_restore_is_rolled_back(tmp_path: Path) -> None:
