@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,7 @@ def name_meant(text: str, configured: Sequence[Database]) -> str:
 
     The file need not exist any more: that is when people look for its snapshots.
     """
-    looks_like_path = "/" in text or Path(text).suffix.lower() in _FILE_SUFFIXES or Path(text).is_file()
+    looks_like_path = "/" in text or Path(text).suffix.lower() in _FILE_SUFFIXES or _is_file(text)
     if looks_like_path and _with_name(text, configured) is None:
         return _at_path(text, configured).name
     return check_database_name(text)
@@ -48,9 +49,13 @@ def _selected(text: str, configured: Sequence[Database]) -> Database:
     database = _with_name(text, configured)
     if database is not None:
         return database
-    if "/" in text or Path(text).suffix or Path(text).is_file():
+    if "/" in text or Path(text).suffix or _is_file(text):
         return _at_path(text, configured)
     raise UsageError(f"no database is called {text!r}", hint=_hint_for_unknown(text, configured))
+
+
+def _is_file(text: str) -> bool:
+    return os.path.isfile(text)  # noqa: PTH113  (Path.is_file raises for a name that is too long)
 
 
 def _with_name(name: str, databases: Iterable[Database]) -> Database | None:

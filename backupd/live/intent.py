@@ -138,15 +138,17 @@ def _clean_up(database: Path, intent: _Intent | None, lock_timeout: float) -> No
     if intent is None:
         return  # killed before it was written down whole, so nothing had been done
     if intent.replacement is not None:
-        _take_back(database, intent.replacement)
+        is_taken_back = _take_back(database, intent.replacement)
+        what = "was taken back" if is_taken_back else "had put the restored file in place: restart the application"
+        log.warning(f"an interrupted restore {what}", file=str(database))
     elif database.exists():
         from backupd.live.destination import settle  # noqa: PLC0415  (every snapshot comes here, few need SQLite)
 
         settle(database, lock_timeout=lock_timeout)
-    log.warning(
-        "an interrupted restore was cleaned up: the database has the content of before, or all of the restored",
-        file=str(database),
-    )
+        log.warning(
+            "an interrupted restore was cleaned up: the database has the content of before, or all of the restored",
+            file=str(database),
+        )
 
 
 def _put_in_place(database: Path, replacement: Replacement) -> None:
@@ -160,11 +162,11 @@ def _put_in_place(database: Path, replacement: Replacement) -> None:
     fsync_directory(directory)
 
 
-def _take_back(database: Path, replacement: Replacement) -> None:
-    """The old names again, unless the new file has its name already: then it is complete."""
+def _take_back(database: Path, replacement: Replacement) -> bool:
+    """Give the old files their names again, unless the new one has its name already: then it is complete."""
     directory = database.parent
     if _has_inode(database, replacement.inode):
-        return
+        return False
     for old, new in replacement.moves:
         # What an application that was started since has made is newer.
         if (directory / new).exists() and not (directory / old).exists():
@@ -173,6 +175,7 @@ def _take_back(database: Path, replacement: Replacement) -> None:
     if aside.exists() and aside.samefile(database):
         aside.unlink()
     fsync_directory(directory)
+    return True
 
 
 def _keep_aside(database: Path, aside: Path) -> None:

@@ -170,7 +170,7 @@ def reject_small_disk(target: Path, now: Contents, manifest: Manifest, *, scratc
         raise TargetUnwritableError(
             f"{target.parent} has {free >> 20} MiB free, and the restore needs {(needed >> 20) + 1} MiB there for its "
             f"{'WAL' if now.is_wal else 'journal'}",
-            hint="free some space; or stop the application and restore with --replace --app-stopped",
+            hint="free some space there, or restore to a file on another disk with --to FILE",
         )
 
 
