@@ -13,9 +13,9 @@ from backupd.backup import Wish, back_up
 from backupd.cli import output, quantities
 from backupd.cli.plan_values import plan_lines, plan_values
 from backupd.cli.progress import shown_progress
-from backupd.cli.restore import described, print_restored_file, restored_to_file
 from backupd.cli.selection import name_meant, select_databases
 from backupd.cli.sought import sought_snapshot
+from backupd.cli.to_file import described, print_restored_file, restored_to_file
 from backupd.config import Database
 from backupd.errors import BackupdError, InterruptedByUserError, UsageError
 from backupd.format.manifest import SnapshotKind

@@ -4,13 +4,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from backupd.cli import output, quantities
 from backupd.cli.options import (
     InPlaceWish,
     Invocation,
@@ -24,9 +22,7 @@ from backupd.cli.options import (
 from backupd.errors import UsageError
 
 if TYPE_CHECKING:
-    from backupd.catalog import ListedSnapshot
     from backupd.cli.session import Session
-    from backupd.restore import RestoreResult
 
 
 @click.command(
@@ -70,6 +66,7 @@ def command(
     """
     from backupd.cli.session import Session
     from backupd.cli.sought import sought_snapshot
+    from backupd.cli.to_file import print_restored_file, restored_to_file
     from backupd.restore import reject_unusable_target
 
     session = Session(invocation)
@@ -92,47 +89,6 @@ def command(
     print_restored_file(found, result, session)
 
 
-def restored_to_file(
-    found: ListedSnapshot, target: Path, session: Session, *, force: bool, as_source: bool
-) -> RestoreResult:
-    """Restore to a file, showing how far it is."""
-    from backupd.cli.progress import shown_progress
-    from backupd.restore import restore_to_file
-
-    name = found.manifest.database
-    with shown_progress(name, done="restored", moved="fetched", is_quiet=session.is_quiet) as report:
-        return restore_to_file(
-            found.repository,
-            found.manifest,
-            target,
-            force=force,
-            as_source=as_source,
-            on_progress=lambda now: report(now.restored_bytes, now.image_bytes, now.fetched_bytes),
-        )
-
-
-def print_restored_file(found: ListedSnapshot, result: RestoreResult, session: Session) -> None:
-    """Tell of a restored file, as JSON or in a line."""
-    manifest = found.manifest
-    if session.is_json:
-        output.print_document({"restored": _values(found, result)})
-    elif not session.is_quiet:
-        line = (
-            f"restored {described(found)} from {found.repository.url} to {result.target}: "
-            f"{quantities.size(manifest.image_bytes)} in {quantities.seconds(result.duration_seconds)}; "
-            "every pack and the whole image have their checksums, and SQLite opens it"
-        )
-        output.print_result(output.printable(line))
-
-
-def described(found: ListedSnapshot) -> str:
-    """Which snapshot, and of when: `app@20261122T085557123Z-7f3a91c2 (2026-11-22 09:55:57+01:00, 3 h ago)`."""
-    manifest = found.manifest
-    taken_at = manifest.id.taken_at
-    when = f"{quantities.local_time(taken_at)}, {quantities.age(taken_at, datetime.now(UTC))}"
-    return f"{manifest.database}@{manifest.id} ({when})"
-
-
 def _given_target(to: Path) -> Path:
     if str(to) == "-":
         raise UsageError("a database can not be restored to standard output", hint="name a file: --to FILE")
@@ -150,19 +106,3 @@ def _reject_configured(target: Path, session: Session) -> None:
                 f"{target} is the configured database {database.name}",
                 hint="leave --to out to restore into it, with a safety snapshot first",
             )
-
-
-def _values(found: ListedSnapshot, result: RestoreResult) -> dict[str, object]:
-    return {
-        "id": str(found.manifest.id),
-        "database": found.manifest.database,
-        "store": found.repository.url,
-        "target": str(result.target),
-        "way": "file",
-        "image_bytes": result.image_bytes,
-        "fetched_bytes": result.fetched_bytes,
-        "safety_snapshot": None,
-        "kept_as": None,
-        "pause_seconds": None,
-        "duration_seconds": round(result.duration_seconds, 3),
-    }
