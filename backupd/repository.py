@@ -35,7 +35,17 @@ from backupd.format.records import (
     decode_trash,
 )
 from backupd.logs import log
-from backupd.store.keys import REPOSITORY_KEY, PackKey, SnapshotKey, database_prefix, snapshots_prefix
+from backupd.store import canonical_url
+from backupd.store.keys import (
+    REPOSITORY_KEY,
+    PackKey,
+    RecordKey,
+    RecordKind,
+    SnapshotKey,
+    database_prefix,
+    is_object_key,
+    snapshots_prefix,
+)
 from backupd.survey import DamagedManifest, History, Survey, Trash, survey_of
 from backupd.threads import worker_threads
 
@@ -118,10 +128,34 @@ class Repository:
             if self._id is None:
                 self.create_if_missing()
 
-    def databases(self) -> list[str]:
-        """Names of the databases that have a snapshot, sorted."""
-        keys = (SnapshotKey.parse(found.key) for found in self.store.list(""))
-        return sorted({key.database for key in keys if key is not None})
+    @contextmanager
+    def lock(self, database: str, *, timeout: float) -> Iterator[None]:
+        """Keep other runs with the same state directory away from `database` in this store. Raises `BusyError`."""
+        with self._state.lock(f"{database} in {canonical_url(self.url)}", timeout=timeout):
+            yield
+
+    def databases(self, *, with_trash: bool = False) -> list[str]:
+        """Names of the databases that have a snapshot, sorted; on demand also of those that have only removed ones."""
+        names = set()
+        for found in self.store.list(""):
+            if snapshot := SnapshotKey.parse(found.key):
+                names.add(snapshot.database)
+            elif with_trash and (record := RecordKey.parse(found.key)) and record.kind is RecordKind.TRASH:
+                names.add(record.database)
+        return sorted(names)
+
+    def strangers(self) -> list[str]:
+        """Keys of objects that belong to no database and are not of this format, in their order."""
+        databases: dict[str, bool] = {}
+        outside: list[str] = []
+        for found in self.store.list(""):
+            name, slash, _ = found.key.partition("/")
+            is_ours = is_object_key(found.key)
+            if slash:
+                databases[name] = databases.get(name, False) or is_ours
+            if not is_ours:
+                outside.append(found.key)
+        return [key for key in outside if not databases.get(key.partition("/")[0], False)]
 
     def survey(self, database: str) -> Survey:
         """One listing of everything of `database`."""

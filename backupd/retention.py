@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from backupd.config.values import format_duration
 from backupd.format.manifest import SnapshotKind
+from backupd.format.records import Shrink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -17,9 +18,12 @@ if TYPE_CHECKING:
     from backupd.format.manifest import Manifest
 
 _CLOCK_TOLERANCE = timedelta(minutes=1)
+_TURNS_SEEN_IN = 8
+_TURNS_HELD = 4
 _SHRUNK_BELOW = 0.5
 _PASSING_TABLES = ("sqlite_", "_alembic_tmp_")
 _TABLES_SHOWN = 4
+_REASON_CHARACTERS = 1000
 _MEGABYTES_FROM = 10**7
 
 
@@ -52,7 +56,7 @@ def decide(
 
     A snapshot stays when any rule keeps it. Whatever the rules say, these stay: the newest of any kind, the newest
     regular one, the newest of the `proven`, the `undeleted`, and all of them without a policy or with an empty one.
-    `now` is aware.
+    `now` is aware; ages count from the newest regular snapshot if that is older.
     """
     reasons: dict[SnapshotId, list[str]] = {manifest.id: [] for manifest in manifests}
     for snapshot_id, reason in _kept(manifests, policy, now, proven, undeleted):
@@ -86,7 +90,7 @@ def _kept(
     for count, rule, period in _calendar(policy):
         periods = [(snapshot_id, period(local)) for snapshot_id, local in moments]
         yield from _newest_of_each(periods, count, rule)
-    yield from _young_enough(newest_first, policy, now)
+    yield from _young_enough(newest_first, regular, policy, now)
 
 
 def _newest(
@@ -156,10 +160,12 @@ def _newest_of_each(
 
 
 def _young_enough(
-    newest_first: Sequence[Manifest], policy: RetentionSettings, now: datetime
+    newest_first: Sequence[Manifest], regular: Sequence[Manifest], policy: RetentionSettings, now: datetime
 ) -> Iterator[tuple[SnapshotId, str]]:
+    # An age counts from the newest snapshot: where none was taken for long, or the clock is ahead, nothing gets older.
+    counted_from = min(now, (regular or newest_first)[0].id.taken_at) if newest_first else now
     for manifest in newest_first:
-        age = now - manifest.id.taken_at
+        age = counted_from - manifest.id.taken_at
         is_regular = manifest.kind is SnapshotKind.REGULAR
         if policy.within is not None and is_regular and age <= policy.within:
             yield manifest.id, f"within {format_duration(policy.within)}"
@@ -168,40 +174,93 @@ def _young_enough(
             yield manifest.id, "tagged" if is_regular else "before a restore"
 
 
-def why_held(manifests: Sequence[Manifest], *, now: datetime, accepted: SnapshotId | None) -> Hold | None:
+def why_held(
+    manifests: Sequence[Manifest],
+    *,
+    now: datetime,
+    accepted: tuple[int, SnapshotId] | None,
+    held: Shrink | None = None,
+) -> Hold | None:
     """Why nothing may be removed of these snapshots (one database in one store, oldest first), or None.
 
-    Because the clock is more than a minute behind the newest one; because the newest regular one uses less than half
-    of the bytes of the largest regular one there is; or because it has lost tables of another. Those older than
-    `accepted`, the snapshot whose shrinking was accepted last, do not count. `now` is aware.
+    Because the clock is more than a minute behind one of them; because two writers take turns; because the newest
+    regular one uses less than half of the bytes of the largest regular one there is; or because it has lost tables of
+    another. Those older than `accepted`, the `Manifest.order` of the snapshot whose shrinking was accepted last, do not
+    count. `held`, what was found before and not accepted yet, holds whatever came after it. `now` is aware.
     """
-    if not manifests:
+    return _behind(manifests, now) or _taking_turns(manifests) or why_shrunk(manifests, accepted=accepted, held=held)
+
+
+def _behind(manifests: Sequence[Manifest], now: datetime) -> Hold | None:
+    """The hold of a clock that is behind any snapshot: after one by the wrong clock, the newest shows nothing."""
+    latest = max(manifests, key=lambda manifest: manifest.id.taken_at, default=None)
+    if latest is None or latest.id.taken_at <= now + _CLOCK_TOLERANCE:
         return None
+    name = latest.database
     newest = max(manifests, key=lambda manifest: manifest.order)
-    if newest.id.taken_at > now + _CLOCK_TOLERANCE:
-        return Hold(
-            f"the clock of this machine ({now.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}) is behind the newest snapshot, "
-            f"{newest.id}",
-            hint="set the clock right; ages and dates can not be trusted before",
-        )
-    return why_shrunk(manifests, accepted=accepted)
+    is_needed = latest in (newest, newest_regular(manifests))
+    first = f"backupd now {name} --full, then " if is_needed else ""
+    return Hold(
+        f"the clock of this machine ({now.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}) is behind the snapshot {latest.id}",
+        hint=f"set the clock right; or, if it is: {first}backupd forget {name}@{latest.id}",
+    )
 
 
-def why_shrunk(manifests: Sequence[Manifest], *, accepted: SnapshotId | None) -> Hold | None:
-    """The part of `why_held` that accepting the newest regular snapshot ends."""
+def _taking_turns(manifests: Sequence[Manifest]) -> Hold | None:
+    """The hold of two databases under one name: each would need the places that the other's snapshots take."""
+    regular = (manifest for manifest in manifests if manifest.kind is SnapshotKind.REGULAR)
+    newest = sorted(regular, key=lambda manifest: manifest.order)[-_TURNS_SEEN_IN:]
+    returns = [position for position in range(1, len(newest)) if _returns_at(position, newest)]
+    if len(returns) < _TURNS_HELD:
+        return None
+    one, other = (newest[position].writer for position in (returns[-1], returns[-1] - 1))
+    return Hold(
+        f"two writers take turns: {one.path} on {one.host} and {other.path} on {other.host}",
+        hint="give each its own name or store; this ends after a few snapshots by one of them alone",
+    )
+
+
+def _returns_at(position: int, newest: Sequence[Manifest]) -> bool:
+    """Whether the writer at `position` is another than before, and was there before that.
+
+    One that takes over for good never was, nor was a container with a new id. A host without a lasting state directory
+    has many ids and one place, and after a move there are two places and one id: neither is a change of both.
+    """
+    *earlier, last, writer = (manifest.writer for manifest in newest[: position + 1])
+    place = (writer.host, writer.path)
+    if writer.id == last.id or place == (last.host, last.path):
+        return False
+    return any(writer.id == each.id or place == (each.host, each.path) for each in earlier)
+
+
+def why_shrunk(
+    manifests: Sequence[Manifest], *, accepted: tuple[int, SnapshotId] | None, held: Shrink | None = None
+) -> Hold | None:
+    """The part of `why_held` that accepting the newest regular snapshot ends; `held` goes before what is found now."""
+    newest = newest_regular(manifests)
+    shrink = held or find_shrink(manifests, accepted=accepted)
+    if newest is None or shrink is None:
+        return None
+    name = newest.database
+    if shrink.snapshot == newest.id:
+        message = f"the newest snapshot, {shrink.snapshot}, {shrink.reason}"
+    else:
+        message = f"{shrink.snapshot} was the newest snapshot and {shrink.reason}; nobody has accepted that yet"
+    return Hold(
+        message,
+        hint=f"if the newest is right: backupd prune {name} --accept-shrink; if not, an older one still has it: "
+        f"backupd list {name}",
+    )
+
+
+def find_shrink(manifests: Sequence[Manifest], *, accepted: tuple[int, SnapshotId] | None) -> Shrink | None:
+    """What the newest regular one of these snapshots has lost that others have, as far as those count."""
     newest = newest_regular(manifests)
     if newest is None:
         return None
-    compared = _not_older_than(accepted, manifests)
+    compared = _not_older_than(accepted, newest, manifests)
     found = _lost_bytes(newest, compared) or _lost_tables(newest, compared)
-    if found is None:
-        return None
-    name = newest.database
-    return Hold(
-        f"the newest snapshot, {newest.id}, {found}",
-        hint=f"if that is right: backupd prune {name} --accept-shrink; if not, an older one still has it: "
-        f"backupd list {name}",
-    )
+    return None if found is None else Shrink(snapshot=newest.id, reason=found[:_REASON_CHARACTERS])
 
 
 def newest_regular(manifests: Iterable[Manifest]) -> Manifest | None:
@@ -210,27 +269,26 @@ def newest_regular(manifests: Iterable[Manifest]) -> Manifest | None:
     return max(regular, key=lambda manifest: manifest.order, default=None)
 
 
-def _not_older_than(accepted: SnapshotId | None, manifests: Iterable[Manifest]) -> list[Manifest]:
+def _not_older_than(
+    accepted: tuple[int, SnapshotId] | None, newest: Manifest, manifests: Iterable[Manifest]
+) -> list[Manifest]:
     """The regular ones that count when the newest is looked at for what it lost."""
     regular = [manifest for manifest in manifests if manifest.kind is SnapshotKind.REGULAR]
-    if accepted is None:
+    if accepted is None or newest.order < accepted:  # the latter: a history that began anew
         return regular
-    order = next((manifest.order for manifest in regular if manifest.id == accepted), None)
-    if order is None:  # it has been removed since; its id still tells the time
-        return [manifest for manifest in regular if manifest.id >= accepted]
-    return [manifest for manifest in regular if manifest.order >= order]
+    return [manifest for manifest in regular if manifest.order >= accepted]
 
 
-def _used_bytes(manifest: Manifest) -> int:
-    # In bytes: VACUUM can change the page size, and with it the number of pages.
+def used_bytes(manifest: Manifest) -> int:
+    """How much of a database is in use. In bytes: VACUUM can change the page size, and so the number of pages."""
     return max(0, manifest.page_count - manifest.source.free_pages) * manifest.page_size
 
 
 def _lost_bytes(newest: Manifest, compared: Iterable[Manifest]) -> str | None:
-    largest = max(compared, key=_used_bytes, default=newest)
-    if _used_bytes(newest) >= _SHRUNK_BELOW * _used_bytes(largest):
+    largest = max(compared, key=used_bytes, default=newest)
+    if used_bytes(newest) >= _SHRUNK_BELOW * used_bytes(largest):
         return None
-    return f"has {_size(_used_bytes(newest))} in use, and {largest.id} had {_size(_used_bytes(largest))}"
+    return f"has {_size(used_bytes(newest))} in use, and {largest.id} had {_size(used_bytes(largest))}"
 
 
 def _lost_tables(newest: Manifest, compared: Iterable[Manifest]) -> str | None:

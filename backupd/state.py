@@ -54,7 +54,7 @@ class StateDirectory:
 
         Raises `BusyError`. The kernel drops the lock when the process ends, however it ends.
         """
-        digest = hashlib.sha256(subject.encode()).hexdigest()[:32]
+        digest = hashlib.sha256(os.fsencode(subject)).hexdigest()[:32]
         file = self._directory("locks") / f"{digest}.lock"
         with self._reporting_errors():
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -117,7 +117,7 @@ class StateDirectory:
                 return None
 
     def _note_file(self, subject: str) -> Path:
-        return self._directory("notes") / hashlib.sha256(subject.encode()).hexdigest()[:32]
+        return self._directory("notes") / hashlib.sha256(os.fsencode(subject)).hexdigest()[:32]
 
     def _directory(self, *parts: str) -> Path:
         path = self._root

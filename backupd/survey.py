@@ -27,6 +27,8 @@ class Survey:
     drills: dict[SnapshotId, StoredObject] = field(default_factory=dict)
     findings: dict[SnapshotId, StoredObject] = field(default_factory=dict)
     deletions: dict[SnapshotId, StoredObject] = field(default_factory=dict)
+    undeleted: dict[SnapshotId, StoredObject] = field(default_factory=dict)
+    """By the snapshot that came back from the trash, and that no rule removes again."""
     single: dict[str, StoredObject] = field(default_factory=dict)
     """Those of which there is one, by key."""
     strangers: list[str] = field(default_factory=list)
@@ -49,6 +51,7 @@ def survey_of(database: str, found: Iterable[StoredObject]) -> Survey:
         RecordKind.DRILL: survey.drills,
         RecordKind.SWEEP: survey.findings,
         RecordKind.DELETION: survey.deletions,
+        RecordKind.UNDELETED: survey.undeleted,
     }
     single = {retention_key(database), clock_key(database)}
     for stored in found:

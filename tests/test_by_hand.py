@@ -4,14 +4,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
-from harness.faults import FaultyStore, HookedStore, RefusingStore
+from harness.faults import FaultyStore, RefusingStore
 from harness.rotation import LAST_ONE, Rotation
 
 from backupd.backup import Outcome, Wish, back_up
 from backupd.config import Database, Settings
 from backupd.errors import DamageError, LostPacksError, NoSuchSnapshotError, StoreUnavailableError, UsageError
 from backupd.format.manifest import SnapshotKind
-from backupd.format.records import Deletion, Drill, DrillOutcome, decode_verdicts, encode_deletion, encode_drill
+from backupd.format.records import Deletion, Drill, DrillOutcome, encode_deletion, encode_drill
 from backupd.prune import forget, trashed, undelete
 
 if TYPE_CHECKING:
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
     from backupd.format.ids import SnapshotId
     from backupd.format.manifest import Manifest
+    from backupd.format.records import TrashEntry
     from backupd.store import Store
+
+_KEEP_ALL = LAST_ONE.model_copy(update={"keep_last": 100})
 
 
 @pytest.fixture
@@ -36,7 +39,13 @@ def ids(rotation: Rotation) -> list[SnapshotId]:
 
 
 def _undelete(rotation: Rotation, snapshot_id: SnapshotId, *, host: str = "a", store: Store | None = None) -> Manifest:
-    return undelete(rotation.repository(host, store), "app", snapshot_id, rotation.host(host))
+    return undelete(rotation.repository(host, store), "app", snapshot_id)
+
+
+def _trashed(rotation: Rotation) -> list[TrashEntry]:
+    entries, problems = trashed(rotation.repository(), "app")
+    assert problems == []
+    return entries
 
 
 def _key(snapshot_id: SnapshotId) -> str:
@@ -48,15 +57,16 @@ def test_a_forgotten_snapshot_comes_back_byte_for_byte(rotation: Rotation, ids: 
     before = rotation.objects()
     rotation.forget(ids[1])
     assert rotation.ids() == [ids[0], ids[2]]
-    (entry,) = trashed(rotation.repository(), "app")
+    (entry,) = _trashed(rotation)
     assert (entry.manifest.id, entry.reason) == (ids[1], "forgotten by hand")
     assert _undelete(rotation, ids[1], host="b") == entry.manifest
     after = rotation.objects()
-    assert after.pop("app/retention.json")
+    assert after.pop(f"app/undeleted/{ids[1]}.json")
+    assert after.pop(f"app/trash/{ids[1]}.json")  # it means nothing beside a manifest
     assert {key: content for key, (content, _) in after.items()} == {
         key: content for key, (content, _) in before.items()
     }
-    assert trashed(rotation.repository(), "app") == []
+    assert _trashed(rotation) == []
     assert rotation.assert_every_snapshot_restores() == ids
 
 
@@ -69,7 +79,7 @@ def test_what_was_undeleted_stays_until_it_is_forgotten(rotation: Rotation, ids:
     rotation.forget(ids[0])
     rotation.age()
     assert rotation.prune("b").purged == (ids[0], ids[1])
-    assert decode_verdicts((rotation.root / "app/retention.json").read_bytes()).undeleted == ()
+    assert rotation.names("undeleted") == set()
 
 
 def test_the_newest_snapshots_cannot_be_forgotten(rotation: Rotation, ids: list[SnapshotId]) -> None:
@@ -97,15 +107,46 @@ def test_the_newest_snapshots_cannot_be_forgotten(rotation: Rotation, ids: list[
 
 
 def test_what_is_not_there_is_not_forgotten(rotation: Rotation, ids: list[SnapshotId]) -> None:
-    """Nor what was forgotten already; nor undeleted what was never removed, or has been."""
+    """Nor what was forgotten already; nor is undeleted what was never removed. To undelete twice is as good as once."""
     rotation.forget(ids[0])
     with pytest.raises(NoSuchSnapshotError, match=str(ids[0])):
         rotation.forget(ids[0])
     with pytest.raises(NoSuchSnapshotError, match=str(ids[1])):
         _undelete(rotation, ids[1])
-    _undelete(rotation, ids[0])
-    with pytest.raises(NoSuchSnapshotError, match=str(ids[0])):
+    for _ in range(2):
         _undelete(rotation, ids[0])
+        assert rotation.ids() == ids
+        assert _trashed(rotation) == []
+
+
+def test_what_may_be_proven_cannot_be_forgotten(rotation: Rotation, ids: list[SnapshotId]) -> None:
+    """The record of its test restore is damaged: it counts as proven, as for a prune."""
+    rotation.put(f"app/drills/{ids[0]}.json", b"{}")
+    with pytest.raises(UsageError, match=r"perhaps .* proved"):
+        rotation.forget(ids[0])
+    assert rotation.ids() == ids
+
+
+def test_to_forget_what_was_undeleted_may_break_off_anywhere(rotation: Rotation, ids: list[SnapshotId]) -> None:
+    """It is gone or it is there, and once it is gone no prune brings it back."""
+    counted = FaultyStore(rotation.store)
+    for call in range(100):
+        rotation.forget(ids[0])
+        _undelete(rotation, ids[0])
+        store = FaultyStore(rotation.store, fail_at=call)
+        try:
+            forget(rotation.repository(store=store), "app", ids[0], now=datetime.now(UTC))
+        except StoreUnavailableError:
+            is_there = ids[0] in rotation.ids()
+            assert rotation.prune(policy=_KEEP_ALL, store=counted).error is None
+            assert (ids[0] in rotation.ids()) == is_there
+            if not is_there:
+                _undelete(rotation, ids[0])
+        else:
+            break
+    assert len(store.calls) == call
+    assert call > len(ids)
+    assert rotation.ids() == ids[1:]
 
 
 def test_a_damaged_manifest_is_not_forgotten(rotation: Rotation, ids: list[SnapshotId]) -> None:
@@ -119,7 +160,7 @@ def test_a_damaged_manifest_is_not_forgotten(rotation: Rotation, ids: list[Snaps
 def test_a_snapshot_whose_packs_are_gone_does_not_come_back(rotation: Rotation, ids: list[SnapshotId]) -> None:
     """Half a snapshot is none."""
     rotation.forget(ids[1])
-    (entry,) = trashed(rotation.repository(), "app")
+    (entry,) = _trashed(rotation)
     gone = (
         {pack.sha256 for pack in entry.manifest.packs} - {pack.sha256 for pack in rotation.manifests()[0].packs}
     ).pop()
@@ -138,7 +179,9 @@ def test_a_damaged_trash_entry_does_not_come_back(rotation: Rotation, ids: list[
     file.write_bytes(file.read_bytes()[:-3])
     with pytest.raises(DamageError, match=str(ids[0])):
         _undelete(rotation, ids[0])
-    assert [entry.manifest.id for entry in trashed(rotation.repository(), "app")] == [ids[1]]
+    entries, problems = trashed(rotation.repository(), "app")
+    assert [entry.manifest.id for entry in entries] == [ids[1]]
+    assert [(type(problem), str(ids[0]) in problem.message) for problem in problems] == [(DamageError, True)]
     _undelete(rotation, ids[1])
     assert rotation.assert_every_snapshot_restores() == ids[1:]
 
@@ -146,7 +189,7 @@ def test_a_damaged_trash_entry_does_not_come_back(rotation: Rotation, ids: list[
 def test_a_snapshot_does_not_come_back_while_its_packs_are_deleted(rotation: Rotation, ids: list[SnapshotId]) -> None:
     """A sweep that announced them may not have seen it come."""
     rotation.forget(ids[1])
-    (entry,) = trashed(rotation.repository(), "app")
+    (entry,) = _trashed(rotation)
     deletion = Deletion(packs=(entry.manifest.packs[-1].sha256,))
     rotation.put("app/deletions/20261122T000000000Z-00000000.json", encode_deletion(deletion))
     with pytest.raises(LostPacksError, match="being deleted"):
@@ -154,24 +197,24 @@ def test_a_snapshot_does_not_come_back_while_its_packs_are_deleted(rotation: Rot
     assert ids[1] not in rotation.ids()
 
 
-def test_undelete_that_broke_off_may_be_repeated(rotation: Rotation, ids: list[SnapshotId]) -> None:
+@pytest.mark.parametrize("is_after", [False, True])
+def test_undelete_that_broke_off_may_be_repeated(rotation: Rotation, ids: list[SnapshotId], *, is_after: bool) -> None:
     """At any call, before and after it was done; and a prune afterwards leaves the snapshot where it is."""
-    counted = HookedStore(rotation.store)
-    rotation.forget(ids[1])
-    _undelete(rotation, ids[1], store=counted)
-    for is_after in (False, True):
-        for call in range(len(counted.calls)):
-            rotation.forget(ids[1])
-            broken = FaultyStore(rotation.store, fail_at=call, after=is_after)
-            with pytest.raises(StoreUnavailableError):
-                _undelete(rotation, ids[1], store=broken)
-            assert str(ids[1]) in rotation.names("trash") | rotation.names("snapshots")
-            if str(ids[1]) in rotation.names("trash"):
-                _undelete(rotation, ids[1])
-            assert rotation.names("trash") == set()
-            assert rotation.ids() == ids
-    keep = LAST_ONE.model_copy(update={"keep_last": 100})
-    assert rotation.prune(policy=keep).removed == ()
+    call, has_failed = 0, True
+    while has_failed:
+        rotation.forget(ids[1])
+        broken = FaultyStore(rotation.store, fail_at=call, after=is_after)
+        try:
+            _undelete(rotation, ids[1], store=broken)
+            has_failed = False
+        except StoreUnavailableError:
+            assert str(ids[1]) in rotation.names("trash")
+            call += 1
+            _undelete(rotation, ids[1])
+        assert _trashed(rotation) == []
+        assert rotation.ids() == ids
+    assert call > len(ids)
+    assert rotation.prune(policy=_KEEP_ALL).removed == ()
     assert rotation.assert_every_snapshot_restores() == ids
 
 
@@ -180,9 +223,9 @@ def test_undelete_works_where_deletions_are_refused(rotation: Rotation, ids: lis
     rotation.forget(ids[1])
     _undelete(rotation, ids[1], store=RefusingStore(rotation.store))
     assert rotation.ids() == ids
-    assert trashed(rotation.repository(), "app") == []
+    assert _trashed(rotation) == []
     with pytest.raises(UsageError):
-        forget(rotation.repository(), "app", ids[2], rotation.host("a"), now=datetime.now(UTC))
+        forget(rotation.repository(), "app", ids[2], now=datetime.now(UTC))
 
 
 def test_a_snapshot_made_of_trash_keeps_its_packs(rotation: Rotation, ids: list[SnapshotId]) -> None:

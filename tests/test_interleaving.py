@@ -13,15 +13,13 @@ from harness.rotation import Ripe, Rotation, make_ripe
 
 from backupd.backup import BackupResult, Outcome, Wish, back_up
 from backupd.config import Database, Settings
-from backupd.errors import BackupdError, BusyError, LostPacksError, NoSuchSnapshotError
+from backupd.errors import LostPacksError
 from backupd.format.manifest import encode_manifest
 from backupd.format.records import Deletion, encode_deletion
-from backupd.prune import undelete
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from backupd.format.ids import SnapshotId
     from backupd.prune import PruneResult
 
 _PARTS = 4
@@ -64,22 +62,6 @@ class _Prune:
 
     def __call__(self) -> None:
         self.results.append(self.rotation.prune("c"))
-
-
-@dataclass(slots=True)
-class _Undelete:
-    """Somebody takes a snapshot out of the trash, if it is still there."""
-
-    rotation: Rotation
-    snapshot_id: SnapshotId
-    store: HookedStore | None = None
-    error: BackupdError | None = None
-
-    def __call__(self) -> None:
-        try:
-            undelete(self.rotation.repository("b", self.store), "app", self.snapshot_id, self.rotation.host("b"))
-        except BackupdError as error:
-            self.error = error
 
 
 @dataclass(slots=True)
@@ -146,63 +128,6 @@ def _check(ripe: Ripe, rotation: Rotation, result: BackupResult) -> None:
     assert rotation.assert_every_snapshot_restores() == [*manifests]
     rotation.assert_no_leftovers()
     assert rotation.assert_every_snapshot_restores() == [result.id]
-
-
-def test_a_prune_at_any_step_of_a_prune_is_safe(tmp_path: Path, ripe: Ripe) -> None:
-    """Two hosts do the same at once: what has to stay does, and all is done in the end."""
-    steps = _steps_of_a_prune(tmp_path, ripe)
-    for step in range(steps):
-        rotation = ripe.copy(tmp_path / str(step)).rotation
-        hook = _Prune(rotation)
-        result = rotation.prune(store=HookedStore(rotation.store, at=step, hook=hook))
-        assert [other.error for other in hook.results] == [None], step
-        assert result.error is None or isinstance(result.error, BusyError), step
-        assert rotation.assert_every_snapshot_restores() == [ripe.newest], step
-        assert rotation.names("trash") == {str(each) for each in ripe.removed}
-        rotation.assert_no_leftovers()
-        assert rotation.assert_every_snapshot_restores() == [ripe.newest], step
-
-
-def test_a_snapshot_that_comes_back_at_any_step_of_a_prune_stays(tmp_path: Path, ripe: Ripe) -> None:
-    """One that the prune is about to purge, or to remove anew; too late is told."""
-    came_back = 0
-    for step in range(_steps_of_a_prune(tmp_path, ripe)):
-        rotation = ripe.copy(tmp_path / str(step)).rotation
-        hook = _Undelete(rotation, ripe.purged)
-        result = rotation.prune(store=HookedStore(rotation.store, at=step, hook=hook))
-        assert result.error is None or isinstance(result.error, BusyError), step
-        rotation.assert_no_leftovers()
-        restored = rotation.assert_every_snapshot_restores()
-        assert restored == [ripe.newest] if hook.error else [ripe.purged, ripe.newest], step
-        came_back += hook.error is None
-    assert came_back > _FEWEST_STEPS_OF_PRUNE / 4
-
-
-def _steps_of_a_prune(tmp_path: Path, ripe: Ripe) -> int:
-    counting = ripe.copy(tmp_path / "count").rotation
-    counted = HookedStore(counting.store)
-    assert counting.prune(store=counted).error is None
-    assert len(counted.steps) >= _FEWEST_STEPS_OF_PRUNE
-    return len(counted.steps)
-
-
-def test_a_prune_at_any_step_of_coming_back_is_safe(tmp_path: Path, ripe: Ripe) -> None:
-    """The snapshot is there for good, unless it was purged before anybody looked into the trash."""
-    step, came_back, is_reached = 0, 0, True
-    while is_reached:
-        rotation = ripe.copy(tmp_path / str(step)).rotation
-        hook = _Prune(rotation)
-        back = _Undelete(rotation, ripe.purged, store=HookedStore(rotation.store, at=step, hook=hook))
-        back()
-        assert back.error is None or isinstance(back.error, NoSuchSnapshotError)
-        is_reached = bool(hook.results)
-        assert [pruned.error for pruned in hook.results] == [None] * is_reached
-        rotation.assert_no_leftovers()
-        restored = rotation.assert_every_snapshot_restores()
-        assert restored == [ripe.newest] if back.error else [ripe.purged, ripe.newest], step
-        came_back = came_back + 1 if back.error is None else 0
-        step += 1
-    assert came_back > step / 2
 
 
 class _Pausing:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sqlite3
+import threading
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -18,7 +19,6 @@ from backupd.errors import (
     BusyError,
     DamageError,
     NoSuchObjectError,
-    StoreError,
     StoreRefusedError,
     StoreUnavailableError,
     UnsupportedFormatError,
@@ -26,12 +26,15 @@ from backupd.errors import (
 from backupd.format.ids import SnapshotId
 from backupd.format.manifest import encode_manifest
 from backupd.format.records import Drill, DrillOutcome, decode_trash, encode_drill
-from backupd.prune import note_failure, note_success, prune, refusal_is_news
+from backupd.prune import note_begun, note_failure, note_success, prune, refusal_is_news, undelete
+from backupd.prune.pace import Pace
+from backupd.store.directory import DirectoryStore
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 _FEWEST_CALLS = 20
+_KEEP_ALL = LAST_ONE.model_copy(update={"keep_last": 100})
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +182,7 @@ def test_a_refusal_is_news_once(rotation: Rotation) -> None:
 def test_deletions_that_did_not_happen_are_noticed(ripe: Ripe, part: str, done: str) -> None:
     """A store that acknowledges them and does nothing is not believed."""
     result = ripe.rotation.prune(store=PretendingStore(ripe.rotation.store, part=f"/{part}/"))
-    assert isinstance(result.error, StoreError)
+    assert isinstance(result.error, StoreRefusedError)  # told once by a backup, like any refusal
     assert "acknowledged" in result.error.message
     assert not getattr(result, done)
     ripe.rotation.assert_every_snapshot_restores()
@@ -296,6 +299,17 @@ def test_a_prune_waits_for_a_snapshot_on_the_same_host(ripe: Ripe) -> None:
     assert isinstance(result.error, BusyError)
 
 
+def test_a_lock_is_one_for_all_names_of_a_directory(ripe: Ripe) -> None:
+    """Through a symbolic link, too."""
+    rotation = ripe.rotation
+    (rotation.home / "link").symlink_to(rotation.root)
+    linked = rotation.repository(store=DirectoryStore(rotation.home / "link"))
+    with linked.lock("app", timeout=0), pytest.raises(BusyError), rotation.repository().lock("app", timeout=0):
+        pass
+    with linked.lock("app", timeout=0), rotation.repository().lock("other", timeout=0):
+        pass
+
+
 def test_a_removal_that_broke_off_is_begun_anew(ripe: Ripe) -> None:
     """What is in the trash and still there has its whole grace before it when it goes."""
     first = ripe.removed[0]
@@ -310,8 +324,8 @@ def test_a_removal_that_broke_off_is_begun_anew(ripe: Ripe) -> None:
     assert ripe.rotation.prune().purged == ()
 
 
-def test_stale_trash_beside_a_snapshot_that_stays_goes_after_its_grace(ripe: Ripe) -> None:
-    """Not before: another host may be about to delete the manifest."""
+def test_stale_trash_beside_a_snapshot_stays(ripe: Ripe) -> None:
+    """It does no harm, and another host may be about to delete the manifest: then it is all that there is."""
     first, keep_all = ripe.removed[0], LAST_ONE.model_copy(update={"keep_last": 100})
     ripe.rotation.forget(first)
     trashed = ripe.rotation.root / f"app/trash/{first}.json"
@@ -320,7 +334,7 @@ def test_stale_trash_beside_a_snapshot_that_stays_goes_after_its_grace(ripe: Rip
     assert trashed.exists()
     ripe.rotation.age()
     assert ripe.rotation.prune(policy=keep_all).purged == ()
-    assert not trashed.exists()
+    assert trashed.exists()
     assert first in ripe.rotation.assert_every_snapshot_restores()
 
 
@@ -335,6 +349,114 @@ def test_a_removed_snapshot_that_another_host_took_out_of_the_trash_is_put_back(
     )
     assert ripe.rotation.prune(store=hooked).error is None
     assert decode_trash((ripe.rotation.root / key).read_bytes()).manifest.id == ripe.removed[0]
+
+
+def test_a_removal_that_broke_off_while_somebody_undeleted_is_healed(ripe: Ripe, tmp_path: Path) -> None:
+    """The snapshot came back between its trash entry and the end of its manifest, and then the network failed."""
+    rotation, first = ripe.rotation, ripe.removed[0]
+    counted = HookedStore(ripe.copy(tmp_path / "count").rotation.store)
+    assert Rotation(tmp_path / "count").prune(store=counted).error is None
+    delete = counted.calls.index("delete")
+    at = counted.steps.index("delete")
+
+    hooked = HookedStore(
+        FaultyStore(rotation.store, fail_at=delete + 1),
+        at=at,
+        hook=lambda: undelete(rotation.repository("b"), "app", first),
+    )
+    assert isinstance(rotation.prune(store=hooked).error, StoreUnavailableError)
+    assert rotation.prune("b", policy=None).error is None
+    assert first in rotation.ids()
+    assert rotation.prune().error is None
+    assert first in rotation.assert_every_snapshot_restores()
+
+
+def test_what_was_undeleted_is_never_purged(ripe: Ripe) -> None:
+    """Not even when its packs have gone, so that it cannot be put back: they may be found again."""
+    rotation = ripe.rotation
+    rotation.put(f"app/undeleted/{ripe.purged}.json", b"{}\n")
+    file = rotation.root / f"app/trash/{ripe.purged}.json"
+    pack = decode_trash(file.read_bytes()).manifest.packs[-1].sha256
+    (rotation.root / f"app/packs/{pack}.zst").rename(rotation.home / "elsewhere")
+    result = rotation.prune()
+    assert (result.error, result.purged) == (None, ())
+    assert file.exists()
+    (rotation.home / "elsewhere").rename(rotation.root / f"app/packs/{pack}.zst")
+    assert rotation.prune().error is None
+    assert ripe.purged in rotation.assert_every_snapshot_restores()
+
+
+def test_marks_of_what_is_gone_go_after_a_grace(ripe: Ripe) -> None:
+    """Not before: somebody may be about to put the manifest back."""
+    rotation, key = ripe.rotation, "app/undeleted/20200101T000000000Z-00000000.json"
+    rotation.put(key, b"{}\n")
+    assert rotation.prune().error is None
+    assert (rotation.root / key).exists()
+    rotation.age()
+    assert rotation.prune().error is None
+    assert not (rotation.root / key).exists()
+
+
+# How long it takes
+
+
+def test_what_takes_too_long_is_left_to_the_next_prune(ripe: Ripe) -> None:
+    """Each prune gets a step further, so that a store that is slow is pruned too."""
+    rotation = ripe.rotation
+    unfinished = []
+    for number in range(1, 10):
+        rotation.put(f"app/packs/{hashlib.sha256(bytes([number])).hexdigest()}.zst", b"more")
+    rotation.prune(policy=_KEEP_ALL)
+    rotation.age()
+    for _ in range(20):
+        result = prune(
+            rotation.repository(), "app", LAST_ONE, rotation.host("a"), now=datetime.now(UTC), pace=Pace(seconds=0)
+        )
+        assert result.error is None
+        assert len(result.removed) <= 1
+        assert result.deleted_packs <= 1
+        unfinished.append(result.unfinished)
+        if not result.unfinished:
+            break
+    assert unfinished == sorted(unfinished, reverse=True)
+    assert unfinished[0] == 1 + 9
+    assert rotation.ids() == [ripe.newest]
+    rotation.assert_no_leftovers()
+    assert rotation.assert_every_snapshot_restores() == [ripe.newest]
+
+
+def test_many_things_are_done_at_once() -> None:
+    """But the first one alone, so that a store that refuses is asked once; after an error nothing more is begun."""
+    done: list[int] = []
+    together = threading.Barrier(4, timeout=60)
+
+    def do(number: int) -> None:
+        if number:
+            together.wait()
+        done.append(number)
+
+    assert Pace().each(do, range(9)) == 0
+    assert done[0] == 0
+    assert sorted(done) == [*range(9)]
+
+    def refuse(number: int) -> None:
+        done.append(number)
+        raise StoreRefusedError("no")
+
+    done.clear()
+    with pytest.raises(StoreRefusedError):
+        Pace().each(refuse, range(9))
+    assert done == [0]
+    assert Pace().each(refuse, ()) == 0
+
+
+def test_the_rest_is_left_when_the_time_is_up() -> None:
+    """Except for the first."""
+    times = iter([0.0, 1.0, 19.9, 20.0, 21.0, 22.0])
+    done: list[int] = []
+    assert Pace(clock=lambda: next(times)).each(done.append, range(6)) == 3
+    assert len(done) == 3
+    assert done[0] == 0
 
 
 # What holds a prune
@@ -370,10 +492,11 @@ def test_a_newest_snapshot_that_lost_much_holds_everything(ripe: Ripe, statement
     assert said in held.hold.message
     assert (held.removed, held.purged) == ((), ())
     assert (rotation.names("snapshots"), rotation.names("trash")) == before
-    assert rotation.prune(is_dry_run=True, accepts_shrink=True).hold is None
+    planned = rotation.prune(is_dry_run=True, accepts_shrink=True)
+    assert (planned.hold, planned.accepted) == (None, newest)
     assert rotation.prune("b").hold is not None
     accepted = rotation.prune(accepts_shrink=True)
-    assert (accepted.hold, accepted.error) == (None, None)
+    assert (accepted.hold, accepted.error, accepted.accepted) == (None, None, newest)
     assert len(accepted.removed) == 3
     assert rotation.prune("b").hold is None
     assert rotation.ids() == [newest]
@@ -387,6 +510,35 @@ def test_a_second_loss_holds_again(ripe: Ripe) -> None:
     assert rotation.prune(policy=keep_two, accepts_shrink=True).hold is None
     _shrink(rotation, "DELETE FROM report", "VACUUM")
     assert rotation.prune(policy=keep_two).hold is not None
+
+
+def test_a_hold_lasts_until_it_is_accepted(ripe: Ripe) -> None:
+    """An application that fills an emptied database again does not end it: what was there is still only in old ones."""
+    rotation = ripe.rotation
+    emptied = _shrink(rotation, "DELETE FROM report")
+    assert rotation.prune(is_dry_run=True).hold is not None
+    assert "app/retention.json" not in rotation.objects()
+    first = rotation.prune()
+    assert first.hold is not None
+    rotation.become("base")
+    again = rotation.back_up()
+    held = rotation.prune("b")
+    assert held.hold is not None
+    assert held.hold.message.startswith(f"{emptied} was the newest snapshot and has ")
+    assert held.removed == ()
+    accepted = rotation.prune("b", accepts_shrink=True)
+    assert (accepted.hold, accepted.accepted) == (None, again.id)
+    assert emptied in accepted.removed
+    assert rotation.prune().hold is None
+
+
+def test_there_is_nothing_to_accept_without_a_hold(ripe: Ripe) -> None:
+    """The next loss holds all the same."""
+    rotation = ripe.rotation
+    assert rotation.prune(policy=_KEEP_ALL, accepts_shrink=True).accepted is None
+    assert "app/retention.json" not in rotation.objects()
+    _shrink(rotation, "DELETE FROM report")
+    assert rotation.prune().hold is not None
 
 
 def test_a_clock_behind_the_newest_snapshot_holds(ripe: Ripe) -> None:
@@ -410,6 +562,17 @@ def test_a_failed_snapshot_holds_removal_and_lets_space_be_freed(ripe: Ripe) -> 
     assert (held.removed, held.purged, held.deleted_packs) == ((), (ripe.purged,), 1)
     note_success(state, "app", url)
     assert [*rotation.prune().removed] == ripe.removed
+
+
+def test_a_snapshot_that_was_killed_is_a_failed_one(ripe: Ripe) -> None:
+    """It left a note when it began, and nobody took that away; by whatever name the store's directory is known."""
+    rotation, at = ripe.rotation, datetime(2026, 11, 22, 8, tzinfo=UTC)
+    (rotation.home / "link").symlink_to(rotation.root)
+    note_begun(rotation.host("a"), "app", str(rotation.home / "link"), now=at)
+    held = rotation.prune()
+    assert held.hold is not None
+    assert "failed at 2026-11-22T08:00:00Z: it was interrupted" in held.hold.message
+    assert held.removed == ()
 
 
 # What always stays

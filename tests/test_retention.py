@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from backupd.config import RetentionSettings
 from backupd.format.ids import SnapshotId
 from backupd.format.manifest import Manifest, SnapshotKind, SourceFacts, Writer
-from backupd.retention import Decision, decide, newest_regular, why_held, why_shrunk
+from backupd.retention import Decision, decide, find_shrink, newest_regular, why_held, why_shrunk
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -190,19 +190,33 @@ def test_rules_are_a_union(manifests, policy, proven_choice):
 
 @given(histories(), _POLICIES, _CHOICES, st.integers(0, 60 * 24 * 40), st.sampled_from(SnapshotKind))
 def test_a_new_snapshot_removes_only_what_no_other_rule_keeps(manifests, policy, proven_choice, minutes, kind):
-    """What goes because of a new snapshot was kept only by rules that count, and by each of them as its last."""
+    """What goes because of a new snapshot was kept by rules that count, as their last, or is now too old for an age."""
     proven = _chosen(manifests, proven_choice)
     added = snapshot(_NOW + timedelta(minutes=minutes), len(manifests) + 1, kind=kind)
     before = decided(manifests, policy, proven=proven)
-    after = {decision.manifest.id: decision for decision in decided([*manifests, added], policy, proven=proven)}
+    now = added.id.taken_at
+    after = {
+        decision.manifest.id: decision for decision in decided([*manifests, added], policy, proven=proven, now=now)
+    }
     assert after[added.id].is_kept
     gone = [decision for decision in before if decision.is_kept and not after[decision.manifest.id].is_kept]
-    for decision in gone:
-        assert {reason.split()[0] for reason in decision.reasons} <= {
-            "last", "hourly", "daily", "weekly", "monthly", "yearly", "newest",
-        }  # fmt: skip
     told = Counter(reason.split()[0] for decision in gone for reason in decision.reasons)
-    assert all(times <= (2 if rule == "newest" else 1) for rule, times in told.items())
+    for rule in ("last", "hourly", "daily", "weekly", "monthly", "yearly"):
+        assert told.pop(rule, 0) <= 1
+    assert told.pop("newest", 0) <= 2
+    assert told.keys() <= {"within", "tagged", "before"}
+    for decision in gone:
+        age = now - decision.manifest.id.taken_at
+        assert not any(reason.startswith("within") for reason in decision.reasons) or age > policy.within
+        assert not {"tagged", "before a restore"} & {*decision.reasons} or age > policy.tagged
+
+
+@given(histories(), _POLICIES, _CHOICES, st.integers(0, 60 * 24 * 365 * 30))
+def test_time_alone_removes_nothing(manifests, policy, proven_choice, minutes):
+    """Without a new snapshot nothing gets too old, however long that lasts and however far ahead a clock is."""
+    proven = _chosen(manifests, proven_choice)
+    later = _NOW + timedelta(minutes=minutes)
+    assert kept(manifests, policy, proven=proven, now=later) == kept(manifests, policy, proven=proven)
 
 
 @given(histories(), _POLICIES)
@@ -316,6 +330,18 @@ def test_age_is_exact():
     assert kept(tagged, rules(keep_last=1, tagged=7 * _DAY)) == tagged[1:]
 
 
+def test_age_counts_from_the_newest_regular_snapshot():
+    """A service that was off for a year keeps what was there; safety snapshots and wrong dates change nothing."""
+    manifests = at(_NOW - age * _DAY for age in (8, 7, 1, 0))
+    policy = rules(within=7 * _DAY)
+    assert kept(manifests, policy, now=_NOW + 365 * _DAY) == manifests[1:]
+    safety = snapshot(_NOW + 364 * _DAY, 5, kind=SnapshotKind.BEFORE_RESTORE)
+    assert kept([*manifests, safety], policy, now=_NOW + 365 * _DAY) == [*manifests[1:], safety]
+    assert kept([*manifests[:-1], snapshot(_NOW + 99 * _DAY, 4)], policy)[0] == manifests[1]
+    tagged = [snapshot(_NOW - age * _DAY, 9 - age, tags=("v1",)) for age in (8, 7, 0)]
+    assert kept(tagged, rules(keep_last=1, tagged=7 * _DAY), now=_NOW + 365 * _DAY) == tagged[1:]
+
+
 def test_a_tagged_snapshot_takes_part_in_all_rules():
     """A tag adds a reason, and takes no place away from the calendar's."""
     manifests = [snapshot(_NOW - 2 * _DAY, 1), snapshot(_NOW - _DAY, 2, tags=("v1",)), snapshot(_NOW, 3)]
@@ -335,9 +361,8 @@ def test_a_safety_snapshot_never_stands_for_a_period():
         ("newest regular", "last 1", "daily 2026-11-22", "within 9d"),
         ("newest", "before a restore"),
     ]
-    later = [*manifests, snapshot(_NOW, 3)]
-    assert safety in kept(later, policy)
-    assert safety not in kept(later, policy, now=_NOW + 2 * _HOUR)
+    assert safety in kept([*manifests, snapshot(_NOW + _HOUR, 3)], policy, now=_NOW + 2 * _HOUR)
+    assert safety not in kept([*manifests, snapshot(_NOW + 2 * _HOUR, 3)], policy, now=_NOW + 2 * _HOUR)
 
 
 def test_the_newest_proven_one_goes_by_sequence_and_only_one_stays():
@@ -411,15 +436,97 @@ def test_a_year_of_snapshots_keeps_the_last_of_every_local_day(year, zone):
 # Holds
 
 
-def test_a_clock_behind_the_newest_snapshot_holds():
+def test_a_clock_behind_any_snapshot_holds():
     """A minute is forgiven; more than that makes every age wrong."""
     manifests = at([_NOW - _DAY, _NOW + timedelta(minutes=1)])
     assert why_held(manifests, now=_NOW, accepted=None) is None
     hold = why_held(manifests, now=_NOW - timedelta(milliseconds=1), accepted=None)
     assert hold is not None
-    assert f"is behind the newest snapshot, {manifests[1].id}" in hold.message
+    assert f"is behind the snapshot {manifests[1].id}" in hold.message
     assert "2026-11-22T11:59:59Z" in hold.message
-    assert "clock" in hold.hint
+    assert hold.hint.startswith("set the clock right; or, if it is: ")
+
+
+def test_a_clock_that_was_set_back_holds_after_its_own_snapshot_too():
+    """`now` prunes right after it has taken one by the wrong clock; the one that shows it need not be the newest."""
+    ahead = _NOW + 100 * _DAY
+    manifests = at([_NOW - _DAY, ahead, _NOW - 2000 * _DAY])
+    hold = why_held(manifests, now=_NOW - 2000 * _DAY, accepted=None)
+    assert hold is not None
+    assert str(manifests[1].id) in hold.message
+    assert hold.hint.endswith(f": backupd forget app@{manifests[1].id}")
+
+
+@pytest.mark.parametrize("kind", SnapshotKind)
+def test_what_cannot_be_forgotten_yet_needs_another_snapshot_first(kind):
+    """The hint for a right clock names commands that work, for the newest of any kind and the newest regular one."""
+    manifests = [snapshot(_NOW + _DAY, 1), snapshot(_NOW, 2, kind=kind)]
+    if kind is SnapshotKind.REGULAR:
+        manifests.reverse()
+        manifests = [replace(each, sequence=number) for number, each in enumerate(manifests, 1)]
+    hold = why_held(manifests, now=_NOW, accepted=None)
+    assert hold is not None
+    late = max(manifests, key=lambda each: each.id.taken_at)
+    assert hold.hint.endswith(f": backupd now app --full, then backupd forget app@{late.id}")
+
+
+def written_by(*writers: tuple[str, str]) -> list[Manifest]:
+    """A snapshot by each writer, of which an installation's id and a host are told, one an hour."""
+    start = _NOW - len(writers) * _HOUR
+    return [
+        replace(each, writer=replace(_WRITER, id=writer_id, host=host))
+        for each, (writer_id, host) in zip(at(start + n * _HOUR for n in range(len(writers))), writers, strict=True)
+    ]
+
+
+_ONE, _OTHER = ("1", "web-1"), ("2", "web-2")
+
+
+@pytest.mark.parametrize(
+    "writers",
+    [
+        [_ONE, _OTHER] * 3,
+        [_OTHER, *[_ONE, _OTHER] * 20],
+        [_ONE, _ONE, _OTHER, _ONE, _OTHER, _OTHER, _ONE, _OTHER],
+        [(str(number), f"web-{number % 2}") for number in range(8)],
+    ],
+    ids=["from the start", "for long", "not strictly", "without a lasting state directory"],
+)
+def test_two_writers_that_take_turns_hold(writers):
+    """Two databases under one name: what one of them needs would go to make room for the other's."""
+    manifests = written_by(*writers)
+    hold = why_held(manifests, now=_NOW, accepted=None)
+    assert hold is not None
+    newest, before = (f"/data/app.db on {host}" for host in (writers[-1][1], writers[-2][1]))
+    assert hold.message == f"two writers take turns: {newest} and {before}"
+    assert "name or store" in hold.hint
+
+
+@pytest.mark.parametrize(
+    "writers",
+    [
+        [_ONE] * 4 + [_OTHER] * 4,
+        [(str(number), f"container-{number}") for number in range(8)],
+        [(str(number), "web-1") for number in range(8)],
+        [("1", f"laptop-{number % 2}") for number in range(8)],
+        [_ONE, _ONE, _OTHER, _ONE, _ONE, _OTHER, _ONE, _ONE],
+        [_ONE, _OTHER] * 20 + [_ONE] * 5,
+    ],
+    ids=["taken over", "recreated", "recreated in one place", "renamed", "a few by hand", "mended since"],
+)
+def test_other_changes_of_the_writer_do_not_hold(writers):
+    """A host that takes over, containers that come and go, and now and then a run from elsewhere are usual."""
+    assert why_held(written_by(*writers), now=_NOW, accepted=None) is None
+
+
+def test_two_writers_are_told_before_what_one_of_them_lacks():
+    """The other's tables are not lost, and must not be accepted as lost."""
+    manifests = written_by(*[_ONE, _OTHER] * 4)
+    manifests[-1] = replace(manifests[-1], source=replace(_SOURCE, tables=("orders",)))
+    assert why_shrunk(manifests, accepted=None) is not None
+    hold = why_held(manifests, now=_NOW, accepted=None)
+    assert hold is not None
+    assert "take turns" in hold.message
 
 
 def test_nothing_to_compare_holds_nothing():
@@ -513,7 +620,7 @@ _SIZES = st.lists(
 def test_accepting_the_newest_ends_every_hold_for_shrinking(manifests):
     """Whatever there was before; and more of the same holds nothing either."""
     newest = newest_regular(manifests)
-    accepted = None if newest is None else newest.id
+    accepted = None if newest is None else newest.order
     if newest is not None:
         assert why_shrunk(manifests, accepted=accepted) is None
         again = replace(newest, id=SnapshotId.new(_NOW + _HOUR, 0), sequence=len(manifests) + 1)
@@ -534,13 +641,48 @@ def test_an_accepted_shrinking_ends_the_hold_until_the_next():
     """What is older than the accepted snapshot no longer counts; what is newer does."""
     large, small = snapshot(_NOW - 3 * _DAY, 1, tables=("users", "old")), snapshot(_NOW - 2 * _DAY, 2, pages=10)
     assert why_shrunk([large, small], accepted=None) is not None
-    assert why_shrunk([large, small], accepted=small.id) is None
+    assert why_shrunk([large, small], accepted=small.order) is None
     grown, smaller = snapshot(_NOW - _DAY, 3, pages=11), snapshot(_NOW, 4, pages=5)
-    assert why_shrunk([large, small, grown], accepted=small.id) is None
-    assert why_shrunk([large, small, grown, smaller], accepted=small.id) is not None
-    assert why_shrunk([large, grown], accepted=small.id) is None
-    assert why_shrunk([large, smaller], accepted=small.id) is None
-    assert why_shrunk([large, small, snapshot(_NOW, 3, pages=4)], accepted=small.id) is not None
+    assert why_shrunk([large, small, grown], accepted=small.order) is None
+    assert why_shrunk([large, small, grown, smaller], accepted=small.order) is not None
+    assert why_shrunk([large, grown], accepted=small.order) is None
+    assert why_shrunk([large, smaller], accepted=small.order) is None
+    assert why_shrunk([large, small, snapshot(_NOW, 3, pages=4)], accepted=small.order) is not None
+
+
+def test_what_was_accepted_is_told_by_its_sequence():
+    """Its id may be from a clock that was ahead, and the snapshot may be gone."""
+    large, small = snapshot(_NOW - _DAY, 7), snapshot(_NOW, 8, pages=10)
+    gone = (5, SnapshotId.new(_NOW + 1000 * _DAY, 1))
+    assert why_shrunk([large, small], accepted=gone) is not None
+
+
+def test_a_history_that_began_anew_is_compared_in_full():
+    """What was accepted in the one before says nothing of this one."""
+    large, small = snapshot(_NOW - _DAY, 1), snapshot(_NOW, 2, pages=10)
+    assert why_shrunk([large, small], accepted=(9, small.id)) is not None
+
+
+def test_a_hold_that_nobody_accepted_lasts():
+    """Though the database has grown again, or the snapshot is gone: what was lost then may be lost for good."""
+    large, small, grown = snapshot(_NOW - 2 * _DAY, 1), snapshot(_NOW - _DAY, 2, pages=10), snapshot(_NOW, 3)
+    held = find_shrink([large, small], accepted=None)
+    assert held is not None
+    assert held.snapshot == small.id
+    for manifests in ([large, small], [large, small, grown], [large, grown]):
+        hold = why_held(manifests, now=_NOW, accepted=None, held=held)
+        assert hold is not None
+        assert held.reason in hold.message
+        assert "--accept-shrink" in hold.hint
+    assert why_held([large, grown], now=_NOW, accepted=None) is None
+
+
+def test_what_was_lost_fits_into_a_record():
+    """However long the names of tables are."""
+    tables = ("a" * 5000, "b")
+    shrink = find_shrink([snapshot(_NOW - _DAY, 1, tables=tables), snapshot(_NOW, 2, tables=())], accepted=None)
+    assert shrink is not None
+    assert len(shrink.reason) <= 4096
 
 
 def test_a_schema_that_cannot_be_read_is_told_as_such():

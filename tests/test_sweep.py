@@ -14,6 +14,7 @@ from backupd.errors import LostPacksError
 from backupd.format.records import Deletion, Finding, FoundPack, decode_finding, encode_deletion, encode_finding
 from backupd.prune import prune
 from backupd.prune.naming import read_holdings
+from backupd.prune.pace import Pace
 from backupd.prune.store_clock import StoreClock
 from backupd.prune.sweep import Sweep
 from backupd.repository import Repository
@@ -176,7 +177,7 @@ def test_a_sweep_gives_up_in_time(ripe: Ripe) -> None:
     now = datetime.now(UTC)
     times = iter((0.0, 1801.0))
     clock = StoreClock(repository.store, "app", now=now)
-    sweep = Sweep(repository, "app", clock, grace=GRACE, now=now, seconds=lambda: next(times))
+    sweep = Sweep(repository, "app", clock, Pace(), grace=GRACE, now=now, seconds=lambda: next(times))
     sweep.run(read_holdings(repository, "app"))
     assert sweep.deleted == {}
     assert ripe.swept <= sweep.waiting.keys()

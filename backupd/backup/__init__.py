@@ -14,8 +14,10 @@ from backupd.backup.results import BackupResult, Outcome, Progress, Wish
 from backupd.backup.store_part import StorePart, spool_failure
 from backupd.capture.process import Capture, CaptureRequest, PagesCaptured, StreamBase
 from backupd.errors import BackupdError, LostPacksError
+from backupd.format.manifest import SnapshotKind
 from backupd.live.intent import finish_interrupted
 from backupd.repository import Repository
+from backupd.store import canonical_url
 from backupd.threads import worker_threads
 
 if TYPE_CHECKING:
@@ -66,9 +68,10 @@ def _attempt(
     started = time.monotonic()
     parts = [StorePart(database, Repository(store, state), state, settings, wish) for store in stores]
     try:
-        finish_interrupted(Path(_led_to(database.path)), lock_timeout=settings.capture.lock_timeout.total_seconds())
+        if wish.kind is SnapshotKind.REGULAR:  # a restore has done so itself, and has the database open now
+            finish_interrupted(Path(_led_to(database.path)), lock_timeout=settings.capture.lock_timeout.total_seconds())
         with state.spool() as spool, Capture() as capture:
-            for part in sorted(parts, key=lambda part: part.repository.url):
+            for part in sorted(parts, key=lambda part: canonical_url(part.repository.url)):
                 part.lock()
             # All stores at once, so that a slow one costs its own time and no other's.
             _in_parallel([part.prepare for part in parts if part.error is None])

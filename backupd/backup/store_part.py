@@ -88,9 +88,8 @@ class StorePart:
 
     def lock(self) -> None:
         """Lock the database in this store against other runs. Several stores are locked in the order of their URLs."""
-        subject = f"{self._database.name} in {self.repository.url}"
         try:
-            self._held.enter_context(self._state.lock(subject, timeout=self._lock_timeout))
+            self._held.enter_context(self.repository.lock(self._database.name, timeout=self._lock_timeout))
         except BackupdError as error:
             self.fail(error)
 

@@ -27,6 +27,7 @@ def _reject_odd_page_size(size: int) -> int:
 
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+Sequence = Annotated[int, Field(ge=1, lt=1 << 53)]
 Int32 = Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)]
 
 
@@ -85,7 +86,7 @@ class Manifest:
 
     format: Literal[1] = FORMAT_VERSION
     id: Id
-    sequence: Annotated[int, Field(ge=1, lt=1 << 53)]
+    sequence: Sequence
     """That of the base + 1. The newest snapshot is the one with the highest; ids decide between equals."""
     base: Id | None
     database: Name

@@ -1,4 +1,4 @@
-"""The small sealed objects beside the manifests: what was removed, what people decided, what a sweep found.
+"""The small sealed objects beside the manifests: what was removed, what has shrunk, what a sweep found.
 
 FORMAT.md, "Records", is the specification.
 """
@@ -9,13 +9,16 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter
 
 from backupd.format import FORMAT_VERSION, FormatError, NewerFormatError
-from backupd.format.manifest import Manifest, decode_manifest
+from backupd.format.manifest import Manifest, Sequence, decode_manifest
 from backupd.format.seal import Digest, Id, Name, Text, decode_sealed, encode_sealed
+
+if TYPE_CHECKING:
+    from backupd.format.ids import SnapshotId
 
 MAX_RECORD_BYTES = 1 << 24
 """A reader's bound on one record that is not a trash entry."""
@@ -68,17 +71,38 @@ class Drill:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """The newest regular snapshot when somebody said that it is right that there is less now."""
+
+    snapshot: Id
+    sequence: Sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shrink:
+    """A snapshot that has lost much, and what, in words that go on from its id."""
+
+    snapshot: Id
+    reason: Text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdicts:
-    """What people decided about the snapshots of one database, for every host that prunes it."""
+    """Whether one database has shrunk, and what people said to that, for every host that prunes it."""
 
     format: Literal[1] = FORMAT_VERSION
-    accepted_shrink: Id | None
-    """The newest snapshot when somebody said that it is right that there is less now."""
-    undeleted: tuple[Id, ...]
-    """Snapshots that came back from the trash: no rule removes them."""
+    accepted_shrink: Accepted | None
+    held: Shrink | None
+    """What nobody has accepted yet: no rule removes anything as long as it stands here."""
+
+    @property
+    def accepted_order(self) -> tuple[int, SnapshotId] | None:
+        """The `Manifest.order` of the accepted snapshot, which may be gone."""
+        accepted = self.accepted_shrink
+        return None if accepted is None else (accepted.sequence, accepted.snapshot)
 
 
-NO_VERDICTS = Verdicts(accepted_shrink=None, undeleted=())
+NO_VERDICTS = Verdicts(accepted_shrink=None, held=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,13 +4,14 @@ In slow steps, each of which can be seen and, for a while, undone: FORMAT.md, "R
 """
 
 from backupd.prune.by_hand import forget, trashed, undelete
-from backupd.prune.notes import note_failure, note_success, refusal_is_news
+from backupd.prune.notes import note_begun, note_failure, note_success, refusal_is_news
 from backupd.prune.pruning import prune
 from backupd.prune.results import PruneResult
 
 __all__ = [
     "PruneResult",
     "forget",
+    "note_begun",
     "note_failure",
     "note_success",
     "prune",

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from backupd.errors import DamageError, NoSuchSnapshotError, StoreRefusedError, UsageError
-from backupd.logs import log
+from backupd.errors import DamageError, NoSuchSnapshotError, UsageError
 from backupd.prune.naming import read_holdings
+from backupd.prune.pace import Pace
 from backupd.prune.pruning import LOCK_SECONDS
-from backupd.prune.trash import delete_entry, move_to_trash
-from backupd.prune.verdicts import newest_proven, read_verdicts, write_verdicts
+from backupd.prune.trash import mark_undeleted, move_to_trash, unmark_undeleted
+from backupd.prune.verdicts import newest_proven
 from backupd.retention import newest_regular
 
 if TYPE_CHECKING:
@@ -21,18 +20,16 @@ if TYPE_CHECKING:
     from backupd.format.records import TrashEntry
     from backupd.prune.naming import Holdings
     from backupd.repository import Repository
-    from backupd.state import StateDirectory
+    from backupd.survey import DamagedManifest
 
 
-def forget(
-    repository: Repository, database: str, snapshot_id: SnapshotId, state: StateDirectory, *, now: datetime
-) -> None:
+def forget(repository: Repository, database: str, snapshot_id: SnapshotId, *, now: datetime) -> None:
     """Move one snapshot to the trash, as a prune would, whatever rules keep it.
 
     Raises `UsageError` for the newest one (of any kind, and regular) and the newest proven one, `NoSuchSnapshotError`,
     `DamageError`, and the errors of `Store`. Repeatable.
     """
-    with state.lock(f"{database} in {repository.url}", timeout=LOCK_SECONDS):
+    with repository.lock(database, timeout=LOCK_SECONDS):
         holdings = read_holdings(repository, database)
         if snapshot_id not in holdings.survey.manifests:
             raise NoSuchSnapshotError(
@@ -40,37 +37,36 @@ def forget(
                 hint=f"see what there is with: backupd list {database}",
             )
         _reject_indispensable(repository, database, holdings, snapshot_id)
-        move_to_trash(repository, database, {snapshot_id: "forgotten by hand"}, [], now=now)
-        verdicts = read_verdicts(repository, database, holdings)
-        if snapshot_id in verdicts.undeleted:
-            undeleted = tuple(each for each in verdicts.undeleted if each != snapshot_id)
-            write_verdicts(repository, database, replace(verdicts, undeleted=undeleted))
+        if snapshot_id in holdings.survey.undeleted:
+            unmark_undeleted(repository, database, snapshot_id)  # first: a marked one in the trash comes back by itself
+        move_to_trash(repository, database, {snapshot_id: "forgotten by hand"}, [], Pace(), now=now)
 
 
 def _reject_indispensable(repository: Repository, database: str, holdings: Holdings, snapshot_id: SnapshotId) -> None:
     manifests = holdings.history.manifests
     regular = newest_regular(manifests)
-    proven, _ = newest_proven(repository, database, holdings)
+    proven, perhaps_proven = newest_proven(repository, database, holdings)
     reasons = {
-        "the newest snapshot": holdings.history.newest and holdings.history.newest.id,
-        "the newest regular snapshot": regular and regular.id,
-        "the newest snapshot that a test restore proved": proven,
+        "the newest snapshot": {holdings.history.newest.id} if holdings.history.newest else set(),
+        "the newest regular snapshot": {regular.id} if regular else set(),
+        "the newest snapshot that a test restore proved": {proven} if proven else set(),
+        "perhaps the newest snapshot that a test restore proved, whose record is damaged,": perhaps_proven,
     }
     for reason, indispensable in reasons.items():
-        if snapshot_id == indispensable:
+        if snapshot_id in indispensable:
             raise UsageError(
                 f"{snapshot_id} is {reason} of {database} in {repository.url}, and stays",
                 hint="take another first, then it can be forgotten",
             )
 
 
-def undelete(repository: Repository, database: str, snapshot_id: SnapshotId, state: StateDirectory) -> Manifest:
+def undelete(repository: Repository, database: str, snapshot_id: SnapshotId) -> Manifest:
     """Take one snapshot out of the trash, byte for byte as it was. No rule removes it again; `forget` does.
 
     Raises `NoSuchSnapshotError` when it is not there, `DamageError` when the entry or one of its packs is damaged or
     gone, and the errors of `Store`. Repeatable.
     """
-    with state.lock(f"{database} in {repository.url}", timeout=LOCK_SECONDS):
+    with repository.lock(database, timeout=LOCK_SECONDS):
         holdings = read_holdings(repository, database)
         entry = _entry(repository, database, holdings, snapshot_id)
         missing = holdings.survey.missing(entry.manifest.packs)
@@ -80,29 +76,18 @@ def undelete(repository: Repository, database: str, snapshot_id: SnapshotId, sta
                 f"{repository.url}, such as {missing[0].sha256}",
                 hint="it cannot come back from there; another store may have it",
             )
-        # First, so that a prune that sees the manifest knows that it is to stay.
-        verdicts = read_verdicts(repository, database, holdings)
-        if snapshot_id not in verdicts.undeleted:
-            present = tuple(each for each in verdicts.undeleted if each in holdings.survey.manifests)
-            write_verdicts(repository, database, replace(verdicts, undeleted=(*present, snapshot_id)))
-        if snapshot_id not in holdings.survey.manifests:
+        # First, so that whoever removes it at this moment finds that it is to stay, and puts the manifest back.
+        mark_undeleted(repository, database, snapshot_id)
+        if snapshot_id not in repository.survey(database).manifests:
             repository.publish(entry.manifest, entry.content)
-        try:
-            delete_entry(repository, database, snapshot_id)
-        except StoreRefusedError as error:
-            # It is back, and what remains in the trash means nothing.
-            log.warning("the trash entry stays", reason=error.message, hint=error.hint)
+        # The trash entry stays. It means nothing beside a manifest, and may by now be that of another removal.
         return entry.manifest
 
 
 def _entry(repository: Repository, database: str, holdings: Holdings, snapshot_id: SnapshotId) -> TrashEntry:
     for damaged in holdings.trash.damaged:
         if damaged.id == snapshot_id:
-            raise DamageError(
-                f"the removed snapshot {database}@{snapshot_id} in the trash of {repository.url} is damaged: "
-                f"{damaged.reason}",
-                hint="it cannot come back from there; another store may have it",
-            )
+            raise _damage(repository, damaged)
     for entry in holdings.trash.entries:
         if entry.manifest.id == snapshot_id:
             return entry
@@ -112,9 +97,20 @@ def _entry(repository: Repository, database: str, holdings: Holdings, snapshot_i
     )
 
 
-def trashed(repository: Repository, database: str) -> list[TrashEntry]:
-    """What is in the trash of one database, oldest first. Damaged entries are left out, with a warning in the log."""
+def _damage(repository: Repository, damaged: DamagedManifest) -> DamageError:
+    return DamageError(
+        f"the removed snapshot {damaged.database}@{damaged.id} in the trash of {repository.url} is damaged: "
+        f"{damaged.reason}",
+        hint="it cannot come back from there; another store may have it",
+    )
+
+
+def trashed(repository: Repository, database: str) -> tuple[list[TrashEntry], list[DamageError]]:
+    """What is in the trash of one database, oldest first, and a problem for each entry that cannot be read.
+
+    What has a manifest is not in the trash, whatever is there. Raises the errors of `Store`.
+    """
     holdings = read_holdings(repository, database)
-    for damaged in holdings.trash.damaged:
-        log.warning("a removed snapshot is damaged", snapshot=f"{database}@{damaged.id}", reason=damaged.reason)
-    return [entry for entry in holdings.trash.entries if entry.manifest.id not in holdings.survey.manifests]
+    live = holdings.survey.manifests
+    entries = [entry for entry in holdings.trash.entries if entry.manifest.id not in live]
+    return entries, [_damage(repository, damaged) for damaged in holdings.trash.damaged if damaged.id not in live]

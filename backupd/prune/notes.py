@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from backupd.errors import StoreRefusedError
 from backupd.retention import Hold
+from backupd.store import canonical_url
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -15,11 +16,16 @@ if TYPE_CHECKING:
     from backupd.state import StateDirectory
 
 
-def note_failure(state: StateDirectory, database: str, store: str, error: BackupdError, *, now: datetime) -> None:
-    """Remember that the last snapshot of `database` in `store` (a URL) failed: nothing is removed until one succeeds.
+def note_begun(state: StateDirectory, database: str, store: str, *, now: datetime) -> None:
+    """Remember that a snapshot of `database` in `store` (a URL) has begun: if it is killed, that is a failure too.
 
     Raises `TargetUnwritableError`, as do all functions here.
     """
+    state.note(_failure(database, store), f"{now.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ} it was interrupted")
+
+
+def note_failure(state: StateDirectory, database: str, store: str, error: BackupdError, *, now: datetime) -> None:
+    """Remember that it failed, and how: nothing is removed until one succeeds."""
     state.note(_failure(database, store), f"{now.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ} {error.message}")
 
 
@@ -45,7 +51,7 @@ def refusal_is_news(state: StateDirectory, store: str, error: BackupdError | Non
 
     None, or any other error, makes the next refusal news again.
     """
-    subject = f"deletions refused by {store}"
+    subject = f"deletions refused by {canonical_url(store)}"
     if not isinstance(error, StoreRefusedError):
         if error is None:
             state.note(subject, None)
@@ -56,4 +62,4 @@ def refusal_is_news(state: StateDirectory, store: str, error: BackupdError | Non
 
 
 def _failure(database: str, store: str) -> str:
-    return f"failed snapshot of {database} in {store}"
+    return f"failed snapshot of {database} in {canonical_url(store)}"

@@ -6,14 +6,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from backupd.errors import BackupdError, NoSuchObjectError
+from backupd.format.records import Accepted, Verdicts
 from backupd.prune.naming import read_holdings, require_readable_manifests, require_readable_trash
 from backupd.prune.notes import failure_hold
+from backupd.prune.pace import Pace
 from backupd.prune.results import PruneResult
 from backupd.prune.store_clock import StoreClock
 from backupd.prune.sweep import Sweep
-from backupd.prune.trash import delete_entry, move_to_trash, not_deleted
+from backupd.prune.trash import bring_back, move_to_trash, purge, unmark_undeleted
 from backupd.prune.verdicts import newest_proven, read_verdicts, write_verdicts
-from backupd.retention import Decision, Hold, decide, newest_regular, why_held
+from backupd.retention import Decision, Hold, decide, find_shrink, newest_regular, why_held
 from backupd.store.keys import RecordKey, RecordKind
 
 if TYPE_CHECKING:
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 
     from backupd.config import RetentionSettings
     from backupd.format.ids import SnapshotId
-    from backupd.format.records import Verdicts
     from backupd.prune.naming import Holdings
     from backupd.repository import Repository
     from backupd.state import StateDirectory
@@ -39,17 +40,19 @@ def prune(
     is_dry_run: bool = False,
     accepts_shrink: bool = False,
     lock_seconds: float = LOCK_SECONDS,
+    pace: Pace | None = None,
 ) -> PruneResult:
     """Remove what `policy` does not keep, purge the trash, and sweep. None as a policy removes and deletes nothing.
 
     Expected failures are in the result, never exceptions. Repeatable, after a failure too. A dry run writes nothing to
-    the store. `accepts_shrink` records in the store that the newest snapshot is right, however small. `now` is aware.
+    the store. `accepts_shrink` ends the hold of a snapshot that lost much, for every host: the newest is right. `now`
+    is aware. What takes longer than `pace` allows is left to the next prune.
     """
     pruning = _Pruning(repository, database, state, now, is_dry_run=is_dry_run)
     error: BackupdError | None = None
     try:
-        with state.lock(f"{database} in {repository.url}", timeout=lock_seconds):
-            pruning.run(policy, accepts_shrink=accepts_shrink)
+        with repository.lock(database, timeout=lock_seconds):
+            pruning.run(policy, pace or Pace(), accepts_shrink=accepts_shrink)
     except BackupdError as caught:
         error = caught
     return pruning.result(error)
@@ -66,11 +69,14 @@ class _Pruning:
         self._state = state
         self._now = now
         self._is_dry_run = is_dry_run
+        self._pace = Pace()
         self._clock = StoreClock(repository.store, database, now=now, is_dry_run=is_dry_run)
         self._decisions: list[Decision] = []
         self._hold: Hold | None = None
         self._removed: list[SnapshotId] = []
         self._purged: list[SnapshotId] = []
+        self._accepted: SnapshotId | None = None
+        self._left = 0
         self._strangers: list[str] = []
         self._sweep: Sweep | None = None
 
@@ -82,30 +88,38 @@ class _Pruning:
             store=self._repository.url,
             decisions=tuple(self._decisions),
             hold=self._hold,
-            removed=tuple(self._removed),
-            purged=tuple(self._purged),
+            removed=tuple(each.manifest.id for each in self._decisions if each.manifest.id in {*self._removed}),
+            accepted=self._accepted,
+            purged=tuple(sorted(self._purged)),
             deleted_packs=len(deleted),
             freed_bytes=sum(stored.size_bytes for stored in deleted.values()),
             waiting_packs=len(waiting),
             waiting_bytes=sum(stored.size_bytes for stored in waiting.values()),
+            unfinished=self._left + (self._sweep.unfinished if self._sweep else 0),
             strangers=(*self._strangers, *(self._sweep.unreadable if self._sweep else ())),
             error=error,
         )
 
-    def run(self, policy: RetentionSettings | None, *, accepts_shrink: bool) -> None:
+    def run(self, policy: RetentionSettings | None, pace: Pace, *, accepts_shrink: bool) -> None:
+        self._pace = pace
         if not self._repository.exists():
             raise NoSuchObjectError(f"{self._repository.url} holds no backups", hint="make one with: backupd now")
         holdings = read_holdings(self._repository, self._database)
         self._strangers = holdings.survey.strangers
         verdicts = read_verdicts(self._repository, self._database, holdings)
-        self._decisions = self._decided(holdings, policy, verdicts)
+        self._decisions = self._decided(holdings, policy)
         require_readable_manifests(self._repository, self._database, holdings)
-        if accepts_shrink:
-            verdicts = self._accept_shrink(holdings, verdicts)
+        if not self._is_dry_run and bring_back(self._repository, self._database, holdings):
+            holdings = read_holdings(self._repository, self._database)
+            require_readable_manifests(self._repository, self._database, holdings)
+            self._decisions = self._decided(holdings, policy)
+        verdicts = self._judged(holdings, verdicts, accepts_shrink=accepts_shrink, has_policy=policy is not None)
         if policy is None:
             return
         failure = failure_hold(self._state, self._database, self._repository.url)
-        doubt = why_held(holdings.history.manifests, now=self._now, accepted=verdicts.accepted_shrink)
+        doubt = why_held(
+            holdings.history.manifests, now=self._now, accepted=verdicts.accepted_order, held=verdicts.held
+        )
         self._hold = failure or doubt
         if self._hold is None:
             self._remove()
@@ -114,66 +128,76 @@ class _Pruning:
         # a newest snapshot that is in doubt may make somebody want back what lies there.
         if doubt is None:
             self._purge(holdings, policy)
-        self._forget_drills(holdings)
-        self._sweep = Sweep(self._repository, self._database, self._clock, grace=policy.grace, now=self._now)
+        self._forget_what_is_gone(holdings, policy)
+        self._sweep = Sweep(
+            self._repository, self._database, self._clock, self._pace, grace=policy.grace, now=self._now
+        )
         self._sweep.run(holdings, is_dry_run=self._is_dry_run)
         self._repository.forget_records(self._database, holdings.survey)
 
-    def _decided(self, holdings: Holdings, policy: RetentionSettings | None, verdicts: Verdicts) -> list[Decision]:
+    def _decided(self, holdings: Holdings, policy: RetentionSettings | None) -> list[Decision]:
         proven, unknown = newest_proven(self._repository, self._database, holdings)
         decisions = decide(
             holdings.history.manifests,
             policy,
             now=self._now,
             proven=() if proven is None else (proven,),
-            undeleted=verdicts.undeleted,
+            undeleted=holdings.survey.undeleted.keys(),
         )
         return [_kept_all_the_same(decision) if decision.manifest.id in unknown else decision for decision in decisions]
 
-    def _accept_shrink(self, holdings: Holdings, verdicts: Verdicts) -> Verdicts:
-        newest = newest_regular(holdings.history.manifests)
-        if newest is None or newest.id == verdicts.accepted_shrink:
-            return verdicts
-        verdicts = replace(verdicts, accepted_shrink=newest.id)
-        if not self._is_dry_run:
-            write_verdicts(self._repository, self._database, verdicts)
-        return verdicts
+    def _judged(self, holdings: Holdings, verdicts: Verdicts, *, accepts_shrink: bool, has_policy: bool) -> Verdicts:
+        """The verdicts with what has shrunk now, which holds until somebody accepts it, or with that acceptance."""
+        manifests = holdings.history.manifests
+        newest = newest_regular(manifests)
+        shrink = verdicts.held or find_shrink(manifests, accepted=verdicts.accepted_order)
+        judged = replace(verdicts, held=shrink)
+        if accepts_shrink and shrink is not None and newest is not None:
+            self._accepted = newest.id
+            judged = Verdicts(accepted_shrink=Accepted(snapshot=newest.id, sequence=newest.sequence), held=None)
+        if judged != verdicts and not self._is_dry_run and (has_policy or self._accepted):
+            write_verdicts(self._repository, self._database, judged)
+        return judged
 
     def _remove(self) -> None:
         reasons = {each.manifest.id: ", ".join(each.reasons) for each in self._decisions if not each.is_kept}
         if self._is_dry_run:
             self._removed = [*reasons]
         else:
-            move_to_trash(self._repository, self._database, reasons, self._removed, now=self._now)
+            self._left += move_to_trash(
+                self._repository, self._database, reasons, self._removed, self._pace, now=self._now
+            )
 
     def _purge(self, holdings: Holdings, policy: RetentionSettings) -> None:
-        """Delete trash entries whose grace is over; beside a manifest they are left from an older removal.
+        """Delete trash entries whose grace is over, but for those of snapshots that are there or are to come back.
 
         Packs that they name still count as named in this sweep: the listing that showed them stands.
         """
-        for snapshot_id, stored in holdings.survey.trash.items():
-            if snapshot_id in self._removed or not self._clock.is_older(stored, policy.grace):
-                continue
-            if not self._is_dry_run:
-                delete_entry(self._repository, self._database, snapshot_id)
-            if snapshot_id not in holdings.survey.manifests:
-                self._purged.append(snapshot_id)
-        if self._purged and not self._is_dry_run:
-            self._require_purged(holdings)
+        spared = holdings.survey.manifests.keys() | holdings.survey.undeleted.keys()
+        due = {
+            snapshot_id: stored
+            for snapshot_id, stored in holdings.survey.trash.items()
+            if snapshot_id not in spared and self._clock.is_older(stored, policy.grace)
+        }
+        if self._is_dry_run:
+            self._purged = [*due]
+        else:
+            self._left += purge(self._repository, self._database, due, self._purged, self._pace)
 
-    def _require_purged(self, holdings: Holdings) -> None:
-        """Raise when a listing still shows what the store has acknowledged as deleted."""
-        listed = self._repository.survey(self._database).trash
-        remaining = [each for each in self._purged if listed.get(each) == holdings.survey.trash[each]]
-        self._purged = [each for each in self._purged if each not in remaining]
-        for snapshot_id in remaining:
-            raise not_deleted(self._repository.url, holdings.survey.trash[snapshot_id].key)
-
-    def _forget_drills(self, holdings: Holdings) -> None:
+    def _forget_what_is_gone(self, holdings: Holdings, policy: RetentionSettings) -> None:
+        """Delete what is kept about snapshots that are neither there nor in the trash."""
+        if self._is_dry_run:
+            return
         known = holdings.survey.manifests.keys() | (holdings.survey.trash.keys() - self._purged)
-        for snapshot_id in holdings.survey.drills.keys() - known:
-            if not self._is_dry_run:
-                self._repository.store.delete(str(RecordKey(RecordKind.DRILL, self._database, str(snapshot_id))))
+        drills = [each for each in holdings.survey.drills if each not in known]
+        self._pace.each(
+            lambda each: self._repository.store.delete(str(RecordKey(RecordKind.DRILL, self._database, str(each)))),
+            drills,
+        )
+        for snapshot_id, stored in holdings.survey.undeleted.items():
+            # A young one may be of somebody who is about to put the manifest back.
+            if snapshot_id not in known and self._clock.is_older(stored, policy.grace):
+                unmark_undeleted(self._repository, self._database, snapshot_id)
 
 
 def _kept_all_the_same(decision: Decision) -> Decision:

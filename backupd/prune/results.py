@@ -23,6 +23,8 @@ class PruneResult:
     """Why nothing was removed although the policy would."""
     removed: tuple[SnapshotId, ...] = ()
     """Moved to the trash."""
+    accepted: SnapshotId | None = None
+    """The snapshot whose shrinking was accepted; None when nothing was held for that."""
     purged: tuple[SnapshotId, ...] = ()
     """Gone from the trash, whose grace was over."""
     deleted_packs: int = 0
@@ -31,6 +33,8 @@ class PruneResult:
     waiting_packs: int = 0
     """Packs that nothing names, within their grace."""
     waiting_bytes: int = 0
+    unfinished: int = 0
+    """Snapshots to remove or to purge, and packs to delete, that are left for the next prune: the time was up."""
     strangers: tuple[str, ...] = ()
     """Keys of objects that are not of this format, or at least cannot be read: they are left alone."""
     error: BackupdError | None = None

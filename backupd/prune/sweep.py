@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from backupd.prune.naming import Holdings
+    from backupd.prune.pace import Pace
     from backupd.prune.store_clock import StoreClock
     from backupd.repository import Repository
     from backupd.store import StoredObject
@@ -63,6 +64,7 @@ class Sweep:
         repository: Repository,
         database: str,
         clock: StoreClock,
+        pace: Pace,
         *,
         grace: timedelta,
         now: datetime,
@@ -73,9 +75,12 @@ class Sweep:
         self.waiting: dict[str, StoredObject] = {}
         """The same for packs that nothing names and that stay for now."""
         self.unreadable: list[str] = []
+        self.unfinished = 0
+        """How many packs would have been deleted with more time."""
         self._repository = repository
         self._database = database
         self._clock = clock
+        self._pace = pace
         self._grace = grace
         self._now = now
         self._seconds = seconds
@@ -102,7 +107,9 @@ class Sweep:
         self._remove_stale_deletions(holdings)
         self._record(unnamed, recorded)
         if due:
-            self._delete({sha256: unnamed[sha256] for sha256 in sorted(due)[:MAX_RECORD_PACKS]})
+            chosen = sorted(due)[:MAX_RECORD_PACKS]
+            self.unfinished = len(due) - len(chosen)
+            self._delete({sha256: unnamed[sha256] for sha256 in chosen})
         for each in recorded:
             if each.is_contradicted or all(pack.sha256 in self.deleted for pack in each.packs):
                 self._repository.store.delete(each.stored.key)
@@ -155,13 +162,17 @@ class Sweep:
         require_readable_manifests(self._repository, self._database, holdings)
         require_readable_trash(self._repository, self._database, holdings)
         named = holdings.named_packs
-        for sha256, found in victims.items():
-            if sha256 in named or holdings.survey.packs.get(sha256) != found:
-                continue
-            if self._seconds() > ends_at:
-                break  # the rest is the next sweep's
-            store.delete(found.key)
-            self._count(sha256)
+        unused = [
+            each for each, found in victims.items() if each not in named and holdings.survey.packs.get(each) == found
+        ]
+
+        def delete(sha256: str) -> None:
+            if self._seconds() <= ends_at:  # after that, writers may take the record for that of a killed sweep
+                store.delete(victims[sha256].key)
+                self._count(sha256)
+
+        self._pace.each(delete, unused)
+        self.unfinished += sum(sha256 not in self.deleted for sha256 in unused)
         self._require_gone()
         store.delete(record)
 

@@ -1,4 +1,4 @@
-"""What people decided about the snapshots of a database, and what test restores proved of them."""
+"""Whether a database has shrunk, what people said to that, and what test restores proved of its snapshots."""
 
 from __future__ import annotations
 
@@ -24,10 +24,7 @@ if TYPE_CHECKING:
 
 
 def read_verdicts(repository: Repository, database: str, holdings: Holdings) -> Verdicts:
-    """What people decided. After the listing in `holdings`, so that whatever came back from the trash is known to have.
-
-    Raises `DamageError` and `UnsupportedFormatError`.
-    """
+    """What the store knows of it. Raises `DamageError` and `UnsupportedFormatError`."""
     key = retention_key(database)
     if key not in holdings.survey.single:
         return NO_VERDICTS
@@ -41,13 +38,12 @@ def read_verdicts(repository: Repository, database: str, holdings: Holdings) -> 
     except FormatError as error:
         raise DamageError(
             f"{key} in {repository.url} cannot be read: {error}",
-            hint="it says which snapshots came back from the trash and stay; when you have given that up, delete it "
-            "by hand",
+            hint="it says whether the database has shrunk, and if that was accepted; when you know, delete it by hand",
         ) from error
 
 
 def write_verdicts(repository: Repository, database: str, verdicts: Verdicts) -> None:
-    """Replace what people decided."""
+    """Replace what the store knows of it."""
     repository.put_object(retention_key(database), encode_verdicts(verdicts))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -57,6 +58,11 @@ class Store(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove one object; nothing happens when it is not there."""
+
+
+def canonical_url(url: str) -> str:
+    """The same text for each spelling of one directory, through symbolic links or not; any other URL as it is."""
+    return os.path.realpath(url) if url.startswith("/") else url
 
 
 def open_store(settings: StoreSettings) -> Store:

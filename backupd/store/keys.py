@@ -12,12 +12,14 @@ from typing import Self
 
 REPOSITORY_KEY = "backupd.json"
 
+_RESERVED = ("RESTORE.md", "rescue.py")
+
 _DATABASE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 _SNAPSHOT_ID = r"[0-9]{8}T[0-9]{9}Z-[0-9a-f]{8}"
 _SHA256 = r"[0-9a-f]{64}"
 _SNAPSHOT_KEY = re.compile(f"({_DATABASE})/snapshots/({_SNAPSHOT_ID})\\.json")
 _PACK_KEY = re.compile(f"({_DATABASE})/packs/({_SHA256})\\.zst")
-_RECORD_KEY = re.compile(f"({_DATABASE})/(deletions|drills|sweeps|trash)/({_SNAPSHOT_ID})\\.json")
+_RECORD_KEY = re.compile(f"({_DATABASE})/(deletions|drills|sweeps|trash|undeleted)/({_SNAPSHOT_ID})\\.json")
 
 # The longest key that S3 takes, in bytes of UTF-8. The prefix of a store comes on top; no key of ours comes near.
 _LONGEST_KEY_BYTES = 1024
@@ -72,11 +74,13 @@ class RecordKind(StrEnum):
     SWEEP = "sweeps"
     """Packs that a sweep found named by nothing."""
     TRASH = "trash"
+    UNDELETED = "undeleted"
+    """That a snapshot came back from the trash."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordKey:
-    """Where one record is. `id` has the form of a snapshot id; for trash and drills it is that of the snapshot.
+    """Where one record is. `id` has the form of a snapshot id; for all but deletions and sweeps it is the snapshot's.
 
     Prints itself as the key; ValueError on a malformed part.
     """
@@ -98,8 +102,17 @@ class RecordKey:
         return cls(RecordKind(match[2]), match[1], match[3]) if match else None
 
 
+def is_object_key(key: str) -> bool:
+    """Whether `key` is one of this format, or reserved for it."""
+    if PackKey.parse(key) or SnapshotKey.parse(key) or RecordKey.parse(key):
+        return True
+    database = key.partition("/")[0]
+    is_single = bool(re.fullmatch(_DATABASE, database)) and key in {retention_key(database), clock_key(database)}
+    return is_single or key in {REPOSITORY_KEY, *_RESERVED}
+
+
 def retention_key(database: str) -> str:
-    """Where the decisions of people about one database are."""
+    """Where it is kept whether the snapshots of one database have shrunk, and what people said to that."""
     return f"{database}/retention.json"
 
 

@@ -11,11 +11,13 @@ from test_manifest import digests, manifests, snapshot_ids
 from backupd.format import FormatError
 from backupd.format.manifest import Manifest, encode_manifest
 from backupd.format.records import (
+    Accepted,
     Deletion,
     Drill,
     DrillOutcome,
     Finding,
     FoundPack,
+    Shrink,
     TrashEntry,
     Verdicts,
     decode_deletion,
@@ -51,10 +53,13 @@ def test_drills_round_trip(snapshot: SnapshotId, outcome: DrillOutcome, at: date
     assert decode_drill(encode_drill(drill)) == drill
 
 
-@given(st.none() | snapshot_ids, st.lists(snapshot_ids, max_size=3).map(tuple))
-def test_verdicts_round_trip(accepted: SnapshotId | None, undeleted: tuple[SnapshotId, ...]):
+@given(
+    st.none() | st.builds(Accepted, snapshot=snapshot_ids, sequence=st.integers(1, 2**53 - 1)),
+    st.none() | st.builds(Shrink, snapshot=snapshot_ids, reason=st.text(max_size=50)),
+)
+def test_verdicts_round_trip(accepted: Accepted | None, held: Shrink | None):
     """With and without any."""
-    verdicts = Verdicts(accepted_shrink=accepted, undeleted=undeleted)
+    verdicts = Verdicts(accepted_shrink=accepted, held=held)
     assert decode_verdicts(encode_verdicts(verdicts)) == verdicts
 
 

@@ -21,11 +21,13 @@ import backupd.format
 from backupd.capture.source import schema_digest
 from backupd.errors import BackupdError, DamageError, UnsupportedFormatError
 from backupd.format import FormatError, NewerFormatError
+from backupd.format.ids import SnapshotId
 from backupd.format.manifest import Manifest, SnapshotKind, decode_manifest, encode_manifest
 from backupd.format.pack import decode_pack, encode_pack, index_bytes, page_hash, parse_index
 from backupd.format.pagemap import image_digest, page_hashes
 from backupd.format.records import (
     MAX_RECORD_BYTES,
+    NO_VERDICTS,
     Deletion,
     DrillOutcome,
     Finding,
@@ -197,10 +199,12 @@ _INVALID_RECORDS = {
     "drill-outcome-unknown": "outcome: Input should be 'proven' or 'failed'",
     "drill-snapshot-malformed": "snapshot: Value error, 'latest' is not a snapshot id",
     "retention-accepted-shrink-malformed": "'all' is not a snapshot id",
+    "retention-accepted-shrink-sequence-0": "accepted_shrink.sequence: Input should be greater than or equal to 1",
     "retention-format-2": "the retention is of format version 2",
-    "retention-missing-key": "undeleted: Field required",
+    "retention-held-missing-key": "held.reason: Field required",
+    "retention-held-text": "held: Input should be an object",
+    "retention-missing-key": "held: Field required",
     "retention-repeated-key": "a key stands twice in one object",
-    "retention-undeleted-text": "undeleted: Input should be a valid array",
     "sweep-array": "format: the sweep does not say its version",
     "sweep-format-text": "format: the sweep does not say its version",
     "sweep-no-packs": "packs: Tuple should have at least 1 item",
@@ -403,8 +407,10 @@ def test_valid_records_say_what_they_say():
     assert (str(drill.snapshot), drill.database, drill.outcome) == (str(trash.manifest.id), "app", DrillOutcome.PROVEN)
     assert decode_drill(files["drill-failed"]).outcome is DrillOutcome.FAILED
     both = decode_verdicts(files["retention-both"])
-    assert str(both.accepted_shrink) == "20261122T091500000Z-0badcafe"
-    assert [str(each) for each in both.undeleted] == ["20261122T085557123Z-7f3a91c2", "20261122T093000999Z-ffffffff"]
+    assert both.accepted_order == (2, SnapshotId("20261122T091500000Z-0badcafe"))
+    assert both.held is not None
+    assert (str(both.held.snapshot), both.held.reason[:13]) == ("20261122T093000999Z-ffffffff", "has 4 kB in u")
+    assert decode_verdicts(files["retention-minimal"]) == NO_VERDICTS
     (found,) = decode_finding(files["sweep-one-pack"]).packs
     assert (found.sha256, found.modified_at.isoformat()) == (
         trash.manifest.packs[0].sha256,

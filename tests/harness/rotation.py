@@ -118,7 +118,7 @@ class Rotation:
         )
 
     def forget(self, snapshot_id: SnapshotId) -> None:
-        forget(self.repository(), "app", snapshot_id, self.host("a"), now=datetime.now(UTC))
+        forget(self.repository(), "app", snapshot_id, now=datetime.now(UTC))
 
     def age(self, by: timedelta = GRACE + timedelta(hours=1)) -> None:
         """Make everything in the store older by its clock, but for packs: with another time they are other packs."""
@@ -174,7 +174,8 @@ class Rotation:
             result = self.prune()
             assert result.error is None, result.error
         manifests = {str(snapshot_id) for snapshot_id in self.ids()}
-        assert self.names("trash") == self.names("deletions") == set()
+        assert self.names("deletions") == set()
+        assert self.names("trash") <= manifests
         assert self.names("sweeps") <= {"clock"}
         assert self.names("drills") <= manifests
         assert self.unnamed_packs() == set()

@@ -40,6 +40,7 @@ def test_keys_are_spelled_as_the_format_says():
         f"app/drills/{_ID}.json",
         f"app/sweeps/{_ID}.json",
         f"app/trash/{_ID}.json",
+        f"app/undeleted/{_ID}.json",
     ]
     assert retention_key("app") == "app/retention.json"
     assert clock_key("app") == "app/sweeps/clock.json"
@@ -47,12 +48,13 @@ def test_keys_are_spelled_as_the_format_says():
 
 
 def test_a_listing_shows_deletions_before_packs_and_manifests_before_trash():
-    """The order of keys is part of what makes a sweep safe beside a writer."""
+    """And marks after both. The order of keys is part of what makes removing safe beside others."""
     keys = [
         str(RecordKey(RecordKind.DELETION, "app", _ID)),
         str(PackKey("app", _SHA256.digest())),
         str(SnapshotKey("app", _ID)),
         str(RecordKey(RecordKind.TRASH, "app", _ID)),
+        str(RecordKey(RecordKind.UNDELETED, "app", _ID)),
     ]
     assert keys == sorted(keys)
 

@@ -351,7 +351,9 @@ TRASH: dict[str, Any] = {
     "manifest": manifest(VALUES).decode(),
 }
 DRILL = {"format": 1, "snapshot": ID_1, "database": "app", "outcome": "proven", "at": NOON}
-RETENTION = {"format": 1, "accepted_shrink": None, "undeleted": []}
+RETENTION: dict[str, Any] = {"format": 1, "accepted_shrink": None, "held": None}
+ACCEPTED: dict[str, Any] = {"snapshot": ID_2, "sequence": 2}
+HELD = {"snapshot": ID_3, "reason": "has 4 kB in use, and 20261122T085557123Z-7f3a91c2 had 1 MB"}
 SWEEP = {"format": 1, "packs": [{"sha256": DIGEST, "modified_at": NOON}]}
 DELETION = {"format": 1, "packs": [DIGEST]}
 
@@ -365,7 +367,7 @@ def valid_records() -> dict[str, bytes]:
         "drill-proven.json": record("drill", DRILL),
         "drill-failed.json": record("drill", DRILL | {"outcome": "failed"}),
         "retention-minimal.json": record("retention", RETENTION),
-        "retention-both.json": record("retention", RETENTION | {"accepted_shrink": ID_2, "undeleted": [ID_1, ID_3]}),
+        "retention-both.json": record("retention", RETENTION | {"accepted_shrink": ACCEPTED, "held": HELD}),
         "retention-unknown-keys.json": record("retention", RETENTION | {"later": {"key": [1, None]}}),
         "sweep-one-pack.json": record("sweep", SWEEP),
         "deletion-two-packs.json": record("deletion", DELETION | {"packs": [DIGEST, "0" * 64]}),
@@ -393,9 +395,11 @@ def invalid_records() -> dict[str, bytes]:
         "drill-database-slash": DRILL | {"database": "a/b"},
         "drill-outcome-unknown": DRILL | {"outcome": "perhaps"},
         "retention-format-2": RETENTION | {"format": 2},
-        "retention-missing-key": without(RETENTION, "undeleted"),
-        "retention-accepted-shrink-malformed": RETENTION | {"accepted_shrink": "all"},
-        "retention-undeleted-text": RETENTION | {"undeleted": ID_1},
+        "retention-missing-key": without(RETENTION, "held"),
+        "retention-accepted-shrink-malformed": RETENTION | {"accepted_shrink": ACCEPTED | {"snapshot": "all"}},
+        "retention-accepted-shrink-sequence-0": RETENTION | {"accepted_shrink": ACCEPTED | {"sequence": 0}},
+        "retention-held-text": RETENTION | {"held": ID_1},
+        "retention-held-missing-key": RETENTION | {"held": without(HELD, "reason")},
         "sweep-format-text": SWEEP | {"format": "1"},
         "sweep-no-packs": SWEEP | {"packs": []},
         "sweep-pack-malformed": SWEEP | {"packs": [{"sha256": "g" * 64, "modified_at": NOON}]},
