@@ -24,7 +24,7 @@ from backupd.errors import BackupdError, ExitCode, NoSuchSnapshotError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from backupd.cli.session import RotatedStore, Session
+    from backupd.cli.session import RotatedStore
     from backupd.format.ids import SnapshotId
 
 
@@ -58,7 +58,7 @@ def command(invocation: Invocation, snapshots: tuple[str, ...], database: str | 
     results = [
         result
         for name, snapshot_id in dict.fromkeys((manifest.database, manifest.id) for manifest in found)
-        for result in _forget(name, snapshot_id, stores, session)
+        for result in _forget(name, snapshot_id, stores)
     ]
     if session.is_json:
         output.print_document({"forgotten": [result.values() for result in results]})
@@ -98,9 +98,7 @@ class _Forgotten:
             output.print_result(output.printable(line))
 
 
-def _forget(
-    database: str, snapshot_id: SnapshotId, stores: Sequence[RotatedStore], session: Session
-) -> list[_Forgotten]:
+def _forget(database: str, snapshot_id: SnapshotId, stores: Sequence[RotatedStore]) -> list[_Forgotten]:
     """Move one snapshot to the trash of each store that has it. An error in one does not spare it in the others."""
     from backupd.prune import forget
 
@@ -111,7 +109,7 @@ def _forget(
         try:
             if snapshot_id not in rotated.repository.survey(database).manifests:
                 continue
-            forget(rotated.repository, database, snapshot_id, session.state, now=now)
+            forget(rotated.repository, database, snapshot_id, now=now)
             until = now + rotated.grace(database)
         except BackupdError as failure:
             error = failure

@@ -54,7 +54,7 @@ def command(invocation: Invocation, database: str | None, store: str | None, *, 
     from backupd.cli.snapshot_values import listed_values
 
     session = Session(invocation)
-    name = name_meant(database, session.databases()) if database else None
+    name = None if database is None else name_meant(database, session.databases())
     if trash:
         from backupd.cli.trash import list_trash
 
@@ -94,7 +94,7 @@ def _print(listing: Listing, name: str | None, repositories: Iterable[Repository
     if not listing.snapshots and not listing.problems:
         whose = f" of {name}" if name else ""
         output.print_result(output.printable(f"no snapshots{whose} in {_places(repositories)}"))
-        output.print_note("hint: take one with: backupd now")
+        output.print_hint("take one with: backupd now")
         return
     groups = [
         (f"{database} in {url}", [_cells(snapshot) for snapshot in group])

@@ -54,28 +54,35 @@ def command(
     Without --store, snapshots go to all configured stores, or into ./backups when none is configured. If nothing has
     changed since the newest snapshot, no new one is made, except with --tag or --full.
 
-    After that, snapshots that no rule of the configuration keeps are removed, as by `backupd prune`, unless
+    After that, snapshots of configured databases that no rule keeps are removed, as by `backupd prune`, unless
     retention.after_snapshot is false. That never makes a snapshot count as failed.
     """
     from backupd.backup import Wish
-    from backupd.cli.pruned import note_outcomes, prune_after, pruned_values
+    from backupd.cli.pruned import note_begun, note_outcomes, prune_after, pruned_values
     from backupd.cli.session import Session
 
     _reject_odd_tags(tags)
     session = Session(invocation)
-    chosen = _chosen_databases(databases, session)
+    configured = session.databases()
+    chosen = _chosen_databases(databases, configured, session)
     rotated = session.rotated(stores)
     wish = Wish(tags=tuple(dict.fromkeys(tags)), is_full=full)
-    backed_up: list[tuple[BackupResult, RotatedStore]] = []
+    results: list[BackupResult] = []
+    rotating: list[tuple[BackupResult, RotatedStore]] = []
     for database in chosen:
+        # A name alone is not enough: another file may be called the same, and has no policy.
+        is_rotated = database in configured
+        if is_rotated:
+            note_begun(database.name, rotated, session)
         of_database = _back_up(database, [each.repository.store for each in rotated], session, wish)
-        backed_up += zip(of_database, rotated, strict=True)
+        results += of_database
+        if is_rotated:
+            note_outcomes(of_database, session)
+            rotating += zip(of_database, rotated, strict=True)
         if not session.is_json:
             _print_results(of_database, session)
-        note_outcomes(of_database, session)
-    results = [result for result, _ in backed_up]
     # After the last of them: no snapshot is to wait for old ones to go.
-    pruned = prune_after(backed_up, session)
+    pruned = prune_after(rotating, session)
     if session.is_json:
         output.print_document(
             {
@@ -98,11 +105,10 @@ def _reject_odd_tags(tags: Sequence[str]) -> None:
             )
 
 
-def _chosen_databases(texts: Sequence[str], session: Session) -> list[Database]:
+def _chosen_databases(texts: Sequence[str], configured: Sequence[Database], session: Session) -> list[Database]:
     from backupd.cli.selection import select_databases
     from backupd.config import unmatched_patterns
 
-    configured = session.databases()
     if texts:
         return select_databases(texts, configured)
     entries = session.settings.databases

@@ -7,13 +7,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
 from backupd.errors import BackupdError, ExitCode, TargetUnwritableError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+
+_COMMAND_WITH_STORE = re.compile(r"\bbackupd (?:now|list|show|restore|undo|prune|forget|undelete)\b(?! --help)")
+
+_unusual_stores: list[str] = []
+
+
+def remember_unusual_stores(urls: Iterable[str]) -> None:
+    """Take the URLs of the stores that this run uses, and that no command uses without being told to: for hints."""
+    _unusual_stores[:] = urls
 
 
 def wants_json() -> bool:
@@ -56,16 +67,31 @@ def print_failure(error: BackupdError) -> None:
         print_error(error)
 
 
-def print_error(error: BackupdError, *, subject: str | None = None) -> None:
-    """Write an `error:` line, with `subject` in front of the message, and the `hint:` line to stderr."""
+def print_error(error: BackupdError, *, subject: str | None = None, store: str | None = None) -> None:
+    """Write an `error:` line, with `subject` in front of the message, and the `hint:` line (`store` as there)."""
     print_note(f"error: {subject}: {error.message}" if subject else f"error: {error.message}")
     if error.hint:
-        print_note(f"hint: {error.hint}")
+        print_hint(error.hint, store=store)
 
 
 def print_warning(message: str) -> None:
     """Write a `warning:` line to stderr."""
     print_note(f"warning: {message}")
+
+
+def print_hint(hint: str, *, store: str | None = None) -> None:
+    """Write a `hint:` line to stderr; `store` is the URL of the store that it is about, if it is about one."""
+    print_note(f"hint: {completed_hint(hint, store=store)}")
+
+
+def completed_hint(hint: str, *, store: str | None = None) -> str:
+    """`hint` with commands that work as they stand: with --store, where they would not find the store of this run."""
+    if store is None and len(_unusual_stores) == 1:
+        store = _unusual_stores[0]
+    if store not in _unusual_stores:
+        return hint
+    option = f" --store {shlex.quote(store)}"
+    return _COMMAND_WITH_STORE.sub(lambda command: command[0] + option, hint)
 
 
 def print_note(text: str, *, is_verbatim: bool = False) -> None:
@@ -79,9 +105,10 @@ def print_note(text: str, *, is_verbatim: bool = False) -> None:
         return
 
 
-def error_values(error: BackupdError) -> dict[str, Any]:
-    """An error as JSON shows it."""
-    return {"message": error.message, "hint": error.hint, "exit_code": int(error.exit_code)}
+def error_values(error: BackupdError, *, store: str | None = None) -> dict[str, Any]:
+    """An error as JSON shows it; `store` as for `print_hint`."""
+    hint = None if error.hint is None else completed_hint(error.hint, store=store)
+    return {"message": error.message, "hint": hint, "exit_code": int(error.exit_code)}
 
 
 def printable(text: str) -> str:

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from backupd.prune import PruneResult
     from backupd.retention import Decision
 
-_STRANGERS_SHOWN = 3
-
 
 @click.command(
     "prune",
@@ -53,14 +51,15 @@ def command(
     then its space is freed by the next prune. The newest snapshot always stays, and so does the newest that was proven
     to be restorable. Of a database that is not configured, nothing is removed.
 
-    Nothing is removed either while the newest snapshot is suspiciously smaller than another, or has lost tables. If
-    that is right, say so with --accept-shrink.
+    Nothing is removed either after the newest snapshot was suspiciously smaller than another, or had lost tables, until
+    you say with --accept-shrink that this is right; nor while the clock is behind a snapshot, two writers take turns
+    under one name, or the last snapshot failed. The warning then says what to do.
     """
     from backupd.cli.selection import name_meant
     from backupd.cli.session import Session
 
     session = Session(invocation)
-    name = name_meant(database, session.databases()) if database else None
+    name = None if database is None else name_meant(database, session.databases())
     pruning = _Pruning(session, is_dry_run=dry_run, accepts_shrink=accept_shrink)
     stores = session.rotated([store] if store else [])
     pairs = [(rotated, each) for rotated in stores for each in pruning.databases(rotated, name)]
@@ -85,6 +84,7 @@ class _Pruning:
         self._is_dry_run = is_dry_run
         self._accepts_shrink = accepts_shrink
         self._results: list[PruneResult] = []
+        self._strangers: dict[str, list[str]] = {}
         self.problems: list[BackupdError] = []
 
     def databases(self, rotated: RotatedStore, name: str | None) -> list[str]:
@@ -93,6 +93,8 @@ class _Pruning:
             if not rotated.repository.exists():
                 return []
             if name is None:
+                if strangers := rotated.repository.strangers():
+                    self._strangers[rotated.repository.url] = strangers
                 return rotated.repository.databases()
             return [name] if rotated.repository.survey(name).manifests else []
         except BackupdError as error:
@@ -122,12 +124,13 @@ class _Pruning:
 
         if result.decisions:
             between = "\n" if self._results else ""
-            rows = [_cells(decision, is_held=result.hold is not None) for decision in result.decisions]
+            rows = [_cells(decision, result) for decision in result.decisions]
             title = f"{result.database} in {result.store}"
             table = render(("SNAPSHOT", "TAKEN", ">SIZE", "DECISION", "REASON"), [(title, rows)])
             output.print_result(f"{between}{table}\n")
+        prefix = "dry run: " if self._is_dry_run else ""
         told = "; ".join([*self._told(result), *self._trash(result, rotated)])
-        output.print_result(output.printable(f"{result.database}: {told}"))
+        output.print_result(output.printable(f"{result.database}: {prefix}{told}"))
         policy = rotated.policy(result.database)
         if policy is None:
             output.print_note(
@@ -138,27 +141,25 @@ class _Pruning:
             output.print_note("hint: no rule is configured that removes anything: set one under [retention]")
         print_hold(result)
         if result.error is not None:
-            output.print_error(result.error, subject=result.database)
+            output.print_error(result.error, subject=result.database, store=result.store)
 
     def _told(self, result: PruneResult) -> Iterator[str]:
-        from backupd.cli.pruned import done, packs
+        from backupd.cli.pruned import done, packs, strangers_told
 
-        changes = done(result)
-        prefix, nothing = ("dry run: ", "nothing to remove") if self._is_dry_run else ("", "nothing was removed")
-        yield prefix + (", ".join(changes) or nothing)
+        nothing = "nothing to remove" if self._is_dry_run else "nothing was removed"
+        if self._accepts_shrink and result.error is None:
+            yield _accepted(result)
+        yield ", ".join(done(result)) or nothing
         if result.waiting_packs:
             yield f"{packs(result.waiting_packs, result.waiting_bytes)} that no snapshot needs are freed later"
         if result.strangers:
-            shown = ", ".join(result.strangers[:_STRANGERS_SHOWN])
-            more = len(result.strangers) - _STRANGERS_SHOWN
-            objects = quantities.count(len(result.strangers), "object")
-            yield f"{objects} not of backupd, left alone: {shown}" + (f" and {more} more" if more > 0 else "")
+            yield strangers_told(result.strangers)
 
     def _trash(self, result: PruneResult, rotated: RotatedStore) -> Iterator[str]:
         from backupd.prune import trashed
 
         try:
-            entries = [] if result.error else trashed(rotated.repository, result.database)
+            entries, _ = ([], []) if result.error else trashed(rotated.repository, result.database)
         except BackupdError as error:
             self.problems.append(error)
             return
@@ -167,18 +168,21 @@ class _Pruning:
 
     def finish(self, places: str) -> int:
         """Print what is left to print; the exit code."""
-        from backupd.cli.pruned import pruned_values
+        from backupd.cli.pruned import pruned_values, strangers_told
 
         if self._session.is_json:
             output.print_document(
                 {
                     "pruned": [pruned_values(result) for result in self._results],
+                    "strangers": [{"store": url, "keys": keys} for url, keys in self._strangers.items()],
                     "problems": [output.error_values(problem) for problem in self.problems],
                 }
             )
         else:
             if not self._results and not self.problems:
                 output.print_result(output.printable(f"no snapshots in {places}"))
+            for url, keys in self._strangers.items():
+                output.print_result(output.printable(f"{url}: {strangers_told(keys)}"))
             for problem in self.problems:
                 output.print_error(problem)
         return self._exit_code()
@@ -191,15 +195,26 @@ class _Pruning:
         return ExitCode.PARTLY_DONE if any(result.hold for result in good) else ExitCode.DONE
 
 
-def _cells(decision: Decision, *, is_held: bool) -> Cells:
+def _cells(decision: Decision, result: PruneResult) -> Cells:
+    from backupd.cli.pruned import decision_word
+
     manifest = decision.manifest
     return (
         str(manifest.id),
         quantities.local_time(manifest.id.taken_at),
         quantities.size(manifest.image_bytes),
-        "keep" if decision.is_kept else "held" if is_held else "remove",
+        decision_word(decision, result),
         ", ".join(decision.reasons),
     )
+
+
+def _accepted(result: PruneResult) -> str:
+    from backupd.retention import used_bytes
+
+    accepted = [each.manifest for each in result.decisions if each.manifest.id == result.accepted]
+    if not accepted:
+        return "nothing is held, so nothing to accept"
+    return f"accepted: {accepted[0].id}, with {quantities.size(used_bytes(accepted[0]))} in use"
 
 
 def _waiting(entries: Sequence[TrashEntry], grace: timedelta) -> str:

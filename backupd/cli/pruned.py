@@ -11,32 +11,52 @@ from backupd.cli import output, quantities
 from backupd.errors import BackupdError, StoreRefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from backupd.backup import BackupResult
     from backupd.cli.session import RotatedStore, Session
     from backupd.prune import PruneResult
+    from backupd.retention import Decision
+
+_STRANGERS_SHOWN = 3
 
 
 def pruned_values(result: PruneResult) -> dict[str, Any]:
     """One database in one store, as JSON shows it."""
+    hold = result.hold and {
+        "message": result.hold.message,
+        "hint": output.completed_hint(result.hold.hint, store=result.store),
+    }
     return {
         "database": result.database,
         "store": result.store,
         "decisions": [
-            {"id": str(decision.manifest.id), "kept": decision.is_kept, "reasons": list(decision.reasons)}
+            {
+                "id": str(decision.manifest.id),
+                "decision": decision_word(decision, result),
+                "reasons": list(decision.reasons),
+            }
             for decision in result.decisions
         ],
-        "hold": None if result.hold is None else {"message": result.hold.message, "hint": result.hold.hint},
+        "hold": hold,
+        "accepted": None if result.accepted is None else str(result.accepted),
         "removed": [str(snapshot_id) for snapshot_id in result.removed],
         "purged": [str(snapshot_id) for snapshot_id in result.purged],
         "deleted_packs": result.deleted_packs,
         "freed_bytes": result.freed_bytes,
         "waiting_packs": result.waiting_packs,
         "waiting_bytes": result.waiting_bytes,
+        "unfinished": result.unfinished,
         "strangers": list(result.strangers),
-        "error": None if result.error is None else output.error_values(result.error),
+        "error": None if result.error is None else output.error_values(result.error, store=result.store),
     }
+
+
+def decision_word(decision: Decision, result: PruneResult) -> str:
+    """What becomes of a snapshot: `keep`, `remove`, or `held` when it would go if nothing was in doubt."""
+    if decision.is_kept:
+        return "keep"
+    return "remove" if result.hold is None else "held"
 
 
 def done(result: PruneResult) -> list[str]:
@@ -48,7 +68,17 @@ def done(result: PruneResult) -> list[str]:
         told.append(f"{quantities.count(len(result.purged), 'snapshot')} gone from the trash")
     if result.deleted_packs:
         told.append(f"{packs(result.deleted_packs, result.freed_bytes)} freed")
+    if result.unfinished:
+        told.append(f"{quantities.count(result.unfinished)} more with the next prune")
     return told
+
+
+def strangers_told(keys: Sequence[str]) -> str:
+    """`2 objects not of backupd, left alone: notes.txt, photo.jpg`."""
+    shown = ", ".join(keys[:_STRANGERS_SHOWN])
+    more = len(keys) - _STRANGERS_SHOWN
+    objects = quantities.count(len(keys), "object")
+    return f"{objects} not of backupd, left alone: {shown}" + (f" and {more} more" if more > 0 else "")
 
 
 def packs(number: int, size_bytes: int) -> str:
@@ -60,7 +90,18 @@ def print_hold(result: PruneResult) -> None:
     """Say loudly that nothing is removed for now, why, and what to do."""
     if result.hold is not None:
         output.print_warning(f"{result.database}: nothing is removed from {result.store}: {result.hold.message}")
-        output.print_note(f"hint: {result.hold.hint}")
+        output.print_hint(result.hold.hint, store=result.store)
+
+
+def note_begun(database: str, stores: Iterable[RotatedStore], session: Session) -> None:
+    """Leave to later prunes that a snapshot has begun: nobody could do that after a kill or a loss of power."""
+    from backupd import prune
+
+    for rotated in stores:
+        try:
+            prune.note_begun(session.state, database, rotated.repository.url, now=datetime.now(UTC))
+        except BackupdError as error:
+            output.print_warning(f"{database}: {error.message}")
 
 
 def note_outcomes(results: Iterable[BackupResult], session: Session) -> None:
@@ -116,7 +157,7 @@ def _print_after(result: PruneResult, session: Session) -> None:
     if _is_news(result, session) and result.error is not None:
         output.print_warning(f"{result.database}: nothing more is removed: {result.error.message}")
         if result.error.hint:
-            output.print_note(f"hint: {result.error.hint}")
+            output.print_hint(result.error.hint, store=result.store)
 
 
 def _is_news(result: PruneResult, session: Session) -> bool:

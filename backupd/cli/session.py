@@ -5,19 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from backupd.cli import output
 from backupd.config import find_databases, load, store_from_url
 from backupd.logs import log
 from backupd.repository import Repository
 from backupd.state import StateDirectory
-from backupd.store import open_store
+from backupd.store import canonical_url, open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import timedelta
 
     from backupd.cli.options import Invocation
     from backupd.config import Database, RetentionSettings, StoreSettings
     from backupd.store import Store
+
+Place = tuple[str, str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class Session:
         self.is_quiet = invocation.is_quiet
         self.settings = load(invocation.config_file)
         self.state = StateDirectory(self.settings.state_dir)
+        self._has_told_of_twins = False
 
     def databases(self) -> tuple[Database, ...]:
         """The configured databases that there are now. Raises `UsageError`."""
@@ -61,6 +65,7 @@ class Session:
 
     def rotated(self, urls: Sequence[str]) -> list[RotatedStore]:
         """The same stores, each with its policies. Raises `UsageError`."""
+        self._tell_of_twins()
         return [
             RotatedStore(
                 Repository(open_store(store), self.state), self.settings.policies(store), self.settings.grace(store)
@@ -70,18 +75,43 @@ class Session:
 
     def repositories(self, url: str | None) -> list[Repository]:
         """The repositories in the store at `url`, or in all configured stores. Raises `UsageError`."""
+        self._tell_of_twins()
         return [Repository(store, self.state) for store in self.stores([url] if url else [])]
 
-    def _chosen(self, urls: Sequence[str]) -> list[StoreSettings]:
-        chosen: list[StoreSettings] = []
-        for store in self._named(urls) if urls else self.settings.stores_or_default:
-            if store not in chosen:
-                chosen.append(store)
-        return chosen
+    def _tell_of_twins(self) -> None:
+        """Warn of two configured stores that are one, once in a run: whoever has one copy is not to think it is two."""
+        told, self._has_told_of_twins = self._has_told_of_twins, True
+        by_place: dict[Place, StoreSettings] = {}
+        for store in () if told else self.settings.stores:
+            first = by_place.setdefault(_place(store), store)
+            if first is not store:
+                output.print_warning(f"the stores {first.url} and {store.url} are one directory, and count as one")
 
-    def _named(self, urls: Sequence[str]) -> list[StoreSettings]:
-        named = []
+    def _chosen(self, urls: Sequence[str]) -> list[StoreSettings]:
+        usual = self.settings.stores_or_default
+        if not urls:
+            return _each_once(usual)
+        chosen = []
         for url in urls:
             given = store_from_url(url)
-            named += [store for store in self.settings.stores if store.url == given.url] or [given]
-        return named
+            chosen += [store for store in usual if _is_same(store, given)] or [given]
+        chosen = _each_once(chosen)
+        output.remember_unusual_stores(store.url for store in chosen if store not in usual)
+        return chosen
+
+
+def _place(store: StoreSettings) -> Place:
+    """The same for each spelling of a store: it has one lock, and one policy."""
+    return canonical_url(store.url), store.endpoint_url
+
+
+def _each_once(stores: Iterable[StoreSettings]) -> list[StoreSettings]:
+    found: dict[Place, StoreSettings] = {}
+    for store in stores:
+        found.setdefault(_place(store), store)
+    return [*found.values()]
+
+
+def _is_same(store: StoreSettings, given: StoreSettings) -> bool:
+    # Whoever names a bucket does not wait for a directory on a server that hangs.
+    return store.is_s3 == given.is_s3 and canonical_url(store.url) == canonical_url(given.url)

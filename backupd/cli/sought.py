@@ -22,7 +22,7 @@ def parsed_reference(session: Session, text: str, database: str | None) -> Refer
 
     Raises `UsageError`, also when two databases are named.
     """
-    name = name_meant(database, session.databases()) if database else None
+    name = None if database is None else name_meant(database, session.databases())
     reference = parse_reference(text)
     if name and reference.database and name != reference.database:
         raise UsageError(

@@ -4,12 +4,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from backupd.cli import output, quantities
-from backupd.errors import BackupdError, ExitCode
+from backupd.errors import BackupdError, DamageError, ExitCode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,26 +70,37 @@ class Trashed:
         )
 
 
-def read_trash(stores: Sequence[RotatedStore], database: str | None) -> tuple[list[Trashed], list[BackupdError]]:
-    """What is in the trash of `stores`, of one database or of all, oldest first; and what could not be read."""
+@dataclass(slots=True)
+class Trash:
+    """What is in the trash of several stores, oldest first in each; what is damaged there; and stores that failed."""
+
+    found: list[Trashed] = field(default_factory=list)
+    damaged: list[DamageError] = field(default_factory=list)
+    problems: list[BackupdError] = field(default_factory=list)
+
+
+def read_trash(stores: Sequence[RotatedStore], database: str | None) -> Trash:
+    """The trash of `stores`, of one database or of all. An error in one does not hide what others hold."""
     from backupd.prune import trashed
 
-    found: list[Trashed] = []
-    problems: list[BackupdError] = []
+    trash = Trash()
     for rotated in stores:
         try:
             if not rotated.repository.exists():
                 continue
-            names = [database] if database else rotated.repository.databases()
+            names = [database] if database else rotated.repository.databases(with_trash=True)
         except BackupdError as error:
-            problems.append(error)
+            trash.problems.append(error)
             continue
         for name in names:
             try:
-                found += [Trashed(rotated, entry) for entry in trashed(rotated.repository, name)]
+                entries, damaged = trashed(rotated.repository, name)
             except BackupdError as error:
-                problems.append(error)
-    return found, problems
+                trash.problems.append(error)
+                continue
+            trash.found += [Trashed(rotated, entry) for entry in entries]
+            trash.damaged += damaged
+    return trash
 
 
 def list_trash(session: Session, store: str | None, database: str | None) -> int:
@@ -97,7 +108,8 @@ def list_trash(session: Session, store: str | None, database: str | None) -> int
     from backupd.cli.tables import render
 
     stores = session.rotated([store] if store else [])
-    found, problems = read_trash(stores, database)
+    trash = read_trash(stores, database)
+    found, problems = trash.found, [*trash.damaged, *trash.problems]
     if session.is_json:
         output.print_document(
             {

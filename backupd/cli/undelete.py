@@ -79,19 +79,19 @@ def command(invocation: Invocation, snapshot: str, database: str | None, store: 
 
 
 def _found(reference: Reference, stores: Sequence[RotatedStore]) -> tuple[list[Trashed], list[BackupdError]]:
-    """The one snapshot that is meant, in each store whose trash has it; and the errors of those that were not asked.
+    """The one snapshot that is meant, in each store whose trash has it; and what may have hidden it from us elsewhere.
 
     Raises `NoSuchSnapshotError` when it is in none, or when several databases have one, and the first error when a
-    store that could not be asked may have it.
+    store that could not be asked, or a damaged entry, may have it.
     """
     from backupd.cli.trash import read_trash
     from backupd.reference import resolve
 
     now = datetime.now().astimezone()
-    trash, problems = read_trash(stores, reference.database)
+    trash = read_trash(stores, reference.database)
     meant: list[list[Trashed]] = []
-    for name in dict.fromkeys(trashed.database for trashed in trash):
-        of_database = [trashed for trashed in trash if trashed.database == name]
+    for name in dict.fromkeys(trashed.database for trashed in trash.found):
+        of_database = [trashed for trashed in trash.found if trashed.database == name]
         # By time: what is third in one store may be fourth in another.
         by_id = {trashed.manifest.id: trashed.manifest for trashed in of_database}
         wanted = resolve(reference, [by_id[snapshot_id] for snapshot_id in sorted(by_id)], now)
@@ -102,6 +102,9 @@ def _found(reference: Reference, stores: Sequence[RotatedStore]) -> tuple[list[T
         raise NoSuchSnapshotError(
             f"{reference.text} means a removed snapshot in several databases", hint=f"say which one: {names}"
         )
+    # Of those that are damaged, an id means only its own; any of them may be what a time or a tag means.
+    damaged = [error for error in trash.damaged if not reference.is_id or f"@{reference.text}" in error.message]
+    problems = [*trash.problems, *damaged]
     if not meant:
         if problems:
             raise problems[0]
@@ -116,7 +119,7 @@ def _found(reference: Reference, stores: Sequence[RotatedStore]) -> tuple[list[T
 def _undelete(trashed: Trashed, session: Session) -> None:
     from backupd.prune import undelete
 
-    undelete(trashed.rotated.repository, trashed.database, trashed.manifest.id, session.state)
+    undelete(trashed.rotated.repository, trashed.database, trashed.manifest.id)
     if not session.is_json:
         line = (
             f"{trashed.database}  undeleted  {trashed.manifest.id}  stays until it is forgotten by hand  "

@@ -176,3 +176,31 @@ def test_trash_says_what_was_removed_why_and_until_when(copied: CommandLine, sna
     assert timedelta(0) < datetime.now(UTC) - removed_at < timedelta(minutes=5)
     assert gone_after - removed_at == timedelta(days=3)
     assert copied.run("list", "shop", "--trash", expect=0).stdout.startswith("nothing of shop is in the trash of ")
+
+
+def test_trash_of_a_database_that_has_nothing_else(copied: CommandLine, snapshots: list[dict[str, Any]]) -> None:
+    """When every manifest is gone, what was removed can still be found and had back."""
+    copied.run("forget", "upgrade", expect=0)
+    shutil.rmtree(copied.directory / "backups/app/snapshots")
+    (entry,) = copied.run("list", "--trash", "--json", expect=0).document["trash"]
+    assert entry["id"] == snapshots[1]["id"]
+    copied.run("undelete", "latest", expect=0)
+    assert [each["id"] for each in copied.run("list", "--json", expect=0).document["snapshots"]] == [entry["id"]]
+
+
+def test_damaged_trash_is_a_problem_beside_the_rest(copied: CommandLine, snapshots: list[dict[str, Any]]) -> None:
+    """It is named, the code is that of damage, and what is not damaged is listed and comes back all the same."""
+    first, second, _ = (each["id"] for each in snapshots)
+    copied.run("forget", first, second, expect=0)
+    entry = copied.directory / "backups/app/trash" / f"{second}.json"
+    entry.write_bytes(entry.read_bytes()[:-10])
+    result = copied.run("list", "--trash", "--json", expect=20)
+    assert [each["id"] for each in result.document["trash"]] == [first]
+    (problem,) = result.document["problems"]
+    assert problem["exit_code"] == 20
+    assert f"app@{second}" in problem["message"]
+    assert f"error: {problem['message']}" in copied.run("list", "--trash", expect=20).stderr
+    assert copied.run("undelete", "latest", "--json", expect=3).document["problems"] == [problem]
+    copied.run("forget", first, expect=0)
+    assert copied.run("undelete", first, "--json", expect=0).document["problems"] == []
+    assert f"app@{second}" in copied.run("undelete", second, expect=20).stderr

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import os
 import re
+import signal
 import sqlite3
 import stat
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
+from harness.command_line import wait_until
 
 if TYPE_CHECKING:
     from harness.command_line import CommandLine
@@ -232,6 +235,18 @@ def test_prunes_after_a_snapshot(cli: CommandLine) -> None:
     assert len(cli.run("list", "--json", expect=0).document["snapshots"]) == 2
 
 
+def test_another_file_of_a_configured_name_is_not_rotated(cli: CommandLine) -> None:
+    """What is configured is one file; the policy is not for another one that happens to be called the same."""
+    (cli.directory / "backupd.toml").write_text(_ROTATION)
+    cli.run("now", expect=0)
+    cli.create_database("other/app.db")
+    for _ in range(2):
+        assert cli.run("now", "other/app.db", "--full", "--json", expect=0).document["pruned"] == []
+    assert len(cli.run("list", "--json", expect=0).document["snapshots"]) == 3
+    (cli.directory / "link.db").symlink_to("app.db")
+    assert len(cli.run("now", "./link.db", "--full", "--json", expect=0).document["pruned"]) == 1
+
+
 def test_hold_is_told_at_every_run_and_is_no_failure(cli: CommandLine) -> None:
     """A snapshot of a database that has suddenly shrunk is a good snapshot; what was there before stays."""
     (cli.directory / "backupd.toml").write_text(_ROTATION)
@@ -261,3 +276,80 @@ def test_nothing_is_pruned_after_a_failed_snapshot(cli: CommandLine) -> None:
     assert [each["store"].rpartition("/")[2] for each in pruned] == ["backups"]
     (cli.directory / "app.db").unlink()
     assert cli.run("now", "--json", expect=13).document["pruned"] == []
+
+
+def test_snapshot_that_was_killed_counts_as_failed(cli: CommandLine) -> None:
+    """Nobody could say that it failed, so it is noted before: nothing is removed until one succeeds."""
+    (cli.directory / "backupd.toml").write_text(_ROTATION)
+    cli.run("now", expect=0)
+    with closing(sqlite3.connect(cli.directory / "app.db", isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+        connection.execute("BEGIN EXCLUSIVE")
+        with cli.started("now") as process:
+            wait_until(lambda: [*(cli.directory / "state/notes").glob("[!.]*")])
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    held = cli.run("prune", expect=3)
+    assert re.search(
+        rf"the last snapshot of app in {cli.directory}/backups failed at \S+Z: it was interrupted", held.stderr
+    )
+    cli.run("now", expect=0)
+    cli.run("prune", expect=0)
+
+
+def test_another_file_of_a_configured_name_ends_no_failure(cli: CommandLine) -> None:
+    """It neither makes the configured one's snapshot good again, nor bad."""
+    (cli.directory / "backupd.toml").write_text(_ROTATION)
+    cli.create_database("other/app.db")
+    (cli.directory / "app.db").rename(cli.directory / "away.db")
+    cli.run("now", expect=13)
+    cli.run("now", "other/app.db", expect=0)
+    cli.run("prune", expect=3)
+    (cli.directory / "away.db").rename(cli.directory / "app.db")
+    cli.run("now", expect=0)
+    cli.run("now", "other/missing/app.db", expect=13)
+    cli.run("prune", "--dry-run", expect=0)
+
+
+def test_hint_names_the_store_that_is_not_configured(cli: CommandLine) -> None:
+    """Of several, the one that the hint is about."""
+    (cli.directory / "backupd.toml").write_text(_ROTATION)
+    stores = ("--store", "one", "--store", "two", "--store", "backups")
+    cli.run("now", *stores, expect=0)
+    with closing(sqlite3.connect(cli.directory / "app.db", isolation_level=None)) as connection:
+        connection.execute("ALTER TABLE users RENAME TO people")
+    hints = [line for line in cli.run("now", *stores, expect=0).stderr.splitlines() if line.startswith("hint: ")]
+    assert [re.search(r"backupd prune (.*?)app --accept-shrink", hint)[1] for hint in hints] == [
+        f"--store {cli.directory}/one ",
+        f"--store {cli.directory}/two ",
+        "",
+    ]
+
+
+def test_two_stores_that_are_one_directory_are_told(cli: CommandLine) -> None:
+    """Whoever configures two has one copy only, and hears it once in every run."""
+    (cli.directory / "backupd.toml").write_text(_ROTATION + '[[stores]]\nurl = "link"\n')
+    (cli.directory / "link").symlink_to("backups")
+    warning = (
+        f"warning: the stores {cli.directory}/backups and {cli.directory}/link are one directory, and count as one\n"
+    )
+    first = cli.run("now", expect=0)
+    assert (len(first.lines), first.stderr) == (1, warning)
+    oldest = cli.run("list", "--json", expect=0).document["snapshots"][0]["id"]
+    cli.run("now", "--full", environ={"BACKUPD_RETENTION__AFTER_SNAPSHOT": "false"}, expect=0)
+    assert cli.run("forget", oldest, expect=0).stderr == warning
+
+
+def test_store_is_one_however_it_is_spelled(cli: CommandLine) -> None:
+    """A link to it, and a way around, are the configured store with its own policy; each is used once."""
+    (cli.directory / "backupd.toml").write_text(
+        _ROTATION.replace('url = "backups"', 'url = "backups"\nretention = {keep_last = 2}')
+    )
+    cli.run("now", expect=0)
+    (cli.directory / "link").symlink_to("backups")
+    stores = ("--store", "link", "--store", "state/../backups", "--store", "backups")
+    cli.run("now", *stores, "--full", expect=0)
+    document = cli.run("now", *stores, "--full", "--json", expect=0).document
+    assert [each["store"] for each in document["snapshots"]] == [f"{cli.directory}/backups"]
+    assert [len(each["removed"]) for each in document["pruned"]] == [1]
+    assert len(cli.run("list", "--store", "link", "--json", expect=0).document["snapshots"]) == 2

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import sqlite3
 from contextlib import closing
@@ -8,6 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from harness.command_line import CommandLine
+
+from backupd.cli.pruned import done
+from backupd.prune import PruneResult
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,23 +93,25 @@ def test_what_no_rule_keeps_goes_to_the_trash_once(rotating: CommandLine) -> Non
     first, second, third, fourth = ids(rotating)
     document = rotating.run("prune", "app", "--json", expect=0).document
     (result,) = document.pop("pruned")
-    assert document == {"problems": []}
+    assert document == {"strangers": [], "problems": []}
     assert result == {
         "database": "app",
         "store": f"{rotating.directory}/backups",
         "decisions": [
-            {"id": first, "kept": False, "reasons": ["no rule keeps it"]},
-            {"id": second, "kept": True, "reasons": ["tagged"]},
-            {"id": third, "kept": True, "reasons": ["last 2"]},
-            {"id": fourth, "kept": True, "reasons": ["newest", "last 1"]},
+            {"id": first, "decision": "remove", "reasons": ["no rule keeps it"]},
+            {"id": second, "decision": "keep", "reasons": ["tagged"]},
+            {"id": third, "decision": "keep", "reasons": ["last 2"]},
+            {"id": fourth, "decision": "keep", "reasons": ["newest", "last 1"]},
         ],
         "hold": None,
+        "accepted": None,
         "removed": [first],
         "purged": [],
         "deleted_packs": 0,
         "freed_bytes": 0,
         "waiting_packs": 0,
         "waiting_bytes": 0,
+        "unfinished": 0,
         "strangers": [],
         "error": None,
     }
@@ -128,16 +134,71 @@ def test_shrunk_database_holds_until_it_is_accepted(rotating: CommandLine) -> No
         rf"[0-9]+ kB in use, and {ID} had [0-9]+ kB",
         warning,
     )
-    assert hint.startswith("hint: if that is right: backupd prune app --accept-shrink; if not, ")
+    assert hint.startswith("hint: if the newest is right: backupd prune app --accept-shrink; if not, ")
     assert "  held  " in held.stdout
     assert "nothing was removed" in held.lines[-1]
     (document,) = rotating.run("prune", "--json", expect=3).document["pruned"]
     assert f"warning: app: nothing is removed from {document['store']}: {document['hold']['message']}" == warning
+    assert [each["decision"] for each in document["decisions"]] == ["held", "keep", "held", "keep", "keep"]
     assert ids(rotating) == before
     accepted = rotating.run("prune", "--accept-shrink", expect=0)
     assert accepted.stderr == ""
+    assert re.search(rf"^app: accepted: {newest}, with [0-9.]+ kB in use; 2 snapshots to the trash", accepted.lines[-1])
     assert ids(rotating) == [before[1], *before[-2:]]
     rotating.run("prune", expect=0)
+
+
+def test_accepting_is_told_and_needs_something_that_is_held(rotating: CommandLine) -> None:
+    """Which snapshot, and how large it is; a dry run says what it would be, and only a hold can be accepted."""
+    before = objects(rotating)
+    nothing = rotating.run("prune", "--accept-shrink", "--dry-run", expect=0)
+    assert nothing.lines[-1] == "app: dry run: nothing is held, so nothing to accept; 1 snapshot to the trash"
+    change(rotating, "DELETE FROM users", "VACUUM")
+    newest = rotating.run("now", "--json", expect=0).document["snapshots"][0]["id"]
+    would = rotating.run("prune", "--accept-shrink", "--dry-run", expect=0)
+    assert re.match(rf"app: dry run: accepted: {newest}, with [0-9.]+ kB in use; ", would.lines[-1])
+    rotating.run("prune", "--dry-run", expect=3)
+    assert {*before} < {*objects(rotating)}
+    (document,) = rotating.run("prune", "--accept-shrink", "--json", expect=0).document["pruned"]
+    assert document["accepted"] == newest
+    assert rotating.run("prune", "--accept-shrink", "--json", expect=0).document["pruned"][0]["accepted"] is None
+
+
+def test_hint_works_for_a_store_that_is_not_configured(rotating: CommandLine) -> None:
+    """What it says can be typed as it stands."""
+    change(rotating, "ALTER TABLE users RENAME TO people")
+    rotating.run("now", expect=0)
+    (rotating.directory / "backups").rename(rotating.directory / "other disk")
+    store = ("--store", "other disk")
+    hint = rotating.run("prune", *store, expect=3).stderr.splitlines()[-1]
+    document = rotating.run("prune", *store, "--json", expect=3).document
+    assert hint == f"hint: {document['pruned'][0]['hold']['hint']}"
+    accept, listing = (shlex.split(command)[1:] for command in re.findall(r"backupd [^;]+", hint))
+    assert accept == ["prune", "--store", f"{rotating.directory}/other disk", "app", "--accept-shrink"]
+    rotating.run(*accept, expect=0)
+    rotating.run(*listing, expect=0)
+    unknown = rotating.run("show", "1999", *store, expect=12).stderr
+    assert f"hint: see what there is with: backupd list --store '{rotating.directory}/other disk'\n" in unknown
+
+
+def test_what_is_left_for_the_next_prune_is_told() -> None:
+    """A prune that has used up its time is no failure, and says how much is left."""
+    result = PruneResult(database="app", store="/backups", deleted_packs=2, freed_bytes=3000, unfinished=12)
+    assert done(result) == ["2 packs (3.0 kB) freed", "12 more with the next prune"]
+
+
+def test_strangers_that_belong_to_no_database(rotating: CommandLine) -> None:
+    """What lies beside the databases is named too, once for each store, when all of them are pruned."""
+    for name in ("notes.txt", "photos/cat.jpg", "app/mine.txt"):
+        file = rotating.directory / "backups" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("mine")
+    store = f"{rotating.directory}/backups"
+    assert f"{store}: 2 objects not of backupd, left alone: notes.txt, photos/cat.jpg" in rotating.run("prune").lines
+    document = rotating.run("prune", "--json", expect=0).document
+    assert document["strangers"] == [{"store": store, "keys": ["notes.txt", "photos/cat.jpg"]}]
+    assert document["pruned"][0]["strangers"] == ["app/mine.txt"]
+    assert rotating.run("prune", "app", "--json", expect=0).document["strangers"] == []
 
 
 def test_lost_tables_hold(rotating: CommandLine) -> None:
@@ -237,3 +298,10 @@ def test_wrong_usage(rotating: CommandLine) -> None:
         "error: --accept-shrink is for one database\nhint: say which one: backupd prune NAME --accept-shrink\n"
     )
     assert len(ids(rotating, "app")) == 4
+
+
+def test_empty_name_is_no_name(stored: CommandLine) -> None:
+    """`backupd prune "$UNSET"` does not mean every database."""
+    for verb in (["prune"], ["list"], ["show", "latest", "--database"]):
+        refused = stored.run(*verb, "", expect=2)
+        assert refused.stderr.startswith("error: '' can not be a database's name\n")

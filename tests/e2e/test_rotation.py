@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -203,14 +204,19 @@ def test_two_hosts_share_what_was_decided(tmp_path: Path) -> None:
 
 
 def test_clock_that_is_behind_removes_nothing(tmp_path: Path) -> None:
-    """A newest snapshot from tomorrow: no age can be trusted."""
+    """A newest snapshot from tomorrow: no age can be trusted, until that one is forgotten as the hint says."""
     backupd = _configured(tmp_path, url="backups")
     ids = [_snapshot(backupd, f"state {number}") for number in range(2)]
     tomorrow = f"{datetime.now(UTC) + timedelta(days=1):%Y%m%dT%H%M%S}000Z-00000000"
     _rename_newest(tmp_path / "backups/app/snapshots", ids[1], tomorrow)
     result = backupd.run("prune", code=3)
-    assert f"is behind the newest snapshot, {tomorrow}" in result.told("warning")[0]
+    assert f"is behind the snapshot {tomorrow}" in result.told("warning")[0]
     assert len(_ids(backupd)) == 2
+    commands = re.findall(r"backupd ([^,]+)", result.told("hint")[0])
+    assert commands == ["now app --full", f"forget app@{tomorrow}"]
+    for command in commands:
+        backupd.run(*command.split())
+    assert backupd.run("prune").told("warning") == []
 
 
 def _rename_newest(snapshots: Path, old: str, new: str) -> None:
