@@ -180,15 +180,21 @@ def why_held(
     now: datetime,
     accepted: tuple[int, SnapshotId] | None,
     held: Shrink | None = None,
+    trashed: Sequence[Manifest] = (),
 ) -> Hold | None:
     """Why nothing may be removed of these snapshots (one database in one store, oldest first), or None.
 
     Because the clock is more than a minute behind one of them; because two writers take turns; because the newest
     regular one uses less than half of the bytes of the largest regular one there is; or because it has lost tables of
     another. Those older than `accepted`, the `Manifest.order` of the snapshot whose shrinking was accepted last, do not
-    count. `held`, what was found before and not accepted yet, holds whatever came after it. `now` is aware.
+    count. `held`, what was found before and not accepted yet, holds whatever came after it. `trashed` are the
+    removed ones, which tell of writers too. `now` is aware.
     """
-    return _behind(manifests, now) or _taking_turns(manifests) or why_shrunk(manifests, accepted=accepted, held=held)
+    return (
+        _behind(manifests, now)
+        or _taking_turns({each.id: each for each in (*trashed, *manifests)}.values())
+        or why_shrunk(manifests, accepted=accepted, held=held)
+    )
 
 
 def _behind(manifests: Sequence[Manifest], now: datetime) -> Hold | None:
@@ -206,7 +212,7 @@ def _behind(manifests: Sequence[Manifest], now: datetime) -> Hold | None:
     )
 
 
-def _taking_turns(manifests: Sequence[Manifest]) -> Hold | None:
+def _taking_turns(manifests: Iterable[Manifest]) -> Hold | None:
     """The hold of two databases under one name: each would need the places that the other's snapshots take."""
     regular = (manifest for manifest in manifests if manifest.kind is SnapshotKind.REGULAR)
     newest = sorted(regular, key=lambda manifest: manifest.order)[-_TURNS_SEEN_IN:]

@@ -519,6 +519,14 @@ def test_other_changes_of_the_writer_do_not_hold(writers):
     assert why_held(written_by(*writers), now=_NOW, accepted=None) is None
 
 
+def test_writers_of_what_was_removed_count_too():
+    """Or a policy that keeps little would remove what shows that they take turns."""
+    manifests = written_by(*[_ONE, _OTHER] * 4)
+    hold = why_held(manifests[-1:], now=_NOW, accepted=None, trashed=manifests[:-1])
+    assert hold is not None
+    assert "take turns" in hold.message
+
+
 def test_two_writers_are_told_before_what_one_of_them_lacks():
     """The other's tables are not lost, and must not be accepted as lost."""
     manifests = written_by(*[_ONE, _OTHER] * 4)

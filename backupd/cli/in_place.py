@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import socket
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,6 +23,9 @@ from backupd.format.manifest import SnapshotKind
 from backupd.restore import InPlaceRestore, Plan, Way, led_to
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
     from backupd.catalog import ListedSnapshot
     from backupd.cli.options import InPlaceWish
     from backupd.cli.session import Session
@@ -36,33 +40,52 @@ _WITH_SNAPSHOT = "snapshot "
 def database_to_restore(session: Session, found: ListedSnapshot, text: str | None) -> Database:
     """The database to restore `found` into: the file whose path `text` is, or else the configured one of its name."""
     name, writer = found.manifest.database, found.manifest.writer
+    database = _known_database(session, name, text)
+    if database is None:
+        raise UsageError(
+            f"where to restore {name} to is not known: it is not configured here",
+            hint=f"name the file: --to FILE; it was {writer.path} on {writer.host}",
+        )
+    return database
+
+
+def _known_database(session: Session, name: str, text: str | None) -> Database | None:
     configured = session.databases()
     if text is not None and text != name:
         return Database(name, select_databases([text], configured)[0].path)
-    for database in configured:
-        if database.name == name:
-            return database
-    raise UsageError(
-        f"where to restore {name} to is not known: it is not configured here",
-        hint=f"name the file: --to FILE; it was {writer.path} on {writer.host}",
-    )
+    return next((database for database in configured if database.name == name), None)
 
 
-def snapshot_to_undo(session: Session, database: str, store: str | None) -> ListedSnapshot:
-    """What was there before the last restore that this installation remembers; else the newest safety snapshot.
+def snapshot_to_undo(session: Session, text: str, store: str | None) -> ListedSnapshot:
+    """What was there before the last restore into the database that `text` (a name or a path) means.
 
-    Raises `UsageError` when that restore was made without one.
+    That is known on the machine that restored; elsewhere, it is the newest safety snapshot. Raises `UsageError` when
+    there is nothing to go back to, and what `sought_snapshot` raises.
     """
-    name = name_meant(database, session.databases())
-    noted = session.state.noted(_subject(name))
+    name = name_meant(text, session.databases())
+    database = _known_database(session, name, text)
+    noted = None if database is None else session.state.noted(_subject(name, led_to(database.path)))
     if noted is None:
-        return sought_snapshot(session, "before-restore", database, store)
+        found = sought_snapshot(session, "before-restore", text, store)
+        _reject_other_file(found, database)
+        return found
     if not noted.startswith(_WITH_SNAPSHOT):
         raise UsageError(
-            f"the last restore of {name} was made without a safety snapshot{noted}",
-            hint=f"older ones can be restored: backupd restore {name}@before-restore --dry-run",
+            f"the last restore of {name} {noted}",
+            hint=f"older states can be restored too: backupd restore {name}@before-restore --dry-run",
         )
-    return sought_snapshot(session, noted.removeprefix(_WITH_SNAPSHOT), database, store)
+    return sought_snapshot(session, noted.removeprefix(_WITH_SNAPSHOT), text, store)
+
+
+def _reject_other_file(found: ListedSnapshot, database: Database | None) -> None:
+    """A safety snapshot of another file of that name, on this machine, is not what was here."""
+    manifest = found.manifest
+    here = None if database is None else (socket.gethostname(), str(led_to(database.path)))
+    if here is not None and manifest.writer.host == here[0] and manifest.writer.path != here[1]:
+        raise UsageError(
+            f"the newest safety snapshot of {manifest.database}, {manifest.id}, is of {manifest.writer.path}",
+            hint=f"if it is the right one: backupd restore {manifest.database}@{manifest.id}",
+        )
 
 
 def restore_in_place(session: Session, found: ListedSnapshot, database: Database, wish: InPlaceWish) -> None:
@@ -71,6 +94,7 @@ def restore_in_place(session: Session, found: ListedSnapshot, database: Database
     if not target.exists() and not target.is_symlink() and not wish.is_dry_run:
         # Nothing is lost, so nothing is asked.
         result = restored_to_file(found, target, session, force=wish.must_replace, as_source=True)
+        _note(session, database.name, target, "found nothing in its place")
         print_restored_file(found, result, session)
         output.print_note("hint: the application can be started now, or restarted if it still runs")
         return
@@ -105,25 +129,52 @@ def _restore(session: Session, found: ListedSnapshot, database: Database, wish: 
             return
         _agree(session, found, plan, wish)
         safety = _SafetySnapshots(session, found, database) if wish.wants_safety_snapshot else None
-        with shown_progress(database.name, done="restored", moved="fetched", is_quiet=session.is_quiet) as report:
+        with (
+            _remembered(session, database) as remember,
+            shown_progress(database.name, done="restored", moved="fetched", is_quiet=session.is_quiet) as report,
+        ):
             result = restore.carry_out(plan, safety, lambda done, whole: report(done, whole, plan.fetched_bytes))
-    _note(session, result)
+            remember(result)
     _print_result(session, found, result)
 
 
-def _note(session: Session, result: InPlaceResult) -> None:
-    """Remember what `backupd undo` goes back to. The restore is done: what cannot be noted is no failure."""
-    noted = output.printable(f"; the old file is kept as {result.kept_as}") if result.kept_as else ""
-    if result.safety_snapshot is not None:
-        noted = f"{_WITH_SNAPSHOT}{result.safety_snapshot}"
+@contextmanager
+def _remembered(session: Session, database: Database) -> Iterator[Callable[[InPlaceResult], None]]:
+    """Note what `backupd undo` goes back to, also when the restore fails, which changes nothing, or is killed."""
+    subject = _subject(database.name, database.path)
+    before = session.state.noted(subject)
+    session.state.note(subject, "was interrupted: whether it was done is not known")
+    is_done = False
+
+    def remember(result: InPlaceResult) -> None:
+        nonlocal is_done
+        is_done = True
+        _note(session, database.name, database.path, _way_back(result))
+
     try:
-        session.state.note(_subject(result.plan.manifest.database), noted)
+        yield remember
+    finally:
+        if not is_done:
+            _note(session, database.name, database.path, before or "failed, and there was none before it")
+
+
+def _way_back(result: InPlaceResult) -> str:
+    if result.safety_snapshot is not None:
+        return f"{_WITH_SNAPSHOT}{result.safety_snapshot}"
+    kept = f"; the old file is kept as {result.kept_as}" if result.kept_as else ""
+    return output.printable(f"was made without a safety snapshot{kept}")
+
+
+def _note(session: Session, name: str, path: Path, text: str) -> None:
+    """What is done is done: that it cannot be noted is no failure."""
+    try:
+        session.state.note(_subject(name, path), text)
     except BackupdError as error:
         output.print_warning(error.message)
 
 
-def _subject(database: str) -> str:
-    return f"the last restore of {database}"
+def _subject(name: str, path: Path) -> str:
+    return f"the last restore of {name} to {path}"
 
 
 class _SafetySnapshots:

@@ -35,10 +35,11 @@ from backupd.errors import UsageError
 @global_options
 @click.pass_obj
 def command(invocation: Invocation, /, database: str | None, store: str | None, **wish: Any) -> None:
-    """Restore the newest safety snapshot of DATABASE: what was there just before the last restore.
+    """Restore what was in DATABASE just before the last restore into it, from the safety snapshot of that time.
 
-    It is a restore like any other, with a plan, a question, and a safety snapshot first, so that an undo can be undone.
-    Older safety snapshots are `before-restore~1`, `before-restore~2`, ...: see `backupd restore`.
+    Which restore was the last is remembered in the state directory; without that, the newest safety snapshot is meant.
+    This is a restore like any other, with a plan, a question, and a safety snapshot first, so that an undo can be
+    undone. All safety snapshots are `before-restore`, `before-restore~1`, ...: see `backupd restore`.
     """
     from backupd.cli.in_place import database_to_restore, restore_in_place, snapshot_to_undo
     from backupd.cli.session import Session

@@ -130,20 +130,24 @@ class LiveDatabase:
         that does not end makes all others fail.
         """
         give_up_at = time.monotonic() + self._lock_timeout
-        while True:
-            with self._connection.backup("main", image_connection, "main") as backup:
-                try:
-                    self._patience = min(_PATIENCE_SECONDS, self._lock_timeout)
-                    backup.step(0)
-                except apsw.BusyError:
-                    if time.monotonic() > give_up_at:
-                        raise
-                else:
-                    yield backup
-                    return
-                finally:
-                    self._patience = self._lock_timeout
+        while (backup := self._try_to_lock(image_connection)) is None:
+            if time.monotonic() > give_up_at:
+                raise _stayed_locked(self._path)
             time.sleep(_BREATH_SECONDS)
+        with backup:
+            yield backup
+
+    def _try_to_lock(self, image_connection: apsw.Connection) -> apsw.Backup | None:
+        backup = self._connection.backup("main", image_connection, "main")
+        self._patience = min(_PATIENCE_SECONDS, self._lock_timeout)
+        try:
+            backup.step(0)
+        except apsw.BusyError:
+            backup.close(True)  # by force, or it raises the same once more
+            return None
+        finally:
+            self._patience = self._lock_timeout
+        return backup
 
     def _wait(self, tries: int) -> bool:
         if tries == 0:
@@ -185,10 +189,7 @@ def _set_journal_mode(image: Path, *, is_wal: bool) -> None:
 
 def _translated(path: Path, error: apsw.Error) -> BackupdError:
     if isinstance(error, apsw.BusyError | apsw.LockedError):
-        return BusyError(
-            f"{path} stayed locked by the application, so nothing was restored",
-            hint="try again, or stop the application and restore again",
-        )
+        return _stayed_locked(path)
     if isinstance(error, apsw.FullError) or source.is_disk_full(os.fspath(path)):
         return TargetUnwritableError(
             f"the disk of {path} is full, so nothing was restored: the old content is in place",
@@ -200,6 +201,13 @@ def _translated(path: Path, error: apsw.Error) -> BackupdError:
             hint="check that its volume is not mounted read-only, and that this user may write the file and directory",
         )
     return source.translated(os.fspath(path), error)
+
+
+def _stayed_locked(path: Path) -> BusyError:
+    return BusyError(
+        f"{path} stayed locked by the application, so nothing was restored",
+        hint="try again, or stop the application and restore again",
+    )
 
 
 def _detail(error: apsw.Error) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
-from backupd.errors import BusyError, TargetUnwritableError, UnsupportedFormatError
+from backupd.errors import BusyError, NotADatabaseError, TargetUnwritableError, UnsupportedFormatError
 from backupd.live.files import fsync_directory, open_locked, partial_name, remove_abandoned
 from backupd.logs import log
 
@@ -114,10 +114,13 @@ def _announced(database: Path, replacement: Replacement | None) -> Iterator[Path
                 f"another restore of {database} was interrupted in the meantime",
                 hint="run the same command again: it cleans up first",
             )
-        intent = _Intent(_VERSION, replacement)
-        os.pwrite(descriptor, json.dumps(asdict(intent)).encode(), 0)
-        os.fsync(descriptor)
-        fsync_directory(file.parent)
+        try:
+            os.pwrite(descriptor, json.dumps(asdict(_Intent(_VERSION, replacement))).encode(), 0)
+            os.fsync(descriptor)
+            fsync_directory(file.parent)
+        except OSError:
+            file.unlink()
+            raise
         yield file
     finally:
         os.close(descriptor)
@@ -139,12 +142,13 @@ def _clean_up(database: Path, intent: _Intent | None, lock_timeout: float) -> No
         return  # killed before it was written down whole, so nothing had been done
     if intent.replacement is not None:
         is_taken_back = _take_back(database, intent.replacement)
-        what = "was taken back" if is_taken_back else "had put the restored file in place: restart the application"
-        log.warning(f"an interrupted restore {what}", file=str(database))
+        what = "was taken back" if is_taken_back else "had replaced the file: restart the application"
+        log.warning(f"an interrupted restore {what}", file=str(database), old_file=intent.replacement.aside)
     elif database.exists():
         from backupd.live.destination import settle  # noqa: PLC0415  (every snapshot comes here, few need SQLite)
 
-        settle(database, lock_timeout=lock_timeout)
+        with suppress(NotADatabaseError):  # then there is no transaction to roll back
+            settle(database, lock_timeout=lock_timeout)
         log.warning(
             "an interrupted restore was cleaned up: the database has the content of before, or all of the restored",
             file=str(database),
@@ -163,17 +167,22 @@ def _put_in_place(database: Path, replacement: Replacement) -> None:
 
 
 def _take_back(database: Path, replacement: Replacement) -> bool:
-    """Give the old files their names again, unless the new one has its name already: then it is complete."""
+    """Give the old files their names again; whether that was right, and not the new file in place or somebody's doing.
+
+    The second name is given first of all, so where it leads elsewhere than to the database, the old file is under it.
+    """
     directory = database.parent
+    aside = directory / replacement.aside
     if _has_inode(database, replacement.inode):
         return False
+    if aside.exists():
+        if not database.exists() or not aside.samefile(database):
+            return False
+        aside.unlink()
     for old, new in replacement.moves:
         # What an application that was started since has made is newer.
         if (directory / new).exists() and not (directory / old).exists():
             (directory / new).rename(directory / old)
-    aside = directory / replacement.aside
-    if aside.exists() and aside.samefile(database):
-        aside.unlink()
     fsync_directory(directory)
     return True
 

@@ -118,7 +118,11 @@ class _Pruning:
             return
         failure = failure_hold(self._state, self._database, self._repository.url)
         doubt = why_held(
-            holdings.history.manifests, now=self._now, accepted=verdicts.accepted_order, held=verdicts.held
+            holdings.history.manifests,
+            now=self._now,
+            accepted=verdicts.accepted_order,
+            held=verdicts.held,
+            trashed=[entry.manifest for entry in holdings.trash.entries],
         )
         self._hold = failure or doubt
         if self._hold is None:

@@ -203,18 +203,40 @@ def test_path_is_never_taken_for_another_file_of_that_name(configured: CommandLi
 def test_undo_means_the_last_restore(configured: CommandLine) -> None:
     """An older safety snapshot is not passed off as that of a restore without one; a failed restore does not count."""
     target = configured.create_database("live/app.db", rows=1)
+    with closing(sqlite3.connect(target)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        _fail_to_restore(configured)
+    refused = configured.run("undo", "--yes", expect=2)
+    assert "error: the last restore of app failed, and there was none before it\n" in refused.stderr
     configured.run("restore", "latest", "--yes", expect=0)
     with closing(sqlite3.connect(target)) as connection:
         connection.execute("BEGIN IMMEDIATE")
-        failed = configured.run("restore", "latest~1", "--yes", environ={"BACKUPD_CAPTURE__LOCK_TIMEOUT": "100ms"})
-        assert failed.code == 11
+        _fail_to_restore(configured)
     configured.run("undo", "--yes", expect=0)
     assert names_of(target) == ["user 0"]
     configured.run("restore", "latest~1", "--yes", "--no-safety-snapshot", expect=0)
     refused = configured.run("undo", "--yes", expect=2)
-    assert "error: the last restore of app was made without a safety snapshot" in refused.stderr
+    assert "error: the last restore of app was made without a safety snapshot\n" in refused.stderr
     assert "backupd restore app@before-restore --dry-run" in refused.stderr
     assert names_of(target)[0] == "state 1"
+    target.unlink()
+    configured.run("restore", "latest", expect=0)
+    assert "found nothing in its place" in configured.run("undo", "--yes", expect=2).stderr
+
+
+def _fail_to_restore(cli: CommandLine) -> None:
+    failed = cli.run("restore", "latest~1", "--yes", environ={"BACKUPD_CAPTURE__LOCK_TIMEOUT": "100ms"})
+    assert failed.code == 11
+
+
+def test_undo_of_another_file_of_that_name(configured: CommandLine) -> None:
+    """What was in else/app.db is not what was in the configured live/app.db."""
+    live = configured.create_database("live/app.db", rows=1)
+    configured.create_database("else/app.db", rows=3)
+    configured.run("restore", "latest", "--database", "else/app.db", "--yes", expect=0)
+    refused = configured.run("undo", "app", "--yes", expect=2)
+    assert f"is of {configured.directory}/else/app.db\n" in refused.stderr
+    assert names_of(live) == ["user 0"]
 
 
 def test_long_pause_in_rollback_mode_is_a_question_of_its_own(configured: CommandLine) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -107,6 +108,19 @@ def test_application_that_keeps_the_lock_is_reported(tmp_path: Path, image: Path
             database.replace_content(image, database.version(), _nothing)
         with pytest.raises(BusyError), database.writers_waiting(most_seconds=1):
             pass
+
+
+def test_reader_that_ends_in_time_is_waited_for(tmp_path: Path, image: Path) -> None:
+    """In rollback mode, for longer than one try takes."""
+    live = _live(tmp_path, "delete")
+    with connected(live, "BEGIN", "SELECT count(*) FROM report") as reader:
+        ending = threading.Timer(2.5, reader.kill)
+        ending.start()
+        with LiveDatabase(live, lock_timeout=20) as database:
+            assert database.replace_content(image, database.version(), _nothing)
+        ending.join()
+    with closing(sqlite3.connect(live)) as connection:
+        assert connection.execute("SELECT count(*) FROM report").fetchone() == (40,)
 
 
 def test_page_size_that_sqlite_refuses_is_an_error_in_words(tmp_path: Path) -> None:

@@ -148,6 +148,30 @@ def test_running_application_is_left_alone(tmp_path: Path) -> None:
     assert database.stat().st_ino == inode
 
 
+def test_file_that_is_another_one_since_is_left_alone(database: Path, tmp_path: Path) -> None:
+    """The volume was copied, or somebody put a file there: the log of the old one must not come beside it."""
+    replacement = _replacement(database)
+    replace_files(database, replacement)
+    _write_intent(database, replacement)
+    (tmp_path / "copy.db").write_bytes(database.read_bytes())
+    (tmp_path / "copy.db").rename(database)
+    finish_interrupted(database, lock_timeout=1)
+    assert _files(database) == _DONE
+    _write_intent(database, replacement)
+    database.unlink()
+    finish_interrupted(database, lock_timeout=1)
+    assert _files(database) == {name: content for name, content in _DONE.items() if name != "app.db"}
+
+
+def test_database_that_is_garbage_since_needs_no_rolling_back(tmp_path: Path) -> None:
+    """Nothing stands in the way of replacing it."""
+    database = tmp_path / "app.db"
+    database.write_bytes(b"garbage")
+    (tmp_path / ".app.db.backupd-restoring").write_text('{"version": 1, "replacement": null}')
+    finish_interrupted(database, lock_timeout=1)
+    assert _files(database) == {"app.db": b"garbage"}
+
+
 @pytest.mark.parametrize(
     "content", ["[]", '{"version": 2, "replacement": null}', '{"version": 1}', '{"version": 1, "replacement": {}}']
 )
