@@ -97,6 +97,8 @@ def test_a_snapshot_at_any_step_of_a_prune_is_safe(tmp_path: Path, ripe: Ripe, p
         rotation = ripe.copy(tmp_path / str(step)).rotation
         hook = _Snapshot(rotation)
         pruned = rotation.prune(store=HookedStore(rotation.store, at=step, hook=hook))
+        if not hook.results:
+            hook()  # fewer steps than were counted, as what is cached differs: then it comes right after the last
         (result,) = hook.results
         assert pruned.error is None, step
         if result.outcome is Outcome.FAILED:
@@ -116,6 +118,8 @@ def test_a_prune_at_any_step_of_a_snapshot_is_safe(tmp_path: Path, ripe: Ripe, p
         rotation = ripe.copy(tmp_path / str(step)).rotation
         hook = _Prune(rotation)
         result = rotation.back_up("b", HookedStore(rotation.store, at=step, hook=hook))
+        if not hook.results:
+            hook()  # as above
         assert [pruned.error for pruned in hook.results] == [None], step
         _check(ripe, rotation, result)
 

@@ -42,6 +42,8 @@ class _Prune:
 
     @property
     def error(self) -> BackupdError | None:
+        if not self.results:
+            self()  # fewer steps than were counted, as what is cached differs: then it comes right after the last
         (result,) = self.results
         return result.error
 
