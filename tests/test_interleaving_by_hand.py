@@ -16,7 +16,7 @@ from backupd.format.records import TrashEntry, encode_trash
 from backupd.prune import forget, undelete
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from backupd.config import RetentionSettings
@@ -26,6 +26,23 @@ if TYPE_CHECKING:
 
 _KEEP_ALL = LAST_ONE.model_copy(update={"keep_last": 100})
 _FEWEST_STEPS_OF_PRUNE = 45
+
+
+_LATE: list[object] = []
+_FEW = 2
+
+
+@pytest.fixture(autouse=True)
+def _hooks_come() -> Iterator[None]:
+    """What is cached differs, so a run may end before the counted one did; but a hook that stays away tests nothing."""
+    _LATE.clear()
+    yield
+    assert len(_LATE) <= _FEW
+
+
+def _come_last(hook: Callable[[], None]) -> None:
+    _LATE.append(hook)
+    hook()
 
 
 @dataclass(slots=True)
@@ -43,7 +60,7 @@ class _Prune:
     @property
     def error(self) -> BackupdError | None:
         if not self.results:
-            self()  # fewer steps than were counted, as what is cached differs: then it comes right after the last
+            _come_last(self)
         (result,) = self.results
         return result.error
 
