@@ -10,6 +10,7 @@ import tomllib
 import traceback
 from datetime import timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
@@ -29,6 +30,7 @@ from backupd.config import (
     format_duration,
     format_size,
     load,
+    look_for_databases,
     parse_duration,
     parse_size,
     store_from_url,
@@ -362,7 +364,7 @@ def test_a_tilde_is_the_home_directory(load_text, monkeypatch):
         ),
         (
             "[[databases]]\npath = '/a.db'\nzzz = 1",
-            "unknown key 'databases[0].zzz' in {file} | known here: path, name, retention",
+            "unknown key 'databases[0].zzz' in {file} | known here: path, name, retention, schedule",
         ),
         ("source = '/x'", "unknown key 'source' in {file} | did you mean 'stores'?"),
         ("[retention]\ndayly = 3", "unknown key 'retention.dayly' in {file} | did you mean 'daily'?"),
@@ -1191,6 +1193,102 @@ def test_variables_override_a_policy_at_every_depth(load_text):
         load_text(BACKUPD_DATABASES__0__PATH="/a.db", BACKUPD_DATABASES__0__RETENTION__DAILY="many")
 
 
+# What runs by itself
+
+
+def test_a_schedule_is_an_interval_or_cron_and_an_entry_overrides_it(load_text):
+    """The keys that an entry writes hold for its databases; the others come from [schedule]."""
+    settings = load_text(
+        "[[databases]]\npath = '/a.db'\nschedule = {snapshots = 'every 5m'}\n[[databases]]\npath = '/b.db'\n"
+        "[schedule]\nsnapshots = '30 3 * * *'\ndrills = 'never'\ntime_zone = 'Europe/Berlin'\njitter = '20s'"
+    )
+    first, second = (settings.schedule_of(entry) for entry in settings.databases)
+    assert (str(first.snapshots), str(second.snapshots)) == ("every 5m", "30 3 * * *")
+    assert first.drills is None
+    assert first.zone == second.zone == ZoneInfo("Europe/Berlin")
+    assert (first.latest_start, Settings().schedule.latest_start) == (timedelta(seconds=20), timedelta(0))
+
+
+def test_a_schedule_comes_from_the_environment_too(load_text):
+    """Containers are configured so."""
+    settings = load_text(BACKUPD_SCHEDULE__SNAPSHOTS="every 1h", BACKUPD_SCHEDULE__PRUNES="never")
+    assert (str(settings.schedule.snapshots), settings.schedule.prunes) == ("every 1h", None)
+
+
+@pytest.mark.parametrize("text", ["every 15", "15m ago", "* * * *", "61 * * * *", "every 0m", "", "never"])
+def test_what_is_no_schedule_is_refused_with_an_example(refusal, text):
+    """The key, what is wrong, and how it should look; snapshots cannot be switched off."""
+    told = refusal(f"[schedule]\nsnapshots = '{text}'")
+    assert told.startswith("schedule.snapshots in ")
+    assert "every " in told or "minute" in told
+
+
+def test_a_schedule_must_be_text(refusal):
+    """A number is not taken for minutes."""
+    assert 'write it like "every 15m"' in refusal("[schedule]\nsnapshots = 15")
+
+
+@pytest.mark.parametrize(
+    "listen", ["127.0.0.1", "localhost:0", "localhost:70000", "http://localhost:1", ":9620", "a b:1"]
+)
+def test_what_is_no_address_is_refused(refusal, listen):
+    """Host and port, both of them."""
+    assert "is not an address to listen on" in refusal(f"[http]\nlisten = '{listen}'")
+
+
+def test_http_listens_on_loopback_or_where_it_is_told(load_text):
+    """IPv6 stands in brackets, and an empty text is for nowhere."""
+    assert Settings().http.address == ("127.0.0.1", 9620)
+    assert load_text("[http]\nlisten = '[::1]:80'").http.address == ("::1", 80)
+    assert load_text("[http]\nlisten = ''").http.address is None
+
+
+def test_a_short_token_is_refused_and_not_repeated(refusal):
+    """Whoever guesses it can have snapshots taken."""
+    told = refusal("[http]\ntoken = 'geheim'")
+    assert told.startswith("http.token in ")
+    assert "geheim" not in told
+
+
+def test_secrets_of_targets_come_from_files(load_text, tmp_path):
+    """As for stores: the URL of a notification or heartbeat is a secret."""
+    (tmp_path / "notify").write_text("json://127.0.0.1/hush\n")
+    settings = load_text(
+        BACKUPD_NOTIFICATIONS__0__URL_FILE=str(tmp_path / "notify"),
+        BACKUPD_HEARTBEATS__0__URL="https://hc.example.com/hush",
+        BACKUPD_HEARTBEATS__0__DATABASE="app",
+        BACKUPD_HTTP__TOKEN="0123456789abcdef",
+    )
+    assert settings.notifications[0].url.get_secret_value() == "json://127.0.0.1/hush"
+    assert settings.heartbeats[0].database == "app"
+    assert "hush" not in repr(settings)
+    assert "0123456789abcdef" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[[notifications]]\nurl = 'somebody@example.com'", "notifications[0].url in {file}: must be an apprise URL"),
+        ("[[heartbeats]]\nurl = 'ftp://example.com/hush'", "heartbeats[0].url in {file}: must be an http:// or https"),
+        ("[[heartbeats]]\nurl = 'https:///hush'", "heartbeats[0].url in {file}: must be an http:// or https"),
+    ],
+)
+def test_targets_that_cannot_be_reached_are_refused_without_their_url(refusal, config_file, text, told):
+    """A typing error must not put a secret into a log."""
+    refused = refusal(text)
+    assert refused.startswith(told.format(file=config_file))
+    assert "hush" not in refused
+
+
+def test_one_file_with_an_impossible_name_does_not_hide_the_others(tmp_path):
+    """Whoever runs for years goes on with the files that can have their name."""
+    touch(tmp_path / "good/app.db", tmp_path / "not good/app.db")
+    entry = DatabaseSettings(path=str(tmp_path / "*/app.db"))
+    found = look_for_databases([entry])
+    assert [database.name for _, database in found.databases] == ["good"]
+    assert ["not good" in problem.message for _, problem in found.problems] == [True]
+
+
 # The example
 
 
@@ -1227,7 +1325,8 @@ def test_the_example_shows_the_true_defaults(load_text):
     settings = load_text(uncommented_example())
     assert settings.state_dir == default_state_dir({}, is_root=True)
     assert settings.databases[0].name == settings.databases[0].path.rpartition("/")[2].removesuffix(".db")
-    for shown in [settings.capture, settings.packs, settings.retention, settings.stores[1]]:
+    tables = [settings.capture, settings.packs, settings.retention, settings.schedule, settings.daemon]
+    for shown in [*tables, settings.health, settings.http, settings.stores[1]]:
         for key, field in type(shown).model_fields.items():
             if not field.is_required() and field.default is not None:
                 assert getattr(shown, key) == field.default, key
@@ -1239,6 +1338,10 @@ def test_the_example_comments_out_only_what_has_no_default():
     assert shown["capture"].keys() == TABLES["capture"].model_fields.keys()
     assert shown["packs"].keys() == TABLES["packs"].model_fields.keys()
     assert shown["retention"].keys() == TABLES["retention"].model_fields.keys() - {"within", "time_zone"}
+    assert shown["schedule"].keys() == TABLES["schedule"].model_fields.keys() - {"time_zone", "jitter"}
+    assert shown["daemon"].keys() == TABLES["daemon"].model_fields.keys()
+    assert shown["health"].keys() == TABLES["health"].model_fields.keys()
+    assert shown["http"].keys() == TABLES["http"].model_fields.keys() - {"token"}
     assert [entry.keys() for entry in shown["databases"]] == [{"path"}]
     assert [entry.keys() for entry in shown["stores"]] == [{"url"}]
 

@@ -8,30 +8,48 @@ from backupd.config.databases import (
     DatabaseSettings,
     check_database_name,
     database_from_path,
+    entries_by_name,
     find_databases,
+    look_for_databases,
     unmatched_patterns,
 )
 from backupd.config.loading import load
 from backupd.config.retention import RetentionSettings
+from backupd.config.schedule import ScheduleSettings
 from backupd.config.settings import CaptureSettings, PackSettings, Settings
 from backupd.config.stores import StoreSettings, store_from_url
+from backupd.config.unattended import (
+    DaemonSettings,
+    HealthSettings,
+    HeartbeatSettings,
+    HttpSettings,
+    NotificationSettings,
+)
 from backupd.config.values import InvalidValueError, format_duration, format_size, parse_duration, parse_size
 
 __all__ = [
     "CaptureSettings",
+    "DaemonSettings",
     "Database",
     "DatabaseSettings",
+    "HealthSettings",
+    "HeartbeatSettings",
+    "HttpSettings",
     "InvalidValueError",
+    "NotificationSettings",
     "PackSettings",
     "RetentionSettings",
+    "ScheduleSettings",
     "Settings",
     "StoreSettings",
     "check_database_name",
     "database_from_path",
+    "entries_by_name",
     "find_databases",
     "format_duration",
     "format_size",
     "load",
+    "look_for_databases",
     "parse_duration",
     "parse_size",
     "store_from_url",

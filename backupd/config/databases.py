@@ -2,7 +2,7 @@
 
 import glob
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self
@@ -10,6 +10,7 @@ from typing import Annotated, Self
 from pydantic import BeforeValidator, model_validator
 
 from backupd.config.retention import RetentionSettings
+from backupd.config.schedule import ScheduleSettings
 from backupd.config.values import InvalidValueError, Table, absolute_path
 from backupd.errors import UsageError
 
@@ -64,6 +65,7 @@ class DatabaseSettings(Table):
     path: Annotated[str, BeforeValidator(_absolute_pattern)]
     name: str | None = None
     retention: RetentionSettings | None = None
+    schedule: ScheduleSettings | None = None
 
     @property
     def is_glob(self) -> bool:
@@ -118,26 +120,47 @@ def find_databases(entries: Iterable[DatabaseSettings]) -> tuple[Database, ...]:
     the first. A pattern that finds nothing adds nothing: `unmatched_patterns` tells which. Raises `UsageError` when two
     databases would have one name (upper and lower case are the same, because some stores' file systems say so).
     """
-    databases = tuple(database for _, database in _found(entries))
-    _refuse_shared_names(databases)
-    return databases
+    found = look_for_databases(entries)
+    for _, problem in found.problems:
+        raise problem
+    return tuple(database for _, database in found.databases)
 
 
 def entries_by_name(entries: Iterable[DatabaseSettings]) -> dict[str, DatabaseSettings]:
-    """The entry that each database comes from at this moment. Of two with one name, the first. Raises `UsageError`."""
-    found: dict[str, DatabaseSettings] = {}
-    for entry, database in _found(entries):
-        found.setdefault(database.name, entry)
-    return found
+    """The entry that each database comes from at this moment. Of two with one name, the first."""
+    return {database.name: entry for entry, database in look_for_databases(entries).databases}
 
 
-def _found(entries: Iterable[DatabaseSettings]) -> Iterator[tuple[DatabaseSettings, Database]]:
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Databases, and why other files are none, with the entry that each comes from."""
+
+    databases: tuple[tuple[DatabaseSettings, Database], ...]
+    problems: tuple[tuple[DatabaseSettings, UsageError], ...]
+
+
+def look_for_databases(entries: Iterable[DatabaseSettings]) -> Found:
+    """As `find_databases`, for whoever goes on without those files that cannot have their name."""
     entries = tuple(entries)
     taken = {path for entry in entries if not entry.is_glob for path in entry.paths()}
+    names: dict[str, Database] = {}
+    paths: set[Path] = set()
+    databases: list[tuple[DatabaseSettings, Database]] = []
+    problems: list[tuple[DatabaseSettings, UsageError]] = []
     for entry in entries:
-        paths = [path for path in entry.paths() if not entry.is_glob or path not in taken]
-        taken.update(paths)
-        yield from ((entry, entry.database_at(path)) for path in paths)
+        for path in [path for path in entry.paths() if not entry.is_glob or path not in taken]:
+            if entry.is_glob:
+                taken.add(path)
+            try:
+                database = entry.database_at(path)
+                _refuse_shared_name(database, names, paths)
+            except UsageError as problem:
+                problems.append((entry, problem))
+                continue
+            names[database.name.lower()] = database
+            paths.add(path)
+            databases.append((entry, database))
+    return Found(tuple(databases), tuple(problems))
 
 
 def unmatched_patterns(entries: Iterable[DatabaseSettings]) -> tuple[str, ...]:
@@ -145,20 +168,16 @@ def unmatched_patterns(entries: Iterable[DatabaseSettings]) -> tuple[str, ...]:
     return tuple(entry.path for entry in entries if not entry.paths())
 
 
-def _refuse_shared_names(databases: Iterable[Database]) -> None:
-    """Raise `InvalidValueError` when two of `databases` have one name or one path."""
-    by_name: dict[str, Database] = {}
-    paths: set[Path] = set()
-    for database in databases:
-        if database.path in paths:
-            raise InvalidValueError(f"{database.path} has two entries", hint="take one of them out")
-        other = by_name.setdefault(database.name.lower(), database)
-        if other is not database:
-            raise InvalidValueError(
-                f"two databases with one name: {other.name!r} ({other.path}) and {database.name!r} ({database.path})",
-                hint="set `name` in an entry for one of them",
-            )
-        paths.add(database.path)
+def _refuse_shared_name(database: Database, names: Mapping[str, Database], paths: Container[Path]) -> None:
+    """Raise `InvalidValueError` when `database` has a name or a path that another one has."""
+    if database.path in paths:
+        raise InvalidValueError(f"{database.path} has two entries", hint="take one of them out")
+    other = names.get(database.name.lower())
+    if other is not None:
+        raise InvalidValueError(
+            f"two databases with one name: {other.name!r} ({other.path}) and {database.name!r} ({database.path})",
+            hint="set `name` in an entry for one of them",
+        )
 
 
 def _name_that_varies(pattern: str, path: Path) -> str:

@@ -21,7 +21,9 @@ _POSITION = re.compile(r"(?<=__)(?:0|[1-9][0-9]{0,3})(?=__)")
 
 
 class _SettingsInVariables(Settings, BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="BACKUPD_", env_nested_delimiter="__", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix="BACKUPD_", env_nested_delimiter="__", env_ignore_empty=True, enable_decoding=False
+    )
 
 
 class _Variables(EnvSettingsSource):
@@ -93,4 +95,8 @@ def _variables(table: type[Table] = Settings, *location: int | str) -> Iterator[
 
 
 _KNOWN = frozenset(name for name, _ in _variables())
-_SECRET_FILES = frozenset(f"{name}_FILE" for name, field in _variables() if SecretStr in get_args(field.annotation))
+_SECRET_FILES = frozenset(
+    f"{name}_FILE"
+    for name, field in _variables()
+    if field.annotation is SecretStr or SecretStr in get_args(field.annotation)
+)

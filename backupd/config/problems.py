@@ -51,7 +51,7 @@ class Origin:
             return self._unknown_key(location)
         if details["type"] == "missing":
             return self._missing_key(location)
-        if isinstance(own := details.get("ctx", {}).get("error"), InvalidValueError):
+        if isinstance(own := details.get("ctx", {}).get("error"), UsageError):
             return InvalidValueError(f"{self._place(location)}: {own.message}", hint=own.hint)
         return InvalidValueError(f"{self._place(location)}: {_rule(details)}")
 

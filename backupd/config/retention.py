@@ -1,13 +1,19 @@
 """How long snapshots are kept: the policy, for everything or for one database or store."""
 
-import difflib
 from datetime import timedelta, tzinfo
 from typing import Annotated
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from pydantic import AfterValidator, Field
 
-from backupd.config.values import Count, Duration, InvalidValueError, Table, format_duration
+from backupd.config.values import (
+    Count,
+    Duration,
+    InvalidValueError,
+    Table,
+    TimeZone,
+    format_duration,
+    zone_called,
+)
 
 _SHORTEST_AGE = timedelta(hours=1)
 
@@ -19,19 +25,6 @@ def _refuse_minutes_meant_as_months(age: timedelta) -> timedelta:
             hint="m stands for minutes; write months and years in days, such as 30d or 365d",
         )
     return age
-
-
-def _known_time_zone(name: str) -> str:
-    try:
-        ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        known = available_timezones()
-        likely = difflib.get_close_matches(name, known, n=1)
-        hint = "write it like Europe/Berlin" if known else "this system has no time zones: install tzdata"
-        raise InvalidValueError(
-            f"{name!r} is not a time zone", hint=f"did you mean {likely[0]}?" if likely else hint
-        ) from None
-    return name
 
 
 Snapshots = Annotated[Count, Field(ge=0)]
@@ -53,7 +46,7 @@ class RetentionSettings(Table):
     yearly: Snapshots = 0
     within: Age | None = None
     tagged: Age = timedelta(days=365)
-    time_zone: Annotated[str, AfterValidator(_known_time_zone)] | None = None
+    time_zone: TimeZone | None = None
     grace: Age = timedelta(days=3)
     after_snapshot: bool = True
 
@@ -66,9 +59,4 @@ class RetentionSettings(Table):
     @property
     def zone(self) -> tzinfo | None:
         """What `datetime.astimezone` takes for `time_zone`."""
-        return None if self.time_zone is None else ZoneInfo(self.time_zone)
-
-    def overridden_by(self, *overrides: "RetentionSettings | None") -> "RetentionSettings":
-        """This policy with the keys that were written in each of `overrides`, of which a later one wins."""
-        written = {key: getattr(table, key) for table in (self, *overrides) if table for key in table.model_fields_set}
-        return RetentionSettings(**written)
+        return zone_called(self.time_zone)

@@ -10,7 +10,15 @@ from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from backupd.config.databases import DatabaseSettings, entries_by_name, find_databases
 from backupd.config.retention import RetentionSettings
+from backupd.config.schedule import ScheduleSettings
 from backupd.config.stores import StoreSettings
+from backupd.config.unattended import (
+    DaemonSettings,
+    HealthSettings,
+    HeartbeatSettings,
+    HttpSettings,
+    NotificationSettings,
+)
 from backupd.config.values import AbsolutePath, Count, Duration, InvalidValueError, Size, Table, format_size
 
 _SMALLEST_LIMIT_BYTES = 10**6
@@ -77,11 +85,18 @@ class Settings(Table):
     """Everything that can be configured. `load` makes one from a file and the environment; this class reads neither."""
 
     state_dir: AbsolutePath = Field(default_factory=lambda: default_state_dir(os.environ, is_root=os.geteuid() == 0))
+    run_as_owner: bool = False
     databases: tuple[DatabaseSettings, ...] = ()
     stores: tuple[StoreSettings, ...] = ()
     capture: CaptureSettings = CaptureSettings()
     packs: PackSettings = PackSettings()
     retention: RetentionSettings = RetentionSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    daemon: DaemonSettings = DaemonSettings()
+    health: HealthSettings = HealthSettings()
+    http: HttpSettings = HttpSettings()
+    notifications: tuple[NotificationSettings, ...] = ()
+    heartbeats: tuple[HeartbeatSettings, ...] = ()
 
     _source: Path | None = PrivateAttr(default=None)
 
@@ -115,6 +130,10 @@ class Settings(Table):
     def grace(self, store: StoreSettings) -> timedelta:
         """How long what was removed by hand can be had back from `store`, of a database without a policy."""
         return self.retention.overridden_by(store.retention).grace
+
+    def schedule_of(self, entry: DatabaseSettings) -> ScheduleSettings:
+        """When things are done for the databases of `entry`: its own keys win."""
+        return self.schedule.overridden_by(entry.schedule)
 
     @model_validator(mode="after")
     def _refuse_twins(self) -> Self:

@@ -1,12 +1,14 @@
 """What stands to the right of an equals sign: durations, sizes and paths, as people write them."""
 
+import difflib
 import re
-from datetime import timedelta
+from datetime import timedelta, tzinfo
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from backupd.errors import UsageError
 
@@ -40,6 +42,11 @@ class Table(BaseModel):
     """One table of the configuration: immutable, no unknown keys, and no value ever repeated by pydantic's errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    def overridden_by(self, *overrides: Self | None) -> Self:
+        """This table with the keys that were written in each of `overrides`, of which a later one wins."""
+        written = {key: getattr(table, key) for table in (self, *overrides) if table for key in table.model_fields_set}
+        return type(self)(**written)
 
 
 def parse_duration(text: str) -> timedelta:
@@ -109,6 +116,24 @@ def absolute_path(value: object) -> Path:
         raise InvalidValueError(f"the home directory in {str(value)!r} is not known") from None
 
 
+def zone_called(name: str | None) -> tzinfo | None:
+    """What `datetime.astimezone` takes for the name of a time zone; None is the system's local time."""
+    return None if name is None else ZoneInfo(name)
+
+
+def _known_time_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        known = available_timezones()
+        likely = difflib.get_close_matches(name, known, n=1)
+        hint = "write it like Europe/Berlin" if known else "this system has no time zones: install tzdata"
+        raise InvalidValueError(
+            f"{name!r} is not a time zone", hint=f"did you mean {likely[0]}?" if likely else hint
+        ) from None
+    return name
+
+
 def _duration(value: object) -> timedelta:
     if isinstance(value, str):
         value = parse_duration(value)
@@ -139,3 +164,4 @@ Size = Annotated[int, BeforeValidator(_size), PlainSerializer(format_size, when_
 Count = Annotated[int, BeforeValidator(_count)]
 AbsolutePath = Annotated[Path, BeforeValidator(absolute_path)]
 Text = Annotated[str, Field(min_length=1)]
+TimeZone = Annotated[str, AfterValidator(_known_time_zone)]
