@@ -33,6 +33,11 @@ class StateDirectory:
     def __init__(self, root: Path) -> None:
         self._root = root
 
+    @property
+    def root(self) -> Path:
+        """Where it is, or will be."""
+        return self._root
+
     def writer_id(self) -> str:
         """Sixteen random hex digits that stay the same as long as the directory does."""
         file = self._directory() / "writer"

@@ -1,0 +1,253 @@
+"""The status as JSON and back. By tables, because a status of a thousand databases is read and written all the time."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import lru_cache
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from backupd.health.values import (
+    VERSION,
+    AlarmState,
+    DaemonHealth,
+    DatabaseHealth,
+    Failure,
+    LastRun,
+    Problem,
+    Status,
+    StoreHealth,
+    Told,
+    Totals,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    Convert = Callable[[Any], Any]
+
+_T = TypeVar("_T")
+
+
+class UnreadableStatusError(ValueError):
+    """Not a status; the text says why."""
+
+
+class NewerStatusError(UnreadableStatusError):
+    """A status of a newer backupd."""
+
+
+class Encoder:
+    """Writes statuses one after the other: of a database that is as it was in the last one, the text is still known."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[DatabaseHealth, str]] = {}
+
+    def encode(self, status: Status) -> str:
+        """The content of a status file; what is None is left out."""
+        known = self._known
+        self._known = {
+            name: before
+            if (before := known.get(name)) is not None and before[0] is database
+            else (database, _text(database))
+            for name, database in status.databases.items()
+        }
+        rest = _JSON.encode(_STATUS.brief(replace(status, databases={})))
+        databases = ",\n".join(f"{_JSON.encode(name)}:{text}" for name, (_, text) in self._known.items())
+        return f'{rest[:-1]},"databases":{{\n{databases}\n}}}}\n'
+
+
+def decode(text: str | bytes) -> Status:
+    """Read it back. Keys that are not known are ignored. Raises `UnreadableStatusError`."""
+    try:
+        tree = json.loads(text)
+        _check_version(tree["version"])
+        return _STATUS.decode(tree)
+    except UnreadableStatusError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UnreadableStatusError(f"{type(error).__name__}: {error}") from error
+
+
+def values(status: Status) -> dict[str, Any]:
+    """The whole status with every key, as `backupd status --json` shows it."""
+    return _STATUS.full(status)
+
+
+def utc_text(moment: datetime) -> str:
+    """`2026-11-22T08:55:57.123Z`; `moment` is aware."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _check_version(version: Any) -> None:
+    if type(version) is int and version > VERSION:
+        raise NewerStatusError(f"it has version {version}, and this backupd knows {VERSION}")
+    if version != VERSION:
+        raise UnreadableStatusError(f"it has version {version!r}")
+
+
+class _Record(Generic[_T]):
+    """A dataclass, of which each field is a simple value, a time, another record, or records by name."""
+
+    def __init__(self, cls: type[_T], **kinds: _Kind) -> None:
+        self._cls = cls
+        self._decoders = [(name, kind.decode) for name, kind in kinds.items()]
+        self._briefs = [(name, kind.brief) for name, kind in kinds.items()]
+        self._fulls = [(name, kind.full) for name, kind in kinds.items()]
+        self._parts = attrgetter(*kinds)
+
+    def decode(self, tree: dict[str, Any]) -> _T:
+        """Raises ValueError, TypeError, KeyError or AttributeError when it is something else."""
+        return self._cls(**{name: decode(tree[name]) for name, decode in self._decoders if name in tree})
+
+    def brief(self, value: _T) -> dict[str, Any]:
+        """Without what is None, false or empty."""
+        return {
+            name: brief(part) if brief else part
+            for (name, brief), part in zip(self._briefs, self._parts(value), strict=True)
+            if part or (part is not False and part == 0)
+        }
+
+    def full(self, value: _T) -> dict[str, Any]:
+        """With every field."""
+        return {
+            name: full(part) if full and part is not None else part
+            for (name, full), part in zip(self._fulls, self._parts(value), strict=True)
+        }
+
+
+class _Kind:
+    """How one field is read and written. Without an encoder, JSON has the value as it is."""
+
+    def __init__(self, decode: Convert, brief: Convert | None = None, full: Convert | None = None) -> None:
+        self.decode = decode
+        self.brief = brief
+        self.full = full or brief
+
+
+def _simple(cls: type, *more: type) -> _Kind:
+    allowed = frozenset((cls, *more))
+
+    def decode(part: Any) -> Any:
+        if type(part) not in allowed:
+            raise TypeError(f"{part!r} is no {cls.__name__}")
+        return part
+
+    return _Kind(decode)
+
+
+def _time(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(f"{text} has no time zone")
+    return moment
+
+
+def _one(record: _Record[Any]) -> _Kind:
+    return _Kind(record.decode, record.brief, record.full)
+
+
+def _by_name(record: _Record[Any]) -> _Kind:
+    def decode(tree: dict[str, Any]) -> dict[str, Any]:
+        one = record.decode
+        return {name: one(part) for name, part in tree.items()}
+
+    def brief(parts: Mapping[str, Any]) -> dict[str, Any]:
+        one = record.brief
+        return {name: one(part) for name, part in parts.items()}
+
+    def full(parts: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: record.full(part) for name, part in parts.items()}
+
+    return _Kind(decode, brief, full)
+
+
+_TEXT, _INT, _FLOAT, _BOOL = _simple(str), _simple(int), _simple(float, int), _simple(bool)
+# Most times are as they were when the status was written last, and spelling them costs as much as all the rest.
+_TIME = _Kind(_time, lru_cache(maxsize=1 << 15)(datetime.isoformat), utc_text)
+
+_FAILURE_RECORD = _Record(
+    Failure,
+    since=_TIME,
+    count=_INT,
+    last_at=_TIME,
+    message=_TEXT,
+    hint=_TEXT,
+    exit_code=_INT,
+    is_transient=_BOOL,
+    is_refusal=_BOOL,
+)
+_FAILURE = _one(_FAILURE_RECORD)
+_PROBLEM = _one(_Record(Problem, since=_TIME, message=_TEXT, hint=_TEXT))
+_LAST_RUN = _one(
+    _Record(
+        LastRun,
+        started_at=_TIME,
+        duration_seconds=_FLOAT,
+        outcome=_TEXT,
+        stored_bytes=_INT,
+        changed_pages=_INT,
+        page_count=_INT,
+        page_size=_INT,
+    )
+)
+_STORE = _Record(
+    StoreHealth,
+    current_at=_TIME,
+    due_by=_TIME,
+    fingerprint=_TEXT,
+    snapshot_id=_TEXT,
+    snapshot_at=_TIME,
+    seen_at=_TIME,
+    proven_id=_TEXT,
+    proven_at=_TIME,
+    last_run=_LAST_RUN,
+    totals=_one(_Record(Totals, snapshots=_INT, failures=_INT, stored_bytes=_INT)),
+    failure=_FAILURE,
+    drill_failure=_FAILURE,
+    is_damaged=_BOOL,
+    hold=_PROBLEM,
+    prune_failure=_FAILURE,
+)
+_DATABASE = _Record(
+    DatabaseHealth,
+    path=_TEXT,
+    is_scheduled=_BOOL,
+    next_run_at=_TIME,
+    next_drill_at=_TIME,
+    running_since=_TIME,
+    vanished_at=_TIME,
+    stores=_by_name(_STORE),
+)
+_DAEMON = _Record(
+    DaemonHealth,
+    pid=_INT,
+    version=_TEXT,
+    started_at=_TIME,
+    stopped_at=_TIME,
+    config_problem=_PROBLEM,
+    entry_problems=_by_name(_FAILURE_RECORD),
+)
+_ALARM = _Record(
+    AlarmState,
+    raised_at=_TIME,
+    title=_TEXT,
+    database=_TEXT,
+    ended_at=_TIME,
+    told=_by_name(_Record(Told, at=_TIME, times=_INT)),
+)
+_STATUS = _Record(
+    Status,
+    version=_INT,
+    written_at=_TIME,
+    daemon=_one(_DAEMON),
+    alarms=_by_name(_ALARM),
+    databases=_by_name(_DATABASE),
+)
+_JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, check_circular=False)
+
+
+def _text(database: DatabaseHealth) -> str:
+    return _JSON.encode(_DATABASE.brief(database))

@@ -1,0 +1,183 @@
+"""The status file: one for the daemon, for `backupd now` beside it, and for everybody who asks how things are.
+
+status.json   everything that is remembered, replaced in one piece
+alive         its time says when the daemon last could write: a status may stay as it is for a day
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from backupd.errors import BackupdError, DamageError, TargetUnwritableError, UnsupportedFormatError
+from backupd.health.codec import Encoder, NewerStatusError, UnreadableStatusError, decode
+from backupd.health.values import Status
+from backupd.live.files import fsync_directory
+from backupd.logs import log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from backupd.state import StateDirectory
+
+_LOCK_TIMEOUT_SECONDS = 30.0
+_PRIVATE_MODE = 0o600
+
+
+class StatusFile:
+    """The status of one state directory. Its methods may be called from several threads and processes at once."""
+
+    def __init__(self, state: StateDirectory) -> None:
+        self._state = state
+        self._file = state.root / "status.json"
+        self._alive = state.root / "alive"
+        self._turn = threading.Lock()
+        # The file that was read or written last, and what is in it. Readers take no turns: at worst one reads again.
+        self._known: tuple[tuple[int, int, int], Status] | None = None
+        self._encoder = Encoder()
+        self._told: str | None = None
+
+    def find(self) -> Status | None:
+        """What is remembered; None when nothing was ever written. Creates nothing.
+
+        Raises `DamageError` for what is no status, `UnsupportedFormatError` for that of a newer backupd, and
+        `TargetUnwritableError` when it cannot be read.
+        """
+        with self._reporting_errors():
+            try:
+                with self._file.open("rb") as opened:
+                    identity = _identity(os.fstat(opened.fileno()))
+                    known = self._known
+                    if known is not None and known[0] == identity:
+                        return known[1]
+                    content = opened.read()
+            except FileNotFoundError:
+                return None
+        try:
+            status = decode(content)
+        except NewerStatusError as error:
+            raise UnsupportedFormatError(
+                f"the status file {self._file} was written by a newer backupd: {error}",
+                hint="install the newer version, or remove the file: it is written anew",
+            ) from error
+        except UnreadableStatusError as error:
+            raise DamageError(
+                f"the status file {self._file} cannot be read: {error}",
+                hint="it is written anew by the next run; what came before is forgotten, and nothing else is lost",
+            ) from error
+        self._known = identity, status
+        return status
+
+    def read(self) -> Status:
+        """What is remembered, or an empty status: one that cannot be read is worth a warning, and stops nothing."""
+        try:
+            status = self.find() or Status()
+        except BackupdError as error:
+            self._warn(error)
+            return Status()
+        self._told = None
+        return status
+
+    def update(self, change: Callable[[Status], Status]) -> Status:
+        """Replace the status by what `change` makes of it, and give that. Others wait for their turn meanwhile.
+
+        Atomic and durable: after a kill, a loss of power or an error, the file has the old content or the new. One that
+        could not be read is kept beside it, as `status.json.unreadable`. Raises `TargetUnwritableError` (a full disk is
+        one), and `BusyError` when others hold the file for more than half a minute.
+        """
+        with self._turn, self._state.lock("the status file", timeout=_LOCK_TIMEOUT_SECONDS):
+            before = self._readable()
+            after = change(before)
+            if after is before:
+                return before
+            after = replace(after, written_at=datetime.now(UTC))
+            self._write(after)
+            return after
+
+    def touch(self) -> None:
+        """Leave a sign that the daemon is alive and could write. Raises `TargetUnwritableError`, on a full disk too."""
+        with self._reporting_errors():
+            # A file of its own each time: on a full disk, what is there already can still be written over.
+            _replace(self._alive, f"{os.getpid()}\n".encode(), is_durable=False)
+
+    def alive_at(self) -> datetime | None:
+        """When the daemon last called `touch`, by this machine's clock; None when it never did.
+
+        Raises `TargetUnwritableError` when that cannot be told.
+        """
+        with self._reporting_errors():
+            try:
+                return datetime.fromtimestamp(self._alive.stat().st_mtime, UTC)
+            except FileNotFoundError:
+                return None
+
+    def _readable(self) -> Status:
+        """What is remembered. What is no status makes room for one, and what could not even be read does not."""
+        try:
+            return self.find() or Status()
+        except (DamageError, UnsupportedFormatError) as error:
+            self._warn(error)
+            with self._reporting_errors():
+                self._file.replace(self._file.with_name("status.json.unreadable"))
+            return Status()
+
+    def _warn(self, error: BackupdError) -> None:
+        """Once, until it can be read again: a daemon reads it all the time."""
+        if self._told != error.message:
+            self._told = error.message
+            log.warning(error.message, hint=error.hint)
+
+    def _write(self, status: Status) -> None:
+        with self._reporting_errors():
+            self._known = _replace(self._file, self._encoder.encode(status).encode(), is_durable=True), status
+
+    @contextmanager
+    def _reporting_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            whom = f" for user {os.geteuid()}" if isinstance(error, PermissionError) else ""
+            raise TargetUnwritableError(
+                f"the status file {self._file} cannot be used: {error.strerror}{whom}",
+                hint=f"see that {self._file.parent} belongs to the user that backupd runs as, and has space left",
+            ) from error
+
+
+def _identity(stat: os.stat_result) -> tuple[int, int, int]:
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _replace(file: Path, content: bytes, *, is_durable: bool) -> tuple[int, int, int]:
+    """Give `file` this content in one step; say which file it is now. Of two at once, one wins."""
+    temporary = file.with_name(f".{file.name}.new")  # always the same, so that kills do not pile them up
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, _PRIVATE_MODE)
+    try:
+        try:
+            _belong_to_owner(descriptor, file.parent)
+            rest = memoryview(content)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+            if is_durable:
+                os.fsync(descriptor)
+            identity = _identity(os.fstat(descriptor))
+        finally:
+            os.close(descriptor)
+        temporary.replace(file)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    if is_durable:
+        fsync_directory(file.parent)
+    return identity
+
+
+def _belong_to_owner(descriptor: int, directory: Path) -> None:
+    """What root writes, beside a daemon of another user, that daemon must be able to read."""
+    owner = directory.stat()
+    if os.geteuid() == 0 and owner.st_uid != 0:
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)

@@ -1,0 +1,222 @@
+"""The status for Prometheus. Times are Unix times in seconds; what is not known has no sample.
+
+Of each database in each store, with the labels `database` and `store` (its URL):
+
+    backupd_last_current_timestamp_seconds   the store has the state of this time: captured, or unchanged
+    backupd_last_success_timestamp_seconds   when the newest snapshot was taken
+    backupd_last_proven_timestamp_seconds    when a drill last succeeded
+    backupd_due_timestamp_seconds            when it has to be current again, the grace included
+    backupd_run_duration_seconds             how long the last attempt at a snapshot took
+    backupd_pages_changed                    pages that the last attempt stored
+    backupd_image_bytes                      size of the database at the last attempt
+    backupd_snapshots_total                  snapshots made
+    backupd_failures_total                   attempts that failed
+    backupd_stored_bytes_total               bytes of packs written
+    backupd_is_current                       1, or 0 when an alarm says that it is not
+
+Of each database, with the label `database`:
+
+    backupd_next_run_timestamp_seconds       when it is looked at next
+    backupd_next_drill_timestamp_seconds     when its next drill is due
+    backupd_running                          1 while a run of it is going on
+
+Of each store, with the label `store`:
+
+    backupd_store_errors_total               attempts that failed, of all databases
+
+Of the whole:
+
+    backupd_healthy                          1, or 0 when `backupd status --check` fails
+    backupd_alarm                            how many alarms are on: labels kind, database, store
+    backupd_databases                        databases that are looked after
+    backupd_build_info                       1, with the label version
+
+Counters begin anew when the status file is lost.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, NamedTuple
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from backupd import __version__
+from backupd.health.judging import is_healthy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+    from datetime import datetime
+
+    from prometheus_client.core import Metric
+
+    from backupd.health.judging import Alarm
+    from backupd.health.values import DatabaseHealth, Status, StoreHealth
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+"""Of what `metrics_text` gives."""
+
+
+def metrics_text(status: Status, alarms: Collection[Alarm]) -> bytes:
+    """What `GET /metrics` answers, by a status and what `judge` makes of it."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_HealthCollector(status, alarms))
+    return generate_latest(registry)
+
+
+class _PerStore(NamedTuple):
+    name: str
+    help: str
+    value: Callable[[StoreHealth], float | None]
+    is_counter: bool = False
+
+
+class _PerDatabase(NamedTuple):
+    name: str
+    help: str
+    value: Callable[[DatabaseHealth], float | None]
+
+
+_PER_STORE = (
+    _PerStore(
+        "backupd_last_current_timestamp_seconds",
+        "The store has the state of the database of this time.",
+        lambda health: _seconds(health.current_at),
+    ),
+    _PerStore(
+        "backupd_last_success_timestamp_seconds",
+        "When the newest snapshot was taken.",
+        lambda health: _seconds(health.snapshot_at),
+    ),
+    _PerStore(
+        "backupd_last_proven_timestamp_seconds",
+        "When a drill (a full restore to scratch) last succeeded.",
+        lambda health: _seconds(health.proven_at),
+    ),
+    _PerStore(
+        "backupd_due_timestamp_seconds",
+        "When the database has to be current again, the grace included.",
+        lambda health: _seconds(health.due_by),
+    ),
+    _PerStore(
+        "backupd_run_duration_seconds",
+        "How long the last attempt at a snapshot took.",
+        lambda health: health.last_run.duration_seconds if health.last_run else None,
+    ),
+    _PerStore(
+        "backupd_pages_changed",
+        "Pages that the last attempt at a snapshot stored.",
+        lambda health: health.last_run.changed_pages if health.last_run else None,
+    ),
+    _PerStore(
+        "backupd_image_bytes",
+        "Size of the database at the last attempt at a snapshot.",
+        lambda health: health.last_run.image_bytes if health.last_run else None,
+    ),
+    _PerStore("backupd_snapshots", "Snapshots made.", lambda health: health.totals.snapshots, is_counter=True),
+    _PerStore(
+        "backupd_failures",
+        "Attempts at a snapshot that failed.",
+        lambda health: health.totals.failures,
+        is_counter=True,
+    ),
+    _PerStore(
+        "backupd_stored_bytes", "Bytes of packs written.", lambda health: health.totals.stored_bytes, is_counter=True
+    ),
+)
+_PER_DATABASE = (
+    _PerDatabase(
+        "backupd_next_run_timestamp_seconds",
+        "When the database is looked at next.",
+        lambda database: _seconds(database.next_run_at),
+    ),
+    _PerDatabase(
+        "backupd_next_drill_timestamp_seconds",
+        "When the next drill of the database is due.",
+        lambda database: _seconds(database.next_drill_at),
+    ),
+    _PerDatabase(
+        "backupd_running",
+        "1 while a run of the database is going on.",
+        lambda database: float(database.running_since is not None),
+    ),
+)
+
+
+class _HealthCollector(Collector):
+    def __init__(self, status: Status, alarms: Collection[Alarm]) -> None:
+        self._databases = {
+            name: database for name, database in status.databases.items() if database.vanished_at is None
+        }
+        self._alarms = alarms
+        self._is_healthy = is_healthy(status, alarms)
+
+    def collect(self) -> Iterator[Metric]:
+        """Every family that is described above."""
+        for metric in _PER_STORE:
+            family = CounterMetricFamily if metric.is_counter else GaugeMetricFamily
+            found: Metric = family(metric.name, metric.help, labels=("database", "store"))
+            for name, url, health in self._stores():
+                _add(found, (name, url), metric.value(health))
+            yield found
+        yield self._is_current()
+        for per_database in _PER_DATABASE:
+            found = GaugeMetricFamily(per_database.name, per_database.help, labels=("database",))
+            for name, database in self._databases.items():
+                _add(found, (name,), per_database.value(database))
+            yield found
+        yield self._store_errors()
+        yield from self._whole()
+
+    def _stores(self) -> Iterator[tuple[str, str, StoreHealth]]:
+        for name, database in self._databases.items():
+            for url, health in database.stores.items():
+                yield name, url, health
+
+    def _is_current(self) -> Metric:
+        late = {(alarm.database, alarm.store) for alarm in self._alarms if alarm.kind in {"failing", "stale"}}
+        found = GaugeMetricFamily(
+            "backupd_is_current",
+            "1, or 0 when an alarm says that the database is not current in the store.",
+            labels=("database", "store"),
+        )
+        for name, url, _ in self._stores():
+            found.add_metric((name, url), float((name, url) not in late))
+        return found
+
+    def _store_errors(self) -> Metric:
+        errors: Counter[str] = Counter()
+        for _, url, health in self._stores():
+            errors[url] += health.totals.failures
+        found = CounterMetricFamily(
+            "backupd_store_errors", "Attempts at a snapshot that failed, of all databases.", labels=("store",)
+        )
+        for url, count in errors.items():
+            found.add_metric((url,), count)
+        return found
+
+    def _whole(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "backupd_healthy", "1, or 0 when `backupd status --check` fails.", value=float(self._is_healthy)
+        )
+        found = GaugeMetricFamily("backupd_alarm", "How many alarms are on.", labels=("kind", "database", "store"))
+        # Several patterns may have the same labels, of which Prometheus takes only one sample.
+        counts = Counter((alarm.kind, alarm.database or "", alarm.store or "") for alarm in self._alarms)
+        for labels, count in counts.items():
+            found.add_metric(labels, count)
+        yield found
+        yield GaugeMetricFamily("backupd_databases", "Databases that are looked after.", value=len(self._databases))
+        version = GaugeMetricFamily("backupd_build_info", "The version that runs.", labels=("version",))
+        version.add_metric((__version__,), 1.0)
+        yield version
+
+
+def _add(family: Metric, labels: tuple[str, ...], value: float | None) -> None:
+    if value is not None:
+        family.add_metric(labels, value)  # type: ignore[attr-defined]
+
+
+def _seconds(moment: datetime | None) -> float | None:
+    return None if moment is None else moment.timestamp()

@@ -1,0 +1,163 @@
+"""What the daemon knows and means to do, as the status shows it. Pure, as `recording` is; `at` is now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from backupd.health.changing import next_failure, next_problem, with_database, with_databases
+from backupd.health.values import DaemonHealth, DatabaseHealth, Status, StoreHealth
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Collection, Iterable, Mapping
+    from datetime import datetime
+
+    from backupd.errors import BackupdError
+
+    _Due = Callable[["Plan", datetime], datetime]
+
+_VANISHED_ARE_REMEMBERED_FOR = timedelta(days=7)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What the daemon means to do for one database."""
+
+    path: os.PathLike[str] | str
+    stores: tuple[str, ...]
+    """URLs."""
+    next_run_at: datetime | None
+    next_drill_at: datetime | None = None
+    due_after: Callable[[datetime], datetime]
+    """When a database that was current at a time has to be current again: the schedule's next run, and the grace.
+
+    Best the same object for all databases of an entry: what it says of a time is then asked for only once.
+    """
+
+
+def with_running(status: Status, name: str, *, since: datetime | None) -> Status:
+    """A run of a database has begun, or (None) is over."""
+    return with_database(status, name, lambda database: replace(database, running_since=since))
+
+
+def with_next_runs(status: Status, next_runs: Mapping[str, datetime | None]) -> Status:
+    """When each of these databases is looked at next."""
+    return with_databases(
+        status,
+        {
+            name: replace(status.databases[name], next_run_at=next_run_at)
+            for name, next_run_at in next_runs.items()
+            if name in status.databases
+        },
+    )
+
+
+def with_next_drills(status: Status, next_drills: Mapping[str, datetime | None]) -> Status:
+    """When each of these databases has its next drill."""
+    return with_databases(
+        status,
+        {
+            name: replace(status.databases[name], next_drill_at=next_drill_at)
+            for name, next_drill_at in next_drills.items()
+            if name in status.databases
+        },
+    )
+
+
+def with_plans(status: Status, plans: Mapping[str, Plan], *, at: datetime) -> Status:
+    """What the daemon means to do for these databases: new ones, and ones whose schedule or stores may have changed.
+
+    When each store is due follows from when it was current last. One that never was stays due when it was, so that
+    a daemon that restarts all the time is not late for ever. A store that is not in the plan is forgotten.
+    """
+    known: dict[tuple[object, datetime], datetime] = {}
+
+    def due(plan: Plan, moment: datetime) -> datetime:
+        # A cron expression takes 0.2 ms, and the tenants of one entry share it, and mostly the moment too.
+        key = plan.due_after, moment
+        if key not in known:
+            known[key] = plan.due_after(moment)
+        return known[key]
+
+    return with_databases(
+        status, {name: _planned(status.databases.get(name), plan, at, due) for name, plan in plans.items()}
+    )
+
+
+def without_others(status: Status, names: Collection[str], *, at: datetime) -> Status:
+    """Forget the databases that are not configured any more: all but `names`, and those that vanished within a week."""
+
+    def is_kept(name: str, database: DatabaseHealth) -> bool:
+        return name in names or (
+            database.vanished_at is not None and at - database.vanished_at < _VANISHED_ARE_REMEMBERED_FOR
+        )
+
+    kept = {name: database for name, database in status.databases.items() if is_kept(name, database)}
+    return status if len(kept) == len(status.databases) else replace(status, databases=kept)
+
+
+def with_vanished(status: Status, names: Iterable[str], *, at: datetime) -> Status:
+    """A pattern does not find these files any more. What is known of them stays for a week."""
+    return with_databases(
+        status,
+        {
+            name: replace(database, vanished_at=at, next_run_at=None, next_drill_at=None, running_since=None)
+            for name in names
+            if (database := status.databases.get(name)) is not None and database.vanished_at is None
+        },
+    )
+
+
+def with_daemon(status: Status, *, pid: int, version: str, at: datetime) -> Status:
+    """A daemon has started: nothing that the one before had begun is running."""
+    idle = {
+        name: replace(database, running_since=None)
+        for name, database in status.databases.items()
+        if database.running_since is not None
+    }
+    return replace(with_databases(status, idle), daemon=DaemonHealth(pid=pid, version=version, started_at=at))
+
+
+def with_daemon_stopped(status: Status, *, at: datetime) -> Status:
+    """It has ended as it should."""
+    return status if status.daemon is None else replace(status, daemon=replace(status.daemon, stopped_at=at))
+
+
+def with_config_problem(status: Status, error: BackupdError | None, *, at: datetime) -> Status:
+    """A changed configuration was refused, or (None) taken."""
+    if status.daemon is None:
+        return status
+    problem = None if error is None else next_problem(status.daemon.config_problem, error, at)
+    return replace(status, daemon=replace(status.daemon, config_problem=problem))
+
+
+def with_entry_problem(status: Status, pattern: str, error: BackupdError | None, *, at: datetime) -> Status:
+    """A [[databases]] entry, known by its path, gives no databases, or (None) does again."""
+    if status.daemon is None:
+        return status
+    problems = dict(status.daemon.entry_problems)
+    failure = next_failure(problems.pop(pattern, None), error, at)
+    if failure is not None:
+        problems[pattern] = failure
+    return replace(status, daemon=replace(status.daemon, entry_problems=problems))
+
+
+def _planned(database: DatabaseHealth | None, plan: Plan, at: datetime, due: _Due) -> DatabaseHealth:
+    known = database.stores if database else {}
+
+    def planned(health: StoreHealth) -> StoreHealth:
+        if health.current_at is not None:
+            return replace(health, due_by=due(plan, health.current_at))
+        return health if health.due_by is not None else replace(health, due_by=due(plan, at))
+
+    return replace(
+        database or DatabaseHealth(path=str(plan.path)),
+        path=str(plan.path),
+        is_scheduled=True,
+        next_run_at=plan.next_run_at,
+        next_drill_at=plan.next_drill_at,
+        vanished_at=None,
+        stores={url: planned(known.get(url) or StoreHealth()) for url in plan.stores},
+    )

@@ -1,0 +1,212 @@
+"""What each outcome changes in the status. Pure: a status goes in, another comes out, for `StatusFile.update`.
+
+Times are aware and UTC. `at` is when the attempt began: the state that it saved is at least that new.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+from backupd.errors import DamageError, InterruptedByUserError
+from backupd.health.changing import next_failure, next_problem, with_databases, with_stores
+from backupd.health.values import DatabaseHealth, Failure, LastRun, Status, StoreHealth
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Collection, Iterable, Mapping
+    from datetime import datetime
+
+    from backupd.backup.results import BackupResult
+    from backupd.errors import BackupdError
+    from backupd.format.ids import SnapshotId
+    from backupd.prune.results import PruneResult
+
+
+class DrillResult(Protocol):
+    """What became of a drill, as `backupd.drill` tells it."""
+
+    @property
+    def database(self) -> str:
+        """Its name."""
+
+    @property
+    def store(self) -> str:
+        """The store's URL."""
+
+    @property
+    def id(self) -> SnapshotId | None:
+        """The snapshot that was tried; None when there was none to try."""
+
+    @property
+    def outcome(self) -> str:
+        """One of "proven", "damaged-store", "damaged-source", "not-checkable", "failed"."""
+
+    @property
+    def error(self) -> BackupdError | None:
+        """What stopped it, or what it found."""
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """What SQLite said of the restored file."""
+
+
+def with_snapshots(
+    status: Status,
+    results: Iterable[BackupResult],
+    *,
+    path: os.PathLike[str] | str,
+    at: datetime,
+    due_by: datetime | None,
+    fingerprint: str | None,
+) -> Status:
+    """One run of one database. `fingerprint` is what `stat` said before it; a store that failed keeps none.
+
+    A store that failed stays due when it was.
+    """
+    for result in results:
+        database = status.databases.get(result.database) or DatabaseHealth(path=str(path))
+        before = database.stores.get(result.store) or StoreHealth()
+        after = _after_snapshot(before, result, at=at, due_by=due_by, fingerprint=fingerprint)
+        database = replace(database, path=str(path), vanished_at=None, stores={**database.stores, result.store: after})
+        status = with_databases(status, {result.database: database})
+    return status
+
+
+def with_unchanged(status: Status, database: str, store: str, *, at: datetime, due_by: datetime | None) -> Status:
+    """This database is in this store (a URL) as it is, and nobody had to look into it."""
+    return with_all_unchanged(status, {database: (store,)}, at=at, due_by=due_by)
+
+
+def with_all_unchanged(
+    status: Status,
+    checked: Mapping[str, Collection[str]],
+    *,
+    at: datetime,
+    due_by: datetime | None,
+    next_run_at: datetime | None = None,
+) -> Status:
+    """A whole round: these databases are in these stores (URLs) as they are, and nobody had to look into them.
+
+    `next_run_at` as it is now; None leaves it. Databases and stores that are not known are left out.
+    """
+    changed = {}
+    for name, urls in checked.items():
+        database = status.databases.get(name)
+        if database is not None:
+            stores = {
+                url: replace(health, current_at=at, due_by=due_by, failure=None) if url in urls else health
+                for url, health in database.stores.items()
+            }
+            changed[name] = replace(database, stores=stores, next_run_at=next_run_at or database.next_run_at)
+    return with_databases(status, changed)
+
+
+def with_down(status: Status, down: Mapping[str, Iterable[tuple[str, BackupdError]]], *, at: datetime) -> Status:
+    """A whole round: by database, the stores (URLs) that could not be asked, and why. Each is a failed attempt."""
+    changed = {}
+    for name, errors in down.items():
+        database = status.databases.get(name)
+        if database is not None:
+            stores = dict(database.stores)
+            for url, error in errors:
+                stores[url] = _after_failure(stores.get(url) or StoreHealth(), error, at)
+            changed[name] = replace(database, stores=stores)
+    return with_databases(status, changed)
+
+
+def with_seen(status: Status, store: str, names: Iterable[str], *, at: datetime) -> Status:
+    """The newest manifests of these databases were seen in `store` (a URL)."""
+    return with_stores(status, dict.fromkeys(names, store), lambda health: replace(health, seen_at=at))
+
+
+def with_unseen(status: Status, store: str, names: Iterable[str]) -> Status:
+    """The newest manifests of these databases are not in `store`: whatever `stat` says, look into them again."""
+    return with_stores(status, dict.fromkeys(names, store), lambda health: replace(health, fingerprint=None))
+
+
+def with_prune(status: Status, result: PruneResult, *, at: datetime) -> Status:
+    """A prune of one database in one store, whether it removed anything or not."""
+
+    def after(health: StoreHealth) -> StoreHealth:
+        hold = None if result.hold is None else next_problem(health.hold, result.hold, at)
+        return replace(health, hold=hold, prune_failure=next_failure(health.prune_failure, result.error, at))
+
+    return with_stores(status, {result.database: result.store}, after)
+
+
+def with_drill(status: Status, result: DrillResult, *, at: datetime) -> Status:
+    """A drill of one database's newest snapshot in one store.
+
+    One that SQLite could not check in every table had every byte in its place: that counts as proven, as in the store.
+    """
+
+    def after(health: StoreHealth) -> StoreHealth:
+        if result.outcome in {"proven", "not-checkable"}:
+            return replace(health, proven_id=str(result.id), proven_at=at, drill_failure=None, is_damaged=False)
+        if result.outcome == "failed" and health.is_damaged and health.drill_failure is not None:
+            # What was found before is not better for it.
+            failure = replace(health.drill_failure, last_at=at, count=health.drill_failure.count + 1)
+            return replace(health, drill_failure=failure)
+        return replace(
+            health,
+            drill_failure=_drill_failure(health.drill_failure, result, at),
+            is_damaged=health.is_damaged or result.outcome == "damaged-store",
+            fingerprint=None if result.outcome == "damaged-store" else health.fingerprint,
+        )
+
+    return with_stores(status, {result.database: result.store}, after)
+
+
+def _after_snapshot(
+    before: StoreHealth, result: BackupResult, *, at: datetime, due_by: datetime | None, fingerprint: str | None
+) -> StoreHealth:
+    last_run = LastRun(
+        started_at=at,
+        duration_seconds=round(result.duration_seconds, 3),
+        outcome=str(result.outcome),
+        stored_bytes=result.stored_bytes,
+        changed_pages=result.changed_pages,
+        page_count=result.page_count,
+        page_size=result.page_size,
+    )
+    totals = replace(
+        before.totals,
+        snapshots=before.totals.snapshots + (result.outcome == "created"),
+        stored_bytes=before.totals.stored_bytes + result.stored_bytes,
+    )
+    before = replace(before, last_run=last_run, totals=totals)
+    if isinstance(result.error, InterruptedByUserError):
+        return before  # it says nothing about the database or the store
+    if result.error is not None:
+        return replace(_after_failure(before, result.error, at), due_by=before.due_by or due_by)
+    return replace(
+        before,
+        current_at=at,
+        due_by=due_by,
+        fingerprint=fingerprint,
+        snapshot_id=str(result.id) if result.id else before.snapshot_id,
+        snapshot_at=result.id.taken_at if result.id else before.snapshot_at,
+        seen_at=at,
+        failure=None,
+    )
+
+
+def _after_failure(before: StoreHealth, error: BackupdError, at: datetime) -> StoreHealth:
+    return replace(
+        before,
+        fingerprint=None,
+        totals=replace(before.totals, failures=before.totals.failures + 1),
+        failure=next_failure(before.failure, error, at),
+    )
+
+
+def _drill_failure(earlier: Failure | None, result: DrillResult, at: datetime) -> Failure | None:
+    found = DamageError(
+        f"the drill of snapshot {result.id} of {result.database} in {result.store} ended as {result.outcome}: "
+        + ("; ".join(result.findings) or "nothing more is known"),
+        hint=f"see what still restores: backupd list {result.database}",
+    )
+    failure = next_failure(earlier, result.error or found, at)
+    # What was found does not pass; only what kept a drill from looking may.
+    return failure if failure is None or result.outcome == "failed" else replace(failure, is_transient=False)

@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+from harness.cli import CommandLine as IsolatedCommandLine
+from harness.cli import Runner
+from harness.confinement import ANOTHER_UID, another_user, shared_directory
+from harness.statuses import (
+    BUCKET,
+    DISK,
+    DOWN,
+    HOUR,
+    MINUTE,
+    NOON,
+    Drill,
+    created,
+    failed,
+    healthy,
+    recorded,
+    with_health,
+)
+
+from backupd.health import Status, StatusFile
+from backupd.health.codec import Encoder, decode
+from backupd.health.planning import with_daemon_stopped, with_next_runs, with_running, with_vanished
+from backupd.health.recording import with_drill
+from backupd.state import StateDirectory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from harness.command_line import CommandLine
+
+_COST = """
+import os, resource, sys
+sys.argv = ["backupd", "status", "--check"]
+import click
+before = resource.getrusage(resource.RUSAGE_SELF)
+from backupd.cli.boundary import exit_code_of
+code = exit_code_of(sys.argv[1:])
+after = resource.getrusage(resource.RUSAGE_SELF)
+print(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+print(*sorted(sys.modules))
+"""
+
+
+def moved(status: Status, by: timedelta) -> Status:
+    """The same, at another time than noon of that day in November."""
+    text = Encoder().encode(status)
+    times = re.compile(r'"(\d{4}-\d\d-\d\dT[0-9:.]+\+00:00)"')
+    return decode(times.sub(lambda found: f'"{(datetime.fromisoformat(found[1]) + by).isoformat()}"', text))
+
+
+def prepare(state_dir: Path, status: Status, *, age: timedelta = timedelta(0), is_alive: bool = True) -> StatusFile:
+    """Write the status of noon as if noon was `age` ago, with a daemon that lives or not."""
+    file = StatusFile(StateDirectory(state_dir))
+    file.update(lambda _: moved(status, datetime.now(UTC) - age - NOON))
+    if is_alive:
+        file.touch()
+    return file
+
+
+@pytest.fixture
+def state(cli: CommandLine) -> Path:
+    """Where the commands keep it."""
+    return cli.directory / "state"
+
+
+def test_all_is_well_in_one_line(cli: CommandLine, state: Path) -> None:
+    """And nothing else."""
+    prepare(state, healthy("a", "b", "c"), age=4 * MINUTE)
+    finished = cli.run("status", "--check", expect=0)
+    assert finished.stdout == "ok: 3 databases current in 2 stores, newest 4 min ago\n"
+    assert finished.stderr == ""
+
+
+def test_the_line_tells_the_oldest_state_too(cli: CommandLine, state: Path) -> None:
+    """And what was not captured yet, because it is not due."""
+    status = with_health(healthy("a", "b"), "a", current_at=NOON - 14 * MINUTE)
+    prepare(state, status, age=4 * MINUTE)
+    assert cli.run("status", "--check", expect=0).lines == [
+        "ok: 2 databases current in 2 stores, newest 4 min ago, oldest 18 min ago"
+    ]
+    prepare(state, with_health(status, "b", current_at=None), age=4 * MINUTE)
+    assert cli.run("status", "--check", expect=0).stdout.endswith(", 1 not due yet\n")
+
+
+def test_what_is_wrong_is_one_line_too(cli: CommandLine, state: Path) -> None:
+    """The first of what is red, how much it concerns, and how much there is besides."""
+    status = healthy("a", "b", "c")
+    for name in ("b", "b", "c", "c"):
+        status = recorded(status, failed(name))
+    prepare(state, status)
+    finished = cli.run("status", "--check", expect=1)
+    (line,) = finished.lines
+    assert line.startswith(
+        f"2 of 3 databases: b is not current in {BUCKET}: s3://bucket/creditrobot does not answer (2 attempts); "
+    )
+    assert re.search(r", since 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d\+0[12]:00; and 1 more alarm$", line)
+    assert finished.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda status: with_health(status, due_by=NOON - MINUTE), "1 of 1 database: app is not current in /backups"),
+        (lambda status: with_drill(status, Drill("damaged-store", error=DOWN), at=NOON), "1 of 1 database: snapshots"),
+        (lambda status: replace(status, databases={}), "no database is known yet: the daemon has just started"),
+        (lambda status: with_health(status, current_at=NOON + HOUR), "dated in the future"),
+        (lambda status: replace(status, daemon=None), "backupd run has not run here yet"),
+    ],
+    ids=["late", "damaged", "empty", "future", "no daemon"],
+)
+def test_whatever_is_red_ends_in_one(
+    cli: CommandLine, state: Path, change: Callable[[Status], Status], told: str
+) -> None:
+    """And one line says what it is."""
+    prepare(state, change(healthy()))
+    finished = cli.run("status", "--check", expect=1)
+    assert told in finished.lines[0]
+    assert len(finished.lines) == 1
+
+
+def test_a_daemon_that_left_no_sign_of_life_is_red(cli: CommandLine, state: Path) -> None:
+    """However well everything was when it did."""
+    prepare(state, healthy(), is_alive=False)
+    assert cli.run("status", "--check", expect=1).stdout.startswith("the daemon (process 12) has left no sign of life")
+    prepare(state, healthy())
+    old = (datetime.now(UTC) - 3 * MINUTE).timestamp()
+    os.utime(state / "alive", (old, old))
+    assert cli.run("status", "--check", expect=1).stdout.startswith("the daemon (process 12) has left no sign of life")
+    StatusFile(StateDirectory(state)).touch()
+    cli.run("status", "--check", expect=0)
+
+
+def test_a_daemon_that_was_stopped_is_told_and_not_red_until_something_is_late(cli: CommandLine, state: Path) -> None:
+    """Somebody meant to."""
+    status = with_next_runs(with_daemon_stopped(healthy(), at=NOON), {"app": NOON + HOUR})
+    prepare(state, status, age=5 * MINUTE, is_alive=False)
+    shown = cli.run("status", expect=0).lines
+    assert shown[0] == "the daemon was stopped 5 min ago"
+    assert re.split(r"  +", shown[2])[-1] == "-"  # nobody will
+    assert cli.run("status", "--check", expect=0).stdout.endswith("; the daemon was stopped 5 min ago\n")
+    prepare(state, status, age=HOUR, is_alive=False)
+    cli.run("status", "--check", expect=1)
+
+
+def test_where_nothing_ever_ran_it_is_red(cli: CommandLine, state: Path) -> None:
+    """And asking creates nothing."""
+    finished = cli.run("status", "--check", expect=1)
+    assert finished.lines == [f"backupd run has not run here yet (there is no sign of it in {state})"]
+    assert not state.exists()
+    shown = cli.run("status", expect=0)
+    assert "nothing is known yet" in shown.stdout
+    assert cli.run("status", "--json", expect=0).document["status"]["is_healthy"] is False
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"version":2}'])
+def test_a_file_that_cannot_be_read_is_red_in_one_line(cli: CommandLine, state: Path, content: bytes) -> None:
+    """Damaged, or of a newer backupd."""
+    prepare(state, healthy())
+    (state / "status.json").write_bytes(content)
+    finished = cli.run("status", "--check", expect=1)
+    assert finished.lines[0].startswith(f"the status is not known: the status file {state}/status.json ")
+    assert len(finished.lines) == 1
+    assert cli.run("status").code in {20, 21}
+
+
+def test_a_configuration_that_is_wrong_is_red_in_one_line(cli: CommandLine) -> None:
+    """Docker knows no other codes than 0 and 1."""
+    (cli.directory / "backupd.toml").write_text("stat_dir = 'x'")
+    finished = cli.run("status", "--check", expect=1, environ={"BACKUPD_STATE_DIR": ""})
+    assert finished.lines[0].startswith("the status is not known: ")
+    assert len(finished.lines) == 1
+
+
+def test_the_state_directory_may_stand_in_the_configuration(cli: CommandLine) -> None:
+    """Where no variable says another."""
+    prepare(cli.directory / "elsewhere", healthy())
+    (cli.directory / "backupd.toml").write_text("state_dir = 'elsewhere'")
+    cli.run("status", "--check", expect=0, environ={"BACKUPD_STATE_DIR": ""})
+    cli.run("status", "--check", expect=1)
+
+
+def test_it_costs_little(cli: CommandLine, state: Path) -> None:
+    """It runs twice a minute: nothing heavy is imported, and a thousand databases are read."""
+    prepare(state, healthy("a"))
+    output = _cost(cli)
+    seconds, modules = float(output[1]), set(output[2].split())
+    heavy = {
+        "pydantic",
+        "numpy",
+        "boto3",
+        "botocore",
+        "apscheduler",
+        "structlog",
+        "rich",
+        "apprise",
+        "prometheus_client",
+    }
+    assert not modules & (heavy | {"backupd.config", "backupd.backup", "ssl", "asyncio"})
+    assert seconds < 0.3  # 0.05 s where nothing else runs
+
+
+def _cost(cli: CommandLine) -> list[str]:
+    finished = subprocess.run(
+        [sys.executable, "-c", _COST],
+        cwd=cli.directory,
+        env=cli.environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return finished.stdout.splitlines()
+
+
+def test_the_table_shows_every_database_in_every_store(cli: CommandLine, state: Path) -> None:
+    """With its state in a word, and what is wrong below, with what to do about it."""
+    status = healthy("a", "app", "b", "c")
+    status = recorded(recorded(status, failed("a")), failed("a"))
+    status = with_vanished(with_running(recorded(status, failed("app")), "app", since=NOON), ["c"], at=NOON)
+    status = with_next_runs(with_health(status, "b", current_at=None, snapshot_id=None), {"a": NOON + HOUR})
+    status = with_drill(status, Drill("proven", database="b", store=BUCKET), at=NOON - 2 * HOUR)
+    prepare(state, status, age=4 * MINUTE)
+    finished = cli.run("status", expect=0)
+    title, heading, *rows = finished.lines
+    assert re.fullmatch(
+        r"the daemon \(process 12, version 0\.1\.0\) was started 64 min ago; last sign of life \d s ago", title
+    ) or re.fullmatch(r"the daemon .* was started 1 h ago; last sign of life \d s ago", title)
+    assert heading.split() == ["DATABASE", "STORE", "STATE", "CURRENT", "SNAPSHOT", "PROVEN", "NEXT", "RUN"]
+    cells = [re.split(r"  +", row) for row in rows]
+    assert [row[:4] for row in cells] == [
+        ["a", DISK, "current", "4 min ago"],
+        ["a", BUCKET, "failing", "4 min ago"],
+        ["app", DISK, "running", "4 min ago"],
+        ["app", BUCKET, "running", "4 min ago"],
+        ["b", DISK, "waiting", "never"],
+        ["b", BUCKET, "current", "4 min ago"],
+        ["c", DISK, "vanished", "4 min ago"],
+        ["c", BUCKET, "vanished", "4 min ago"],
+    ]
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d\+0[12]:00", cells[0][6])
+    assert cells[0][4:6] == ["20261122T120000000Z-7f3a91c2", "never"]
+    assert (cells[4][4:], cells[5][5:]) == (["-", "never", "-"], ["2 h ago", "-"])
+    lines = finished.stderr.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["warning", "hint"] * 2
+    assert lines[0].startswith(f"warning: a is not current in {BUCKET}")
+    assert lines[1] == "hint: check the network"
+    assert "/app/c.db is gone" in lines[2]
+
+
+def test_without_a_daemon_it_shows_what_was_done_by_hand(cli: CommandLine) -> None:
+    """Cron runs `backupd now`: nothing is ever late, and it says so."""
+    file = StatusFile(StateDirectory(cli.directory / "state"))
+    file.update(
+        lambda _: moved(recorded(Status(), created(), created(store=BUCKET), due_by=None), datetime.now(UTC) - NOON)
+    )
+    finished = cli.run("status", expect=0)
+    assert finished.lines[0] == "no daemon has run here: this is what backupd now has done, and nothing counts as late"
+    assert [re.split(r"  +", row)[2] for row in finished.lines[2:]] == ["current", "current"]
+    assert finished.stderr == ""
+
+
+def test_json_has_it_all(cli: CommandLine, state: Path) -> None:
+    """The status by its names, and what is wrong; --check decides the exit code all the same."""
+    prepare(state, recorded(recorded(healthy(), failed()), failed()))
+    document = cli.run("status", "--json", expect=0).document["status"]
+    assert document["is_healthy"] is False
+    assert document["daemon"]["pid"] == 12
+    assert document["databases"]["app"]["stores"][BUCKET]["failure"]["count"] == 2
+    (alarm,) = document["alarms"]
+    assert alarm.keys() == {
+        "kind", "database", "store", "message", "hint", "since", "is_red", "told_at", "times_told"
+    }  # fmt: skip
+    assert (alarm["kind"], alarm["is_red"], alarm["times_told"]) == ("failing", True, 0)
+    assert document["alive_at"].endswith("Z")
+    assert cli.run("status", "--check", "--json", expect=1).document["status"].keys() == document.keys()
+    prepare(state, healthy())
+    assert cli.run("status", "--check", "--json", expect=0).document["status"]["is_healthy"] is True
+
+
+def test_another_user_who_may_not_read_it_is_told_so_in_one_line() -> None:
+    """Not that all is well, nor that nothing ever ran."""
+    with another_user() as runner, shared_directory() as home:
+        prepare(home / "state", healthy())
+        finished = IsolatedCommandLine(home, runner=runner).run("status", "--check", code=1)
+        (line,) = finished.stdout.splitlines()
+        assert line.startswith("the status is not known: ")
+        assert f"Permission denied for user {ANOTHER_UID}" in line
+        assert str(home / "state") in line
+
+
+def test_root_that_may_not_read_everything_becomes_the_owner() -> None:
+    """In a container whose capabilities were dropped, beside a daemon of another user."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away, and drop capabilities")
+    with shared_directory() as home:
+        (home / "state").mkdir(mode=0o700)
+        os.chown(home / "state", ANOTHER_UID, ANOTHER_UID)
+        prepare(home / "state", healthy())
+        dropped = "-dac_override,-dac_read_search,-fowner"
+        confined = Runner(become=("setpriv", f"--bounding-set={dropped}", f"--inh-caps={dropped}", "--"))
+        finished = IsolatedCommandLine(home, runner=confined).run("status", "--check")
+        assert finished.stdout.startswith("ok: 1 database current in 2 stores")

@@ -1,0 +1,77 @@
+"""A server on the loopback interface that takes what is sent to it, and answers as it is told."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, NamedTuple
+
+from harness.command_line import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Received(NamedTuple):
+    """One request."""
+
+    path: str
+    body: str
+
+
+@dataclass
+class Sink:
+    """What came in. `code` is what the next requests are answered with; `gate` holds answers back while it is clear."""
+
+    port: int = 0
+    code: int = 200
+    received: list[Received] = field(default_factory=list)
+    gate: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def paths(self) -> list[str]:
+        """Of the requests, in their order."""
+        return [each.path for each in self.received]
+
+    def wait_for(self, count: int) -> list[Received]:
+        """What came in, as soon as it is so many."""
+        wait_until(lambda: len(self.received) >= count)
+        return self.received
+
+
+@contextmanager
+def sink() -> Iterator[Sink]:
+    """A sink that answers 200 until it is told otherwise."""
+    found = Sink()
+    found.gate.set()
+
+    class _Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+            found.received.append(Received(self.path, body))
+            found.gate.wait(30)
+            self.send_response(found.code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    found.port = server.server_address[1]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield found
+    finally:
+        found.gate.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()

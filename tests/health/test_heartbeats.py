@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+from harness.command_line import wait_until
+from harness.sink import Received, Sink, sink
+from harness.statuses import DOWN
+from pydantic import SecretStr
+
+from backupd.config.unattended import HeartbeatSettings
+from backupd.health.heartbeats import Heartbeats
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PATIENCE = 30
+
+
+@pytest.fixture
+def server() -> Iterator[Sink]:
+    """What worries when it hears nothing."""
+    with sink() as found:
+        yield found
+
+
+def heartbeat(url: str, database: str | None = None) -> HeartbeatSettings:
+    """As configured."""
+    return HeartbeatSettings(url=SecretStr(url), database=database)
+
+
+def test_a_round_that_succeeds_starts_and_ends_well(server: Sink) -> None:
+    """In that order, with a word of what was done."""
+    beats = Heartbeats([heartbeat(f"{server.url}/uuid")])
+    beats.started(None)
+    beats.finished(None, None, summary="3 databases current")
+    assert beats.close(_PATIENCE)
+    assert server.received == [Received("/uuid/start", ""), Received("/uuid", "3 databases current")]
+
+
+def test_a_round_that_fails_says_what_happened_and_what_to_do(server: Sink) -> None:
+    """It is read at three in the morning."""
+    beats = Heartbeats([heartbeat(f"{server.url}/uuid/")])
+    beats.finished(None, DOWN)
+    assert beats.close(_PATIENCE)
+    assert server.received == [Received("/uuid/fail", "s3://bucket/creditrobot does not answer\ncheck the network")]
+
+
+def test_each_database_has_its_own_and_everything_has_another(server: Sink) -> None:
+    """A run of one database is no round."""
+    beats = Heartbeats([heartbeat(f"{server.url}/all"), heartbeat(f"{server.url}/app?create=1", "app")])
+    beats.started("app")
+    beats.finished("app", DOWN)
+    beats.finished("app", None)
+    beats.finished("other", None)
+    assert beats.close(_PATIENCE)
+    assert server.paths == ["/app/start?create=1", "/app/fail?create=1", "/app?create=1"]
+    assert server.received[-1].body == "done in full"
+
+
+def test_a_good_round_does_not_hide_what_is_wrong_elsewhere(server: Sink) -> None:
+    """Another entry's databases are late."""
+    wrong: list[str | None] = ["other is not current in /backups", None]
+    beats = Heartbeats([heartbeat(f"{server.url}/all"), heartbeat(f"{server.url}/app", "app")], overall=wrong.pop)
+    beats.finished(None, None)
+    beats.finished(None, None)
+    beats.finished("app", None)
+    assert beats.close(_PATIENCE)
+    assert server.received == [
+        Received("/all", "done in full"),
+        Received("/all/fail", "other is not current in /backups"),
+        Received("/app", "done in full"),
+    ]
+
+
+def test_nothing_waits_for_a_server_that_does_not_answer(server: Sink) -> None:
+    """Nor does the end, for long."""
+    server.gate.clear()
+    beats = Heartbeats([heartbeat(f"{server.url}/uuid")])
+    beats.started(None)
+    server.wait_for(1)
+    beats.finished(None, None)
+    assert not beats.close(0.01)
+    server.gate.set()
+    assert beats.close(_PATIENCE)
+    assert server.paths == ["/uuid/start", "/uuid"]
+
+
+def test_what_waits_is_bounded_and_the_oldest_goes_first(server: Sink, capsys) -> None:
+    """The newest word is the one that counts."""
+    server.gate.clear()
+    beats = Heartbeats([heartbeat(f"{server.url}/secret")])
+    beats.started(None)
+    server.wait_for(1)
+    for number in range(203):
+        beats.finished(None, None, summary=f"round {number}")
+    server.gate.set()
+    assert beats.close(_PATIENCE)
+    assert [each.body for each in server.received] == ["", *(f"round {number}" for number in range(3, 203))]
+    told = capsys.readouterr().err
+    assert told.count("a heartbeat was dropped") == 3
+    assert "secret" not in told
+
+
+def test_a_server_that_refuses_is_asked_twice_and_told_of_once(server: Sink, capsys) -> None:
+    """And again when it works again; never with the URL, which is a secret."""
+    server.code = 500
+    beats = Heartbeats([heartbeat(f"{server.url}/secret?token=secret")])
+    for _ in range(3):
+        beats.finished(None, None)
+    wait_until(lambda: len(server.received) == 6)
+    server.code = 200
+    beats.finished(None, None)
+    assert beats.close(_PATIENCE)
+    told = capsys.readouterr().err
+    assert told.count("a heartbeat could not be sent: the server answered 500") == 1
+    assert told.count("heartbeats can be sent again") == 1
+    assert "http://127.0.0.1" in told
+    assert "secret" not in told
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:{port}/secret", "https://127.0.0.1:{port}/secret", "http://nosuch.invalid/secret"]
+)
+def test_a_server_that_is_not_there_fails_nothing(url: str, capsys) -> None:
+    """Whatever the reason is, it is told without the URL."""
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = reserved.getsockname()[1]
+    beats = Heartbeats([heartbeat(url.format(port=port))])
+    beats.started(None)
+    assert beats.close(_PATIENCE)
+    told = capsys.readouterr().err
+    assert told.count("a heartbeat could not be sent") == 1
+    assert "secret" not in told
+
+
+def test_what_is_no_http_fails_nothing(capsys) -> None:
+    """Another program listens there."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        beats = Heartbeats([heartbeat(f"http://127.0.0.1:{listening.getsockname()[1]}/secret")])
+        beats.started(None)
+        for _ in range(2):
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"220 mail.example.org ESMTP secret\r\n")
+        assert beats.close(_PATIENCE)
+    told = capsys.readouterr().err
+    assert "BadStatusLine" in told
+    assert "secret" not in told
+
+
+def test_without_heartbeats_nothing_happens() -> None:
+    """No thread either."""
+    beats = Heartbeats([])
+    beats.started("app")
+    beats.finished("app", None)
+    beats.finished(None, DOWN)
+    assert beats._thread is None
+    assert beats.close(0)

@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from harness.statuses import (
+    BUCKET,
+    DISK,
+    DOWN,
+    HOUR,
+    MINUTE,
+    NOON,
+    Drill,
+    created,
+    failed,
+    healthy,
+    recorded,
+    snapshot_id,
+    with_health,
+)
+
+from backupd.errors import DamageError, StoreRefusedError
+from backupd.health import Status
+from backupd.health.judging import Alarm, is_healthy, judge
+from backupd.health.planning import (
+    with_config_problem,
+    with_daemon_stopped,
+    with_entry_problem,
+    with_vanished,
+    without_others,
+)
+from backupd.health.recording import with_drill, with_prune
+from backupd.prune.results import PruneResult
+from backupd.retention import Hold
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+LATER = NOON + HOUR
+SOON = NOON + MINUTE
+
+
+def alarms(status: Status, now: datetime = SOON, alive_at: datetime | None = None) -> tuple[Alarm, ...]:
+    """What is wrong, by a daemon that lives unless `alive_at` says something else."""
+    return judge(status, now=now, alive_at=alive_at or now)
+
+
+def only(status: Status, now: datetime = SOON, alive_at: datetime | None = None) -> Alarm:
+    """The one thing that is wrong. It has a hint, and neither text ends in a full stop or breaks the line."""
+    (alarm,) = alarms(status, now, alive_at)
+    assert alarm.hint
+    assert alarm.since <= now
+    for text in (alarm.message, alarm.hint, alarm.title):
+        assert not text.endswith(".")
+        assert text.isprintable()
+    assert is_healthy(status, [alarm]) is not alarm.is_red
+    return alarm
+
+
+def test_a_healthy_system_has_no_alarms() -> None:
+    """Until the very moment when it is due."""
+    assert alarms(healthy("a", "b"), NOON + 30 * MINUTE) == ()
+    assert is_healthy(healthy(), ())
+
+
+def test_nothing_at_all_is_not_healthy() -> None:
+    """A daemon that knows no database looks after none."""
+    assert alarms(Status()) == ()
+    assert not is_healthy(Status(), ())
+
+
+def test_one_failed_attempt_is_no_alarm_and_two_are() -> None:
+    """The first retry mends most."""
+    once = recorded(healthy(), failed(), at=NOON + MINUTE)
+    assert alarms(once, NOON + 2 * MINUTE) == ()
+    twice = recorded(once, failed(), at=NOON + 2 * MINUTE)
+    alarm = only(twice, NOON + 3 * MINUTE)
+    assert (alarm.kind, alarm.database, alarm.store, alarm.is_red) == ("failing", "app", BUCKET, True)
+    assert alarm.message == (
+        f"app is not current in {BUCKET}: s3://bucket/creditrobot does not answer (2 attempts); "
+        "last current 2026-11-22 12:00:00Z"
+    )
+    assert (alarm.hint, alarm.since) == ("check the network", NOON + MINUTE)
+    assert alarms(recorded(twice, created(store=BUCKET), at=NOON + 4 * MINUTE), NOON + 4 * MINUTE) == ()
+
+
+def test_what_fails_and_becomes_late_is_one_alarm_all_the_time() -> None:
+    """Nobody is told twice."""
+    failing = recorded(recorded(healthy(), failed()), failed())
+    late = only(with_health(failing, current_at=LATER, due_by=LATER + HOUR), LATER)
+    assert (late.kind, late.key) == ("stale", only(failing).key)
+    assert late.since == only(failing).since
+
+
+def test_a_single_failure_explains_why_something_is_late() -> None:
+    """A run that took until the database was late."""
+    status = with_health(recorded(healthy(), failed()), current_at=LATER, due_by=LATER + HOUR)
+    assert "does not answer; last current" in only(status, LATER).message
+
+
+def test_a_database_is_late_after_its_time_however_quiet_it_is() -> None:
+    """A hung run fails nothing."""
+    status = with_health(healthy(), due_by=LATER + HOUR)
+    alarm = only(status, NOON + 31 * MINUTE)
+    assert (alarm.kind, alarm.store, alarm.since) == ("stale", BUCKET, NOON + 30 * MINUTE)
+    assert "no run has ended in time" in alarm.message
+    assert "log" in alarm.hint
+    back = recorded(status, created(store=BUCKET), at=NOON + 31 * MINUTE)
+    assert alarms(back, NOON + 32 * MINUTE) == ()
+
+
+def test_what_was_never_current_is_late_as_well() -> None:
+    """And says so."""
+    status = with_health(healthy(stores=(DISK,)), current_at=None)
+    assert alarms(status) == ()
+    assert only(status, LATER).message.endswith("no run has ended in time; it never was current")
+
+
+def test_without_a_schedule_nothing_is_late_and_failures_still_count() -> None:
+    """Cron runs `backupd now`, and nobody knows when."""
+    status = recorded(Status(), created(), due_by=None)
+    assert alarms(status, NOON + 365 * 24 * HOUR) == ()
+    status = recorded(recorded(status, failed(store=DISK)), failed(store=DISK))
+    assert only(status).kind == "failing"
+
+
+def test_a_store_that_is_down_says_nothing_of_the_others() -> None:
+    """One alarm for each database in it."""
+    status = healthy("a", "b")
+    for name in ("a", "b", "a", "b"):
+        status = recorded(status, failed(name))
+    found = alarms(status)
+    assert [(alarm.database, alarm.store, alarm.kind) for alarm in found] == [
+        ("a", BUCKET, "failing"),
+        ("b", BUCKET, "failing"),
+    ]
+    assert len({alarm.key for alarm in found}) == 2
+
+
+def test_a_success_from_the_future_proves_nothing() -> None:
+    """The clock was a year ahead when it was written: that must not look healthy for a year."""
+    year = 365 * 24 * HOUR
+    status = recorded(healthy(stores=(DISK,)), created(at=NOON + year), at=NOON + year)
+    alarm = only(status, SOON)
+    assert (alarm.kind, alarm.since) == ("stale", SOON)
+    assert "dated in the future" in alarm.message
+    assert "date -u" in alarm.hint
+    assert alarms(recorded(status, created(at=SOON), at=SOON), SOON + MINUTE) == ()
+
+
+def test_clocks_may_differ_a_little() -> None:
+    """A correction by seconds is no alarm."""
+    assert alarms(healthy(), NOON - 4 * MINUTE) == ()
+    assert only(healthy(stores=(DISK,)), NOON - 6 * MINUTE).kind == "stale"
+
+
+@pytest.mark.parametrize("seconds", [-121, 121, 10**9])
+def test_a_daemon_without_a_sign_of_life_is_silent(seconds: int) -> None:
+    """Whether it hangs, or the clock was set back since and it left none after that."""
+    alarm = only(healthy(), SOON, SOON - seconds * MINUTE / 60)
+    assert (alarm.kind, alarm.is_red) == ("daemon-silent", True)
+    assert "process 12" in alarm.message
+
+
+def test_a_daemon_that_never_left_a_sign_of_life_is_silent() -> None:
+    """A full disk from the beginning."""
+    (alarm,) = judge(healthy(), now=SOON, alive_at=None)
+    assert (alarm.kind, alarm.since) == ("daemon-silent", NOON - HOUR)
+
+
+def test_signs_of_life_are_good_for_two_minutes() -> None:
+    """On both sides."""
+    assert alarms(healthy(), SOON, SOON - 2 * MINUTE) == alarms(healthy(), SOON, SOON + 2 * MINUTE) == ()
+
+
+def test_a_daemon_that_was_stopped_is_not_silent_but_things_get_late() -> None:
+    """Somebody meant to, and may have forgotten."""
+    status = with_daemon_stopped(healthy(stores=(DISK,)), at=NOON)
+    assert alarms(status, NOON + 20 * MINUTE, NOON) == ()
+    assert only(status, LATER, NOON).kind == "stale"
+
+
+def test_an_entry_without_files_is_red_until_it_has_some() -> None:
+    """Often a volume that is not mounted. Once may be before the application has made its first file."""
+    status = with_entry_problem(healthy(), "/data/*/app.db", DOWN, at=NOON)
+    assert alarms(status) == ()
+    status = with_entry_problem(status, "/data/*/app.db", DOWN, at=NOON)
+    alarm = only(status)
+    assert (alarm.kind, alarm.is_red, alarm.since) == ("nothing-matches", True, NOON)
+    assert "/data/*/app.db" in alarm.message
+    assert alarms(with_entry_problem(status, "/data/*/app.db", None, at=NOON)) == ()
+
+
+def test_a_refused_configuration_is_told_and_not_red() -> None:
+    """The one before is in force."""
+    status = with_config_problem(healthy(), DOWN, at=NOON)
+    alarm = only(status)
+    assert (alarm.kind, alarm.is_red) == ("config-refused", False)
+    assert alarms(with_config_problem(status, None, at=NOON)) == ()
+
+
+def test_a_file_that_vanished_is_told_once_and_not_late() -> None:
+    """A tenant was deleted, or somebody made a mistake."""
+    status = with_vanished(recorded(recorded(healthy("a", "app"), failed()), failed()), ["app"], at=NOON)
+    alarm = only(recorded(status, created("a"), created("a", BUCKET), at=LATER), LATER)
+    assert (alarm.kind, alarm.database, alarm.is_red, alarm.is_told_once) == ("vanished", "app", False, True)
+    assert alarm.hint == "if it should not be: backupd restore app@latest --to /app/app.db"
+
+
+def test_a_database_that_is_not_configured_any_more_is_not_judged() -> None:
+    """Whatever was wrong with it."""
+    status = recorded(recorded(healthy("a", "app"), failed()), failed())
+    assert len(alarms(status)) == 1
+    assert alarms(without_others(status, {"a"}, at=SOON)) == ()
+
+
+def test_damage_is_red_until_a_drill_succeeds() -> None:
+    """The message says what was proven last."""
+    proven = with_drill(healthy(), Drill("proven", id=snapshot_id()), at=NOON)
+    status = with_drill(proven, Drill("damaged-store", error=DamageError("a pack is gone")), at=NOON)
+    alarm = only(status)
+    assert (alarm.kind, alarm.is_red) == ("damaged", True)
+    assert f"a pack is gone; last proven: {snapshot_id()}, 2026-11-22 12:00:00Z" in alarm.message
+    assert "backupd now app --full" in alarm.hint
+    assert alarms(with_drill(status, Drill("proven", id=snapshot_id()), at=SOON)) == ()
+
+
+def test_a_drill_that_fails_is_red_at_once_unless_another_may_succeed() -> None:
+    """Drills are rare: what nobody has to mend may wait for one more."""
+    assert only(with_drill(healthy(), Drill("damaged-source", error=DOWN), at=NOON)).kind == "drill-failed"
+    once = with_drill(healthy(), Drill("failed", error=DOWN), at=NOON)
+    assert alarms(once) == ()
+    alarm = only(with_drill(once, Drill("failed", error=DOWN), at=SOON))
+    assert (alarm.kind, alarm.is_red) == ("drill-failed", True)
+    assert "does not answer (2 attempts); none was ever proven" in alarm.message
+
+
+def test_pruning_that_is_held_is_told_and_not_red() -> None:
+    """Nothing is lost by waiting."""
+    held = PruneResult(
+        database="app", store=DISK, hold=Hold("app has shrunk", hint="backupd prune app --accept-shrink")
+    )
+    status = with_prune(healthy(), held, at=NOON)
+    alarm = only(status)
+    assert (alarm.kind, alarm.is_red, alarm.is_told_once) == ("held", False, False)
+    assert alarm.hint == "backupd prune app --accept-shrink"
+    assert alarms(with_prune(status, PruneResult(database="app", store=DISK), at=SOON)) == ()
+
+
+def test_pruning_that_fails_is_told_and_not_red() -> None:
+    """A bucket that refuses deletions may be meant to: once. One that is down, when it stays down."""
+    refused = PruneResult(database="app", store=DISK, error=StoreRefusedError("no deletions"))
+    alarm = only(with_prune(healthy(), refused, at=NOON))
+    assert (alarm.kind, alarm.is_red, alarm.is_told_once) == ("prune-failing", False, True)
+    down = PruneResult(database="app", store=DISK, error=DOWN)
+    once = with_prune(healthy(), down, at=NOON)
+    assert alarms(once) == ()
+    alarm = only(with_prune(once, down, at=NOON))
+    assert (alarm.is_red, alarm.is_told_once) == (False, False)
+
+
+def test_what_is_red_comes_first() -> None:
+    """Whoever reads one line reads the worst."""
+    held = PruneResult(database="a", store=DISK, hold=Hold("shrunk", hint="look"))
+    status = with_prune(healthy("a", "b"), held, at=NOON)
+    status = recorded(recorded(status, failed("b")), failed("b"))
+    assert [alarm.kind for alarm in alarms(with_config_problem(status, DOWN, at=NOON))] == [
+        "failing",
+        "config-refused",
+        "held",
+    ]
+
+
+def test_keys_tell_every_alarm_apart() -> None:
+    """Damage that follows a failed drill is news."""
+    failed_drill = with_drill(healthy(), Drill("damaged-source", error=DOWN), at=NOON)
+    damaged = with_drill(failed_drill, Drill("damaged-store", error=DOWN), at=NOON)
+    assert only(failed_drill).key != only(damaged).key
+    assert only(failed_drill).title == only(damaged).title
+    both = replace(healthy(), databases={**healthy().databases, **damaged.databases})
+    assert len({alarm.key for alarm in alarms(both)}) == len(alarms(both))
