@@ -48,10 +48,21 @@ def write_image(
     Each pack's SHA-256 and zstd checksum and the image digest are checked, and SQLite opens the image. Durable. Raises
     `DamageError`, `StoreError` and OSError, and then what is in the file is worthless.
     """
+    fetched_bytes = fetch_image(repository, manifest, descriptor, on_progress)
+    _prove_by_sqlite(repository, manifest, file)
+    return fetched_bytes
+
+
+def fetch_image(
+    repository: Repository, manifest: Manifest, descriptor: int, on_progress: Callable[[Progress], None]
+) -> int:
+    """As `write_image`, without SQLite's opinion: damage is then always the store's, and not the captured database's.
+
+    `on_progress` is called from several threads, one at a time; what it raises ends the fetching.
+    """
     fetch = _Fetch(repository, manifest, descriptor, on_progress)
     fetch.run()
     os.fsync(descriptor)
-    _prove_by_sqlite(repository, manifest, file)
     return fetch.fetched_bytes
 
 

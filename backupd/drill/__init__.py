@@ -1,0 +1,13 @@
+"""Test restores: one snapshot is restored in full to scratch and checked, so that "restorable" is a fact.
+
+results      what became of a drill
+scratch      where the image goes for a while
+image        the image out of its packs, each byte of it proven, and which packs are damaged
+examination  what SQLite finds in it, in a process of its own
+drilling     the drill, and its record in the store
+"""
+
+from backupd.drill.drilling import drill
+from backupd.drill.results import DrillResult, Outcome
+
+__all__ = ["DrillResult", "Outcome", "drill"]

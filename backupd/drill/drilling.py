@@ -1,0 +1,189 @@
+"""A drill: restore one snapshot in full to scratch, check it, and record in the store what was found."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from datetime import UTC
+from typing import TYPE_CHECKING
+
+from backupd.drill.examination import examine
+from backupd.drill.image import DamagedPacksError, fetch_proven
+from backupd.drill.results import DrillResult, Outcome
+from backupd.drill.scratch import scratch_file
+from backupd.errors import BackupdError, DamageError, NoSuchObjectError, NoSuchSnapshotError
+from backupd.format.records import Drill, DrillOutcome, encode_drill
+from backupd.live.soundness import MOST_FINDINGS
+from backupd.logs import log
+from backupd.store import canonical_url
+from backupd.store.keys import RecordKey, RecordKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from backupd.config import Settings
+    from backupd.format.ids import SnapshotId
+    from backupd.format.manifest import Manifest
+    from backupd.live.soundness import Soundness
+    from backupd.repository import Repository
+    from backupd.state import StateDirectory
+
+_RECORDED = {
+    Outcome.PROVEN: DrillOutcome.PROVEN,
+    Outcome.NOT_CHECKABLE: DrillOutcome.PROVEN,
+    Outcome.DAMAGED_STORE: DrillOutcome.FAILED,
+    Outcome.DAMAGED_SOURCE: DrillOutcome.FAILED,
+}
+"""What the store is told; a drill without a verdict leaves what an earlier one said."""
+
+
+def drill(
+    repository: Repository,
+    database: str,
+    state: StateDirectory,
+    settings: Settings,
+    *,
+    now: datetime,
+    snapshot: SnapshotId | None = None,
+    should_stop: Callable[[], None],
+) -> DrillResult:
+    """Restore `snapshot`, or the newest one, to scratch in the state directory, check it, and record the verdict.
+
+    Everything is read from the store, each time: that it was right yesterday proves nothing. Checked are each pack's
+    SHA-256 and zstd checksum, each page's hash, the image digest, and the database by SQLite, which gets as long as a
+    capture (`capture.deadline`). Expected failures are in the result, never exceptions. `now` is aware. `should_stop`
+    is called often, from several threads; a `BackupdError` that it raises ends the drill without a verdict. Nothing
+    stays in scratch. Repeatable; one drill of a database in a store at a time, on one machine.
+    """
+    drilling = _Drilling(repository, database, state, settings.capture.deadline.total_seconds(), should_stop)
+    began = time.monotonic()
+    blank = DrillResult(
+        database=database,
+        store=repository.url,
+        id=snapshot,
+        outcome=Outcome.FAILED,
+        started_at=now.astimezone(UTC),
+        duration_seconds=0,
+    )
+    try:
+        with state.lock(f"the drill of {database} in {canonical_url(repository.url)}", timeout=0):
+            result = drilling.recorded(drilling.drilled(blank))
+    except BackupdError as error:
+        result = replace(blank, error=error)
+    return replace(result, duration_seconds=time.monotonic() - began)
+
+
+class _Drilling:
+    def __init__(
+        self,
+        repository: Repository,
+        database: str,
+        state: StateDirectory,
+        deadline: float,
+        should_stop: Callable[[], None],
+    ) -> None:
+        self._repository = repository
+        self._database = database
+        self._state = state
+        self._deadline = deadline
+        self._should_stop = should_stop
+
+    def drilled(self, blank: DrillResult) -> DrillResult:
+        """`blank` with what was found, or with why nothing was."""
+        result = blank
+        try:
+            if not self._repository.exists():
+                raise NoSuchObjectError(f"{self._repository.url} holds no backups", hint="make one with: backupd now")
+            snapshot_id = blank.id or self._newest()
+            result = replace(result, id=snapshot_id)
+            manifest = self._manifest(snapshot_id)
+            result = replace(result, image_bytes=manifest.image_bytes)
+            with scratch_file(self._state, manifest.image_bytes) as (file, descriptor):
+                fetched_bytes = fetch_proven(self._repository, manifest, descriptor, self._should_stop)
+                result = replace(result, fetched_bytes=fetched_bytes)
+                soundness = examine(file, deadline=self._deadline, should_stop=self._should_stop)
+            return self._judged(result, manifest, soundness)
+        except DamageError as error:
+            packs = error.packs if isinstance(error, DamagedPacksError) else ()
+            return replace(
+                result, outcome=Outcome.DAMAGED_STORE, error=self._told(result.id, error), damaged_packs=packs
+            )
+        except BackupdError as error:
+            return replace(result, error=error)
+
+    def _newest(self) -> SnapshotId:
+        """The newest snapshot, also when its manifest is what is damaged."""
+        history = self._repository.history(self._database)
+        known = [] if history.newest is None else [history.newest.id]
+        # A damaged manifest does not say its place in the order: its id has to do.
+        ids = [*known, *(damaged.id for damaged in history.damaged)]
+        if not ids:
+            raise NoSuchSnapshotError(
+                f"{self._repository.url} holds no snapshot of {self._database}",
+                hint=f"make one with: backupd now {self._database}",
+            )
+        return max(ids)
+
+    def _manifest(self, snapshot_id: SnapshotId) -> Manifest:
+        try:
+            return self._repository.manifest(self._database, snapshot_id)
+        except NoSuchObjectError as error:
+            raise NoSuchSnapshotError(
+                f"{self._repository.url} holds no snapshot {snapshot_id} of {self._database}",
+                hint=f"it may have been removed just now; backupd list {self._database} shows what there is",
+            ) from error
+
+    def _judged(self, result: DrillResult, manifest: Manifest, soundness: Soundness) -> DrillResult:
+        """`result` with the verdict on an image of which every byte is proven."""
+        damage = list(soundness.findings)
+        if soundness.page_count not in {None, manifest.page_count}:
+            damage.insert(0, f"SQLite sees {soundness.page_count} pages instead of {manifest.page_count}")
+        findings = (*damage, *soundness.unchecked, *soundness.orphans)[:MOST_FINDINGS]
+        result = replace(result, findings=findings, rows=soundness.rows)
+        if damage:
+            more = f" (and {len(damage) - 1} more findings)" if len(damage) > 1 else ""
+            error = DamageError(
+                f"snapshot {manifest.id} of {self._database} in {self._repository.url} is as it was captured, "
+                f"and SQLite finds that database damaged: {damage[0]}{more}",
+                hint=f"check the live one with: sqlite3 {manifest.writer.path} 'PRAGMA integrity_check'; if it is "
+                f"damaged too, restore a snapshot from before that: backupd list {self._database}",
+            )
+            return replace(result, outcome=Outcome.DAMAGED_SOURCE, error=error)
+        return replace(result, outcome=Outcome.NOT_CHECKABLE if soundness.unchecked else Outcome.PROVEN)
+
+    def _told(self, snapshot_id: SnapshotId | None, error: DamageError) -> DamageError:
+        """`error` for somebody who did not ask for a restore."""
+        url = self._repository.url
+        if snapshot_id is None:
+            return error
+        return DamageError(
+            f"snapshot {snapshot_id} of {self._database} can not be restored from {url}: {error.message}",
+            hint=f"store everything again with: backupd now {self._database} --full --store {url}; "
+            f"backupd list {self._database} shows the other snapshots",
+        )
+
+    def recorded(self, result: DrillResult) -> DrillResult:
+        """`result`, of which the store knows when it is a verdict. A proof that could not be recorded is none."""
+        if result.id is None or result.outcome not in _RECORDED:
+            return result
+        record = Drill(
+            snapshot=result.id,
+            database=self._database,
+            outcome=_RECORDED[result.outcome],
+            at=result.started_at,
+        )
+        key = RecordKey(RecordKind.DRILL, self._database, str(result.id))
+        try:
+            self._repository.put_object(str(key), encode_drill(record))
+        except BackupdError as error:
+            if result.error is None:
+                return replace(result, outcome=Outcome.FAILED, error=error)
+            log.warning(
+                "the verdict of a drill could not be recorded",
+                database=self._database,
+                store=self._repository.url,
+                id=str(result.id),
+                reason=error.message,
+            )
+        return result

@@ -1,0 +1,113 @@
+"""The image of a snapshot in scratch, proven byte by byte; and when it is damaged, by which packs."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from backupd.errors import DamageError, TargetUnwritableError
+from backupd.format.pack import page_hash
+from backupd.format.pagemap import image_digest, page_hashes
+from backupd.logs import log
+from backupd.restore.image import fetch_image
+from backupd.threads import worker_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from backupd.format.manifest import Manifest, PackEntry
+    from backupd.repository import Repository
+
+_READERS = 4
+_READ_BYTES = 4 << 20
+
+
+class DamagedPacksError(DamageError):
+    """Packs of a snapshot are damaged or missing; `packs` are their SHA-256."""
+
+    def __init__(self, message: str, *, hint: str | None, packs: tuple[str, ...]) -> None:
+        super().__init__(message, hint=hint)
+        self.packs = packs
+
+
+def fetch_proven(repository: Repository, manifest: Manifest, descriptor: int, should_stop: Callable[[], None]) -> int:
+    """Write the image into an empty file and prove each byte of what is then in it; how many bytes that fetched.
+
+    Raises `DamageError`, as `DamagedPacksError` where packs are to blame, `StoreError`, OSError, and
+    `TargetUnwritableError` when the disk does not give back what was written. `should_stop` is called from several
+    threads.
+    """
+    try:
+        fetched_bytes = _fetch(repository, manifest, descriptor, should_stop)
+    except DamageError as error:
+        _blame_packs(repository, manifest, error, should_stop)
+        # A byte was turned on its way here, and not in the store: or the second time says the same.
+        fetched_bytes = _fetch(repository, manifest, descriptor, should_stop)
+        log.warning(
+            "damaged bytes came from the store once, and the right ones the second time",
+            database=manifest.database,
+            store=repository.url,
+            id=str(manifest.id),
+            reason=error.message,
+            hint="look after the memory and the network of this machine and of the store",
+        )
+    if _digest_of(descriptor, manifest, should_stop) != manifest.image_digest:
+        _blame_packs(repository, manifest, DamageError("a pack holds other pages than it says"), should_stop)
+        raise TargetUnwritableError(
+            "the disk of the state directory does not give back what was written to it",
+            hint="look at the system log, and replace the disk; nothing is known about the store",
+        )
+    return fetched_bytes
+
+
+def _fetch(repository: Repository, manifest: Manifest, descriptor: int, should_stop: Callable[[], None]) -> int:
+    should_stop()
+    return fetch_image(repository, manifest, descriptor, lambda _: should_stop())
+
+
+def _digest_of(descriptor: int, manifest: Manifest, should_stop: Callable[[], None]) -> str:
+    """The image digest of what the file holds now, from its pages alone."""
+    page_size, hashes = manifest.page_size, bytearray()
+    for start in range(0, manifest.image_bytes, _READ_BYTES):
+        should_stop()
+        chunk = memoryview(os.pread(descriptor, _READ_BYTES, start))
+        for offset in range(0, len(chunk), page_size):
+            hashes += page_hash(chunk[offset : offset + page_size])
+    return image_digest(page_hashes(bytes(hashes)))
+
+
+def _blame_packs(
+    repository: Repository, manifest: Manifest, error: DamageError, should_stop: Callable[[], None]
+) -> None:
+    """Look at each pack of the snapshot by itself; raise `DamagedPacksError` when one is not as it should be."""
+    page_map = repository.checked_map(manifest)
+
+    def why_damaged(position: int, pack: PackEntry) -> str | None:
+        should_stop()
+        try:
+            needed = np.flatnonzero(page_map == position) + 1
+            _reject_other_pages(repository, manifest, pack, needed)
+        except DamageError as found:
+            return found.message
+        return None
+
+    with worker_threads(_READERS, name="look") as threads:
+        futures = [threads.submit(why_damaged, *each) for each in enumerate(manifest.packs, 1)]
+        reasons = [future.result() for future in futures]
+    damaged = {pack.sha256: reason for pack, reason in zip(manifest.packs, reasons, strict=True) if reason}
+    if damaged:
+        first = error.message if next(iter(damaged)) in error.message else next(iter(damaged.values()))
+        more = f"; {len(damaged)} of its {len(manifest.packs)} packs are damaged" if len(damaged) > 1 else ""
+        raise DamagedPacksError(f"{first}{more}", hint=error.hint, packs=tuple(damaged))
+
+
+def _reject_other_pages(repository: Repository, manifest: Manifest, pack: PackEntry, needed: np.ndarray) -> None:
+    index, images = repository.read_pack(manifest.database, pack)
+    held = np.frombuffer(index.page_numbers, dtype="<u4")
+    if index.page_size != manifest.page_size or not np.isin(needed, held).all():
+        raise DamageError(f"pack {pack.sha256} in {repository.url} lacks pages that the snapshot has in it")
+    view, size = memoryview(images), index.page_size
+    if b"".join(page_hash(view[number * size : (number + 1) * size]) for number in range(index.pages)) != index.hashes:
+        raise DamageError(f"pack {pack.sha256} in {repository.url} holds other pages than it says")

@@ -1,0 +1,67 @@
+"""What became of a drill."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from backupd.errors import BackupdError
+    from backupd.format.ids import SnapshotId
+
+
+class Outcome(StrEnum):
+    """What a drill found."""
+
+    PROVEN = "proven"
+    """Every byte is what was captured, and SQLite finds the database sound."""
+    DAMAGED_STORE = "damaged-store"
+    """Stored bytes are not the ones that were written, or are gone."""
+    DAMAGED_SOURCE = "damaged-source"
+    """Every byte is what was captured, and that was a damaged database."""
+    NOT_CHECKABLE = "not-checkable"
+    """As proven, but for tables that only the application can check: `findings` says which. Recorded as proven."""
+    FAILED = "failed"
+    """No verdict: the drill could not be done, or was stopped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrillResult:
+    """One snapshot of one database in one store; `id` is None when there was none to try."""
+
+    database: str
+    store: str
+    id: SnapshotId | None
+    outcome: Outcome
+    started_at: datetime
+    """Aware, UTC."""
+    duration_seconds: float
+    image_bytes: int = 0
+    fetched_bytes: int = 0
+    error: BackupdError | None = None
+    """None when the snapshot is proven, or not checkable."""
+    findings: tuple[str, ...] = ()
+    """What SQLite said of the database, the first hundred lines: damage, what it could not check, and orphaned rows."""
+    damaged_packs: tuple[str, ...] = ()
+    """SHA-256 of each pack of the snapshot that is damaged or missing."""
+    rows: Mapping[str, int | None] = field(default_factory=dict)
+    """By table; None where the rows cannot be counted."""
+
+    def values(self) -> dict[str, object]:
+        """The result as JSON documents and logs show it."""
+        return {
+            "id": None if self.id is None else str(self.id),
+            "database": self.database,
+            "store": self.store,
+            "outcome": str(self.outcome),
+            "image_bytes": self.image_bytes,
+            "fetched_bytes": self.fetched_bytes,
+            "duration_seconds": round(self.duration_seconds, 3),
+            "error": None if self.error is None else self.error.values(),
+            "findings": list(self.findings),
+            "damaged_packs": list(self.damaged_packs),
+        }

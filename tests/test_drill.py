@@ -1,0 +1,577 @@
+"""Test restores, of real databases out of real stores."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing, suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from harness.command_line import wait_until
+from harness.faults import FaultyStore
+
+from backupd.backup import Wish, back_up
+from backupd.config import CaptureSettings, Database, RetentionSettings, Settings
+from backupd.drill import DrillResult, Outcome, drill
+from backupd.errors import (
+    BusyError,
+    DamageError,
+    InterruptedByUserError,
+    NoSuchObjectError,
+    NoSuchSnapshotError,
+    StoreUnavailableError,
+    TargetUnwritableError,
+)
+from backupd.format.ids import SnapshotId
+from backupd.format.manifest import encode_manifest
+from backupd.format.pack import encode_pack
+from backupd.format.records import DrillOutcome, decode_drill
+from backupd.live.soundness import MOST_FINDINGS
+from backupd.prune import prune
+from backupd.repository import Repository
+from backupd.state import StateDirectory
+from backupd.store.directory import DirectoryStore
+from backupd.store.keys import PackKey
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NOW = datetime(2026, 11, 22, 4, 0, tzinfo=UTC)
+
+
+class Place:
+    """A database `app`, a store, and a state directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.path = root / "app.db"
+        self.store_root = root / "store"
+        self.store = DirectoryStore(self.store_root)
+        self.state = StateDirectory(root / "state")
+        self.repository = Repository(self.store, self.state)
+
+    def write(self, script: str, **functions: Callable[..., object]) -> None:
+        """Run SQL, in which collations and functions of these names can be used."""
+        with closing(sqlite3.connect(self.path)) as connection:
+            for name, function in functions.items():
+                if name.startswith("collation"):
+                    connection.create_collation(name, function)
+                else:
+                    connection.create_function(name, 1, function, deterministic=True)
+            connection.executescript(script)
+
+    def fill(self, rows: int = 500) -> None:
+        """A table with some rows of half a kilobyte."""
+        self.write("CREATE TABLE IF NOT EXISTS t (a UNIQUE)")
+        with closing(sqlite3.connect(self.path)) as connection, connection:
+            connection.executemany("INSERT INTO t VALUES (?)", ((os.urandom(250).hex(),) for _ in range(rows)))
+
+    def back_up(self, *, is_full: bool = False) -> SnapshotId:
+        """Take a snapshot; its id."""
+        wish = Wish(is_full=is_full)
+        database = Database(name="app", path=self.path)
+        (result,) = back_up(database, [self.store], Settings(), self.state, wish=wish, on_progress=lambda _: None)
+        assert result.error is None
+        assert result.id is not None
+        return result.id
+
+    def drill(
+        self,
+        *,
+        snapshot: SnapshotId | None = None,
+        repository: Repository | None = None,
+        settings: Settings | None = None,
+        should_stop: Callable[[], None] = lambda: None,
+    ) -> DrillResult:
+        """Drill, and see that nothing is left in scratch."""
+        result = drill(
+            repository or self.repository,
+            "app",
+            self.state,
+            settings or Settings(),
+            now=NOW,
+            snapshot=snapshot,
+            should_stop=should_stop,
+        )
+        assert self.spooled() == []
+        return result
+
+    def spooled(self) -> list[Path]:
+        """What lies in scratch."""
+        return sorted((self.state.root / "spool").glob("*"))
+
+    def recorded(self, snapshot: SnapshotId) -> DrillOutcome | None:
+        """What the store knows of drills of that snapshot."""
+        file = self.store_root / "app" / "drills" / f"{snapshot}.json"
+        return decode_drill(file.read_bytes()).outcome if file.exists() else None
+
+    def packs(self) -> list[Path]:
+        """Files of all packs."""
+        return sorted((self.store_root / "app" / "packs").iterdir())
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """Nothing in it yet."""
+    return Place(tmp_path)
+
+
+def flip(file: Path, offset: int) -> None:
+    """Turn one bit."""
+    content = bytearray(file.read_bytes())
+    content[offset] ^= 0x10
+    file.write_bytes(content)
+
+
+def test_sound_snapshot_is_proven(place: Place) -> None:
+    """The newest one is restored and checked, and the store knows it from then on."""
+    place.fill()
+    first = place.back_up()
+    place.fill(3)
+    newest = place.back_up()
+    result = place.drill()
+    assert (result.outcome, result.id, result.error, result.findings) == (Outcome.PROVEN, newest, None, ())
+    assert result.image_bytes == place.path.stat().st_size
+    assert result.fetched_bytes == sum(pack.stat().st_size for pack in place.packs())
+    assert result.rows == {"t": 503}
+    assert result.started_at == NOW
+    assert result.duration_seconds > 0
+    assert (place.recorded(newest), place.recorded(first)) == (DrillOutcome.PROVEN, None)
+
+
+def test_older_snapshot_can_be_asked_for(place: Place) -> None:
+    """It is what it was then."""
+    place.fill(10)
+    first = place.back_up()
+    place.fill(5)
+    place.back_up()
+    result = place.drill(snapshot=first)
+    assert (result.outcome, result.id, result.rows) == (Outcome.PROVEN, first, {"t": 10})
+    assert place.recorded(first) is DrillOutcome.PROVEN
+
+
+def test_empty_database_is_proven(place: Place) -> None:
+    """A file of no bytes is a database without tables."""
+    place.path.touch()
+    snapshot = place.back_up()
+    result = place.drill()
+    assert (result.outcome, result.id, result.image_bytes) == (Outcome.PROVEN, snapshot, 0)
+
+
+def test_proven_snapshot_outlives_the_rules(place: Place) -> None:
+    """Retention trusts what a drill has recorded, and keeps the newest proven snapshot."""
+    place.fill(5)
+    proven = place.back_up()
+    assert place.drill().outcome is Outcome.PROVEN
+    for _ in range(3):
+        place.fill(1)
+        place.back_up()
+    policy = RetentionSettings(keep_last=1, daily=0, weekly=0, monthly=0)
+    result = prune(place.repository, "app", policy, place.state, now=datetime.now(UTC) + timedelta(days=400))
+    kept = {decision.manifest.id: decision.reasons for decision in result.decisions if decision.is_kept}
+    assert "newest proven" in " ".join(kept[proven])
+
+
+@pytest.mark.parametrize("damage", ["flipped", "missing", "empty"])
+def test_damaged_store_is_named_with_its_packs(place: Place, damage: str) -> None:
+    """The drill says which packs, and which command heals that; the same drill is proven when that was done."""
+    place.fill()
+    place.back_up()
+    place.fill(3)
+    newest = place.back_up()
+    victim = max(place.packs(), key=lambda pack: pack.stat().st_size)
+    if damage == "missing":
+        victim.unlink()
+    else:
+        flip(victim, victim.stat().st_size // 2) if damage == "flipped" else victim.write_bytes(b"")
+    result = place.drill()
+    assert (result.outcome, result.id) == (Outcome.DAMAGED_STORE, newest)
+    assert result.damaged_packs == (victim.name.removesuffix(".zst"),)
+    assert isinstance(result.error, DamageError)
+    assert victim.name in result.error.message
+    assert str(newest) in result.error.message
+    assert "app" in result.error.message
+    assert f"backupd now app --full --store {place.store.url}" in str(result.error.hint)
+    assert place.recorded(newest) is DrillOutcome.FAILED
+    healed = place.back_up(is_full=True)
+    assert (place.drill().outcome, place.recorded(healed)) == (Outcome.PROVEN, DrillOutcome.PROVEN)
+
+
+def test_all_damaged_packs_are_found(place: Place) -> None:
+    """Not only the first: what has to be written again must be known in full."""
+    for _ in range(3):
+        place.fill(50)
+        place.back_up()
+    for pack in place.packs():
+        flip(pack, -1)
+    result = place.drill()
+    manifest = place.repository.history("app").manifests[-1]
+    assert result.damaged_packs == tuple(pack.sha256 for pack in manifest.packs)
+    assert f"{len(manifest.packs)} of its {len(manifest.packs)} packs are damaged" in str(result.error)
+
+
+def test_damaged_manifest_is_damage_of_the_store(place: Place) -> None:
+    """The newest snapshot is the one whose manifest cannot be read, and not the one before it."""
+    place.fill()
+    place.back_up()
+    place.fill(3)
+    newest = place.back_up()
+    flip(place.store_root / "app" / "snapshots" / f"{newest}.json", 300)
+    result = place.drill()
+    assert (result.outcome, result.id) == (Outcome.DAMAGED_STORE, newest)
+    assert "the manifest of snapshot" in str(result.error)
+    assert place.recorded(newest) is DrillOutcome.FAILED
+
+
+class TurningStore(FaultyStore):
+    """Turns a bit of the first pack that is asked for, on its way, once."""
+
+    has_turned = False
+
+    def get(self, key: str, *, limit_bytes: int) -> bytes:
+        content = super().get(key, limit_bytes=limit_bytes)
+        if "/packs/" in key and not self.has_turned:
+            self.has_turned = True
+            return content[:-1] + bytes([content[-1] ^ 1])
+        return content
+
+
+def test_damage_on_the_way_is_no_damage_of_the_store(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is right the second time was never wrong in the store; but it is told."""
+    place.fill()
+    newest = place.back_up()
+    store = TurningStore(place.store)
+    result = place.drill(repository=Repository(store, place.state))
+    assert store.has_turned
+    assert (result.outcome, place.recorded(newest)) == (Outcome.PROVEN, DrillOutcome.PROVEN)
+    assert "the right ones the second time" in "".join(capsys.readouterr())
+
+
+def test_pages_that_are_not_what_their_pack_says(place: Place) -> None:
+    """A pack whose SHA-256, checksum and index are all right, and one of whose pages does not have its hash."""
+    place.fill()
+    manifest = place.repository.manifest("app", place.back_up())
+    (pack,) = manifest.packs
+    index, images = place.repository.read_pack("app", pack)
+    turned = bytes([*images[:-1], images[-1] ^ 1])
+    numbers = [int(number) for number in np.frombuffer(index.page_numbers, dtype="<u4")]
+    content = encode_pack(index.page_size, numbers, index.hashes, turned, level=1)
+    digest = hashlib.sha256(content)
+    place.store.put(str(PackKey("app", digest.digest())), content, sha256=digest.digest())
+    entry = replace(pack, sha256=digest.hexdigest(), stored_bytes=len(content))
+    forged = replace(manifest, id=SnapshotId("20990101T000000000Z-00000000"), sequence=2, packs=(entry,))
+    place.repository.put_object(f"app/snapshots/{forged.id}.json", encode_manifest(forged))
+    result = place.drill()
+    assert (result.outcome, result.id) == (Outcome.DAMAGED_STORE, forged.id)
+    assert result.damaged_packs == (digest.hexdigest(),)
+    assert "holds other pages than it says" in str(result.error)
+
+
+def test_image_that_no_pack_is_to_blame_for(place: Place) -> None:
+    """Each pack is right, and together they are not the image: still damage, and not of this machine's disk."""
+    place.fill()
+    manifest = place.repository.manifest("app", place.back_up())
+    forged = replace(manifest, id=SnapshotId("20990101T000000000Z-00000000"), sequence=2, image_digest="0" * 64)
+    place.repository.put_object(f"app/snapshots/{forged.id}.json", encode_manifest(forged))
+    result = place.drill()
+    assert (result.outcome, result.damaged_packs) == (Outcome.DAMAGED_STORE, ())
+    assert "do not make up its image" in str(result.error)
+
+
+def corrupt(path: Path, table: str) -> None:
+    """Overwrite the middle of a page of one table's index, as a failing disk does."""
+    with closing(sqlite3.connect(path)) as connection:
+        page_size = connection.execute("PRAGMA page_size").fetchone()[0]
+        (root,) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE tbl_name = ?", (table,)).fetchone()
+    with path.open("r+b") as file:
+        file.seek((root - 1) * page_size + page_size // 2)
+        file.write(b"\xa5" * (page_size // 2))
+
+
+def test_damaged_source_is_told_as_captured_like_that(place: Place) -> None:
+    """Every byte is the one that was captured, and SQLite says what is wrong with them."""
+    place.write("CREATE TABLE t (a INTEGER, b); CREATE INDEX i ON t (b)")
+    with closing(sqlite3.connect(place.path)) as connection, connection:
+        connection.executemany("INSERT INTO t VALUES (?, ?)", ((number, f"{number:050}") for number in range(3000)))
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("DELETE FROM sqlite_schema WHERE name = 'i'")
+        connection.execute("PRAGMA writable_schema = RESET")
+    snapshot = place.back_up()
+    result = place.drill()
+    assert (result.outcome, result.id, result.damaged_packs) == (Outcome.DAMAGED_SOURCE, snapshot, ())
+    assert isinstance(result.error, DamageError)
+    assert "is as it was captured" in result.error.message
+    assert "never used" in result.error.message
+    assert str(place.path) in str(result.error.hint)
+    assert 1 < len(result.findings) <= MOST_FINDINGS
+    assert place.recorded(snapshot) is DrillOutcome.FAILED
+
+
+def test_damaged_tree_is_found(place: Place) -> None:
+    """A page that a failing disk overwrote."""
+    place.fill()
+    corrupt(place.path, "t")
+    snapshot = place.back_up()
+    result = place.drill()
+    assert (result.outcome, place.recorded(snapshot)) == (Outcome.DAMAGED_SOURCE, DrillOutcome.FAILED)
+    assert result.findings
+
+
+def test_malformed_schema_is_found(place: Place) -> None:
+    """SQLite opens no table of such a database."""
+    place.write(
+        "CREATE TABLE t (a); CREATE TABLE u (a); PRAGMA writable_schema = ON;"
+        "UPDATE sqlite_schema SET sql = 'CREATE TABLE t (' WHERE name = 't'"
+    )
+    place.back_up()
+    result = place.drill()
+    assert result.outcome is Outcome.DAMAGED_SOURCE
+    assert "malformed database schema" in str(result.error)
+
+
+def _foreign_table(module: str) -> str:
+    """SQL that makes a virtual table, although SQLite cannot do so here."""
+    created = f"CREATE VIRTUAL TABLE own USING {module}"
+    return f"PRAGMA writable_schema = ON; INSERT INTO sqlite_schema VALUES ('table', 'own', 'own', 0, '{created}')"
+
+
+_ONLY_THE_APPLICATION_CAN = {
+    "collation": (
+        "CREATE TABLE own (a TEXT COLLATE collation_de PRIMARY KEY); INSERT INTO own VALUES ('b'), ('a')",
+        "own",
+    ),
+    "function": ("CREATE TABLE own (a); CREATE INDEX i ON own (fold(a)); INSERT INTO own VALUES (1), (2)", "own"),
+    "tokenizer": (_foreign_table('fts5(x, tokenize="stems")'), "own"),
+    "module": (_foreign_table("vec0(x)"), "own"),
+}
+
+
+@pytest.mark.parametrize("what", _ONLY_THE_APPLICATION_CAN)
+def test_what_only_the_application_can_check_is_no_alarm(place: Place, what: str) -> None:
+    """The rest is checked all the same, the snapshot counts as proven, and the result says what was not checked."""
+    script, table = _ONLY_THE_APPLICATION_CAN[what]
+    place.fill()
+    place.write(script, collation_de=lambda a, b: (a > b) - (a < b), fold=lambda value: value)
+    snapshot = place.back_up()
+    result = place.drill()
+    assert (result.outcome, result.error) == (Outcome.NOT_CHECKABLE, None)
+    (finding,) = result.findings
+    assert finding.startswith(f"table {table}: ")
+    assert result.rows["t"] == 500
+    assert place.recorded(snapshot) is DrillOutcome.PROVEN
+
+
+def test_damage_beside_what_cannot_be_checked_is_found(place: Place) -> None:
+    """One strange table does not hide the others."""
+    script, _ = _ONLY_THE_APPLICATION_CAN["collation"]
+    place.fill()
+    place.write(script, collation_de=lambda a, b: (a > b) - (a < b))
+    corrupt(place.path, "t")
+    place.back_up()
+    assert place.drill().outcome is Outcome.DAMAGED_SOURCE
+
+
+def test_orphans_and_broken_checks_are_no_damage(place: Place) -> None:
+    """They are the application's business; orphans are told."""
+    place.write(
+        "CREATE TABLE user (id INTEGER PRIMARY KEY); CREATE TABLE report (user REFERENCES user (id), n CHECK (n > 0));"
+        "PRAGMA ignore_check_constraints = ON; INSERT INTO report VALUES (1, 5), (2, -5)"
+    )
+    place.back_up()
+    result = place.drill()
+    assert result.outcome is Outcome.PROVEN
+    assert result.findings == ("2 rows of report without the row of user that they refer to",)
+
+
+def test_every_failing_call_is_no_verdict(place: Place) -> None:
+    """A store that fails in the middle proves nothing and damages nothing; what was known of the snapshot stays."""
+    place.fill()
+    snapshot = place.back_up()
+    assert place.drill().outcome is Outcome.PROVEN
+    calls = FaultyStore(place.store)
+    assert place.drill(repository=Repository(calls, place.state)).outcome is Outcome.PROVEN
+    assert len(calls.calls) >= 4
+    for number in range(len(calls.calls)):
+        result = place.drill(repository=Repository(FaultyStore(place.store, fail_at=number), place.state))
+        assert result.outcome is Outcome.FAILED
+        assert isinstance(result.error, StoreUnavailableError)
+        assert place.recorded(snapshot) is DrillOutcome.PROVEN
+
+
+def test_damage_is_told_even_if_it_cannot_be_recorded(place: Place) -> None:
+    """The verdict matters more than the note of it."""
+    place.fill()
+    place.back_up()
+    place.packs()[0].unlink()
+    calls = FaultyStore(place.store)
+    assert place.drill(repository=Repository(calls, place.state)).outcome is Outcome.DAMAGED_STORE
+    last = FaultyStore(place.store, fail_at=len(calls.calls) - 1)
+    assert place.drill(repository=Repository(last, place.state)).outcome is Outcome.DAMAGED_STORE
+
+
+def test_nothing_to_drill(place: Place) -> None:
+    """No store, no snapshot, not that snapshot: each is said, and nothing is made."""
+    result = place.drill()
+    assert (result.outcome, result.id) == (Outcome.FAILED, None)
+    assert isinstance(result.error, NoSuchObjectError)
+    place.repository.create_if_missing()
+    assert isinstance(place.drill().error, NoSuchSnapshotError)
+    place.fill(1)
+    place.back_up()
+    result = place.drill(snapshot=SnapshotId("20200101T000000000Z-00000000"))
+    assert isinstance(result.error, NoSuchSnapshotError)
+    assert place.recorded(SnapshotId("20200101T000000000Z-00000000")) is None
+
+
+def test_no_room_is_said_before_anything_is_fetched(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk of the state directory is never filled up: others live on it."""
+    place.fill()
+    place.back_up()
+    usage = shutil.disk_usage(place.path.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=place.path.stat().st_size))
+    calls = FaultyStore(place.store)
+    result = place.drill(repository=Repository(calls, place.state))
+    assert result.outcome is Outcome.FAILED
+    assert isinstance(result.error, TargetUnwritableError)
+    assert "MiB free, a test restore needs" in result.error.message
+    assert calls.calls.count("get") < 4
+
+
+def test_scratch_that_takes_no_image_is_no_verdict(place: Place) -> None:
+    """A disk that fills up under the drill, here by a limit on the size of files, says nothing about the snapshot."""
+    place.fill()
+    snapshot = place.back_up()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (place.path.stat().st_size // 2, hard))
+    try:
+        result = place.drill()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert result.outcome is Outcome.FAILED
+    assert isinstance(result.error, TargetUnwritableError)
+    assert str(place.state.root) in result.error.message
+    assert place.recorded(snapshot) is None
+
+
+def test_only_one_drill_at_a_time(place: Place) -> None:
+    """A second one of the same database in the same store is refused at once, and harms nothing."""
+    place.fill()
+    place.back_up()
+    seen: list[DrillResult] = []
+
+    def also_drill() -> None:
+        if not seen:
+            seen.append(drill(place.repository, "app", place.state, Settings(), now=NOW, should_stop=lambda: None))
+
+    assert place.drill(should_stop=also_drill).outcome is Outcome.PROVEN
+    assert isinstance(seen[0].error, BusyError)
+    assert seen[0].outcome is Outcome.FAILED
+
+
+def test_drill_can_be_abandoned_at_any_moment(place: Place) -> None:
+    """Whenever it is asked to stop, it does, leaves nothing behind, and gives no verdict."""
+    place.fill()
+    snapshot = place.back_up()
+    asked = [0]
+
+    def count() -> None:
+        asked[0] += 1
+
+    def stop_at(number: int) -> Callable[[], None]:
+        passed = [0]
+
+        def should_stop() -> None:
+            passed[0] += 1
+            if passed[0] > number:
+                raise InterruptedByUserError("stopped", hint=None)
+
+        return should_stop
+
+    assert place.drill(should_stop=count).outcome is Outcome.PROVEN
+    (place.store_root / "app" / "drills" / f"{snapshot}.json").unlink()
+    assert asked[0] >= 4
+    for number in range(4):
+        result = place.drill(should_stop=stop_at(number))
+        assert result.outcome is Outcome.FAILED
+        assert isinstance(result.error, InterruptedByUserError)
+        assert place.recorded(snapshot) is None
+
+
+def test_look_of_sqlite_is_bounded_in_time(place: Place) -> None:
+    """Like a capture."""
+    place.fill()
+    place.back_up()
+    settings = Settings(capture=CaptureSettings(deadline=timedelta(microseconds=1)))
+    result = place.drill(settings=settings)
+    assert isinstance(result.error, BusyError)
+    assert "capture.deadline" in str(result.error.hint)
+
+
+_DRILL_THAT_HANGS = """
+import sys, time
+from datetime import UTC, datetime
+from pathlib import Path
+from backupd.config import Settings
+from backupd.drill import drill
+from backupd.repository import Repository
+from backupd.state import StateDirectory
+from backupd.store.directory import DirectoryStore
+state = StateDirectory(Path(sys.argv[1]) / "state")
+repository = Repository(DirectoryStore(Path(sys.argv[1]) / "store"), state)
+drill(repository, "app", state, Settings(), now=datetime.now(UTC), should_stop=lambda: time.sleep(60))
+"""
+
+
+def test_scratch_of_a_killed_drill_goes_with_the_next(place: Place) -> None:
+    """However it ended: an image may be large."""
+    place.fill()
+    place.back_up()
+    process = subprocess.Popen([sys.executable, "-c", _DRILL_THAT_HANGS, str(place.path.parent)])
+    try:
+        wait_until(lambda: any(file.name == "image.db" for entry in place.spooled() for file in entry.glob("*")))
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert place.spooled() != []
+    assert place.drill().outcome is Outcome.PROVEN
+
+
+def open_files(process_id: int) -> set[Path]:
+    """What the process has open at this moment."""
+    found = set()
+    for link in Path(f"/proc/{process_id}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since the directory was read
+            found.add(link.readlink())
+    return found
+
+
+def test_examination_ends_with_its_parent(tmp_path: Path) -> None:
+    """The process that looks through an image does not outlive whoever asked for it."""
+    file = tmp_path / "image.db"
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("CREATE TABLE t (a)")
+        connection.execute(
+            "INSERT INTO t WITH RECURSIVE n (i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 300000) "
+            "SELECT randomblob(300) FROM n"
+        )
+        connection.execute("CREATE INDEX i ON t (a)")
+    command = [sys.executable, "-P", "-m", "backupd.live.soundness", str(file)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert process.stdin is not None
+    try:
+        wait_until(lambda: file in open_files(process.pid))
+        process.stdin.close()
+        assert process.wait(timeout=60) == 1
+    finally:
+        process.kill()
+        process.wait()
