@@ -36,6 +36,10 @@ class BackupdError(Exception):
         self.message = message
         self.hint = hint
 
+    def values(self) -> dict[str, object]:
+        """The error as JSON documents and logs show it."""
+        return {"message": self.message, "hint": self.hint, "exit_code": int(self.exit_code)}
+
 
 class UsageError(BackupdError):
     """Wrong arguments or an invalid configuration."""

@@ -37,6 +37,22 @@ class BackupResult:
     error: BackupdError | None = None
     warnings: tuple[str, ...] = ()
 
+    def values(self) -> dict[str, object]:
+        """The result as JSON documents and logs show it."""
+        return {
+            "id": None if self.id is None else str(self.id),
+            "database": self.database,
+            "store": self.store,
+            "outcome": str(self.outcome),
+            "page_size": self.page_size,
+            "page_count": self.page_count,
+            "changed_pages": self.changed_pages,
+            "stored_bytes": self.stored_bytes,
+            "duration_seconds": round(self.duration_seconds, 3),
+            "error": None if self.error is None else self.error.values(),
+            "warnings": list(self.warnings),
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:

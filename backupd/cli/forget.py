@@ -24,8 +24,8 @@ from backupd.errors import BackupdError, ExitCode, NoSuchSnapshotError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from backupd.cli.session import RotatedStore
     from backupd.format.ids import SnapshotId
+    from backupd.upkeep.stores import RotatedStore
 
 
 @click.command(

@@ -15,10 +15,11 @@ from backupd.errors import ExitCode, SourceUnusableError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from backupd.backup import BackupResult, Wish
-    from backupd.cli.session import RotatedStore, Session
+    from backupd.backup import BackupResult, Progress, Wish
+    from backupd.cli.session import Session
     from backupd.config import Database
-    from backupd.store import Store
+    from backupd.prune import PruneResult
+    from backupd.upkeep.stores import RotatedStore
 
 
 @click.command(
@@ -58,7 +59,7 @@ def command(
     retention.after_snapshot is false. That never makes a snapshot count as failed.
     """
     from backupd.backup import Wish
-    from backupd.cli.pruned import note_begun, note_outcomes, prune_after, pruned_values
+    from backupd.cli.pruned import pruned_values
     from backupd.cli.session import Session
 
     _reject_odd_tags(tags)
@@ -72,17 +73,14 @@ def command(
     for database in chosen:
         # A name alone is not enough: another file may be called the same, and has no policy.
         is_rotated = database in configured
-        if is_rotated:
-            note_begun(database.name, rotated, session)
-        of_database = _back_up(database, [each.repository.store for each in rotated], session, wish)
+        of_database = _back_up(database, rotated, session, wish, is_configured=is_rotated)
         results += of_database
         if is_rotated:
-            note_outcomes(of_database, session)
             rotating += zip(of_database, rotated, strict=True)
         if not session.is_json:
             _print_results(of_database, session)
     # After the last of them: no snapshot is to wait for old ones to go.
-    pruned = prune_after(rotating, session)
+    pruned = _rotate(rotating, session)
     if session.is_json:
         output.print_document(
             {
@@ -128,19 +126,39 @@ def _chosen_databases(texts: Sequence[str], configured: Sequence[Database], sess
     return list(configured)
 
 
-def _back_up(database: Database, stores: Sequence[Store], session: Session, wish: Wish) -> list[BackupResult]:
+def _back_up(
+    database: Database, stores: Sequence[RotatedStore], session: Session, wish: Wish, *, is_configured: bool
+) -> list[BackupResult]:
     from backupd.backup import back_up
     from backupd.cli.progress import shown_progress
+    from backupd.upkeep.snapshots import take_snapshot
 
     with shown_progress(database.name, done="captured", moved="stored", is_quiet=session.is_quiet) as report:
-        return back_up(
-            database,
-            stores,
-            session.settings,
-            session.state,
-            wish=wish,
-            on_progress=lambda now: report(now.captured_bytes, now.image_bytes, now.stored_bytes),
-        )
+
+        def on_progress(now: Progress) -> None:
+            report(now.captured_bytes, now.image_bytes, now.stored_bytes)
+
+        settings, state = session.settings, session.state
+        if not is_configured:
+            only_stores = [rotated.repository.store for rotated in stores]
+            return back_up(database, only_stores, settings, state, wish=wish, on_progress=on_progress)
+        configured = session.configured(database)
+        return take_snapshot(configured, stores, settings, state, session.status, wish=wish, on_progress=on_progress)
+
+
+def _rotate(results: Sequence[tuple[BackupResult, RotatedStore]], session: Session) -> list[PruneResult]:
+    """Prune what has just been backed up, in the stores where that succeeded; that is no part of the snapshot."""
+    from backupd.cli.pruned import print_after
+    from backupd.upkeep.rotation import rotate_after
+
+    pruned = []
+    for result, rotated in results:
+        outcome = rotate_after(result, rotated, session.state, session.status)
+        if outcome is not None:
+            pruned.append(outcome)
+            if not session.is_json:
+                print_after(outcome, session)
+    return pruned
 
 
 def _print_results(results: Sequence[BackupResult], session: Session) -> None:
@@ -173,19 +191,7 @@ def _line(result: BackupResult) -> str:
 
 
 def _result_values(result: BackupResult) -> dict[str, Any]:
-    return {
-        "id": None if result.id is None else str(result.id),
-        "database": result.database,
-        "store": result.store,
-        "outcome": str(result.outcome),
-        "page_size": result.page_size,
-        "page_count": result.page_count,
-        "changed_pages": result.changed_pages,
-        "stored_bytes": result.stored_bytes,
-        "duration_seconds": round(result.duration_seconds, 3),
-        "error": None if result.error is None else output.error_values(result.error),
-        "warnings": list(result.warnings),
-    }
+    return {**result.values(), "error": None if result.error is None else output.error_values(result.error)}
 
 
 def _exit_code(results: Sequence[BackupResult]) -> int:

@@ -108,7 +108,7 @@ def print_note(text: str, *, is_verbatim: bool = False) -> None:
 def error_values(error: BackupdError, *, store: str | None = None) -> dict[str, Any]:
     """An error as JSON shows it; `store` as for `print_hint`."""
     hint = None if error.hint is None else completed_hint(error.hint, store=store)
-    return {"message": error.message, "hint": hint, "exit_code": int(error.exit_code)}
+    return {**error.values(), "hint": hint}
 
 
 def printable(text: str) -> str:

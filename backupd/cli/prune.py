@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import timedelta
 
-    from backupd.cli.session import RotatedStore, Session
+    from backupd.cli.session import Session
     from backupd.cli.tables import Cells
     from backupd.format.records import TrashEntry
     from backupd.prune import PruneResult
     from backupd.retention import Decision
+    from backupd.upkeep.stores import RotatedStore
 
 
 @click.command(

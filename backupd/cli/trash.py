@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from backupd.cli.session import RotatedStore, Session
+    from backupd.cli.session import Session
     from backupd.cli.tables import Cells
     from backupd.format.manifest import Manifest
     from backupd.format.records import TrashEntry
+    from backupd.upkeep.stores import RotatedStore
 
 
 @dataclass(frozen=True, slots=True)

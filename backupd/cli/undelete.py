@@ -16,9 +16,10 @@ from backupd.errors import BackupdError, ExitCode, NoSuchSnapshotError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from backupd.cli.session import RotatedStore, Session
+    from backupd.cli.session import Session
     from backupd.cli.trash import Trashed
     from backupd.reference import Reference
+    from backupd.upkeep.stores import RotatedStore
 
 
 def _complete_removed(context: click.Context, _: click.Parameter, incomplete: str) -> list[Any]:

@@ -39,3 +39,26 @@ class PruneResult:
     """Keys of objects that are not of this format, or at least cannot be read: they are left alone."""
     error: BackupdError | None = None
     """What stopped it. What is counted above was done before."""
+
+    @property
+    def has_changed_anything(self) -> bool:
+        """Whether something was moved to the trash, purged from it, or deleted."""
+        return bool(self.removed or self.purged or self.deleted_packs)
+
+    def values(self) -> dict[str, object]:
+        """The result without its decisions, as JSON documents and logs show it."""
+        return {
+            "database": self.database,
+            "store": self.store,
+            "hold": None if self.hold is None else {"message": self.hold.message, "hint": self.hold.hint},
+            "accepted": None if self.accepted is None else str(self.accepted),
+            "removed": [str(snapshot_id) for snapshot_id in self.removed],
+            "purged": [str(snapshot_id) for snapshot_id in self.purged],
+            "deleted_packs": self.deleted_packs,
+            "freed_bytes": self.freed_bytes,
+            "waiting_packs": self.waiting_packs,
+            "waiting_bytes": self.waiting_bytes,
+            "unfinished": self.unfinished,
+            "strangers": list(self.strangers),
+            "error": None if self.error is None else self.error.values(),
+        }

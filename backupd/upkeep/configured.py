@@ -1,0 +1,29 @@
+"""A database as it is configured, and when it has to be current again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+
+    from backupd.config import Database, ScheduleSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Configured:
+    """A database with the schedule that holds for it."""
+
+    database: Database
+    schedule: ScheduleSettings
+
+    @property
+    def name(self) -> str:
+        """The database's name."""
+        return self.database.name
+
+    def due_after(self, moment: datetime, grace: timedelta) -> datetime:
+        """When it has to be current again after it was so at `moment`: the next run, the jitter, and the grace."""
+        next_run = self.schedule.snapshots.next_after(moment, self.schedule.zone)
+        return next_run + self.schedule.latest_start + grace

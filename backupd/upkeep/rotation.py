@@ -1,0 +1,59 @@
+"""Rotation of a database in one store after a snapshot, and what of its outcome is news."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from backupd import prune
+from backupd.errors import BackupdError, StoreRefusedError
+from backupd.health.recording import with_prune
+
+if TYPE_CHECKING:
+    from backupd.backup import BackupResult
+    from backupd.health import StatusFile
+    from backupd.prune import PruneResult
+    from backupd.state import StateDirectory
+    from backupd.upkeep.stores import RotatedStore
+
+
+def rotate_after(
+    result: BackupResult, rotated: RotatedStore, state: StateDirectory, status: StatusFile
+) -> PruneResult | None:
+    """Prune what has just been backed up; None when its policy does not want that, or the snapshot failed.
+
+    Expected failures are in the result. None is a failure of the snapshot.
+    """
+    policy = rotated.policy(result.database)
+    if result.error is not None or policy is None or not policy.after_snapshot:
+        return None
+    return rotate(result.database, rotated, state, status)
+
+
+def rotate(database: str, rotated: RotatedStore, state: StateDirectory, status: StatusFile) -> PruneResult:
+    """Prune a configured database in one store by its policy, and record the outcome. Repeatable, as `prune` is.
+
+    Expected failures are in the result.
+    """
+    now = datetime.now(UTC)
+    outcome = prune.prune(rotated.repository, database, rotated.policy(database), state, now=now)
+    try:
+        status.update(lambda found: with_prune(found, outcome, at=now))
+    except BackupdError as error:
+        return replace(outcome, error=outcome.error or error)
+    return outcome
+
+
+def is_news(result: PruneResult, state: StateDirectory) -> bool:
+    """Whether a prune's error is to be told. A bucket that refuses deletions does so every time: once, until one works.
+
+    Remembers that it is told now.
+    """
+    if result.error is None and not result.has_changed_anything:
+        return False
+    try:
+        is_new_refusal = prune.refusal_is_news(state, result.store, result.error)
+    except BackupdError:
+        return True  # what cannot be remembered is told again
+    return is_new_refusal or not isinstance(result.error, StoreRefusedError)

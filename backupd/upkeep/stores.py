@@ -1,0 +1,69 @@
+"""The stores that are meant, each with how long the snapshots of each database are kept in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from backupd.repository import Repository
+from backupd.store import canonical_url, open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from datetime import timedelta
+
+    from backupd.config import RetentionSettings, Settings, StoreSettings
+    from backupd.state import StateDirectory
+
+Place = tuple[str, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class RotatedStore:
+    """A store's snapshots, and how long those of each database are kept in it."""
+
+    repository: Repository
+    _policies: Mapping[str, RetentionSettings]
+    _grace: timedelta
+
+    @property
+    def url(self) -> str:
+        """The store's URL, for people."""
+        return self.repository.url
+
+    def policy(self, database: str) -> RetentionSettings | None:
+        """The policy for `database` here; None when it is not configured."""
+        return self._policies.get(database)
+
+    def grace(self, database: str) -> timedelta:
+        """How long `database`'s snapshots stay in the trash here."""
+        policy = self.policy(database)
+        return policy.grace if policy else self._grace
+
+
+def open_repositories(stores: Iterable[StoreSettings], state: StateDirectory) -> list[tuple[StoreSettings, Repository]]:
+    """A repository in each of `stores`. Asks them for nothing yet."""
+    return [(store, Repository(open_store(store), state)) for store in stores]
+
+
+def rotated_stores(repositories: Iterable[tuple[StoreSettings, Repository]], settings: Settings) -> list[RotatedStore]:
+    """The repositories with the policies of the databases that are there at this moment.
+
+    Raises `UsageError` as `find_databases` does.
+    """
+    return [
+        RotatedStore(repository, settings.policies(store), settings.grace(store)) for store, repository in repositories
+    ]
+
+
+def place_of(store: StoreSettings) -> Place:
+    """The same for each spelling of a store: it has one lock, and one policy."""
+    return canonical_url(store.url), store.endpoint_url
+
+
+def each_once(stores: Iterable[StoreSettings]) -> list[StoreSettings]:
+    """The first of each place, in their order."""
+    found: dict[Place, StoreSettings] = {}
+    for store in stores:
+        found.setdefault(place_of(store), store)
+    return [*found.values()]
