@@ -1,16 +1,19 @@
-"""Where warnings and notes of the use cases go: to stderr, never to stdout.
+"""Where warnings and notes of the use cases go: to stderr; those of the daemon, whose results they are, to stdout.
 
 structlog takes 0.1 s of CPU to import and most runs log nothing, so it is imported with the first line that is logged.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
+    from typing import TextIO
 
 
 class Log:
@@ -18,11 +21,22 @@ class Log:
 
     def __init__(self) -> None:
         self._is_quiet = False
+        self._is_daemon = False
         self._logger: Any = None
 
-    def configure(self, *, is_quiet: bool) -> None:
-        """Decide before the first line: quiet keeps warnings only."""
+    def configure(self, *, is_quiet: bool, is_daemon: bool = False) -> None:
+        """Decide before the first line: quiet keeps warnings and errors only.
+
+        A daemon's lines go to stdout, for people when that is a terminal and as JSON objects when not; others go to
+        stderr, for people or as `key=value`.
+        """
         self._is_quiet = is_quiet
+        self._is_daemon = is_daemon
+        self._logger = None
+        if is_daemon:
+            # What libraries have to say of their retries and pools would go to stderr, in no form that anybody reads.
+            logging.getLogger().addHandler(logging.NullHandler())
+            logging.captureWarnings(capture=True)
 
     def info(self, event: str, **values: object) -> None:
         """Something worth knowing that needs nobody."""
@@ -32,36 +46,53 @@ class Log:
         """Something that somebody should look at; `hint` says how."""
         self._structlog().warning(event, **values)
 
+    def error(self, event: str, **values: object) -> None:
+        """Something that was not done and should have been; `hint` says what to do."""
+        self._structlog().error(event, **values)
+
     def _structlog(self) -> Any:
         if self._logger is None:
-            self._logger = _new_logger(is_quiet=self._is_quiet)
+            self._logger = _new_logger(is_quiet=self._is_quiet, is_daemon=self._is_daemon)
         return self._logger
 
 
 log = Log()
 
 
-def _new_logger(*, is_quiet: bool) -> Any:
-    """Lines for people when stderr is a terminal, else `key=value`."""
+def _new_logger(*, is_quiet: bool, is_daemon: bool) -> Any:
     import structlog  # noqa: PLC0415  (late, as said above)
 
-    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    lines = _Lines("stdout" if is_daemon else "stderr")
+    if lines.are_for_people:
+        processors = [structlog.processors.add_log_level, _timestamp(), _colours()] if is_daemon else [_for_people]
+    else:
+        processors = [structlog.processors.add_log_level, _timestamp(), _for_machines(is_daemon=is_daemon)]
     return structlog.wrap_logger(
-        _StderrLogger(),
+        lines,
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING if is_quiet else logging.INFO),
-        processors=[_for_people] if is_terminal else _machine_processors(),
+        processors=processors,
         context_class=dict,
     )
 
 
-def _machine_processors() -> list[Any]:
+def _timestamp() -> Any:
     import structlog  # noqa: PLC0415  (as above)
 
-    return [
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
-    ]
+    return structlog.processors.TimeStamper(fmt="iso", utc=True)
+
+
+def _colours() -> Any:
+    import structlog  # noqa: PLC0415  (as above)
+
+    return structlog.dev.ConsoleRenderer(pad_event_to=0)
+
+
+def _for_machines(*, is_daemon: bool) -> Any:
+    import structlog  # noqa: PLC0415  (as above)
+
+    if is_daemon:
+        return _json_line
+    return structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"])
 
 
 def _for_people(_logger: object, level: str, event: MutableMapping[str, Any]) -> str:
@@ -72,12 +103,34 @@ def _for_people(_logger: object, level: str, event: MutableMapping[str, Any]) ->
     return f"{line}\nhint: {hint}" if hint else line
 
 
-class _StderrLogger:
-    """Looks stderr up for each line, because a progress bar takes it over for a while."""
+def _json_line(_logger: object, _level: str, event: MutableMapping[str, Any]) -> str:
+    """One object, with what people look for first; times as everywhere in JSON documents."""
+    first = {key: event.pop(key) for key in ("timestamp", "level", "event")}
+    return json.dumps({**first, **event}, default=_jsonable)
+
+
+def _jsonable(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+class _Lines:
+    """Writes whole lines to a stream that is looked up for each: a progress bar takes stderr over for a while."""
+
+    def __init__(self, stream: str) -> None:
+        self._name = stream
+
+    @property
+    def _stream(self) -> TextIO | None:
+        stream: TextIO | None = getattr(sys, self._name)
+        return stream
+
+    @property
+    def are_for_people(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
 
     def msg(self, message: str) -> None:
         try:
-            print(message, file=sys.stderr, flush=True)  # noqa: T201
+            print(message, file=self._stream, flush=True)
         except OSError:
             return
 

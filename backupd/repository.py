@@ -83,6 +83,11 @@ class Repository:
         """The store's URL, for people."""
         return self.store.url
 
+    @property
+    def id(self) -> str | None:
+        """The repository's own id, as `exists` last found it; None before."""
+        return self._id
+
     def exists(self) -> bool:
         """Whether the store holds a repository that this version can read. Asks the store on every call.
 
@@ -108,6 +113,13 @@ class Repository:
             )
         self._id = repository_id
         return True
+
+    def shows(self, database: str, snapshot_id: str) -> bool:
+        """Whether the store has the manifest of this snapshot now. One small request."""
+        try:
+            return bool(self.store.get_range(str(SnapshotKey(database, snapshot_id)), offset=0, length=1))
+        except NoSuchObjectError:
+            return False
 
     def create_if_missing(self) -> None:
         """Make the store a repository. Repeatable; of two that try at once on one machine, one does it."""

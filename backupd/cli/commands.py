@@ -23,12 +23,16 @@ _EXAMPLES = (
 _MODULES = {
     "now": "now",
     "list": "listing",
+    "status": "status",
     "show": "show",
     "restore": "restore",
     "undo": "undo",
     "prune": "prune",
     "forget": "forget",
     "undelete": "undelete",
+    "init": "init",
+    "doctor": "doctor",
+    "run": "run",
     "completion": "completion",
 }
 

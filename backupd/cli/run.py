@@ -1,0 +1,43 @@
+"""`backupd run`: look after everything that is configured, until somebody ends it."""
+
+# ruff: noqa: PLC0415  (imports are late: `--help` is to be fast)
+
+from __future__ import annotations
+
+import click
+
+from backupd.cli.options import Invocation, Verb, global_options
+from backupd.errors import ExitCode
+
+
+@click.command(
+    "run",
+    cls=Verb,
+    short_help="Look after everything by itself, until it is stopped.",
+    examples=(
+        "backupd run",
+        "backupd run --config /etc/backupd/config.toml",
+    ),
+)
+@global_options
+@click.pass_obj
+def command(invocation: Invocation) -> int:
+    """Take snapshots, test restores and old snapshots away by the schedules of the configuration, until it is stopped.
+
+    A snapshot that should have been taken while this did not run is taken at the start. SIGTERM and Ctrl-C let what is
+    going on finish for daemon.stop_timeout, and then give it up cleanly; SIGHUP reads the configuration again, and
+    keeps the one before if it is wrong. The log goes to stdout: one JSON object a line, or readable on a terminal.
+
+    `backupd status` shows how things are; `backupd now` may be run beside it at any time.
+    """
+    from backupd.cli.session import Session
+    from backupd.config import load
+    from backupd.daemon import serve
+    from backupd.logs import log
+    from backupd.owner import run_as_owner, start_again
+
+    session = Session(invocation)
+    log.configure(is_quiet=invocation.is_quiet, is_daemon=True)
+    if serve(session.settings, lambda: run_as_owner(load(invocation.config_file))):
+        start_again(session.settings)
+    return ExitCode.DONE

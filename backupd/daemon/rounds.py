@@ -1,0 +1,233 @@
+"""Rounds of snapshots: one entry of the configuration at a time, its databases as they are found at that moment.
+
+A round decides quickly, and hands on what takes long: no database waits for another one's, nor the next round for this.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING
+
+from backupd.backup import Wish
+from backupd.daemon.asking import plan_round
+from backupd.daemon.charge import vanished
+from backupd.daemon.outcomes import log_prune, log_result
+from backupd.daemon.retries import Retries
+from backupd.errors import BackupdError
+from backupd.health import planning, recording
+from backupd.logs import log
+from backupd.upkeep.rotation import rotate_after
+from backupd.upkeep.snapshots import take_snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+    from datetime import timedelta
+
+    from backupd.config import DatabaseSettings
+    from backupd.daemon.asking import Round
+    from backupd.daemon.charge import Charge
+    from backupd.daemon.timetable import Timetable
+    from backupd.health import Status
+    from backupd.health.heartbeats import Heartbeats
+    from backupd.upkeep.configured import Configured
+    from backupd.upkeep.stores import RotatedStore
+
+# What is noted as failed when a file is missing, or cannot be a database: there is no name for that.
+_NOT_FOUND = ""
+
+
+class Rounds:
+    """The rounds of one entry: by its schedule and, after failures, between its times."""
+
+    def __init__(self, charge: Charge, entry: DatabaseSettings, timetable: Timetable) -> None:
+        self._charge = charge
+        self._entry = entry
+        self._timetable = timetable
+        self._retries = Retries(charge.settings.daemon.retry_after)
+        self._known_ids: Mapping[str, str] = {}
+        # Two rounds at once (a retry beside the scheduled one) would decide by the same status.
+        self._turn = threading.Lock()
+
+    @property
+    def key(self) -> str:
+        """What the timetable knows this entry's rounds by."""
+        return f"snapshots {self._entry.path}"
+
+    @property
+    def _retry_key(self) -> str:
+        return f"retry {self._entry.path}"
+
+    def run(self) -> None:
+        """The scheduled round, over all databases of the entry."""
+        self._timetable.remove(self._retry_key)
+        self._retries.begin_anew()
+        self._round(None)
+
+    def _retry(self) -> None:
+        names = self._retries.take()
+        if names:  # a scheduled round may have taken them up at the same moment
+            self._round(None if _NOT_FOUND in names else names)
+
+    def _round(self, only: Collection[str] | None) -> None:
+        with self._turn:
+            now = datetime.now(UTC)
+            databases, problem = self._charge.databases(self._entry)
+            meant = [each for each in databases if only is None or each.name in only]
+            end = _RoundEnd(self._charge.heartbeats, [each.name for each in meant], problem)
+            stores = self._charge.stores()
+            answers = self._charge.questions.ask(stores)
+            before = self._charge.status.read()
+            plan = plan_round(meant, stores, answers, self._known_ids, before, now=now)
+            if only is None:  # the databases that a retry leaves out have not been asked for in a new repository
+                self._known_ids = {url: found for url, found in answers.ids.items() if found is not None}
+            self._record(databases, plan, problem, now)
+            self._log(plan, problem)
+        for configured in meant:
+            error = plan.error_of(configured.name)
+            if wanting := plan.wanting.get(configured.name):
+                self._start(configured, wanting, error, end)
+            else:
+                self._finish(configured.name, error, end)
+        if problem is not None:
+            self._want_retry(_NOT_FOUND)
+        end.all_begun()
+        self._charge.wake()
+
+    def _start(
+        self, configured: Configured, stores: Sequence[RotatedStore], error: BackupdError | None, end: _RoundEnd
+    ) -> None:
+        """Have a snapshot taken as soon as there is room; one that is going on counts for this round too.
+
+        `error` is what another of its stores failed with already.
+        """
+
+        def run() -> None:
+            failed = _look_after(configured, stores, self._charge)
+            self._finish(configured.name, failed or error, end)
+            self._charge.wake()
+
+        if not self._charge.runs.start(configured.name, run):
+            self._finish(configured.name, error, end)
+
+    def _finish(self, name: str, error: BackupdError | None, end: _RoundEnd) -> None:
+        end.finished(name, error)
+        if error is not None:
+            self._want_retry(name)
+
+    def _want_retry(self, name: str) -> None:
+        now = datetime.now(UTC)
+        at = self._retries.want(name, now=now, next_run_at=self._timetable.next_at(self.key))
+        # A run that began under an earlier configuration must not go on by it.
+        if at is not None and not self._charge.is_over.is_set():
+            self._timetable.add_once(self._retry_key, self._retry, at)
+
+    def _record(
+        self, databases: Sequence[Configured], plan: Round, problem: BackupdError | None, now: datetime
+    ) -> None:
+        """Everything that this round found, in one change of the status."""
+        # For a thousand databases of one schedule, nearly all of them current at the same moment.
+        due_after = functools.cache(partial(_due_after, databases, grace=self._charge.settings.health.grace))
+        plans = self._plans(databases, due_after)
+
+        def recorded(status: Status) -> Status:
+            status = planning.with_entry_problem(status, self._entry.path, problem, at=now)
+            gone = vanished(self._entry, databases, status)
+            status = planning.with_vanished(status, gone if databases else (), at=now)
+            status = planning.with_plans(status, plans, at=now)
+            for url, names in plan.seen.items():
+                status = recording.with_seen(status, url, names, at=now)
+            if databases:
+                status = recording.with_all_unchanged(status, plan.unchanged, at=now, due_by=due_after(now))
+            return recording.with_down(status, plan.down, at=now)
+
+        try:
+            self._charge.status.update(recorded)
+        except BackupdError as error:
+            log.error("the status cannot be written", error=error.values())
+
+    def _plans(
+        self, databases: Sequence[Configured], due_after: Callable[[datetime], datetime]
+    ) -> dict[str, planning.Plan]:
+        urls = tuple(repository.url for _, repository in self._charge.repositories)
+        next_run_at = self._timetable.next_at(self.key)
+        next_drill_at = self._timetable.next_at(f"drills {self._entry.path}")
+        return {
+            each.name: planning.Plan(
+                path=each.database.path,
+                stores=urls,
+                next_run_at=next_run_at,
+                next_drill_at=next_drill_at,
+                due_after=due_after,
+            )
+            for each in databases
+        }
+
+    def _log(self, plan: Round, problem: BackupdError | None) -> None:
+        if problem is not None:
+            log.error("databases not found", path=self._entry.path, error=problem.values())
+        down = {url: error for errors in plan.down.values() for url, error in errors}
+        for url, error in down.items():
+            names = [name for name, errors in plan.down.items() if url in dict(errors)]
+            log.error("store not asked", store=url, databases=len(names), error=error.values())
+        unchanged = [name for name in plan.unchanged if name not in plan.wanting and name not in plan.down]
+        if unchanged:
+            log.info("nothing changed", databases=len(unchanged), path=self._entry.path)
+
+
+class _RoundEnd:
+    """Tells the heartbeats when a round, and each database of it, begins and ends. Runs end in their own threads."""
+
+    def __init__(self, heartbeats: Heartbeats, names: Sequence[str], problem: BackupdError | None) -> None:
+        self._heartbeats = heartbeats
+        self._lock = threading.Lock()
+        self._waiting = len(names) + 1
+        self._error = problem
+        heartbeats.started(None)
+        for name in names:
+            heartbeats.started(name)
+
+    def finished(self, name: str, error: BackupdError | None) -> None:
+        self._heartbeats.finished(name, error)
+        self._count(error)
+
+    def all_begun(self) -> None:
+        self._count(None)
+
+    def _count(self, error: BackupdError | None) -> None:
+        with self._lock:
+            self._waiting -= 1
+            self._error = self._error or error
+            is_over = not self._waiting
+        if is_over:
+            self._heartbeats.finished(None, self._error)
+
+
+def _look_after(configured: Configured, stores: Sequence[RotatedStore], charge: Charge) -> BackupdError | None:
+    """Take a snapshot, rotate after it, and tell of both. Gives the first error of the snapshot."""
+    _note_running(configured.name, charge, since=datetime.now(UTC))
+    results = take_snapshot(
+        configured, stores, charge.settings, charge.state, charge.status, wish=Wish(), on_progress=charge.runs.go_on
+    )
+    for result in results:
+        log_result(result)
+    _note_running(configured.name, charge, since=None)
+    for result, rotated in zip(results, stores, strict=True):
+        outcome = rotate_after(result, rotated, charge.state, charge.status)
+        if outcome is not None:
+            log_prune(outcome, charge.state)
+    return next((result.error for result in results if result.error is not None), None)
+
+
+def _due_after(databases: Sequence[Configured], moment: datetime, *, grace: timedelta) -> datetime:
+    """When the databases of one entry, which share its schedule, have to be current again."""
+    return databases[0].due_after(moment, grace)
+
+
+def _note_running(name: str, charge: Charge, *, since: datetime | None) -> None:
+    try:
+        charge.status.update(lambda status: planning.with_running(status, name, since=since))
+    except BackupdError as error:
+        log.error("the status cannot be written", error=error.values())

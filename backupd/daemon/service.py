@@ -1,0 +1,219 @@
+"""The daemon from its start to its end: one lock, one timetable, and signals."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import threading
+import traceback
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from backupd import __version__
+from backupd.daemon.agenda import plan_all
+from backupd.daemon.attention import Attention
+from backupd.daemon.charge import Charge, vanished
+from backupd.daemon.http import HttpServer
+from backupd.daemon.runs import Runs
+from backupd.daemon.timetable import Timetable
+from backupd.errors import BackupdError, BusyError, UsageError
+from backupd.health import StatusFile, planning
+from backupd.health.heartbeats import Heartbeats
+from backupd.logs import log
+from backupd.owner import should_be_another
+from backupd.state import StateDirectory
+from backupd.upkeep.stores import each_once, open_repositories
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+    from backupd.config import Settings
+    from backupd.health import Status
+
+_TICK_SECONDS = 15.0
+_ABANDON_SECONDS = 1.5
+_LAST_WORDS_SECONDS = 0.5
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+def serve(settings: Settings, load: Callable[[], Settings]) -> bool:
+    """Look after everything that is configured until SIGTERM or SIGINT. `load` reads the configuration anew on SIGHUP.
+
+    Gives whether it is to be started once more, because the databases have another owner now. Raises `BusyError` when
+    another daemon has this state directory, and `UsageError` when it cannot listen, or has nothing to do.
+    """
+    _require_databases(settings)
+    state = StateDirectory(settings.state_dir)
+    threading.excepthook = _tell_of_bug
+    with _only_daemon(state), _signals() as signals:
+        return _Service(settings, load, state, signals).run()
+
+
+class _Service:
+    """One run of the daemon."""
+
+    def __init__(
+        self, settings: Settings, load: Callable[[], Settings], state: StateDirectory, signals: queue.SimpleQueue[int]
+    ) -> None:
+        self._load = load
+        self._state = state
+        self._signals = signals
+        self._status = StatusFile(state)
+        self._timetable = Timetable()
+        self._runs = Runs(settings.daemon.concurrent_runs)
+        self._attention = Attention(settings, self._status)
+        self._heartbeats = Heartbeats(settings.heartbeats, overall=self._attention.problem)
+        self._charge = self._new_charge(settings)
+        self._http = HttpServer(self._attention)
+
+    def run(self) -> bool:
+        self._http.listen(self._charge)
+        now = datetime.now(UTC)
+        self._status.update(lambda status: planning.with_daemon(status, pid=os.getpid(), version=__version__, at=now))
+        source = self._charge.settings.source
+        log.info("backupd has started", version=__version__, pid=os.getpid(), config=source and str(source))
+        self._timetable.start()
+        self._plan()
+        self._attention.start()
+        try:
+            return self._wait()
+        finally:
+            self._stop()
+
+    def _wait(self) -> bool:
+        """Until a signal ends it (False), or somebody else has to go on in its place (True)."""
+        while True:
+            try:
+                number = self._signals.get(timeout=_TICK_SECONDS)
+            except queue.Empty:
+                if self._timetable.clock_has_jumped():
+                    log.warning("the clock was set, or the machine was asleep: everything is planned anew")
+                    self._plan()
+                if should_be_another(self._charge.settings):
+                    log.info("the databases have another owner now: starting again as that user")
+                    return True
+                continue
+            if number in _STOPPING:
+                log.info("backupd is stopping", signal=signal.Signals(number).name)
+                return False
+            self._reload()
+
+    def _stop(self) -> None:
+        """End what is going on, in time: Docker kills after ten seconds."""
+        self._timetable.stop()
+        self._http.close()
+        finish_seconds = self._charge.settings.daemon.stop_timeout.total_seconds()
+        abandoned = self._runs.stop(finish_seconds=finish_seconds, abandon_seconds=_ABANDON_SECONDS)
+        for name in abandoned:
+            log.warning("a run was abandoned", database=name, hint="the next start takes the snapshot")
+        self._note(lambda status: planning.with_daemon_stopped(status, at=datetime.now(UTC)))
+        self._attention.stop()
+        self._heartbeats.close(timeout=_LAST_WORDS_SECONDS)
+        log.info("backupd has stopped", abandoned=abandoned)
+
+    def _reload(self) -> None:
+        """Take the configuration as it is now; one that is wrong changes nothing, and is an alarm."""
+        try:
+            charge = self._new_charge(self._loaded_anew())
+            self._http.listen(charge)
+        except BackupdError as error:
+            log.error("the configuration was not reloaded: the one before holds", error=error.values())
+            refused = error
+            self._note(lambda status: planning.with_config_problem(status, refused, at=datetime.now(UTC)))
+            self._attention.wake()
+            return
+        self._charge.is_over.set()
+        self._charge = charge
+        self._heartbeats.follow(charge.settings.heartbeats)
+        self._runs.set_limit(charge.settings.daemon.concurrent_runs)
+        self._attention.follow(charge.settings)
+        self._note(lambda status: planning.with_config_problem(status, None, at=datetime.now(UTC)))
+        log.info("the configuration was reloaded", config=charge.settings.source and str(charge.settings.source))
+        self._plan()
+
+    def _loaded_anew(self) -> Settings:
+        settings = self._load()
+        _require_databases(settings)
+        if settings.state_dir != self._charge.settings.state_dir:
+            raise UsageError("state_dir cannot be changed while backupd runs", hint="restart backupd for that")
+        return settings
+
+    def _new_charge(self, settings: Settings) -> Charge:
+        return Charge(
+            settings=settings,
+            state=self._state,
+            status=self._status,
+            runs=self._runs,
+            heartbeats=self._heartbeats,
+            repositories=open_repositories(each_once(settings.stores_or_default), self._state),
+            wake=self._attention.wake,
+        )
+
+    def _plan(self) -> None:
+        found = {entry: self._charge.databases(entry)[0] for entry in self._charge.settings.databases}
+
+        def without_others(status: Status) -> Status:
+            # What is gone is still to be told, by its entry's round.
+            names = {each.name for databases in found.values() for each in databases}
+            names.update(name for entry, databases in found.items() for name in vanished(entry, databases, status))
+            return planning.without_others(status, names, at=datetime.now(UTC))
+
+        status = self._note(without_others)
+        plan_all(self._charge, self._timetable, status)
+
+    def _note(self, change: Callable[[Status], Status]) -> Status:
+        """Change the status, if it can be written."""
+        try:
+            return self._status.update(change)
+        except BackupdError as error:
+            log.error("the status cannot be written", error=error.values())
+            return self._status.read()
+
+
+def _require_databases(settings: Settings) -> None:
+    """Whoever runs this wants something backed up: with nothing to do, it must not look well."""
+    if not settings.databases:
+        raise UsageError(
+            "no database is configured",
+            hint="list one under [[databases]], or set BACKUPD_DATABASES__0__PATH; backupd init helps",
+        )
+
+
+def _tell_of_bug(failed: threading.ExceptHookArgs) -> None:
+    """In the log, where whoever looks after this looks; the other threads go on."""
+    told = "".join(traceback.format_exception(failed.exc_type, failed.exc_value, failed.exc_traceback))
+    log.error("this is a bug in backupd", error=repr(failed.exc_value), traceback=told)
+
+
+@contextmanager
+def _only_daemon(state: StateDirectory) -> Iterator[None]:
+    """Keep another daemon out. Raises `BusyError` when one is in."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(state.lock("the work of the daemon", timeout=0))
+        except BusyError as error:
+            raise BusyError(
+                f"backupd run is at work already on the state directory {state.root}",
+                hint="one is enough; for other databases, give the second another state_dir (BACKUPD_STATE_DIR)",
+            ) from error
+        yield
+
+
+@contextmanager
+def _signals() -> Iterator[queue.SimpleQueue[int]]:
+    """The numbers of the signals that end the daemon or reload its configuration, as they come."""
+    # The one queue that a signal handler may put into while the same thread gets from it.
+    received: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def receive(number: int, _frame: FrameType | None) -> None:
+        received.put(number)
+
+    before = {number: signal.signal(number, receive) for number in (*_STOPPING, signal.SIGHUP)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

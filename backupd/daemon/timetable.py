@@ -1,0 +1,140 @@
+"""When things are done next: schedules on top of APScheduler, which nothing else in the daemon knows."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from apscheduler.events import EVENT_JOB_ERROR, JobExecutionEvent
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.jobstores.base import JobLookupError
+from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.base import BaseTrigger
+from apscheduler.triggers.date import DateTrigger
+
+from backupd.logs import log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import tzinfo
+
+    from backupd.schedules import Schedule
+
+# Jobs wait for stores, and for each other's turn: threads are cheap, and a job that finds none is late.
+_THREADS = 64
+_JUMP = timedelta(minutes=1)
+
+
+class ScheduleTrigger(BaseTrigger):  # type: ignore[misc]  # it has no types
+    """A `Schedule` as APScheduler asks for it, each time up to `jitter` later, but never into the time after it."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        zone: tzinfo | None,
+        jitter: timedelta,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        """`draw` gives numbers from 0 to 1."""
+        self._schedule = schedule
+        self._zone = zone
+        self._jitter = jitter
+        self._draw = draw
+
+    def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime:
+        """The next time after `now`, and after the previous one: times that were missed together happen once."""
+        due = self._schedule.next_after(max(previous_fire_time or now, now), self._zone)
+        if not self._jitter:
+            return due
+        gap = self._schedule.next_after(due, self._zone) - due
+        return due + self._draw() * min(self._jitter, gap / 2)
+
+
+def _clock_offset() -> timedelta:
+    return timedelta(seconds=time.time() - time.monotonic())
+
+
+class Timetable:
+    """What is done when, by key. Each is done in a thread, never twice at once; a time that was missed happens late.
+
+    What is going on under a key when something else is put there goes on, and holds up nothing.
+    """
+
+    def __init__(self, *, clock_offset: Callable[[], timedelta] = _clock_offset) -> None:
+        """`clock_offset` is how far the clock is from one that nobody can set."""
+        self._scheduler = BackgroundScheduler(
+            executors={"default": ThreadPoolExecutor(_THREADS)},
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
+            timezone=UTC,
+        )
+        self._scheduler.add_listener(_tell_of_bug, EVENT_JOB_ERROR)
+        # APScheduler's own names for what is done: by one name, it would not begin the new while the old goes on.
+        self._ids: dict[str, str] = {}
+        self._lock = threading.RLock()
+        self._measured_offset = clock_offset
+        self._clock_offset = clock_offset()
+
+    def start(self) -> None:
+        """Begin to do what is due. Threads start here, and none before."""
+        self._scheduler.start()
+
+    def stop(self) -> None:
+        """Begin nothing more; what has begun is not waited for."""
+        self._scheduler.shutdown(wait=False)
+
+    def add(
+        self,
+        key: str,
+        call: Callable[[], None],
+        schedule: Schedule,
+        zone: tzinfo | None,
+        *,
+        jitter: timedelta,
+        is_missed: bool = False,
+    ) -> None:
+        """Do `call` by `schedule` from now on, and at once when `is_missed`. Replaces what had the key."""
+        now = datetime.now(UTC)
+        trigger = ScheduleTrigger(schedule, zone, jitter)
+        first = now if is_missed else trigger.get_next_fire_time(None, now)
+        with self._lock:
+            self.remove(key)
+            self._ids[key] = self._scheduler.add_job(call, trigger, next_run_time=first).id
+
+    def add_once(self, key: str, call: Callable[[], None], at: datetime) -> None:
+        """Do `call` once, at `at`. Replaces what had the key."""
+        with self._lock:
+            self.remove(key)
+            self._ids[key] = self._scheduler.add_job(call, DateTrigger(at)).id
+
+    def remove(self, key: str) -> None:
+        """Nothing is done under this key any more; it need not be there."""
+        with self._lock, suppress(KeyError, JobLookupError):
+            self._scheduler.remove_job(self._ids.pop(key))
+
+    def clear(self) -> None:
+        """Nothing is to be done any more, until it is added."""
+        with self._lock:
+            self._ids.clear()
+            self._scheduler.remove_all_jobs()
+
+    def next_at(self, key: str) -> datetime | None:
+        """When this is done next; None when it is not here."""
+        with self._lock:
+            job = self._scheduler.get_job(self._ids[key]) if key in self._ids else None
+            return None if job is None else job.next_run_time
+
+    def clock_has_jumped(self) -> bool:
+        """Whether the clock was set since this was asked last: what was planned by the old one must be planned anew.
+
+        A machine that was asleep looks the same, and planning anew does no harm.
+        """
+        before, self._clock_offset = self._clock_offset, self._measured_offset()
+        return abs(self._clock_offset - before) > _JUMP
+
+
+def _tell_of_bug(event: JobExecutionEvent) -> None:
+    log.error("this is a bug in backupd", error=repr(event.exception), traceback=event.traceback)
