@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from datetime import datetime
+    from datetime import datetime, timedelta
     from pathlib import Path
 
     from backupd.config import StoreSettings
@@ -60,6 +61,50 @@ class Store(Protocol):
         """Remove one object; nothing happens when it is not there."""
 
 
+class Versioning(StrEnum):
+    """What a bucket does with an object that is deleted or replaced."""
+
+    OFF = "off"
+    ON = "on"
+    SUSPENDED = "suspended"
+
+
+@dataclass(frozen=True, slots=True)
+class LifecycleRule:
+    """A rule by which a bucket itself changes objects of the store. `prefix` is that of the rule, as the bucket has it.
+
+    `expires` says when current objects are deleted, such as `after 30 days`, or is None; `archive_class` is the class
+    that they are moved to and cannot be read from at once, or None. One of the two is set.
+    """
+
+    name: str
+    prefix: str
+    expires: str | None
+    archive_class: str | None
+
+
+class Bucket(Protocol):
+    """What a bucket says of itself. Every method asks it; raises the errors of `Store`, and may be repeated.
+
+    Many credentials, and many servers, do not give these answers: then it is `StoreRefusedError`.
+    """
+
+    def clock_ahead(self) -> timedelta | None:
+        """How far the server's clock is ahead of this machine's, to about a second; None when it does not say."""
+
+    def versioning(self) -> Versioning:
+        """What happens to what is deleted."""
+
+    def has_object_lock(self) -> bool:
+        """Whether objects can not be deleted before a time that the bucket sets for each."""
+
+    def lifecycle_rules(self) -> tuple[LifecycleRule, ...]:
+        """The enabled rules that delete or archive current objects of this store, or some of them."""
+
+    def remove_versions(self, key: str) -> None:
+        """Remove what the bucket kept of an object that was deleted: all its versions, and the marks of deletion."""
+
+
 def canonical_url(url: str) -> str:
     """The same text for each spelling of one directory, through symbolic links or not; any other URL as it is."""
     return os.path.realpath(url) if url.startswith("/") else url
@@ -74,3 +119,12 @@ def open_store(settings: StoreSettings) -> Store:
     from backupd.store.directory import DirectoryStore  # noqa: PLC0415
 
     return DirectoryStore(settings.directory)
+
+
+def open_bucket(settings: StoreSettings) -> Bucket | None:
+    """The bucket of an S3 store, to be asked about itself; None for a directory. Makes no request."""
+    if not settings.is_s3:
+        return None
+    from backupd.store.s3_bucket import S3Bucket  # noqa: PLC0415  (as above)
+
+    return S3Bucket(settings)

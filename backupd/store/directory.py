@@ -205,6 +205,20 @@ class DirectoryStore:
             raise _translate(error, self._root, self._root / key) from error
 
 
+@contextmanager
+def leaving_no_directory(root: Path) -> Iterator[None]:
+    """Remove the directories that the block made on the way to the store at `root` and in it, where they are empty."""
+    # Path.exists raises where nobody may look.
+    missing = [each for each in (root / _INCOMING, root, *root.parents) if not os.path.lexists(each)]
+    try:
+        yield
+    finally:
+        for directory in missing:
+            # Not empty: somebody else has begun to use it meanwhile.
+            with suppress(OSError):
+                directory.rmdir()
+
+
 def _translate(error: OSError, root: Path, path: Path) -> StoreError:
     reason = os.strerror(error.errno) if error.errno else str(error)
     if error.errno in _NO_SPACE:

@@ -13,6 +13,8 @@ from typing import Self
 REPOSITORY_KEY = "backupd.json"
 
 _RESERVED = ("RESTORE.md", "rescue.py")
+_PROBE_PREFIX = "doctor-"
+_PROBE_KEY = re.compile(f"{_PROBE_PREFIX}[0-9a-f]{{32}}\\.probe")
 
 _DATABASE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 _SNAPSHOT_ID = r"[0-9]{8}T[0-9]{9}Z-[0-9a-f]{8}"
@@ -108,7 +110,27 @@ def is_object_key(key: str) -> bool:
         return True
     database = key.partition("/")[0]
     is_single = bool(re.fullmatch(_DATABASE, database)) and key in {retention_key(database), clock_key(database)}
-    return is_single or key in {REPOSITORY_KEY, *_RESERVED}
+    return is_single or key in {REPOSITORY_KEY, *_RESERVED} or is_probe_key(key)
+
+
+def probe_key(token: str) -> str:
+    """Where `backupd doctor` puts an object for a moment; `token` is 32 random hex digits, ValueError if it is not.
+
+    Without a slash, so that a directory store has no directory more when it is gone.
+    """
+    key = f"{_PROBE_PREFIX}{token}.probe"
+    _require_match(_PROBE_KEY, key)
+    return key
+
+
+def is_probe_key(key: str) -> bool:
+    """Whether `key` is one that `probe_key` gives."""
+    return bool(_PROBE_KEY.fullmatch(key))
+
+
+def probes_prefix() -> str:
+    """What the keys of all probes begin with, and perhaps others: ask `is_probe_key`."""
+    return _PROBE_PREFIX
 
 
 def retention_key(database: str) -> str:

@@ -1,4 +1,4 @@
-"""A store in an S3-compatible bucket. Only this module and `s3_errors` know boto3."""
+"""A store in an S3-compatible bucket. Only this module, `s3_bucket` and `s3_errors` know boto3."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class S3Store:
         # Bytes go through a reader too: only then is the read timeout for each block, not for the whole upload, and a
         # server can refuse ("100-continue") before it is sent anything. Leaving the block stops an abandoned upload.
         with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as body:
-            answer = self._bounded(
+            answer = self.bounded(
                 asked,
                 lambda client: client.put_object(
                     **self._object(key), **self._placement(), Body=body, ChecksumSHA256=checksum
@@ -99,7 +99,7 @@ class S3Store:
                 raise DamageError(f"{key} in {self.url} has more than the {limit_bytes} bytes that can be right")
             return content
 
-        return self._bounded(asked, lambda client: self._get(client, asked, read))
+        return self.bounded(asked, lambda client: self._get(client, asked, read))
 
     def get_range(self, key: str, *, offset: int, length: int) -> bytes:
         """`length` bytes from `offset`, fewer at the object's end."""
@@ -121,7 +121,7 @@ class S3Store:
                     return b""
                 raise
 
-        return self._bounded(asked, get_range)
+        return self.bounded(asked, get_range)
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """Every object whose key begins with `prefix`, in the order of the keys' UTF-8 bytes.
@@ -146,7 +146,7 @@ class S3Store:
         """Remove one object; nothing happens when it is not there."""
         asked = self._asked("delete", key)
         try:
-            self._bounded(asked, lambda client: client.delete_object(**self._object(key)))
+            self.bounded(asked, lambda client: client.delete_object(**self._object(key)))
         except NoSuchObjectError:
             # Google's answer where Amazon's is a success.
             return
@@ -156,7 +156,7 @@ class S3Store:
         continuation: dict[str, Any] = {}
         while True:
             parameters = {"Bucket": self._settings.bucket, "Prefix": self._root + prefix, **continuation}
-            page = self._bounded(asked, lambda client, given=parameters: client.list_objects_v2(**given))  # type: ignore[misc]
+            page = self.bounded(asked, lambda client, given=parameters: client.list_objects_v2(**given))  # type: ignore[misc]
             if "IsTruncated" not in page:
                 raise not_s3(asked)
             yield page
@@ -198,7 +198,7 @@ class S3Store:
             most_bytes -= len(block)
         return b"".join(blocks)
 
-    def _bounded(self, asked: Asked, operation: Callable[[S3Client], _T]) -> _T:
+    def bounded(self, asked: Asked, operation: Callable[[S3Client], _T]) -> _T:
         """What `operation` returns, or its error as a `StoreError`, within the time limit.
 
         It runs in a thread of its own, because no setting of botocore or urllib3 bounds a name server that does not

@@ -226,7 +226,7 @@ _BY_EXCEPTION: tuple[tuple[type[BaseException], _Meaning], ...] = (
 
 
 class Asked(NamedTuple):
-    """What was asked of which store: "get", "put", "list" or "delete", and a key or prefix."""
+    """What was asked of which store: "get", "put", "list", "delete" and a key or prefix, or "read" and what of it."""
 
     verb: str
     settings: StoreSettings
@@ -244,6 +244,11 @@ class Asked(NamedTuple):
 def is_beyond_end(error: boto.ClientError) -> bool:
     """Whether a range was refused because the object ends before it."""
     return _Answer(error).status == _RANGE_NOT_SATISFIABLE
+
+
+def code_of(error: boto.ClientError) -> str:
+    """The server's own word for what is wrong, such as `NoSuchBucket`."""
+    return _Answer(error).code
 
 
 def out_of_time(asked: Asked) -> StoreError:

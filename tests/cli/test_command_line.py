@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from harness.command_line import CommandLine
 
 SLOW_TO_IMPORT = {"apsw", "blake3", "boto3", "numpy", "pydantic", "rich", "structlog", "zstandard", "backupd.config"}
-VERBS = ("now", "list", "show", "restore", "completion")
+VERBS = ("now", "list", "status", "show", "restore", "init", "doctor", "run", "completion")
 
 
 @pytest.mark.parametrize("verb", [(), *((verb,) for verb in VERBS)], ids=["backupd", *VERBS])

@@ -13,7 +13,11 @@ from backupd.store.keys import (
     RecordKind,
     SnapshotKey,
     clock_key,
+    is_object_key,
+    is_probe_key,
     packs_prefix,
+    probe_key,
+    probes_prefix,
     require_safe_key,
     require_safe_prefix,
     retention_key,
@@ -151,3 +155,18 @@ def test_malformed_ids_make_no_key():
 def test_prefixes_may_end_anywhere(prefix: str):
     """A prefix is a string that a key may begin with; `a/..` begins the name `a/..b`."""
     require_safe_prefix(prefix)
+
+
+def test_a_probe_has_a_key_that_nothing_else_has():
+    """It is reserved, belongs to no database, and leaves no directory: there is no slash in it."""
+    key = probe_key("0123456789abcdef" * 2)
+    assert key == "doctor-0123456789abcdef0123456789abcdef.probe"
+    assert is_probe_key(key)
+    assert is_object_key(key)
+    assert key.startswith(probes_prefix())
+    require_safe_key(key)
+    for other in (f"x{key}", f"{key}x", key.upper(), f"app/{key}", "doctor-notes.probe", key.replace("0", "g")):
+        assert not is_probe_key(other)
+        assert not is_object_key(other)
+    with pytest.raises(ValueError, match="malformed"):
+        probe_key("../../etc")

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import os
+import pty
+import select
+import stat
+import subprocess
+import tomllib
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from harness.command_line import COMMAND
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from harness.command_line import CommandLine
+    from harness.s3_server import S3Server
+
+_CONFIG = ("--config", "backupd.toml")
+
+
+def _written(cli: CommandLine, name: str = "backupd.toml") -> dict[str, Any]:
+    return tomllib.loads((cli.directory / name).read_text())
+
+
+def _typed(cli: CommandLine, arguments: tuple[str, ...], answers: dict[str, str]) -> str:
+    """Run a command to its good end on a terminal, and type each answer when its question is there; what was shown.
+
+    What is typed before a secret is asked for, the terminal throws away.
+    """
+    ours, theirs = pty.openpty()
+    environment = {**cli.environment, "TERM": "dumb"}
+    shown, waiting = "", dict(answers)
+    with subprocess.Popen(
+        [*COMMAND, *arguments], cwd=cli.directory, env=environment, stdin=theirs, stdout=theirs, stderr=theirs
+    ) as process:
+        os.close(theirs)
+        with suppress(OSError):  # the end of a terminal
+            while select.select([ours], [], [], 30)[0] and (block := os.read(ours, 4096)):
+                shown += block.decode()
+                question = next(iter(waiting), None)
+                if question is not None and question in shown and shown.endswith(": "):
+                    os.write(ours, f"{waiting.pop(question)}\n".encode())
+        os.close(ours)
+    assert process.returncode == 0, shown
+    assert not waiting
+    return shown
+
+
+def test_without_a_terminal_nothing_is_asked(cli: CommandLine) -> None:
+    """Everything that is found is taken, the file works as it stands, and doctor has looked at it."""
+    cli.create_database("tenants/a/data.db", rows=1)
+    cli.create_database("tenants/b/data.db", rows=1)
+    finished = cli.run("init", *_CONFIG, expect=0)
+    assert finished.lines[0] == (
+        f"wrote {cli.directory}/backupd.toml: 3 databases in 2 entries  -> {cli.directory}/backups"
+    )
+    assert "database app" in finished.lines
+    assert _written(cli)["databases"] == [
+        {"path": f"{cli.directory}/app.db"},
+        {"path": f"{cli.directory}/tenants/*/data.db"},
+    ]
+    assert {line.split()[0] for line in cli.run("now", expect=0).lines} == {"app", "a", "b"}
+
+
+def test_json_tells_what_was_written_and_checked(cli: CommandLine) -> None:
+    """One document, and the exit code of doctor."""
+    document = cli.run("init", ".", *_CONFIG, "--store", "other", "--json", expect=0).document
+    assert set(document) == {"config", "checks"}
+    assert document["config"] == {
+        "path": f"{cli.directory}/backupd.toml",
+        "databases": [{"path": f"{cli.directory}/app.db", "name": None, "files": [f"{cli.directory}/app.db"]}],
+        "stores": [f"{cli.directory}/other"],
+        "skipped": [],
+    }
+    assert {check["subject"] for check in document["checks"]} >= {"configuration", "database app"}
+
+
+def test_options_say_everything(cli: CommandLine) -> None:
+    """What is given is neither looked for nor asked."""
+    cli.create_database("other.db", rows=1)
+    cli.run(
+        *("init", *_CONFIG, "--database", "app.db", "--store", "a", "--store", "./b", "--store", "a"),
+        *("--snapshots", "0 3 * * *", "--time-zone", "Europe/Berlin"),
+        expect=0,
+    )
+    assert _written(cli) == {
+        "databases": [{"path": f"{cli.directory}/app.db"}],
+        "stores": [{"url": f"{cli.directory}/a"}, {"url": f"{cli.directory}/b"}],
+        "schedule": {"snapshots": "0 3 * * *", "time_zone": "Europe/Berlin"},
+    }
+
+
+def test_a_bucket_with_its_secret(cli: CommandLine, moto: S3Server) -> None:
+    """The secret comes from a file, goes into one that only its owner reads, and shows nowhere."""
+    (cli.directory / "secret").write_text(f"{moto.secret_access_key}\n")
+    url = f"s3://{moto.new_bucket()}/app"
+    finished = cli.run(
+        *("init", *_CONFIG, "--store", url, "--endpoint-url", moto.endpoint_url),
+        *("--access-key-id", moto.access_key_id, "--secret-access-key-file", "secret"),
+        expect=0,
+    )
+    assert moto.secret_access_key not in finished.stdout + finished.stderr
+    assert _written(cli)["stores"][0]["secret_access_key"] == moto.secret_access_key
+    assert stat.S_IMODE((cli.directory / "backupd.toml").stat().st_mode) == 0o600
+    assert f"-> {url}" in cli.run("now", expect=0).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--store", "ftp://host"), "'ftp:' is not a kind of store"),
+        (("--snapshots", "every blue moon"), "every blue moon"),
+        (("--time-zone", "Europe/Berln"), "Europe/Berln"),
+        (("--store", "s3://bucket/x", "--access-key-id", "KEY"), "need each other"),
+        (("--store", "s3://bucket/x", "--secret-access-key-file", "nowhere"), "cannot be read from nowhere"),
+        (("--database", "a/**/b.db"), "'**' is not supported"),
+        (("empty",), "no SQLite database was found below"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    cli: CommandLine, arguments: tuple[str, ...], told: str
+) -> None:
+    """One error with a hint, and no file."""
+    (cli.directory / "empty").mkdir()
+    finished = cli.run("init", *arguments, *_CONFIG, expect=2)
+    assert finished.stderr.startswith("error: ")
+    assert told in finished.stderr.splitlines()[0]
+    assert "\nhint: " in finished.stderr
+    assert not list(cli.directory.glob("*backupd.toml*"))
+
+
+def test_a_file_that_is_there_stays_without_force(cli: CommandLine) -> None:
+    """And nobody is asked anything before that is said."""
+    (cli.directory / "backupd.toml").write_text("# precious\n")
+    finished = cli.run("init", *_CONFIG, expect=2)
+    assert "exists already" in finished.stderr
+    assert "--force" in finished.stderr
+    assert (cli.directory / "backupd.toml").read_text() == "# precious\n"
+    cli.run("init", *_CONFIG, "--force", expect=0)
+    assert _written(cli)["databases"]
+
+
+def test_what_doctor_finds_is_the_exit_code(cli: CommandLine) -> None:
+    """The file is written, because it says what was wished."""
+    (cli.directory / "in-the-way").touch()
+    cli.run("init", *_CONFIG, "--store", "in-the-way/backups", expect=10)
+    assert _written(cli)["stores"]
+
+
+def test_questions_are_asked_on_a_terminal(cli: CommandLine) -> None:
+    """Directory, which databases, where to, where else, and how often; a wrong answer is asked for again."""
+    cli.create_database("b/b.db", rows=1)
+    cli.create_database("c/c.db", rows=1)
+    answers = ".\n1,9\n1,3\nftp://x\n./disk\n\nevery 5 bananas\nevery 5m\n"
+    finished = cli.run_on_terminal("init", *_CONFIG, answer=answers)
+    assert finished.code == 0, finished
+    assert "'1,9' is not a list of numbers from 1 to 3" in finished.stdout
+    assert _written(cli) == {
+        "databases": [{"path": f"{cli.directory}/app.db"}, {"path": f"{cli.directory}/c/c.db"}],
+        "stores": [{"url": f"{cli.directory}/disk"}],
+        "schedule": {"snapshots": "every 5m"},
+    }
+
+
+def test_questions_about_a_bucket(cli: CommandLine, moto: S3Server) -> None:
+    """The secret is typed without being shown."""
+    url = f"s3://{moto.new_bucket()}/app"
+    shown = _typed(
+        cli,
+        ("init", *_CONFIG, "--database", "app.db", "--store", url, "--snapshots", "@hourly"),
+        {
+            "URL of the service": moto.endpoint_url,
+            "access key id": moto.access_key_id,
+            "secret access key": moto.secret_access_key,
+        },
+    )
+    assert moto.secret_access_key not in shown
+    assert _written(cli)["stores"] == [
+        {
+            "url": url,
+            "endpoint_url": moto.endpoint_url,
+            "access_key_id": moto.access_key_id,
+            "secret_access_key": moto.secret_access_key,
+        }
+    ]
+
+
+def test_yes_asks_nothing_on_a_terminal(cli: CommandLine) -> None:
+    """As in a script."""
+    finished = cli.run_on_terminal("init", *_CONFIG, "--yes")
+    assert finished.code == 0, finished
+    assert "Which of them" not in finished.stdout
+
+
+def test_leaving_at_a_question_writes_nothing(cli: CommandLine) -> None:
+    """The end of what is typed is Ctrl-D: it was interrupted."""
+    finished = cli.run_on_terminal("init", *_CONFIG, answer="\x04")
+    assert finished.code == 130, finished
+    assert not list(cli.directory.glob("*backupd.toml*"))
+
+
+def test_another_configuration_that_wins_is_told(cli: CommandLine, tmp_path: Path) -> None:
+    """Commands without --config would read another file, or none."""
+    finished = cli.run("init", "--config", "elsewhere.toml", expect=0)
+    assert f"hint: commands find this configuration with --config {tmp_path}/elsewhere.toml" in finished.stderr
+    assert "hint:" not in cli.run("init", *_CONFIG, expect=0).stderr

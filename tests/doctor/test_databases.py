@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import os
+import sqlite3
+import sys
+import time
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from harness.cli import tree
+from harness.confinement import private_mounts, shared_directory
+from harness.place import connected, create_database
+
+from backupd.config import CaptureSettings, Database
+from backupd.doctor.databases import has_wal_reset, judge
+from backupd.doctor.findings import Verdict
+from backupd.doctor.look import DatabaseLook, FileFacts, Refusal
+from backupd.doctor.looking import look_at
+from backupd.doctor.mounts import Host, Mount
+from backupd.errors import BackupdError, BusyError, ExitCode
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from backupd.doctor.findings import Finding
+
+_GB = 10**9
+_DISK = Mount("/", "ext4", "/dev/sda1", is_read_only=False)
+_MACHINE = Host((_DISK,), is_container=False)
+_WELL = DatabaseLook(
+    real_path="/data/app.db",
+    file=FileFacts(0, 0, 0o644, 41 * 10**6),
+    wal=FileFacts(0, 0, 0o644, 4 * 10**6),
+    index=FileFacts(0, 0, 0o644, 32768),
+    directory=FileFacts(0, 0, 0o755, 4096),
+    is_writable=True,
+    is_directory_writable=True,
+    is_read_only=False,
+    device=1,
+    free_bytes=100 * _GB,
+    journal_mode="wal",
+    sqlite_version="3.51.3",
+    image_bytes=41 * 10**6,
+)
+
+
+def _found(tmp_path: Path, look: DatabaseLook = _WELL, host: Host = _MACHINE, **changes: object) -> dict[str, Finding]:
+    database = Database("app", tmp_path / "app.db")
+    findings = judge(database, replace(look, **changes), CaptureSettings(), host)
+    assert {finding.subject for finding in findings} == {"database app"}
+    assert all(finding.remedy for finding in findings if finding.verdict in {Verdict.WARNING, Verdict.ERROR})
+    return {finding.check: finding for finding in findings}
+
+
+def _look(path: Path) -> DatabaseLook:
+    return look_at(path, lock_timeout=0.5, deadline=20)
+
+
+def test_a_database_that_is_well(tmp_path: Path) -> None:
+    """Every check is there, and none of them finds anything."""
+    found = _found(tmp_path)
+    assert list(found) == ["opens", "size", "journal mode", "sqlite", "owner", "mount", "space"]
+    assert {finding.verdict for finding in found.values()} == {Verdict.OK}
+    assert "41 MB; expect about 0.5 s for the first capture and 0.3 s" in found["size"].message
+
+
+@pytest.mark.parametrize(
+    ("changes", "check", "verdict", "told"),
+    [
+        ({"journal_mode": "delete", "image_bytes": _GB}, "journal mode", Verdict.NOTE, "wait about 1.5 s"),
+        (
+            {"journal_mode": "delete", "image_bytes": 3 * _GB},
+            "journal mode",
+            Verdict.WARNING,
+            "capture.max_lock (3.0 s)",
+        ),
+        ({"wal": FileFacts(0, 0, 0o644, 2 * _GB)}, "journal mode", Verdict.WARNING, "2.0 GB, more than the database"),
+        ({"image_bytes": 900 * _GB}, "size", Verdict.WARNING, "capture.deadline"),
+        ({"sqlite_version": "3.51.2"}, "sqlite", Verdict.NOTE, "3.7.0 to 3.51.2"),
+        ({"sqlite_version": "3.51.2", "journal_mode": "delete"}, "sqlite", Verdict.OK, "3.51.2"),
+        ({"sqlite_version": ""}, "sqlite", Verdict.OK, "empty"),
+        ({"is_schema_readable": False}, "opens", Verdict.WARNING, "damaged"),
+        ({"is_writable": False}, "owner", Verdict.NOTE, "not for a restore in place"),
+        ({"is_directory_writable": False}, "owner", Verdict.WARNING, "only while the application has it open"),
+        (
+            {"is_directory_writable": False, "journal_mode": "delete"},
+            "owner",
+            Verdict.NOTE,
+            "into the directory (uid 0",
+        ),
+        ({"uid": 7}, "owner", Verdict.WARNING, "only while the application has it open"),
+        ({"uid": 7, "journal_mode": "delete"}, "owner", Verdict.OK, "backupd is uid 7"),
+        ({"file": FileFacts(7, 7, 0o644, 1)}, "owner", Verdict.WARNING, "app.db-wal belongs to another uid"),
+        ({"free_bytes": 1000}, "space", Verdict.WARNING, "1.0 kB free"),
+        ({"free_bytes": 0}, "space", Verdict.ERROR, "0 B free"),
+        ({"has_free_inodes": False}, "space", Verdict.ERROR, "no inodes"),
+        ({"is_read_only": True}, "mount", Verdict.WARNING, "only while the application runs"),
+        ({"is_read_only": True, "journal_mode": "delete"}, "mount", Verdict.NOTE, "enough for backups"),
+    ],
+)
+def test_what_is_not_as_it_should_be(
+    tmp_path: Path, changes: dict[str, object], check: str, verdict: Verdict, told: str
+) -> None:
+    """Each fact that matters has its verdict, and the message says what it is."""
+    finding = _found(tmp_path, **changes)[check]
+    assert (finding.verdict, told in finding.message) == (verdict, True), finding
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_container", "told"),
+    [
+        ("nfs4", False, "a network file system"),
+        ("virtiofs", True, "a file system of the host"),
+        ("tmpfs", False, "in memory"),
+        ("overlay", True, "the container's own file system"),
+    ],
+)
+def test_places_where_no_database_should_be(tmp_path: Path, kind: str, *, is_container: bool, told: str) -> None:
+    """File systems on which locks are not reliable, or that do not last, are warned of."""
+    host = Host((_DISK, Mount("/data", kind, "x", is_read_only=False)), is_container)
+    finding = _found(tmp_path, host=host)["mount"]
+    assert finding.verdict is Verdict.WARNING
+    assert told in finding.message
+
+
+def test_a_refusal_is_an_error_with_its_code(tmp_path: Path) -> None:
+    """What a capture would say, doctor says, with the same exit code; the rest is told where it is known."""
+    look = replace(_WELL, refusal=Refusal("BusyError", "locked", None), image_bytes=0)
+    found = _found(tmp_path, look)
+    assert (found["opens"].verdict, found["opens"].exit_code) == (Verdict.ERROR, ExitCode.BUSY)
+    assert "owner" in found
+    assert "size" not in found
+    missing = DatabaseLook(real_path="/x", refusal=Refusal("SourceUnusableError", "gone", "mount it"))
+    assert list(_found(tmp_path, missing)) == ["opens"]
+    assert _found(tmp_path, missing)["opens"].exit_code is ExitCode.SOURCE_UNUSABLE
+
+
+@pytest.mark.parametrize(
+    ("version", "has_it"),
+    [
+        ("3.6.23", False),
+        ("3.7.0", True),
+        ("3.40.1", True),
+        ("3.44.5", True),
+        ("3.50.6", True),
+        ("3.51.2", True),
+        ("3.51.3", False),
+        ("3.53.0", False),
+    ],
+)
+def test_range_of_the_wal_reset(version: str, *, has_it: bool) -> None:
+    """From the first version with WAL to the last before the correction."""
+    assert has_wal_reset(version) is has_it
+
+
+@pytest.mark.parametrize("journal_mode", ["wal", "delete"])
+def test_look_at_a_real_database(tmp_path: Path, journal_mode: str) -> None:
+    """Facts as SQLite and the file system tell them; the database and its directory stay as they were."""
+    path = tmp_path / "app.db"
+    create_database(path, journal_mode=journal_mode)
+    with connected(path, "SELECT count(*) FROM report"):
+        before = tree(tmp_path)
+        look = _look(path)
+        assert tree(tmp_path).keys() == before.keys()
+        assert {name: facts for name, facts in tree(tmp_path).items() if not name.endswith("-shm")} == {
+            name: facts for name, facts in before.items() if not name.endswith("-shm")
+        }
+    assert look.refusal is None
+    assert (look.journal_mode, look.sqlite_version) == (journal_mode, sqlite3.sqlite_version)
+    assert look.image_bytes == path.stat().st_size
+    assert look.device == tmp_path.stat().st_dev
+    assert look.file is not None
+    assert (look.file.uid, look.file.size_bytes) == (os.geteuid(), path.stat().st_size)
+    assert (look.wal is not None) == (journal_mode == "wal")
+
+
+def test_look_through_a_link(tmp_path: Path) -> None:
+    """What matters is where the database really is: its log is there."""
+    (tmp_path / "real").mkdir()
+    create_database(tmp_path / "real/app.db")
+    (tmp_path / "app.db").symlink_to("real/app.db")
+    assert _look(tmp_path / "app.db").real_path == str(tmp_path / "real/app.db")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(None, "does not exist"), (b"not a database" * 20, "not an SQLite database"), (b"", None)],
+    ids=["missing", "other content", "empty"],
+)
+def test_look_at_what_is_no_database(tmp_path: Path, content: bytes | None, told: str | None) -> None:
+    """The same words as a capture has for it; an empty file is a database."""
+    if content is not None:
+        (tmp_path / "app.db").write_bytes(content)
+    refusal = _look(tmp_path / "app.db").refusal
+    assert (refusal is None) == (told is None)
+    assert refusal is None or told in refusal.message
+
+
+def test_hot_journal_is_told_and_left_alone(tmp_path: Path) -> None:
+    """A program that crashed inside a transaction: only the application may roll it back."""
+    path = tmp_path / "app.db"
+    create_database(path)
+    statements = ("PRAGMA cache_size = 1", "BEGIN IMMEDIATE", "UPDATE report SET body = randomblob(900)")
+    with connected(path, *statements) as application:
+        application.kill()
+        application.wait()
+    before = tree(tmp_path)
+    refusal = _look(path).refusal
+    assert refusal is not None
+    assert "hot rollback journal" in refusal.message
+    assert tree(tmp_path) == before
+
+
+def test_locked_database_does_not_hold_doctor_up(tmp_path: Path) -> None:
+    """An exclusive lock is waited for as long as was said, and told as busy."""
+    path = tmp_path / "app.db"
+    create_database(path)
+    with connected(path, "PRAGMA locking_mode = EXCLUSIVE", "BEGIN EXCLUSIVE"):
+        refusal = _look(path).refusal
+    assert refusal is not None
+    assert refusal.error == "BusyError"
+
+
+def test_look_that_hangs_is_given_up(tmp_path: Path) -> None:
+    """The process that looks is killed at the deadline, and the error names the database."""
+    started = time.monotonic()
+    hanging = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with pytest.raises(BusyError, match=r"app\.db could not be looked at within 0\.3 s"):
+        look_at(tmp_path / "app.db", lock_timeout=1, deadline=0.3, command=hanging)
+    assert time.monotonic() - started < 10
+
+
+def test_look_that_breaks_is_a_bug(tmp_path: Path) -> None:
+    """The last line that the process wrote is in the error."""
+    broken = [sys.executable, "-c", "raise SystemExit('it broke')"]
+    with pytest.raises(BackupdError, match="it broke") as caught:
+        look_at(tmp_path / "app.db", lock_timeout=1, deadline=20, command=broken)
+    assert caught.value.exit_code is ExitCode.BUG
+
+
+def test_read_only_volume(tmp_path: Path) -> None:
+    """A volume that is mounted with :ro is told as such."""
+    create_database(tmp_path / "app.db")
+    with private_mounts() as mounts:
+        mounts.mount("--bind", tmp_path, tmp_path)
+        mounts.mount("-o", "remount,bind,ro", tmp_path)
+        enter = [*mounts.runner().enter, sys.executable, "-P", "-m", "backupd.doctor.child"]
+        look = look_at(tmp_path / "app.db", lock_timeout=1, deadline=20, command=enter)
+    assert look.is_read_only
+    assert look.refusal is None
+    assert _found(tmp_path, look)["mount"].verdict is Verdict.NOTE
+
+
+def test_another_user_would_leave_files_that_the_owner_cannot_write() -> None:
+    """A WAL database that nobody has open is refused to another uid, as by a capture."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files to other users")
+    with shared_directory() as directory:
+        path = directory / "app.db"
+        create_database(path, journal_mode="wal")
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        directory.chmod(0o777)
+        os.chown(path, 1000, 1000)
+        from harness.confinement import another_user  # noqa: PLC0415  (skips, so only here)
+
+        with another_user() as stranger:
+            command = [*stranger.enter, "env", *(f"{k}={v}" for k, v in stranger.environ.items()), *stranger.become]
+            look = look_at(
+                path, lock_timeout=1, deadline=20, command=[*command, stranger.python, "-m", "backupd.doctor.child"]
+            )
+        assert look.refusal is not None
+        assert "uid 1000, cannot write" in look.refusal.message
+        assert not path.with_name("app.db-wal").exists()
