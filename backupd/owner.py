@@ -50,15 +50,14 @@ def run_as_owner(settings: Settings) -> Settings:
     other user stays what it was told to be. As long as there is no database, the directory where it will be counts, and
     when that is root's, so does the process stay: `should_be_another` tells when that has changed.
 
-    Gives the settings to go on with: each user's state is in a directory of its own, because one cannot read what
-    another has left. That directory, and those of stores that are still empty, are handed to the new user; what is in a
-    directory never is. Raises `UsageError` when the system does not let this process become the owner.
+    Gives the settings to go on with, as `settings_of_user` does. The state directory, and those of stores that are
+    still empty, are handed to the new user; what is in a directory never is. Raises `UsageError` when the system does
+    not let this process become the owner.
     """
     if not settings.run_as_owner:
         return settings
     owner = owner_of(settings.databases) if os.geteuid() == _ROOT else None
-    uid = os.geteuid() if owner is None else owner.uid
-    own = settings.model_copy(update={"state_dir": settings.state_dir / str(uid)})
+    own = settings_of_user(settings, os.geteuid() if owner is None else owner.uid)
     if owner is not None and owner.uid != _ROOT:
         for directory in _directories_written_to(own):
             # Whoever uses the directory then says what is wrong with it.
@@ -67,6 +66,16 @@ def run_as_owner(settings: Settings) -> Settings:
         _become(owner)
         os.environ["HOME"] = str(own.state_dir)
     return own
+
+
+def settings_of_user(settings: Settings, uid: int) -> Settings:
+    """`settings` for `uid`: with `run_as_owner`, each user's state is in a directory of its own.
+
+    One cannot read what another has left there. For settings that `load` has just read, and without becoming anybody.
+    """
+    if not settings.run_as_owner:
+        return settings
+    return settings.model_copy(update={"state_dir": settings.state_dir / str(uid)})
 
 
 def should_be_another(settings: Settings) -> bool:

@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import click
 
 from backupd.cli.options import Invocation, Verb, global_options
@@ -34,10 +37,12 @@ def command(invocation: Invocation) -> int:
     from backupd.config import load
     from backupd.daemon import serve
     from backupd.logs import log
-    from backupd.owner import run_as_owner, start_again
+    from backupd.owner import settings_of_user, start_again
 
+    # From here on, SIGHUP means a reload: one that comes too early must not end what has just been started.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     session = Session(invocation)
     log.configure(is_quiet=invocation.is_quiet, is_daemon=True)
-    if serve(session.settings, lambda: run_as_owner(load(invocation.config_file))):
+    if serve(session.settings, lambda: settings_of_user(load(invocation.config_file), os.geteuid())):
         start_again(session.settings)
     return ExitCode.DONE

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from backupd.daemon import chores
 from backupd.daemon.rounds import Rounds
+from backupd.daemon.timetable import ONE_BY_ONE
 from backupd.logs import log
 from backupd.upkeep.drills import last_drill
 
@@ -40,7 +41,15 @@ def _plan_entry(entry: DatabaseSettings, charge: Charge, timetable: Timetable, s
     ):
         if times is not None:
             key = f"{kind} {entry.path}"
-            timetable.add(key, call, times, schedule.zone, jitter=schedule.latest_start, is_missed=comes_at_once)
+            timetable.add(
+                key,
+                call,
+                times,
+                schedule.zone,
+                jitter=schedule.latest_start,
+                is_missed=comes_at_once,
+                queue=kind if kind in ONE_BY_ONE else "default",
+            )
             log.info(
                 "planned",
                 what=kind,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from backupd.errors import BackupdError, StoreUnavailableError
+from backupd.errors import BackupdError, StoreUnavailableError, TargetUnwritableError
+from backupd.logs import log
 from backupd.threads import worker_threads
 from backupd.upkeep.unchanged import fingerprint
 
@@ -78,14 +80,27 @@ class Questions:
                 )
             except BackupdError as error:
                 errors[url] = error
+            except Exception as bug:  # noqa: BLE001  (no store may end the round of the others)
+                log.error("this is a bug in backupd", store=url, error=repr(bug), traceback=traceback.format_exc())
+                errors[url] = BackupdError(
+                    f"{url}: this is a bug in backupd: {bug!r}", hint="please report it, with its log"
+                )
         return Answers(ids, errors)
 
     def _asked(self, rotated: RotatedStore) -> Future[str | None]:
         with self._lock:
             pending = self._pending.get(rotated.url)
             if pending is None:
-                pending = self._pending[rotated.url] = Future()
-                threading.Thread(target=self._ask, args=(rotated, pending), name="ask", daemon=True).start()
+                pending = Future()
+                thread = threading.Thread(target=self._ask, args=(rotated, pending), name="ask", daemon=True)
+                self._pending[rotated.url] = pending
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    del self._pending[rotated.url]
+                    pending.set_exception(
+                        TargetUnwritableError(f"no thread can be started: {error}", hint="raise the limit of processes")
+                    )
             return pending
 
     def _ask(self, rotated: RotatedStore, answer: Future[str | None]) -> None:

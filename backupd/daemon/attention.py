@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 import traceback
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from backupd.errors import BackupdError
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 _PERIOD_SECONDS = 20.0
 _CLOSE_SECONDS = 0.5
-_CATCHING_UP = timedelta(minutes=2)
+_CATCHING_UP_SECONDS = 120.0
 
 
 class Attention:
@@ -28,7 +29,8 @@ class Attention:
     def __init__(self, settings: Settings, status: StatusFile) -> None:
         self._status = status
         self._notifications = Notifications(status, _targets(settings), remind_after=settings.health.remind_after)
-        self._started_at = self._alive_at = datetime.now(UTC)
+        self._alive_at = datetime.now(UTC)
+        self._caught_up_at = time.monotonic() + _CATCHING_UP_SECONDS
         self._is_writable = True
         self._is_ending = False
         self._woken = threading.Event()
@@ -65,7 +67,7 @@ class Attention:
     def _news(self) -> list[Alarm]:
         """The alarms, but for what was late before the start and is being made up for in these minutes."""
         alarms = self.alarms()
-        if datetime.now(UTC) - self._started_at > _CATCHING_UP:
+        if time.monotonic() > self._caught_up_at:
             return [*alarms]
         known = self._status.read().alarms
         return [alarm for alarm in alarms if alarm.kind != "stale" or alarm.key in known]

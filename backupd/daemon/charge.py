@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backupd.config import look_for_databases
 from backupd.daemon.asking import Questions
-from backupd.errors import SourceUnusableError, UsageError
-from backupd.upkeep.configured import Configured
-from backupd.upkeep.stores import rotated_stores
+from backupd.daemon.sight import Sights
+from backupd.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from backupd.config import DatabaseSettings, Settings, StoreSettings
     from backupd.daemon.runs import Runs
+    from backupd.daemon.sight import Sight
     from backupd.errors import BackupdError
     from backupd.health import Status, StatusFile
     from backupd.health.heartbeats import Heartbeats
     from backupd.repository import Repository
     from backupd.state import StateDirectory
+    from backupd.upkeep.configured import Configured
     from backupd.upkeep.stores import RotatedStore
 
 
@@ -39,30 +40,25 @@ class Charge:
     wake: Callable[[], None]
     """To be called when the status has changed, for those who are to be told of it."""
     questions: Questions = field(default_factory=Questions)
+    sights: Sights = field(default_factory=Sights)
     is_over: threading.Event = field(default_factory=threading.Event)
     """Set when another configuration has taken its place: what goes on may finish, and nothing more is planned."""
 
+    def look(self) -> Sight:
+        """What is there at this moment, or was a second ago: entries that have their rounds together look once."""
+        return self.sights.now(self.settings, self.repositories)
+
     def stores(self) -> list[RotatedStore]:
         """The stores with the policies that hold at this moment. Their repositories are always the same."""
-        return rotated_stores(self.repositories, self.settings)
+        return self.look().stores
 
     def databases(self, entry: DatabaseSettings) -> tuple[list[Configured], BackupdError | None]:
         """The databases of an entry at this moment, and why it lacks one, or gives none at all."""
-        found = look_for_databases(self.settings.databases)
-        schedule = self.settings.schedule_of(entry)
-        databases = [Configured(database, schedule) for owner, database in found.databases if owner is entry]
-        problem: BackupdError | None = next((problem for owner, problem in found.problems if owner is entry), None)
-        if not databases and problem is None:
-            problem = SourceUnusableError(
-                f"no file matches {entry.path}",
-                hint="check the path and, in a container, that the volume is mounted there",
-            )
-        return databases, problem
+        return self.look().databases(entry)
 
     def all_databases(self) -> list[Configured]:
         """Every configured database at this moment."""
-        found = look_for_databases(self.settings.databases).databases
-        return [Configured(database, self.settings.schedule_of(entry)) for entry, database in found]
+        return self.look().all_databases
 
     def database(self, name: str) -> Configured:
         """The configured database of this name. Raises `UsageError` when there is none."""
@@ -83,7 +79,7 @@ def vanished(entry: DatabaseSettings, databases: Sequence[Configured], status: S
         if known.is_scheduled
         and known.vanished_at is None
         and name not in names
-        and not Path(known.path).exists()
+        and not os.path.exists(known.path)  # noqa: PTH110  (Path.exists raises)
         and _could_find(entry, Path(known.path))
     ]
 

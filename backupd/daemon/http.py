@@ -8,7 +8,10 @@ from __future__ import annotations
 import hmac
 import json
 import socket
+import sys
 import threading
+import traceback
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 _MOST_BODY_BYTES = 16_384
 _MOST_CONNECTIONS = 32
 _IDLE_SECONDS = 10.0
+_REQUEST_SECONDS = 20.0
 _SCHEME = "Bearer "
 _STATUS_OF = {
     ExitCode.DONE: HTTPStatus.OK,
@@ -52,12 +56,21 @@ class HttpServer:
         if self._server is not None and address == self._server.asked_for:
             self._server.charge = charge
             return
-        server = None if address is None else _bound(address, charge, self._attention)
-        self.close()
+        before = self._server
+        self.close()  # first: the new address may contain the old one, as 0.0.0.0 does
+        if address is None:
+            return
+        try:
+            self._serve(_bound(address, charge, self._attention))
+        except UsageError:
+            if before is not None:
+                self._serve(_bound(before.asked_for, before.charge, self._attention))
+            raise
+
+    def _serve(self, server: _Server) -> None:
         self._server = server
-        if server is not None:
-            threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
-            log.info("listening", url=server.url, takes_snapshots=charge.settings.http.token is not None)
+        threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
+        log.info("listening", url=server.url, takes_snapshots=server.charge.settings.http.token is not None)
 
     def close(self) -> None:
         """Listen no more. Answers that are being given are not waited for."""
@@ -94,7 +107,11 @@ class _Server(ThreadingHTTPServer):
         if not self._room.acquire(blocking=False):
             self.shutdown_request(request)
             return
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread can be started
+            self._room.release()
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
@@ -102,8 +119,11 @@ class _Server(ThreadingHTTPServer):
         finally:
             self._room.release()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is no news."""
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002  (as it is called)
+        """A client that goes away is no news; anything else is a bug."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            log.error("this is a bug in backupd", error=repr(error), traceback=traceback.format_exc())
 
 
 def _bound(address: tuple[str, int], charge: Charge, attention: Attention) -> _Server:
@@ -122,6 +142,22 @@ class _Handler(BaseHTTPRequestHandler):
     server_version = f"backupd/{__version__}"
     sys_version = ""
     timeout = _IDLE_SECONDS
+
+    def setup(self) -> None:
+        """Give the client a time for its whole request: one byte now and then would keep its place for hours."""
+        super().setup()
+        self._patience = threading.Timer(_REQUEST_SECONDS, self._give_up)
+        self._patience.daemon = True
+        self._patience.start()
+
+    def finish(self) -> None:
+        """Whatever came of it."""
+        self._patience.cancel()
+        super().finish()
+
+    def _give_up(self) -> None:
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def do_GET(self) -> None:
         """Health and metrics."""
@@ -175,22 +211,29 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _has_token(self, token: str) -> bool:
         given = self.headers.get("Authorization", "")
-        return given.startswith(_SCHEME) and hmac.compare_digest(
-            given.removeprefix(_SCHEME).strip().encode(), token.encode()
-        )
+        # http.server reads headers as Latin-1, whatever they are.
+        sent = given.removeprefix(_SCHEME).strip().encode("latin-1", errors="replace")
+        return given.startswith(_SCHEME) and hmac.compare_digest(sent, token.encode())
 
     def _body(self) -> Mapping[str, object]:
         """What was sent, as a form or as JSON, and what stands in the URL behind the question mark."""
         length = self.headers.get("Content-Length") or "0"
-        if not length.isdecimal() or int(length) > _MOST_BODY_BYTES:
-            raise UsageError("the body of the request is too large, or of no known length")
+        # A body in chunks would be passed over: the snapshot would lack its tag.
+        if "Transfer-Encoding" in self.headers or not length.isdecimal() or int(length) > _MOST_BODY_BYTES:
+            raise UsageError(
+                "the body of the request is too large, or of no known length",
+                hint="send: curl -d database=app -d tag=before-upgrade",
+            )
         content = self.rfile.read(int(length))
+        if len(content) < int(length):
+            raise UsageError("the body of the request broke off", hint="nothing was done; send it again")
+        self._patience.cancel()  # what follows takes as long as a snapshot
         values: dict[str, object] = dict(parse_qsl(urlsplit(self.path).query, keep_blank_values=True))
         try:
             if self.headers.get_content_type() == "application/json":
                 return values | dict(json.loads(content or b"{}"))
             return values | dict(parse_qsl(content.decode(), keep_blank_values=True))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise UsageError(
                 "the body of the request cannot be read", hint="send: curl -d database=app -d tag=before-upgrade"
             ) from error

@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from backupd.backup import Wish
+from backupd.backup import BackupResult, Outcome, Wish
 from backupd.daemon.outcomes import log_prune, log_result
 from backupd.errors import BackupdError, ExitCode, UsageError
 from backupd.reference import is_tag
@@ -16,9 +16,9 @@ from backupd.upkeep.snapshots import take_snapshot
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from backupd.backup import BackupResult
     from backupd.daemon.charge import Charge
     from backupd.upkeep.configured import Configured
+    from backupd.upkeep.stores import RotatedStore
 
 _KEYS = ("database", "tag", "wait")
 _WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -72,7 +72,21 @@ def answer(request: Request, charge: Charge) -> Answer:
 
 
 def _take_all(wanted: list[Configured], request: Request, charge: Charge) -> list[BackupResult]:
-    return [result for configured in wanted for result in _take(configured, request, charge)]
+    """All of them, whatever becomes of each."""
+    results = []
+    for configured in wanted:
+        try:
+            results += _take(configured, request, charge)
+        except BackupdError as error:
+            refused = [_not_taken(configured, rotated, error) for rotated in charge.stores()]
+            for result in refused:
+                log_result(result)
+            results += refused
+    return results
+
+
+def _not_taken(configured: Configured, rotated: RotatedStore, error: BackupdError) -> BackupResult:
+    return BackupResult(database=configured.name, store=rotated.url, outcome=Outcome.FAILED, error=error)
 
 
 def _take(configured: Configured, request: Request, charge: Charge) -> list[BackupResult]:

@@ -74,16 +74,20 @@ class Rounds:
     def _round(self, only: Collection[str] | None) -> None:
         with self._turn:
             now = datetime.now(UTC)
-            databases, problem = self._charge.databases(self._entry)
+            sight = self._charge.look()
+            databases, problem = sight.databases(self._entry)
             meant = [each for each in databases if only is None or each.name in only]
             end = _RoundEnd(self._charge.heartbeats, [each.name for each in meant], problem)
-            stores = self._charge.stores()
+            stores = sight.stores
             answers = self._charge.questions.ask(stores)
             before = self._charge.status.read()
             plan = plan_round(meant, stores, answers, self._known_ids, before, now=now)
+            if self._charge.is_over.is_set():  # another configuration may have taken this entry out meanwhile
+                return
             if only is None:  # the databases that a retry leaves out have not been asked for in a new repository
                 self._known_ids = {url: found for url, found in answers.ids.items() if found is not None}
-            self._record(databases, plan, problem, now)
+            gone = vanished(self._entry, databases, before) if databases else []
+            self._record(databases, plan, problem, gone, now)
             self._log(plan, problem)
         for configured in meant:
             error = plan.error_of(configured.name)
@@ -104,13 +108,11 @@ class Rounds:
         `error` is what another of its stores failed with already.
         """
 
-        def run() -> None:
-            failed = _look_after(configured, stores, self._charge)
+        def on_end(failed: BackupdError | None) -> None:
             self._finish(configured.name, failed or error, end)
             self._charge.wake()
 
-        if not self._charge.runs.start(configured.name, run):
-            self._finish(configured.name, error, end)
+        self._charge.runs.start(configured.name, partial(_look_after, configured, stores, self._charge), on_end)
 
     def _finish(self, name: str, error: BackupdError | None, end: _RoundEnd) -> None:
         end.finished(name, error)
@@ -125,7 +127,12 @@ class Rounds:
             self._timetable.add_once(self._retry_key, self._retry, at)
 
     def _record(
-        self, databases: Sequence[Configured], plan: Round, problem: BackupdError | None, now: datetime
+        self,
+        databases: Sequence[Configured],
+        plan: Round,
+        problem: BackupdError | None,
+        gone: Sequence[str],
+        now: datetime,
     ) -> None:
         """Everything that this round found, in one change of the status."""
         # For a thousand databases of one schedule, nearly all of them current at the same moment.
@@ -133,9 +140,10 @@ class Rounds:
         plans = self._plans(databases, due_after)
 
         def recorded(status: Status) -> Status:
+            if self._charge.is_over.is_set():
+                return status
             status = planning.with_entry_problem(status, self._entry.path, problem, at=now)
-            gone = vanished(self._entry, databases, status)
-            status = planning.with_vanished(status, gone if databases else (), at=now)
+            status = planning.with_vanished(status, gone, at=now)
             status = planning.with_plans(status, plans, at=now)
             for url, names in plan.seen.items():
                 status = recording.with_seen(status, url, names, at=now)

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import threading
 import traceback
+from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from backupd.errors import BusyError, InterruptedByUserError
+from backupd.errors import BackupdError, BusyError, InterruptedByUserError
 from backupd.logs import log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
+
+
+Call = Callable[[], BackupdError | None]
+OnEnd = Callable[[BackupdError | None], None]
+
+
+@dataclass(slots=True)
+class Run:
+    """What is to be done for a database, and who is told how it ended."""
+
+    call: Call
+    on_end: list[OnEnd] = field(default_factory=list)
 
 
 class Runs:
@@ -20,9 +34,9 @@ class Runs:
     def __init__(self, limit: int) -> None:
         self._changed = threading.Condition()
         self._limit = limit
-        self._waiting: dict[str, Callable[[], None]] = {}
+        self._waiting: dict[str, Run] = {}
         self._running: set[str] = set()
-        self._started = 0
+        self._started: dict[str, Run] = {}
         self._is_closed = False
         self._is_abandoned = False
 
@@ -32,41 +46,52 @@ class Runs:
             self._limit = limit
             self._begin_what_can()
 
-    def start(self, name: str, call: Callable[[], None]) -> bool:
-        """Do `call` for the database as soon as there is room; not if it waits or runs already, or all is to end.
+    def start(self, name: str, call: Call, on_end: OnEnd) -> None:
+        """Do `call` for the database when there is room and it is nobody else's turn, then `on_end` with its error.
 
-        Gives whether it will be done.
+        If something that was started for it waits or runs already, that counts for both. Nothing when all is to end.
         """
         with self._changed:
-            if self._is_closed or name in self._waiting or name in self._running:
-                return False
-            self._waiting[name] = call
+            if self._is_closed:
+                return
+            run = self._waiting.get(name) or self._started.get(name)
+            if run is None:
+                run = self._waiting[name] = Run(call)
+            run.on_end.append(on_end)
             self._begin_what_can()
-        return True
 
     def _begin_what_can(self) -> None:
         """Under the lock, whenever there may be room. A database whose turn somebody else has holds no other up."""
-        while self._started < self._limit:
+        while len(self._started) < self._limit:
             name = next((name for name in self._waiting if name not in self._running), None)
             if name is None:
                 return
-            call = self._waiting.pop(name)
-            self._running.add(name)
-            self._started += 1
+            run = self._waiting[name]
             # A daemon thread: what does not end although it was abandoned must not keep the process from ending.
-            threading.Thread(target=self._run, args=(name, call), name="run", daemon=True).start()
+            thread = threading.Thread(target=self._run, args=(name, run), name="run", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                log.error("no thread can be started: the run waits", database=name, error=str(error))
+                return
+            self._running.add(name)
+            self._started[name] = self._waiting.pop(name)
 
-    def _run(self, name: str, call: Callable[[], None]) -> None:
+    def _run(self, name: str, run: Run) -> None:
+        error: BackupdError | None
         try:
-            call()
-        except InterruptedByUserError:
-            return
-        except Exception as error:  # noqa: BLE001  (nobody else would tell of it)
-            log.error("this is a bug in backupd", database=name, error=repr(error), traceback=traceback.format_exc())
-        finally:
-            with self._changed:
-                self._started -= 1
-                self._end(name)
+            error = run.call()
+        except BackupdError as expected:
+            error = expected
+        except Exception as bug:  # noqa: BLE001  (nobody else would tell of it)
+            error = BackupdError(f"this is a bug in backupd: {bug!r}", hint="please report it, with its log")
+            log.error("this is a bug in backupd", database=name, error=repr(bug), traceback=traceback.format_exc())
+        with self._changed:  # which whoever started it holds until it is noted as begun
+            del self._started[name]
+            self._end(name)
+        if not isinstance(error, InterruptedByUserError):
+            for on_end in run.on_end:
+                on_end(error)
 
     @contextmanager
     def turn(self, name: str, *, timeout: float | None) -> Iterator[None]:
@@ -99,11 +124,6 @@ class Runs:
         """Called often by what runs, with whatever progress it has. Raises `InterruptedByUserError` to abandon it."""
         if self._is_abandoned:
             raise _stopping()
-
-    def wait_until_idle(self, timeout: float) -> bool:
-        """Wait at most `timeout` seconds until nothing waits or runs; whether that came."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._waiting and not self._running, timeout)
 
     def stop(self, *, finish_seconds: float, abandon_seconds: float) -> list[str]:
         """Begin nothing more, let what runs finish, then abandon it. Gives the names of those that were abandoned."""

@@ -100,6 +100,8 @@ class _Service:
                 log.info("backupd is stopping", signal=signal.Signals(number).name)
                 return False
             self._reload()
+            if should_be_another(self._charge.settings):
+                return True
 
     def _stop(self) -> None:
         """End what is going on, in time: Docker kills after ten seconds."""

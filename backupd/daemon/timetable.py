@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
     from backupd.schedules import Schedule
 
-# Jobs wait for stores, and for each other's turn: threads are cheap, and a job that finds none is late.
-_THREADS = 64
+# Rounds wait for stores: threads are cheap, and a round that finds none is late.
+_THREADS = 32
+ONE_BY_ONE = ("drills", "prunes")
+"""Queues of what takes long and is in no hurry: one at a time in each, and never in the way of anything else."""
 _JUMP = timedelta(minutes=1)
 
 
@@ -67,7 +69,10 @@ class Timetable:
     def __init__(self, *, clock_offset: Callable[[], timedelta] = _clock_offset) -> None:
         """`clock_offset` is how far the clock is from one that nobody can set."""
         self._scheduler = BackgroundScheduler(
-            executors={"default": ThreadPoolExecutor(_THREADS)},
+            executors={
+                "default": ThreadPoolExecutor(_THREADS),
+                **{queue: ThreadPoolExecutor(1) for queue in ONE_BY_ONE},
+            },
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
             timezone=UTC,
         )
@@ -95,20 +100,24 @@ class Timetable:
         *,
         jitter: timedelta,
         is_missed: bool = False,
+        queue: str = "default",
     ) -> None:
-        """Do `call` by `schedule` from now on, and at once when `is_missed`. Replaces what had the key."""
+        """Do `call` by `schedule` from now on, and at once when `is_missed`. Replaces what had the key.
+
+        `queue` is one of `ONE_BY_ONE`, or else it begins when it is time.
+        """
         now = datetime.now(UTC)
         trigger = ScheduleTrigger(schedule, zone, jitter)
         first = now if is_missed else trigger.get_next_fire_time(None, now)
         with self._lock:
             self.remove(key)
-            self._ids[key] = self._scheduler.add_job(call, trigger, next_run_time=first).id
+            self._ids[key] = self._scheduler.add_job(call, trigger, next_run_time=first, executor=queue).id
 
     def add_once(self, key: str, call: Callable[[], None], at: datetime) -> None:
         """Do `call` once, at `at`. Replaces what had the key."""
         with self._lock:
             self.remove(key)
-            self._ids[key] = self._scheduler.add_job(call, DateTrigger(at)).id
+            self._ids[key] = self._scheduler.add_job(call, DateTrigger(at), next_run_time=at).id
 
     def remove(self, key: str) -> None:
         """Nothing is done under this key any more; it need not be there."""

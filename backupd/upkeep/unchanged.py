@@ -21,9 +21,9 @@ def fingerprint(path: Path, *, now: datetime) -> str | None:
     """What tells the state of the database at `path` at `now` (aware) from any other, without reading it, or None.
 
     `now` is a moment just before the call. The fingerprint names the file (device, inode) and, of the file and its log,
-    size and times of change. A write sets those, also after `touch -d`, because the time of the last change of the
-    inode cannot be set. None while the newest of them is not older than the coarsest time stamp, or lies in the future.
-    An empty log counts as none: looking makes one.
+    size and times of change. A write sets those; of the file, also after `touch -d`, because the time of the last
+    change of the inode cannot be set. None while the newest of them is not older than the coarsest time stamp, or lies
+    in the future. An empty log counts as none: looking makes one.
     """
     found = []
     newest_ns = 0
@@ -34,8 +34,10 @@ def fingerprint(path: Path, *, now: datetime) -> str | None:
             if stat is None or (part and not stat.st_size):
                 found.append("-")
                 continue
-            newest_ns = max(newest_ns, stat.st_mtime_ns, stat.st_ctime_ns)
-            found.append(f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}")
+            # SQLite as root gives a log its owner each time it opens one, and only looking changes the inode then.
+            times_ns = (stat.st_mtime_ns,) if part else (stat.st_mtime_ns, stat.st_ctime_ns)
+            newest_ns = max(newest_ns, *times_ns)
+            found.append(":".join(map(str, (stat.st_dev, stat.st_ino, stat.st_size, *times_ns))))
     except OSError:
         return None
     return " ".join(found) if newest_ns + _COARSEST_STAMP_NS < now.timestamp() * 10**9 else None

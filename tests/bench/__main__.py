@@ -1,6 +1,7 @@
 """Measure backupd against the usual method and print a table: `make bench`, or with options of its own.
 
     PYTHONPATH=tests python -m bench --size 1GB --rounds 3
+    PYTHONPATH=tests python -m bench --idle-only --databases 1000
 
 Every command is a new process. The file cache is warm, for both methods alike; everything is flushed to the disk
 before each measured command, so that none pays for what another wrote.
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from harness.creditrobot import generate, parse_size, update_scattered
 
+from bench.idle import IDLE_DATABASES, idle_lines, time_idle_databases
 from bench.live import LiveFigures, live_lines, time_live_restores
 from bench.machine import describe
 from bench.methods import Backupd, Usual
@@ -234,6 +236,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure backupd against the usual method.")
     parser.add_argument("--size", type=parse_size, default="1GB", help="of the database (default: 1GB)")
     parser.add_argument("--rounds", type=int, default=3, help="how often everything is done (default: 3)")
+    parser.add_argument("--databases", type=int, default=IDLE_DATABASES, help="how many are idle (default: 1000)")
+    parser.add_argument("--idle-only", action="store_true", help="measure idle databases and nothing else")
     parser.add_argument("--scratch", type=Path, default=None, help="where to work; needs five times the size")
     arguments = parser.parse_args()
     if arguments.scratch is not None:
@@ -241,9 +245,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="backupd-bench-", dir=arguments.scratch) as name:
         for line in describe(Path(name)):
             print(line, flush=True)
-        bench = Bench(Path(name), arguments.size, arguments.rounds)
-        bench.run()
-        _print_report(bench.figures, arguments.size, arguments.rounds)
+        if not arguments.idle_only:
+            bench = Bench(Path(name), arguments.size, arguments.rounds)
+            bench.run()
+            _print_report(bench.figures, arguments.size, arguments.rounds)
+        _tell(f"{arguments.databases} idle databases")
+        idle = time_idle_databases(Path(name), arguments.databases)
+        print("\n" + "\n".join(idle_lines(idle, arguments.databases)))
 
 
 if __name__ == "__main__":

@@ -34,10 +34,10 @@ def kill(process: subprocess.Popen[str], *, after_seconds: float = 0.0) -> None:
         time.sleep(after_seconds)
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    wait_until(lambda: not _session(process.pid))
+    wait_until(lambda: not processes_of(process.pid))
 
 
-def _session(session: int) -> list[int]:
+def processes_of(session: int) -> list[int]:
     """Living processes (zombies do not count) of the session."""
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
@@ -74,7 +74,7 @@ def kill_at(call: tuple[str, int], home: Path, *arguments: str) -> None:
     process = _traced(home, log, "-e", f"inject={name}:signal=KILL:when={number}").start(*arguments)
     process.communicate()
     assert process.returncode == -signal.SIGKILL, (call, log.read_text())
-    wait_until(lambda: not _session(process.pid))
+    wait_until(lambda: not processes_of(process.pid))
 
 
 def _require_strace() -> None:

@@ -72,6 +72,12 @@ def healthy(*names: str, stores: tuple[str, ...] = (DISK, BUCKET)) -> Status:
     return status
 
 
+def with_times(status: Status, *names: str, **times: datetime) -> Status:
+    """The same, with these times of these databases."""
+    changed = {name: replace(status.databases[name], **times) for name in names}
+    return replace(status, databases={**status.databases, **changed})
+
+
 def with_health(status: Status, database: str = "app", store: str = DISK, **changes: Any) -> Status:
     """The same, with these fields of one database in one store."""
     before: DatabaseHealth = status.databases[database]

@@ -1,0 +1,311 @@
+import shutil
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from harness.charge import Charged, is_idle
+from harness.command_line import wait_until
+from harness.place import change_rows, create_database
+
+from backupd.daemon.rounds import Rounds
+from backupd.daemon.timetable import Timetable
+from backupd.health.planning import with_daemon
+from backupd.schedules import Schedule
+from backupd.upkeep.unchanged import fingerprint
+
+NIGHTLY = Schedule.parse("0 3 * * *")
+
+
+class Setting(Charged):
+    """Databases, and the rounds over them that a test asks for: the timetable is not at work."""
+
+    def __init__(self, home, *names, **settings):
+        super().__init__(home, **settings)
+        for name in names:
+            create_database(home / f"{name}.db", rows=2)
+        self.charge.status.update(lambda status: with_daemon(status, pid=1, version="test", at=datetime.now(UTC)))
+        self.timetable = Timetable()
+        self.rounds = Rounds(self.charge, self.entry, self.timetable)
+        in_a_day = Schedule.parse("every 366d")
+        self.timetable.add(self.rounds.key, self.rounds.run, in_a_day, None, jitter=timedelta(0))
+
+    @property
+    def status(self):
+        return self.charge.status.read()
+
+    def run(self):
+        """A scheduled round, to its end."""
+        self._began_at = datetime.now(UTC)
+        self.look_again()
+        self.rounds.run()
+        self.wait()
+
+    def retry(self):
+        """What is planned as a retry, to its end; it has to be planned."""
+        assert self.retry_at is not None
+        self.timetable.remove(f"retry {self.entry.path}")
+        self._began_at = datetime.now(UTC)
+        self.look_again()
+        self.rounds._retry()
+        self.wait()
+
+    def wait(self):
+        wait_until(lambda: is_idle(self.charge.runs))
+
+    @property
+    def retry_at(self):
+        """When the next retry is planned."""
+        return self.timetable.next_at(f"retry {self.entry.path}")
+
+    def pause(self):
+        """How many seconds after some moment of the last round the retry is planned; of 30, 60, 120 and so on."""
+        ended_at = datetime.now(UTC)
+        possible = [30 * 2**number for number in range(10)]
+        return next(
+            seconds for seconds in possible if self._began_at <= self.retry_at - timedelta(seconds=seconds) <= ended_at
+        )
+
+    def health(self, name, url):
+        return self.status.databases[name].stores[url]
+
+    def snapshots(self, store, name):
+        """Names of the manifests in a store."""
+        return sorted(path.name for path in (self.home / store / name / "snapshots").glob("*.json"))
+
+    def settle(self):
+        """Wait until the databases were written so long ago that their time stamps prove something."""
+        for path in self.home.glob("*.db"):
+            wait_until(lambda path=path: fingerprint(path, now=datetime.now(UTC)) is not None)
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Makes the setting of a test."""
+    made = []
+
+    def make_setting(*names, **settings):
+        made.append(Setting(tmp_path, *names, **settings))
+        return made[-1]
+
+    yield make_setting
+    for setting in made:
+        setting.close()
+
+
+def test_a_round_backs_up_every_database_into_every_store(make):
+    """And leaves nothing running, nothing to be tried again."""
+    setting = make("app", "shop")
+    setting.run()
+    for name in ("app", "shop"):
+        for store in ("disk", "bucket"):
+            assert len(setting.snapshots(store, name)) == 1
+        database = setting.status.databases[name]
+        assert database.is_scheduled
+        assert database.running_since is None
+        assert database.next_run_at == setting.timetable.next_at(setting.rounds.key)
+        assert [health.failure for health in database.stores.values()] == [None, None]
+    assert setting.retry_at is None
+    assert setting.woken.is_set()
+
+
+def test_a_round_finds_that_nothing_has_changed(make):
+    """No capture is made; the databases are current as of now."""
+    setting = make("app", "shop")
+    setting.settle()
+    setting.run()
+    before = setting.status.databases
+    setting.run()
+    after = setting.status.databases
+    for name, database in after.items():
+        for url, health in database.stores.items():
+            assert health.last_run == before[name].stores[url].last_run
+            assert health.current_at > before[name].stores[url].current_at
+            assert health.due_by >= before[name].stores[url].due_by
+    change_rows(setting.home / "shop.db", "state A")
+    setting.run()
+    assert [len(setting.snapshots("disk", name)) for name in ("app", "shop")] == [1, 2]
+
+
+def test_databases_come_and_go(make):
+    """A new file is backed up with the next round; one that is gone is noted, with what is known of it."""
+    setting = make("app", "shop")
+    setting.run()
+    create_database(setting.home / "new.db", rows=2)
+    (setting.home / "shop.db").unlink()
+    setting.run()
+    assert len(setting.snapshots("bucket", "new")) == 1
+    gone = setting.status.databases["shop"]
+    assert gone.vanished_at is not None
+    assert gone.next_run_at is None
+    assert setting.status.databases["app"].vanished_at is None
+    setting.run()
+    assert setting.status.databases["shop"].vanished_at == gone.vanished_at
+
+
+def test_a_store_that_is_down_costs_the_other_nothing(make):
+    """Each failure is noted where it belongs, and tried again."""
+    setting = make("app")
+    setting.stores[1].is_down = True
+    setting.run()
+    assert len(setting.snapshots("disk", "app")) == 1
+    assert setting.health("app", setting.disk).failure is None
+    assert "is down on purpose" in setting.health("app", setting.bucket).failure.message
+    assert setting.pause() == 30
+
+
+def test_a_database_that_cannot_be_read_costs_the_others_nothing(make):
+    """It is no database, and stays so."""
+    setting = make("app")
+    (setting.home / "broken.db").write_bytes(b"no database" * 1000)
+    setting.run()
+    assert len(setting.snapshots("disk", "app")) == 1
+    assert setting.health("broken", setting.disk).failure.count == 1
+    assert setting.pause() == 30
+    setting.retry()
+    assert setting.health("broken", setting.disk).failure.count == 2
+    assert setting.pause() == 60
+
+
+def test_retries_come_after_growing_pauses_and_then_begin_anew(make):
+    """Until one succeeds; the next scheduled round does not know of them."""
+    setting = make("app")
+    for store in setting.stores:
+        store.is_down = True
+    setting.run()
+    pauses = [setting.pause()]
+    for _ in range(4):
+        setting.retry()
+        pauses.append(setting.pause())
+    assert pauses == [30, 60, 120, 240, 480]
+    assert setting.health("app", setting.disk).failure.count == 5
+    setting.run()
+    assert setting.pause() == 30
+    for store in setting.stores:
+        store.is_down = False
+    setting.retry()
+    assert setting.retry_at is None
+    assert setting.health("app", setting.disk).failure is None
+
+
+def test_no_retry_comes_when_the_scheduled_round_is_near(make):
+    """That one takes it up."""
+    setting = make("app")
+    setting.timetable.add_once(setting.rounds.key, setting.rounds.run, datetime.now(UTC) + timedelta(seconds=20))
+    setting.stores[0].is_down = True
+    setting.run()
+    assert setting.retry_at is None
+
+
+def test_a_retry_tries_only_what_has_failed(make):
+    """The others are not looked at before their time."""
+    setting = make("app")
+    (setting.home / "broken.db").write_bytes(b"no database" * 1000)
+    setting.run()
+    before = setting.health("app", setting.disk)
+    setting.heard.told.clear()
+    setting.retry()
+    assert setting.health("app", setting.disk).current_at == before.current_at
+    assert setting.heard.of("app") == []
+    assert setting.heard.of("broken") == ["start", "fail"]
+
+
+def test_a_retry_that_has_nothing_to_do_tells_nobody(make):
+    """A scheduled round may take the databases up while the retry is about to begin."""
+    setting = make("app")
+    setting.stores[0].is_down = True
+    setting.run()
+    setting.rounds._retries.begin_anew()
+    setting.heard.told.clear()
+    setting.retry()
+    assert setting.heard.told == []
+
+
+def test_a_repository_that_a_retry_saw_first_is_still_new_to_the_others(make):
+    """A store was replaced, and a retry of one database came before the next round over all: they all want it."""
+    setting = make("app", "shop")
+    setting.settle()
+    setting.run()
+    shutil.rmtree(setting.home / "bucket")
+    setting.charge.repositories[1][1].create_if_missing()
+    setting.rounds._retries.want("app", now=datetime.now(UTC), next_run_at=None)
+    setting.rounds._retry()
+    setting.wait()
+    assert [len(setting.snapshots("bucket", name)) for name in ("app", "shop")] == [1, 0]
+    setting.run()
+    assert [len(setting.snapshots("bucket", name)) for name in ("app", "shop")] == [1, 1]
+
+
+def test_a_configuration_that_is_over_plans_no_retry(make):
+    """What it began may finish, and the configuration that has taken its place looks after the rest."""
+    setting = make("app")
+    setting.stores[0].is_down = True
+    setting.charge.is_over.set()
+    setting.run()
+    assert setting.retry_at is None
+
+
+def test_a_configuration_that_is_over_leaves_no_plans(make):
+    """Its round may have waited for a store while the new one forgot the database: it must not come back."""
+    setting = make("app")
+    setting.charge.is_over.set()
+    setting.run()
+    assert not any(database.is_scheduled for database in setting.status.databases.values())
+
+
+def test_a_run_that_goes_on_is_not_begun_again(make):
+    """However many rounds come by while somebody else has the database's turn."""
+    setting = make("app")
+    with setting.charge.runs.turn("app", timeout=0):
+        setting.rounds.run()
+        setting.rounds.run()
+        assert not (setting.home / "disk/app").exists()
+    setting.wait()
+    assert setting.health("app", setting.disk).totals.snapshots == 1
+
+
+def test_an_entry_that_finds_nothing_is_a_problem(make):
+    """Until it finds something; it is looked for again before the next scheduled time."""
+    setting = make()
+    setting.run()
+    problem = setting.status.daemon.entry_problems[setting.entry.path]
+    assert problem.message == f"no file matches {setting.entry.path}"
+    assert setting.heard.of(None) == ["start", "fail"]
+    assert setting.pause() == 30
+    create_database(setting.home / "app.db", rows=2)
+    setting.retry()
+    assert setting.status.daemon.entry_problems == {}
+    assert len(setting.snapshots("disk", "app")) == 1
+
+
+def test_heartbeats_hear_of_each_database_and_of_the_whole(make):
+    """Beginning and end, the end of the whole last."""
+    setting = make("app", "shop")
+    setting.run()
+    wait_until(lambda: len(setting.heard.of(None)) == 2)
+    assert setting.heard.of(None) == setting.heard.of("app") == setting.heard.of("shop") == ["start", "well"]
+    assert setting.heard.told[-1] == (None, "well")
+    setting.stores[1].is_down = True
+    setting.heard.told.clear()
+    setting.run()
+    wait_until(lambda: len(setting.heard.of(None)) == 2)
+    assert setting.heard.of(None) == setting.heard.of("app") == ["start", "fail"]
+
+
+def test_due_times_follow_the_schedule_the_jitter_and_the_grace(make):
+    """A database may be current for as long as all three allow, and no longer."""
+    schedule = {"snapshots": "0 3 * * *", "jitter": "10m", "time_zone": "Europe/Berlin"}
+    setting = make("app", schedule=schedule, health={"grace": "20m"})
+    setting.run()
+    health = setting.health("app", setting.disk)
+    zone = setting.charge.settings.schedule.zone
+    assert health.due_by == NIGHTLY.next_after(health.current_at, zone) + timedelta(minutes=30)
+
+
+def test_rounds_go_on_when_the_status_cannot_be_written(make):
+    """A backup is worth more than the account of it."""
+    setting = make("app")
+    with suppress(FileNotFoundError):
+        (setting.home / "state/status.json").unlink()
+    (setting.home / "state/status.json").mkdir()
+    setting.run()
+    assert len(setting.snapshots("disk", "app")) == 1

@@ -1,0 +1,223 @@
+"""Who a process becomes that root has started, by processes that are really started by root."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from harness.confinement import shared_directory
+
+from backupd.config import Settings
+from backupd.errors import SourceUnusableError
+from backupd.owner import inhabited_state_dir, owner_of, run_as_owner, should_be_another, start_again
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_UID, _GID = 1234, 2345
+_ANOTHER = 3456
+
+# Prints what it is after each step, and starts again as the daemon would.
+_PROCESS = """
+import json, os, sys
+from pathlib import Path
+from backupd.config import Settings
+from backupd.owner import run_as_owner, should_be_another, start_again
+
+settings = Settings.model_validate(json.loads(sys.argv[1]))
+os.setuid(int(os.environ.pop("UID_OF_THE_TEST", "0")))
+own = run_as_owner(settings)
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+print(json.dumps({
+    "uids": os.getresuid(), "gids": os.getresgid(), "groups": os.getgroups(), "home": os.environ["HOME"],
+    "state_dir": str(own.state_dir), "capabilities": [int(status[f"Cap{which}"], 16) for which in ("Prm", "Eff")],
+}), flush=True)
+if sys.argv[2:]:
+    database = Path(sys.argv[2])
+    if not database.exists():
+        database.touch()
+        os.chown(database, 1234, 2345)
+    if should_be_another(own):
+        start_again(own)
+"""
+
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A directory that every user can reach, with an empty one for the databases."""
+    with shared_directory() as made:
+        made.chmod(0o755)
+        (made / "instance").mkdir()
+        yield made
+
+
+def _settings(home: Path, *patterns: str, **others: Any) -> dict[str, Any]:
+    return {
+        "run_as_owner": True,
+        "state_dir": str(home / "state"),
+        "databases": [{"path": str(home / pattern)} for pattern in patterns or ("instance/*.db",)],
+        "stores": [{"url": str(home / "backups")}],
+        **others,
+    }
+
+
+def _run(settings: dict[str, Any], *arguments: str, user: int = 0) -> list[dict[str, Any]]:
+    """What each process printed that ran, one after the other, under one process id."""
+    ran = subprocess.run(
+        [sys.executable, "-c", _PROCESS, json.dumps(settings), *arguments],
+        # Late, because other users may not be able to read this Python.
+        env={**os.environ, "HOME": "/root", "UID_OF_THE_TEST": str(user)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return [json.loads(line) for line in ran.stdout.splitlines()]
+
+
+def _database(path: Path, uid: int = _UID, gid: int = _GID) -> Path:
+    path.touch()
+    os.chown(path, uid, gid)
+    return path
+
+
+def _owners(*paths: Path) -> list[int]:
+    return [path.stat().st_uid for path in paths]
+
+
+@only_root
+def test_it_becomes_the_owner_of_the_database_and_nothing_more(home):
+    """User and group of the file, no other group, no capability, and a home that it can write to."""
+    (home / "state").mkdir()
+    _database(home / "instance/app.db")
+    (process,) = _run(_settings(home))
+    assert process["uids"] == [_UID] * 3
+    assert process["gids"] == [_GID] * 3
+    assert process["groups"] == []
+    assert process["capabilities"] == [0, 0]
+    assert process["state_dir"] == process["home"] == str(home / f"state/{_UID}")
+    assert _owners(home / "state", home / f"state/{_UID}") == [0, _UID]
+
+
+@only_root
+def test_the_first_database_that_exists_counts(home):
+    """In the order of the configuration; a file that is not there, or a directory of that name, does not."""
+    (home / "instance/directory.db").mkdir()
+    _database(home / "instance/second.db")
+    _database(home / "instance/third.db", _ANOTHER)
+    patterns = ("instance/first.db", "instance/d*.db", "instance/second.db", "instance/third.db")
+    (process,) = _run(_settings(home, *patterns))
+    assert process["uids"] == [_UID] * 3
+
+
+@only_root
+@pytest.mark.parametrize("pattern", ["instance/app.db", "instance/*.db", "instance/*/app.db", "inst*/tenants/x/app.db"])
+def test_until_there_is_a_database_its_directory_counts(home, pattern):
+    """The nearest one that exists, also when the pattern has wildcards in its directories."""
+    os.chown(home / "instance", _UID, _GID)
+    (process,) = _run(_settings(home, pattern))
+    assert process["uids"] == [_UID] * 3
+
+
+@only_root
+def test_root_s_own_databases_are_left_to_root(home):
+    """It stays what it is, with its state where every user has some."""
+    _database(home / "instance/app.db", 0, 0)
+    (process,) = _run(_settings(home))
+    assert process["uids"] == [0] * 3
+    assert process["home"] == "/root"
+    assert process["state_dir"] == str(home / "state/0")
+
+
+@only_root
+def test_another_user_stays_what_it_was_told_to_be(home):
+    """Whoever is not root has been chosen by somebody."""
+    (process,) = _run(_settings(home), user=_ANOTHER)
+    assert process["uids"] == [_ANOTHER] * 3
+    assert process["state_dir"] == str(home / f"state/{_ANOTHER}")
+
+
+@only_root
+def test_nothing_happens_unless_it_is_asked_for(home):
+    """Outside of the container, whoever starts backupd is who it runs as."""
+    _database(home / "instance/app.db")
+    (process,) = _run(_settings(home, run_as_owner=False))
+    assert process["uids"] == [0] * 3
+    assert process["state_dir"] == str(home / "state")
+
+
+@only_root
+def test_a_store_that_is_new_or_empty_is_handed_over(home):
+    """As Docker makes directories for bind mounts, and file systems come with one entry."""
+    _database(home / "instance/app.db")
+    (home / "empty/lost+found").mkdir(parents=True)
+    stores = [{"url": str(home / name)} for name in ("empty", "new")]
+    _run(_settings(home, stores=stores))
+    assert _owners(home / "empty", home / "empty/lost+found", home / "new") == [_UID, 0, _UID]
+
+
+@only_root
+def test_what_is_in_a_directory_never_changes_hands(home):
+    """Nor does the directory then: it may be somebody else's."""
+    _database(home / "instance/app.db")
+    (home / "backups").mkdir()
+    (home / "backups/other").touch()
+    _run(_settings(home))
+    assert _owners(home / "backups", home / "backups/other", home / "instance") == [0, 0, 0]
+
+
+@only_root
+def test_it_starts_again_as_the_owner_of_a_database_that_came_later(home):
+    """The same process id, the same command line, another user."""
+    first, second = _run(_settings(home), str(home / "instance/app.db"))
+    assert first["uids"] == [0] * 3
+    assert second["uids"] == [_UID] * 3
+    assert second["capabilities"] == [0, 0]
+
+
+@only_root
+def test_who_is_not_root_any_more_ends_and_says_why(home, monkeypatch):
+    """Something outside has to start it again; the message tells whose the database is now."""
+    database = _database(home / "instance/app.db")
+    settings = Settings.model_validate(_settings(home))
+    monkeypatch.setattr(os, "geteuid", lambda: _ANOTHER)
+    assert should_be_another(settings)
+    with pytest.raises(SourceUnusableError, match=f"{database} now belongs to uid {_UID}.* as uid {_ANOTHER}"):
+        start_again(settings)
+
+
+def test_who_was_told_whom_to_be_is_content(tmp_path, monkeypatch):
+    """A database of somebody else is then an error of its own, and no reason to start again and again."""
+    monkeypatch.setattr("backupd.owner._WAS_STARTED_AS_ROOT", False)
+    (tmp_path / "app.db").touch()
+    settings = Settings.model_validate(_settings(tmp_path, "app.db"))
+    monkeypatch.setattr(os, "geteuid", lambda: _ANOTHER)
+    assert not should_be_another(settings)
+    assert run_as_owner(settings).state_dir == tmp_path / f"state/{_ANOTHER}"
+
+
+def test_without_databases_there_is_no_owner():
+    """A container that only lists or restores to files."""
+    assert owner_of(()) is None
+
+
+def test_the_daemon_is_found_at_home(tmp_path):
+    """Where it lived last, or else where something was noted last, or else in the directory itself."""
+    assert inhabited_state_dir(tmp_path / "missing") == tmp_path / "missing"
+    assert inhabited_state_dir(tmp_path) == tmp_path
+    for seconds, (home, name) in enumerate([("0", "status.json"), ("1000", "status.json"), ("0", "alive")]):
+        (tmp_path / home).mkdir(exist_ok=True)
+        (tmp_path / home / name).touch()
+        os.utime(tmp_path / home / name, (seconds, seconds + 1))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/alive").touch()
+    assert inhabited_state_dir(tmp_path) == tmp_path / "0"
+    (tmp_path / "0/alive").unlink()
+    assert inhabited_state_dir(tmp_path) == tmp_path / "1000"
