@@ -29,10 +29,16 @@ def run_drills(charge: Charge, entry: DatabaseSettings) -> None:
     stores = charge.stores()
     for configured in databases:
         try:
-            charge.runs.go_on()
-            result = drill_next(
-                configured, stores, charge.settings, charge.state, charge.status, should_stop=charge.runs.go_on
-            )
+            # A turn of its own, beside snapshots: whoever stops the daemon waits until the copy is gone from scratch.
+            with charge.runs.turn(f"{configured.name} (drill)", timeout=None):
+                result = drill_next(
+                    configured,
+                    stores,
+                    charge.settings,
+                    charge.state,
+                    charge.status,
+                    should_stop=charge.runs.go_on_unless_stopping,
+                )
         except InterruptedByUserError:
             return
         if result is not None:

@@ -26,14 +26,19 @@ class Retries:
             self._attempts = 0
             self._is_planned = False
 
-    def want(self, name: str, *, now: datetime, next_run_at: datetime | None) -> datetime | None:
-        """Note that `name` has failed. Gives when to try again, None when that is planned already or comes anyway."""
+    def want(
+        self, name: str, *, now: datetime, next_run_at: datetime | None, first_pause: timedelta | None = None
+    ) -> datetime | None:
+        """Note that `name` has failed. Gives when to try again, None when that is planned already or comes anyway.
+
+        `first_pause` in place of the usual one; it grows as that does.
+        """
         with self._lock:
             self._names.add(name)
             if self._is_planned:
                 return None
             # The exponent is bounded only to stay a number: long before that, the next scheduled run comes first.
-            pause: timedelta = self._first_pause * 2 ** min(self._attempts, 20)
+            pause: timedelta = (first_pause or self._first_pause) * 2 ** min(self._attempts, 20)
             at = now + pause
             if next_run_at is not None and at >= next_run_at:
                 return None

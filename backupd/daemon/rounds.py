@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,6 @@ from backupd.upkeep.snapshots import take_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
-    from datetime import timedelta
 
     from backupd.config import DatabaseSettings
     from backupd.daemon.asking import Round
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
 
 # What is noted as failed when a file is missing, or cannot be a database: there is no name for that.
 _NOT_FOUND = ""
+# An application that starts at the same moment is about to make its first file, and looking costs nothing.
+_LOOK_AGAIN_AFTER = timedelta(seconds=5)
 
 
 class Rounds:
@@ -112,7 +113,8 @@ class Rounds:
             self._finish(configured.name, failed or error, end)
             self._charge.wake()
 
-        self._charge.runs.start(configured.name, partial(_look_after, configured, stores, self._charge), on_end)
+        run = partial(_look_after, configured, stores, self._charge)
+        self._charge.runs.start(configured.name, run, on_end, plan=self._charge.is_over)
 
     def _finish(self, name: str, error: BackupdError | None, end: _RoundEnd) -> None:
         end.finished(name, error)
@@ -121,7 +123,11 @@ class Rounds:
 
     def _want_retry(self, name: str) -> None:
         now = datetime.now(UTC)
-        at = self._retries.want(name, now=now, next_run_at=self._timetable.next_at(self.key))
+        first_pause = self._charge.settings.daemon.retry_after
+        if name == _NOT_FOUND:
+            first_pause = min(first_pause, _LOOK_AGAIN_AFTER)
+        next_run_at = self._timetable.next_at(self.key)
+        at = self._retries.want(name, now=now, next_run_at=next_run_at, first_pause=first_pause)
         # A run that began under an earlier configuration must not go on by it.
         if at is not None and not self._charge.is_over.is_set():
             self._timetable.add_once(self._retry_key, self._retry, at)
@@ -151,10 +157,7 @@ class Rounds:
                 status = recording.with_all_unchanged(status, plan.unchanged, at=now, due_by=due_after(now))
             return recording.with_down(status, plan.down, at=now)
 
-        try:
-            self._charge.status.update(recorded)
-        except BackupdError as error:
-            log.error("the status cannot be written", error=error.values())
+        _note(self._charge, recorded)
 
     def _plans(
         self, databases: Sequence[Configured], due_after: Callable[[datetime], datetime]
@@ -215,13 +218,22 @@ class _RoundEnd:
 
 def _look_after(configured: Configured, stores: Sequence[RotatedStore], charge: Charge) -> BackupdError | None:
     """Take a snapshot, rotate after it, and tell of both. Gives the first error of the snapshot."""
-    _note_running(configured.name, charge, since=datetime.now(UTC))
-    results = take_snapshot(
-        configured, stores, charge.settings, charge.state, charge.status, wish=Wish(), on_progress=charge.runs.go_on
-    )
+    started_at = datetime.now(UTC)
+    _note(charge, lambda status: planning.with_running(status, configured.name, since=started_at))
+    try:
+        results = take_snapshot(
+            configured, stores, charge.settings, charge.state, charge.status, wish=Wish(), on_progress=charge.runs.go_on
+        )
+    except Exception as bug:
+        # Told by whoever started this; but a database that is not backed up must be seen to be so.
+        error = BackupdError(f"this is a bug in backupd: {bug!r}", hint="please report it, with the log")
+        down = {configured.name: [(rotated.url, error) for rotated in stores]}
+        _note(charge, lambda status: recording.with_down(status, down, at=started_at))
+        raise
+    finally:
+        _note(charge, lambda status: planning.with_running(status, configured.name, since=None))
     for result in results:
         log_result(result)
-    _note_running(configured.name, charge, since=None)
     for result, rotated in zip(results, stores, strict=True):
         outcome = rotate_after(result, rotated, charge.state, charge.status)
         if outcome is not None:
@@ -234,8 +246,9 @@ def _due_after(databases: Sequence[Configured], moment: datetime, *, grace: time
     return databases[0].due_after(moment, grace)
 
 
-def _note_running(name: str, charge: Charge, *, since: datetime | None) -> None:
+def _note(charge: Charge, change: Callable[[Status], Status]) -> None:
+    """Change the status, if it can be written."""
     try:
-        charge.status.update(lambda status: planning.with_running(status, name, since=since))
+        charge.status.update(change)
     except BackupdError as error:
         log.error("the status cannot be written", error=error.values())

@@ -25,6 +25,7 @@ class Run:
     """What is to be done for a database, and who is told how it ended."""
 
     call: Call
+    plan: object
     on_end: list[OnEnd] = field(default_factory=list)
 
 
@@ -46,17 +47,21 @@ class Runs:
             self._limit = limit
             self._begin_what_can()
 
-    def start(self, name: str, call: Call, on_end: OnEnd) -> None:
+    def start(self, name: str, call: Call, on_end: OnEnd, *, plan: object = None) -> None:
         """Do `call` for the database when there is room and it is nobody else's turn, then `on_end` with its error.
 
-        If something that was started for it waits or runs already, that counts for both. Nothing when all is to end.
+        If something that was started for it by the same `plan` waits or runs already, that counts for both: by another
+        one, it may be for other stores. Nothing when all is to end.
         """
         with self._changed:
             if self._is_closed:
                 return
-            run = self._waiting.get(name) or self._started.get(name)
+            waiting, started = self._waiting.get(name), self._started.get(name)
+            if waiting is not None and waiting.plan is not plan:
+                waiting.call, waiting.plan = call, plan
+            run = waiting or (started if started is not None and started.plan is plan else None)
             if run is None:
-                run = self._waiting[name] = Run(call)
+                run = self._waiting[name] = Run(call, plan)
             run.on_end.append(on_end)
             self._begin_what_can()
 
@@ -123,6 +128,11 @@ class Runs:
     def go_on(self, *_: object) -> None:
         """Called often by what runs, with whatever progress it has. Raises `InterruptedByUserError` to abandon it."""
         if self._is_abandoned:
+            raise _stopping()
+
+    def go_on_unless_stopping(self) -> None:
+        """The same for what is not worth a wait: raises `InterruptedByUserError` as soon as the daemon is to stop."""
+        if self._is_closed:
             raise _stopping()
 
     def stop(self, *, finish_seconds: float, abandon_seconds: float) -> list[str]:

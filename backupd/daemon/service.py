@@ -8,6 +8,7 @@ import signal
 import threading
 import traceback
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -155,15 +156,21 @@ class _Service:
         )
 
     def _plan(self) -> None:
-        found = {entry: self._charge.databases(entry)[0] for entry in self._charge.settings.databases}
-
-        def without_others(status: Status) -> Status:
-            # What is gone is still to be told, by its entry's round.
-            names = {each.name for databases in found.values() for each in databases}
-            names.update(name for entry, databases in found.items() for name in vanished(entry, databases, status))
-            return planning.without_others(status, names, at=datetime.now(UTC))
-
-        status = self._note(without_others)
+        """Plan everything anew; what goes on by the plan before may finish."""
+        self._charge.is_over.set()
+        self._charge = replace(self._charge, is_over=threading.Event())
+        known = self._status.read()
+        names: set[str] = set()
+        for entry in self._charge.settings.databases:
+            databases, _ = self._charge.databases(entry)
+            names.update(each.name for each in databases)
+            names.update(vanished(entry, databases, known))  # that is still to be told, by the entry's round
+        patterns = {entry.path for entry in self._charge.settings.databases}
+        status = self._note(
+            lambda status: planning.without_other_entries(
+                planning.without_others(status, names, at=datetime.now(UTC)), patterns
+            )
+        )
         plan_all(self._charge, self._timetable, status)
 
     def _note(self, change: Callable[[Status], Status]) -> Status:

@@ -57,10 +57,10 @@ class Setting(Charged):
         """When the next retry is planned."""
         return self.timetable.next_at(f"retry {self.entry.path}")
 
-    def pause(self):
+    def pause(self, first=30):
         """How many seconds after some moment of the last round the retry is planned; of 30, 60, 120 and so on."""
         ended_at = datetime.now(UTC)
-        possible = [30 * 2**number for number in range(10)]
+        possible = [first * 2**number for number in range(10)]
         return next(
             seconds for seconds in possible if self._began_at <= self.retry_at - timedelta(seconds=seconds) <= ended_at
         )
@@ -264,13 +264,13 @@ def test_a_run_that_goes_on_is_not_begun_again(make):
 
 
 def test_an_entry_that_finds_nothing_is_a_problem(make):
-    """Until it finds something; it is looked for again before the next scheduled time."""
+    """Until it finds something; that is looked for again soon, because the application may just be starting."""
     setting = make()
     setting.run()
     problem = setting.status.daemon.entry_problems[setting.entry.path]
     assert problem.message == f"no file matches {setting.entry.path}"
     assert setting.heard.of(None) == ["start", "fail"]
-    assert setting.pause() == 30
+    assert setting.pause(first=5) == 5
     create_database(setting.home / "app.db", rows=2)
     setting.retry()
     assert setting.status.daemon.entry_problems == {}

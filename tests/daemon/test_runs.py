@@ -96,6 +96,18 @@ def test_a_database_has_one_run_at_a_time(work):
         assert work.begun == ["app", "shop", "app"]
 
 
+def test_what_another_plan_starts_comes_after_the_run_in_progress(work):
+    """A reload may have added a store, and the run that is going on does not know it."""
+    told = []
+    with running(1) as runs:
+        for plan in ("before", "after", "after"):
+            runs.start("app", lambda: work.run("app"), lambda _, plan=plan: told.append(plan), plan=plan)
+        work.let_go("app")
+        wait_until(lambda: is_idle(runs))
+    assert work.begun == ["app", "app"]
+    assert told == ["before", "after", "after"]
+
+
 def test_many_that_start_at_once_never_run_one_database_twice():
     """Whoever asks, and however often: from several threads, by a schedule and on request."""
     at_work, twice = set(), []
