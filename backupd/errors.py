@@ -92,6 +92,10 @@ class BusyError(BackupdError):
     retry_can_help = True
 
 
+class AnotherRunError(BusyError):
+    """Another run of backupd is at work on the same thing, and will end: nothing is wrong with either."""
+
+
 class NoSuchSnapshotError(BackupdError):
     """No snapshot, or more than one, answers to the reference that was given."""
 

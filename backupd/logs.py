@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +119,7 @@ class _Lines:
 
     def __init__(self, stream: str) -> None:
         self._name = stream
+        self._lock = threading.Lock()
 
     @property
     def _stream(self) -> TextIO | None:
@@ -129,8 +131,16 @@ class _Lines:
         return self._stream is not None and self._stream.isatty()
 
     def msg(self, message: str) -> None:
+        stream = self._stream
+        if stream is None:
+            return
+        # In one piece, or the lines of several threads get into each other; and a file's name need not be text.
+        encoding = stream.encoding or "utf-8"
+        line = f"{message}\n".encode(encoding, "backslashreplace").decode(encoding)
         try:
-            print(message, file=self._stream, flush=True)
+            with self._lock:
+                stream.write(line)
+                stream.flush()
         except OSError:
             return
 

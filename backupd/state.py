@@ -18,7 +18,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from backupd.errors import BusyError, TargetUnwritableError
+from backupd.errors import AnotherRunError, TargetUnwritableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +57,7 @@ class StateDirectory:
     def lock(self, subject: str, *, timeout: float) -> Iterator[None]:
         """Hold the lock on `subject`, free text, against other processes. Waits at most `timeout` seconds.
 
-        Raises `BusyError`. The kernel drops the lock when the process ends, however it ends.
+        Raises `AnotherRunError`. The kernel drops the lock when the process ends, however it ends.
         """
         digest = hashlib.sha256(os.fsencode(subject)).hexdigest()[:32]
         file = self._directory("locks") / f"{digest}.lock"
@@ -67,7 +67,7 @@ class StateDirectory:
             give_up_at = time.monotonic() + timeout
             while not _try_lock(descriptor):
                 if time.monotonic() > give_up_at:
-                    raise BusyError(
+                    raise AnotherRunError(
                         f"another backupd is at work on {subject}",
                         hint="wait until it has finished; it shares the state directory " + str(self._root),
                     )

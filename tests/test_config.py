@@ -910,9 +910,16 @@ def test_one_store_twice_is_an_error(refusal):
     )
 
 
-def test_one_bucket_name_at_two_services_is_two_stores(load_text):
-    """The same URL at another endpoint is another store."""
-    text = '[[stores]]\nurl = "s3://bucket/a"\n[[stores]]\nurl = "s3://bucket/a"\nendpoint_url = "https://h"'
+def test_one_url_at_two_services_is_refused(refusal):
+    """Commands, locks and alarms know a store by its URL: one of the two would never be written, and nobody told."""
+    told = refusal('[[stores]]\nurl = "s3://bucket/a"\n[[stores]]\nurl = "s3://bucket/a"\nendpoint_url = "https://h"')
+    assert "two stores have the URL s3://bucket/a: one at AWS, and one at https://h" in told
+    assert "give one of them another prefix" in told
+
+
+def test_one_bucket_at_two_services_is_two_stores_with_two_prefixes(load_text):
+    """That is how they are told apart."""
+    text = '[[stores]]\nurl = "s3://bucket/a"\n[[stores]]\nurl = "s3://bucket/b"\nendpoint_url = "https://h"'
     assert len(load_text(text).stores) == 2
 
 
@@ -1044,6 +1051,15 @@ def test_symbolic_links_are_kept(tmp_path):
     (tmp_path / "broken.db").symlink_to(tmp_path / "gone")
     databases = find_databases([DatabaseSettings(path=f"{tmp_path}/*.db")])
     assert databases == (Database("broken", tmp_path / "broken.db"), Database("link", tmp_path / "link.db"))
+
+
+def test_a_file_that_can_not_be_looked_at_is_found(tmp_path):
+    """What is wrong with it says its own run; it stops no other. A link that is too long fails for root as well."""
+    touch(tmp_path / "good.db")
+    (tmp_path / "odd.db").symlink_to("x" * 300)
+    (tmp_path / "round.db").symlink_to("round.db")
+    found = find_databases([DatabaseSettings(path=f"{tmp_path}/*.db")])
+    assert [database.name for database in found] == ["good", "odd", "round"]
 
 
 def test_two_found_files_with_one_name_are_refused(tmp_path):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backupd.errors import BusyError, TargetUnwritableError
+from backupd.errors import AnotherRunError, TargetUnwritableError
 from backupd.state import StateDirectory
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def test_lock_is_held_against_other_processes_until_they_end(tmp_path: Path) -> 
     with _run(_HOLD_LOCK, tmp_path) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(BusyError, match="another backupd is at work on app"), state.lock("app", timeout=0.01):
+        with pytest.raises(AnotherRunError, match="another backupd is at work on app"), state.lock("app", timeout=0.01):
             pass
         with state.lock("another database", timeout=0):
             pass

@@ -1,6 +1,7 @@
 """Which SQLite files are protected, and what each is called."""
 
 import glob
+import os
 import re
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
@@ -88,12 +89,14 @@ class DatabaseSettings(Table):
     def paths(self) -> tuple[Path, ...]:
         """The files that this entry stands for now, in order; for a path without wildcards always that one.
 
-        Directories and SQLite's own `-wal`, `-shm` and `-journal` files are left out.
+        Directories and SQLite's own `-wal`, `-shm` and `-journal` files are left out. What cannot be looked at
+        counts as a file: its run fails, and says why.
         """
         if not self.is_glob:
             return (Path(_WILDCARD.sub(r"\g<escaped>", self.path)),)
-        found = (Path(path) for path in sorted(glob.glob(self.path)))  # noqa: PTH207  (Path.glob finds hidden files too)
-        return tuple(path for path in found if not path.name.endswith(_SIDECARS) and not path.is_dir())
+        found = sorted(glob.glob(self.path))  # noqa: PTH207  (Path.glob finds hidden files too)
+        # Path.is_dir raises where something may not be looked at: one tenant would stop all others.
+        return tuple(Path(path) for path in found if not path.endswith(_SIDECARS) and not os.path.isdir(path))  # noqa: PTH112
 
     def database_at(self, path: Path) -> Database:
         """One of `paths` with its name. Raises `UsageError` when the part of the path that varies can not be a name."""
@@ -137,6 +140,7 @@ class Found:
 
     databases: tuple[tuple[DatabaseSettings, Database], ...]
     problems: tuple[tuple[DatabaseSettings, UsageError], ...]
+    problems_by_path: Mapping[Path, UsageError]
 
 
 def look_for_databases(entries: Iterable[DatabaseSettings]) -> Found:
@@ -147,6 +151,7 @@ def look_for_databases(entries: Iterable[DatabaseSettings]) -> Found:
     paths: set[Path] = set()
     databases: list[tuple[DatabaseSettings, Database]] = []
     problems: list[tuple[DatabaseSettings, UsageError]] = []
+    problems_by_path: dict[Path, UsageError] = {}
     for entry in entries:
         for path in [path for path in entry.paths() if not entry.is_glob or path not in taken]:
             if entry.is_glob:
@@ -156,11 +161,12 @@ def look_for_databases(entries: Iterable[DatabaseSettings]) -> Found:
                 _refuse_shared_name(database, names, paths)
             except UsageError as problem:
                 problems.append((entry, problem))
+                problems_by_path[path] = problem
                 continue
             names[database.name.lower()] = database
             paths.add(path)
             databases.append((entry, database))
-    return Found(tuple(databases), tuple(problems))
+    return Found(tuple(databases), tuple(problems), problems_by_path)
 
 
 def unmatched_patterns(entries: Iterable[DatabaseSettings]) -> tuple[str, ...]:

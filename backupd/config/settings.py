@@ -119,8 +119,8 @@ class Settings(Table):
         """How long snapshots are kept in `store`, by the names of the databases that are configured at this moment.
 
         Where a key is written several times, that of the store wins, then that of the database. A database that is not
-        here has no policy, and nothing of it is removed: a configuration that was lost must not cost snapshots. Raises
-        `UsageError` as `find_databases` does.
+        here has no policy, and nothing of it is removed: a configuration that was lost must not cost snapshots. Nor has
+        a file that cannot have its name.
         """
         return {
             name: self.retention.overridden_by(entry.retention, store.retention)
@@ -139,11 +139,24 @@ class Settings(Table):
     def _refuse_twins(self) -> Self:
         # What patterns find changes while backupd runs, and is looked at then.
         find_databases(entry for entry in self.databases if not entry.is_glob)
-        stores = [(store.url, store.endpoint_url) for store in self.stores]
-        for position, store in enumerate(stores):
-            if store in stores[:position]:
-                raise InvalidValueError(f"the store {store[0]} has two entries", hint="take one of them out")
+        by_url: dict[str, StoreSettings] = {}
+        for store in self.stores:
+            first = by_url.setdefault(store.url, store)
+            if first is not store:
+                _refuse_shared_url(first, store)
         return self
+
+
+def _refuse_shared_url(first: StoreSettings, second: StoreSettings) -> None:
+    """Raise `InvalidValueError`: commands, locks, notes and alarms know a store by its URL."""
+    url = first.url
+    if first.endpoint_url == second.endpoint_url:
+        raise InvalidValueError(f"the store {url} has two entries", hint="take one of them out")
+    where = [store.endpoint_url or "AWS" for store in (first, second)]
+    raise InvalidValueError(
+        f"two stores have the URL {url}: one at {where[0]}, and one at {where[1]}",
+        hint=f"give one of them another prefix, such as {url}-2: everything knows a store by its URL",
+    )
 
 
 def tables_in(table: type[Table]) -> Mapping[str, type[Table]]:

@@ -158,13 +158,14 @@ def _looks_unchanged(health: StoreHealth, looks_like: str | None) -> bool:
         looks_like is not None
         and health.fingerprint == looks_like
         and health.snapshot_id is not None
-        and health.failure is None
         and not health.is_damaged
     )
 
 
 def _was_seen_lately(health: StoreHealth, now: datetime) -> bool:
-    return health.seen_at is not None and timedelta(0) <= now - health.seen_at < _SEEN_COUNTS_FOR
+    if health.failure is not None or health.seen_at is None:
+        return False
+    return timedelta(0) <= now - health.seen_at < _SEEN_COUNTS_FOR
 
 
 def _ask_for_manifests(doubtful: Sequence[tuple[Configured, RotatedStore, str]], plan: Round) -> None:

@@ -16,7 +16,7 @@ from backupd.daemon.asking import plan_round
 from backupd.daemon.charge import vanished
 from backupd.daemon.outcomes import log_prune, log_result
 from backupd.daemon.retries import Retries
-from backupd.errors import BackupdError
+from backupd.errors import AnotherRunError, BackupdError
 from backupd.health import planning, recording
 from backupd.logs import log
 from backupd.upkeep.rotation import rotate_after
@@ -117,7 +117,8 @@ class Rounds:
         self._charge.runs.start(configured.name, run, on_end, plan=self._charge.is_over)
 
     def _finish(self, name: str, error: BackupdError | None, end: _RoundEnd) -> None:
-        end.finished(name, error)
+        # That somebody else is at work on it is no failure, as little as it is in the status; but it is tried again.
+        end.finished(name, None if isinstance(error, AnotherRunError) else error)
         if error is not None:
             self._want_retry(name)
 

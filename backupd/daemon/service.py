@@ -21,11 +21,11 @@ from backupd.daemon.runs import Runs
 from backupd.daemon.timetable import Timetable
 from backupd.errors import BackupdError, BusyError, UsageError
 from backupd.health import StatusFile, planning
-from backupd.health.heartbeats import Heartbeats
+from backupd.health.heartbeats import Heartbeats, warn_of_unknown_databases
 from backupd.logs import log
 from backupd.owner import should_be_another
 from backupd.state import StateDirectory
-from backupd.upkeep.stores import each_once, open_repositories
+from backupd.upkeep.stores import each_once, open_repositories, twin_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -165,6 +165,9 @@ class _Service:
             databases, _ = self._charge.databases(entry)
             names.update(each.name for each in databases)
             names.update(vanished(entry, databases, known))  # that is still to be told, by the entry's round
+        warn_of_unknown_databases(self._charge.settings.heartbeats, names)
+        for warning in twin_warnings(self._charge.settings.stores):
+            log.warning(warning)
         patterns = {entry.path for entry in self._charge.settings.databases}
         status = self._note(
             lambda status: planning.without_other_entries(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backupd.config import entries_by_name, find_databases
+from backupd.config import look_for_databases
 from backupd.doctor import figures
 from backupd.doctor.findings import Subject
 from backupd.errors import ExitCode
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from backupd.config import Database, DatabaseSettings, Settings
     from backupd.doctor.findings import Finding
     from backupd.doctor.mounts import Host
+    from backupd.errors import UsageError
 
 CONFIGURATION = Subject("configuration")
 STATE = Subject("state directory")
@@ -48,14 +49,18 @@ class Protected:
     entries: Mapping[str, DatabaseSettings] = field(default_factory=dict)
     unmatched: tuple[str, ...] = ()
     """The patterns that find no file."""
+    problems: tuple[UsageError, ...] = ()
+    """Why files that patterns find are no databases."""
 
 
 def find_protected(settings: Settings) -> Protected:
-    """What there is now. Raises `UsageError`. Looks into directories, which may hang."""
+    """What there is now. Looks into directories, which may hang."""
+    found = look_for_databases(settings.databases)
     return Protected(
-        find_databases(settings.databases),
-        entries_by_name(settings.databases),
+        tuple(database for _, database in found.databases),
+        {database.name: entry for entry, database in found.databases},
         tuple(entry.path for entry in settings.databases if entry.is_glob and not entry.paths()),
+        tuple(problem for _, problem in found.problems),
     )
 
 
@@ -94,7 +99,8 @@ def judge_secret_files(environ: Mapping[str, str], host: Host) -> Iterator[Findi
     if host.is_container:
         return
     for name, text in sorted(environ.items()):
-        if not (name.startswith("BACKUPD_") and name.endswith("_FILE")) or not Path(text).is_file():
+        is_meant = name.startswith("BACKUPD_") and name.endswith("_FILE")
+        if not is_meant or not os.path.isfile(text):  # noqa: PTH113  (Path.is_file raises what cannot be looked at)
             continue
         mode = Path(text).stat().st_mode & 0o777
         if mode & _OTHERS:
@@ -121,6 +127,8 @@ def judge_protected(settings: Settings, protected: Protected) -> Iterator[Findin
             "check the pattern and, in a container, that the volume is mounted there",
             ExitCode.SOURCE_UNUSABLE,
         )
+    for problem in protected.problems:
+        yield CONFIGURATION.failed("databases", problem)
     if protected.databases:
         yield CONFIGURATION.ok("databases", f"{len(protected.databases)} to back up")
     if not settings.stores:

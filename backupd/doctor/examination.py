@@ -108,8 +108,6 @@ class _Run:
         except TimeoutError:
             error = _hangs("looking for the databases", self._patience.directory)
             return Protected(), [configuration.CONFIGURATION.failed("databases", error)]
-        except BackupdError as error:
-            return Protected(), [configuration.CONFIGURATION.failed("databases", error)]
         return protected, [*configuration.judge_protected(self._settings, protected)]
 
     def _of_state(self, looked: Future[StateLook], looks: Mapping[str, DatabaseLook]) -> list[Finding]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from backupd.doctor.findings import Subject
+from backupd.health.heartbeats import unknown_databases
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -120,8 +121,7 @@ def judge_listeners(settings: Settings, names: Sequence[str]) -> Iterator[Findin
             "none is configured: that this machine is gone, nobody would be told",
             "a service like healthchecks.io notices, given a URL under [[heartbeats]]",
         )
-    wanted = {heartbeat.database for heartbeat in settings.heartbeats if heartbeat.database is not None}
-    if unknown := sorted(wanted - set(names)):
+    if unknown := unknown_databases(settings.heartbeats, names):
         yield NOTIFICATIONS.warning(
             "heartbeats",
             f"no database is called {_some(unknown)}: that heartbeat is never asked for",

@@ -166,7 +166,7 @@ def _by_name(record: _Record[Any]) -> _Kind:
 
 _TEXT, _INT, _FLOAT, _BOOL = _simple(str), _simple(int), _simple(float, int), _simple(bool)
 # Most times are as they were when the status was written last, and spelling them costs as much as all the rest.
-_TIME = _Kind(_time, lru_cache(maxsize=1 << 15)(datetime.isoformat), utc_text)
+_TIME = _Kind(_time, lru_cache(maxsize=1 << 13)(datetime.isoformat), utc_text)
 
 _FAILURE_RECORD = _Record(
     Failure,
@@ -246,7 +246,8 @@ _STATUS = _Record(
     alarms=_by_name(_ALARM),
     databases=_by_name(_DATABASE),
 )
-_JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, check_circular=False)
+# In ASCII: the name of a file need not be text, and UTF-8 has no place for the rest of one.
+_JSON = json.JSONEncoder(separators=(",", ":"), check_circular=False)
 
 
 def _text(database: DatabaseHealth) -> str:

@@ -2,6 +2,9 @@
 
 status.json   everything that is remembered, replaced in one piece
 alive         its time says when the daemon last could write: a status may stay as it is for a day
+
+What a process has read or written once it does not forget with the file: a daemon whose file is lost, damaged or, for
+a moment, not readable goes on with what it knew, and writes it back. Else every alarm would be over.
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ class StatusFile:
         # The file that was read or written last, and what is in it. Readers take no turns: at worst one reads again.
         self._known: tuple[tuple[int, int, int], Status] | None = None
         self._encoder = Encoder()
+        self._kept: Status | None = None  # what holds when the file has less
         self._told: str | None = None
 
     def find(self) -> Status | None:
@@ -68,39 +72,44 @@ class StatusFile:
         except UnreadableStatusError as error:
             raise DamageError(
                 f"the status file {self._file} cannot be read: {error}",
-                hint="it is written anew by the next run; what came before is forgotten, and nothing else is lost",
+                hint="a daemon that runs writes it back, else the next run begins anew; nothing but this file is lost",
             ) from error
         self._known = identity, status
         return status
 
     def read(self) -> Status:
-        """What is remembered, or an empty status: one that cannot be read is worth a warning, and stops nothing."""
+        """What is remembered; of a file that cannot be read, what was in it before, or an empty status.
+
+        That is worth a warning, and stops nothing.
+        """
         try:
-            status = self.find() or Status()
+            return self._completed(self.find())
         except BackupdError as error:
             self._warn(error)
-            return Status()
-        self._told = None
-        return status
+            return self._kept or Status()
 
     def update(self, change: Callable[[Status], Status]) -> Status:
         """Replace the status by what `change` makes of it, and give that. Others wait for their turn meanwhile.
 
         Atomic and durable: after a kill, a loss of power or an error, the file has the old content or the new. One that
-        could not be read is kept beside it, as `status.json.unreadable`. Raises `TargetUnwritableError` (a full disk is
+        is no status is kept beside it, as `status.json.unreadable`. Raises `TargetUnwritableError` (a full disk is
         one), and `BusyError` when others hold the file for more than half a minute.
         """
         with self._turn, self._state.lock("the status file", timeout=_LOCK_TIMEOUT_SECONDS):
-            before = self._readable()
+            before, is_written = self._before()
             after = change(before)
-            if after is before:
+            if after is before and is_written:
                 return before
             after = replace(after, written_at=datetime.now(UTC))
             self._write(after)
             return after
 
     def touch(self) -> None:
-        """Leave a sign that the daemon is alive and could write. Raises `TargetUnwritableError`, on a full disk too."""
+        """Leave a sign that the daemon is alive and could write. A status that was lost is written back first.
+
+        Raises `TargetUnwritableError`, on a full disk too, and `BusyError` as `update` does.
+        """
+        self.update(lambda status: status)
         with self._reporting_errors():
             # A file of its own each time: on a full disk, what is there already can still be written over.
             _replace(self._alive, f"{os.getpid()}\n".encode(), is_durable=False)
@@ -116,15 +125,33 @@ class StatusFile:
             except FileNotFoundError:
                 return None
 
-    def _readable(self) -> Status:
-        """What is remembered. What is no status makes room for one, and what could not even be read does not."""
+    def _before(self) -> tuple[Status, bool]:
+        """What is remembered, and whether that needs no writing.
+
+        What is no status makes room for one, and what could not even be read does not.
+        """
         try:
-            return self.find() or Status()
+            found = self.find()
         except (DamageError, UnsupportedFormatError) as error:
             self._warn(error)
             with self._reporting_errors():
                 self._file.replace(self._file.with_name("status.json.unreadable"))
-            return Status()
+            return self._kept or Status(), False
+        before = self._completed(found)
+        return before, before is found or (found is None and self._kept is None)
+
+    def _completed(self, found: Status | None) -> Status:
+        """What the file says, with what it has lost since this process knew it."""
+        kept = self._kept
+        if found is None and kept is not None:
+            self._warn(_lost(f"the status file {self._file} is gone"))
+            return kept
+        if found is not None and found.daemon is None and kept is not None and kept.daemon is not None:
+            # A daemon that was noted is never taken out: somebody wrote this who had found no file.
+            self._warn(_lost(f"the status file {self._file} was lost, and begun anew by another process"))
+            return replace(kept, databases={**found.databases, **kept.databases})
+        self._kept, self._told = found, None
+        return found or Status()
 
     def _warn(self, error: BackupdError) -> None:
         """Once, until it can be read again: a daemon reads it all the time."""
@@ -135,6 +162,7 @@ class StatusFile:
     def _write(self, status: Status) -> None:
         with self._reporting_errors():
             self._known = _replace(self._file, self._encoder.encode(status).encode(), is_durable=True), status
+        self._kept = status
 
     @contextmanager
     def _reporting_errors(self) -> Iterator[None]:
@@ -146,6 +174,10 @@ class StatusFile:
                 f"the status file {self._file} cannot be used: {error.strerror}{whom}",
                 hint=f"see that {self._file.parent} belongs to the user that backupd runs as, and has space left",
             ) from error
+
+
+def _lost(message: str) -> DamageError:
+    return DamageError(message, hint="what was in it is written back; find out what removes files there")
 
 
 def _identity(stat: os.stat_result) -> tuple[int, int, int]:

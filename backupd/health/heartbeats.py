@@ -10,18 +10,17 @@ The body says what became of it. The URL is a secret, and never told: whoever ha
 from __future__ import annotations
 
 import http.client
-import threading
-from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import Request, urlopen
 
 from backupd import __version__
+from backupd.health.sending import Sender, sendable
 from backupd.logs import log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from backupd.config.unattended import HeartbeatSettings
     from backupd.errors import BackupdError
@@ -51,11 +50,8 @@ class Heartbeats:
         self._urls: dict[str | None, list[str]] = {}
         self.follow(settings)
         self._overall = overall
-        self._changed = threading.Condition()
-        self._waiting: deque[_Beat] = deque()
-        self._is_closing = False
         self._lost: set[str] = set()
-        self._thread: threading.Thread | None = None
+        self._sender = Sender("heartbeats", self._deliver, most=_MOST_WAITING)
 
     def follow(self, settings: Sequence[HeartbeatSettings]) -> None:
         """Send to these from now on."""
@@ -69,8 +65,8 @@ class Heartbeats:
         for url in self._urls.get(database, ()):
             self._send(url, "start", "")
 
-    def finished(self, database: str | None, error: BackupdError | None, *, summary: str = "") -> None:
-        """It has ended: well, in all stores (of all databases), when `error` is None. `summary` tells what was done."""
+    def finished(self, database: str | None, error: BackupdError | None) -> None:
+        """It has ended: well, in all stores (of all databases), when `error` is None."""
         urls = self._urls.get(database, ())
         if not urls:
             return
@@ -78,41 +74,20 @@ class Heartbeats:
         if problem is None and database is None and self._overall is not None:
             problem = self._overall()
         for url in urls:
-            self._send(url, "" if problem is None else "fail", problem or summary or "done in full")
+            self._send(url, "" if problem is None else "fail", problem or "done in full")
 
     def close(self, timeout: float) -> bool:
         """Send what is waiting, and stop; after `timeout` seconds it is given up. Gives whether all was sent."""
-        with self._changed:
-            self._is_closing = True
-            self._changed.notify_all()
-            thread = self._thread
-        if thread is not None:
-            thread.join(timeout)
-        return thread is None or not thread.is_alive()
+        return self._sender.close(timeout)
 
     def _send(self, url: str, event: str, body: str) -> None:
-        with self._changed:
-            if len(self._waiting) >= _MOST_WAITING:
-                dropped = self._waiting.popleft()
-                log.warning(
-                    "a heartbeat was dropped: too many are waiting",
-                    target=_host(dropped.url),
-                    hint="the server of the heartbeats takes too long to answer",
-                )
-            self._waiting.append(_Beat(_with_event(url, event), body[:_LONGEST_BODY]))
-            self._changed.notify_all()
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="heartbeats", daemon=True)
-                self._thread.start()
-
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._is_closing)
-                if not self._waiting:
-                    return
-                beat = self._waiting.popleft()
-            self._deliver(beat)
+        dropped = self._sender.put(_Beat(_with_event(url, event), body[:_LONGEST_BODY]))
+        if dropped is not None:
+            log.warning(
+                "a heartbeat was dropped: too many are waiting",
+                target=_host(dropped.url),
+                hint="the server of the heartbeats takes too long to answer",
+            )
 
     def _deliver(self, beat: _Beat) -> None:
         host = _host(beat.url)
@@ -129,6 +104,21 @@ class Heartbeats:
             log.info("heartbeats can be sent again", target=host)
 
 
+def unknown_databases(settings: Iterable[HeartbeatSettings], names: Collection[str]) -> list[str]:
+    """The databases that heartbeats are for and that are not among `names`, each once: nothing is sent for them."""
+    wanted = {each.database for each in settings if each.database is not None}
+    return sorted(wanted.difference(names))
+
+
+def warn_of_unknown_databases(settings: Iterable[HeartbeatSettings], names: Collection[str]) -> None:
+    """Log a warning of each. A pattern may find such a file later, and then its heartbeats begin."""
+    for name in unknown_databases(settings, names):
+        log.warning(
+            f"no database is called {name}: its heartbeat is not asked for",
+            hint="correct `database` under [[heartbeats]], unless a pattern is to find that file later",
+        )
+
+
 def send_once(settings: HeartbeatSettings, body: str) -> str | None:
     """Ask for the URL now, as after a run that ended well; what went wrong, in words without the URL, or None."""
     return _post(_Beat(settings.url.get_secret_value(), body))
@@ -143,7 +133,7 @@ def _post(beat: _Beat) -> str | None:
     """Send it once; what went wrong, in words without the URL, or None."""
     request = Request(  # noqa: S310  (the configuration allows http and https only)
         beat.url,
-        data=beat.body.encode(),
+        data=sendable(beat.body).encode(),
         headers={"User-Agent": f"backupd/{__version__}", "Content-Type": "text/plain; charset=utf-8"},
         method="POST",
     )

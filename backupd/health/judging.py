@@ -28,6 +28,8 @@ SILENT_AFTER = timedelta(minutes=2)
 """A daemon that has left no sign of life for this long hangs, cannot write, or was killed."""
 
 _ATTEMPTS_THAT_MAY_FAIL = 1
+# An application that is started at the same moment may be about to make its first file: half a minute by the daemon.
+_LOOKS_THAT_MAY_FIND_NOTHING = 3
 _CLOCKS_MAY_DIFFER_BY = timedelta(minutes=5)
 
 
@@ -106,7 +108,7 @@ def _daemon_alarms(status: Status, now: datetime, alive_at: datetime | None) -> 
             is_red=False,
         )
     for pattern, failure in daemon.entry_problems.items():
-        if failure.count <= _ATTEMPTS_THAT_MAY_FAIL:  # the application may be about to make its first file
+        if failure.count <= _LOOKS_THAT_MAY_FIND_NOTHING:
             continue
         yield Alarm(
             key=f"nothing-matches {pattern}",

@@ -45,6 +45,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from backupd import __version__
 from backupd.health.judging import is_healthy
+from backupd.health.sending import sendable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -183,7 +184,7 @@ class _HealthCollector(Collector):
             labels=("database", "store"),
         )
         for name, url, _ in self._stores():
-            found.add_metric((name, url), float((name, url) not in late))
+            _add(found, (name, url), float((name, url) not in late))
         return found
 
     def _store_errors(self) -> Metric:
@@ -194,7 +195,7 @@ class _HealthCollector(Collector):
             "backupd_store_errors", "Attempts at a snapshot that failed, of all databases.", labels=("store",)
         )
         for url, count in errors.items():
-            found.add_metric((url,), count)
+            _add(found, (url,), count)
         return found
 
     def _whole(self) -> Iterator[Metric]:
@@ -205,7 +206,7 @@ class _HealthCollector(Collector):
         # Several patterns may have the same labels, of which Prometheus takes only one sample.
         counts = Counter((alarm.kind, alarm.database or "", alarm.store or "") for alarm in self._alarms)
         for labels, count in counts.items():
-            found.add_metric(labels, count)
+            _add(found, labels, count)
         yield found
         yield GaugeMetricFamily("backupd_databases", "Databases that are looked after.", value=len(self._databases))
         version = GaugeMetricFamily("backupd_build_info", "The version that runs.", labels=("version",))
@@ -215,7 +216,7 @@ class _HealthCollector(Collector):
 
 def _add(family: Metric, labels: tuple[str, ...], value: float | None) -> None:
     if value is not None:
-        family.add_metric(labels, value)  # type: ignore[attr-defined]
+        family.add_metric([sendable(label) for label in labels], value)  # type: ignore[attr-defined]
 
 
 def _seconds(moment: datetime | None) -> float | None:

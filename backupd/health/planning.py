@@ -42,30 +42,6 @@ def with_running(status: Status, name: str, *, since: datetime | None) -> Status
     return with_database(status, name, lambda database: replace(database, running_since=since))
 
 
-def with_next_runs(status: Status, next_runs: Mapping[str, datetime | None]) -> Status:
-    """When each of these databases is looked at next."""
-    return with_databases(
-        status,
-        {
-            name: replace(status.databases[name], next_run_at=next_run_at)
-            for name, next_run_at in next_runs.items()
-            if name in status.databases
-        },
-    )
-
-
-def with_next_drills(status: Status, next_drills: Mapping[str, datetime | None]) -> Status:
-    """When each of these databases has its next drill."""
-    return with_databases(
-        status,
-        {
-            name: replace(status.databases[name], next_drill_at=next_drill_at)
-            for name, next_drill_at in next_drills.items()
-            if name in status.databases
-        },
-    )
-
-
 def with_plans(status: Status, plans: Mapping[str, Plan], *, at: datetime) -> Status:
     """What the daemon means to do for these databases: new ones, and ones whose schedule or stores may have changed.
 
@@ -90,17 +66,23 @@ def without_others(status: Status, names: Collection[str], *, at: datetime) -> S
     """Forget the databases that are not configured any more: all but `names`, and those that vanished within a week."""
 
     def is_kept(name: str, database: DatabaseHealth) -> bool:
-        return name in names or (
-            database.vanished_at is not None and at - database.vanished_at < _VANISHED_ARE_REMEMBERED_FOR
-        )
+        return name in names or (database.vanished_at is not None and not _is_long_gone(database, at))
 
-    kept = {name: database for name, database in status.databases.items() if is_kept(name, database)}
-    return status if len(kept) == len(status.databases) else replace(status, databases=kept)
+    return _with_databases_that(status, is_kept)
+
+
+def without_other_entries(status: Status, patterns: Collection[str]) -> Status:
+    """Forget the problems of [[databases]] entries that are not configured any more: all but `patterns`."""
+    if status.daemon is None:
+        return status
+    problems = status.daemon.entry_problems
+    kept = {pattern: failure for pattern, failure in problems.items() if pattern in patterns}
+    return status if len(kept) == len(problems) else replace(status, daemon=replace(status.daemon, entry_problems=kept))
 
 
 def with_vanished(status: Status, names: Iterable[str], *, at: datetime) -> Status:
-    """A pattern does not find these files any more. What is known of them stays for a week."""
-    return with_databases(
+    """A pattern does not find these files any more. What is known of them stays for a week; so does that of others."""
+    status = with_databases(
         status,
         {
             name: replace(database, vanished_at=at, next_run_at=None, next_drill_at=None, running_since=None)
@@ -108,6 +90,16 @@ def with_vanished(status: Status, names: Iterable[str], *, at: datetime) -> Stat
             if (database := status.databases.get(name)) is not None and database.vanished_at is None
         },
     )
+    return _with_databases_that(status, lambda _, database: not _is_long_gone(database, at))
+
+
+def _is_long_gone(database: DatabaseHealth, at: datetime) -> bool:
+    return database.vanished_at is not None and at - database.vanished_at >= _VANISHED_ARE_REMEMBERED_FOR
+
+
+def _with_databases_that(status: Status, is_kept: Callable[[str, DatabaseHealth], bool]) -> Status:
+    kept = {name: database for name, database in status.databases.items() if is_kept(name, database)}
+    return status if len(kept) == len(status.databases) else replace(status, databases=kept)
 
 
 def with_daemon(status: Status, *, pid: int, version: str, at: datetime) -> Status:

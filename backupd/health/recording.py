@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from backupd.errors import DamageError, InterruptedByUserError
+from backupd.errors import AnotherRunError, DamageError, InterruptedByUserError
 from backupd.health.changing import next_failure, next_problem, with_databases, with_stores
 from backupd.health.values import DatabaseHealth, Failure, LastRun, Status, StoreHealth
 
@@ -62,7 +62,8 @@ def with_snapshots(
 ) -> Status:
     """One run of one database. `fingerprint` is what `stat` said before it; a store that failed keeps none.
 
-    A store that failed stays due when it was.
+    A store that failed stays due when it was. That somebody stopped the run, or another was at work at the same time,
+    is no failure: a database that this makes late is late.
     """
     for result in results:
         database = status.databases.get(result.database) or DatabaseHealth(path=str(path))
@@ -73,22 +74,12 @@ def with_snapshots(
     return status
 
 
-def with_unchanged(status: Status, database: str, store: str, *, at: datetime, due_by: datetime | None) -> Status:
-    """This database is in this store (a URL) as it is, and nobody had to look into it."""
-    return with_all_unchanged(status, {database: (store,)}, at=at, due_by=due_by)
-
-
 def with_all_unchanged(
-    status: Status,
-    checked: Mapping[str, Collection[str]],
-    *,
-    at: datetime,
-    due_by: datetime | None,
-    next_run_at: datetime | None = None,
+    status: Status, checked: Mapping[str, Collection[str]], *, at: datetime, due_by: datetime | None
 ) -> Status:
     """A whole round: these databases are in these stores (URLs) as they are, and nobody had to look into them.
 
-    `next_run_at` as it is now; None leaves it. Databases and stores that are not known are left out.
+    Databases and stores that are not known are left out.
     """
     changed = {}
     for name, urls in checked.items():
@@ -98,7 +89,7 @@ def with_all_unchanged(
                 url: replace(health, current_at=at, due_by=due_by, failure=None) if url in urls else health
                 for url, health in database.stores.items()
             }
-            changed[name] = replace(database, stores=stores, next_run_at=next_run_at or database.next_run_at)
+            changed[name] = replace(database, stores=stores)
     return with_databases(status, changed)
 
 
@@ -110,7 +101,9 @@ def with_down(status: Status, down: Mapping[str, Iterable[tuple[str, BackupdErro
         if database is not None:
             stores = dict(database.stores)
             for url, error in errors:
-                stores[url] = _after_failure(stores.get(url) or StoreHealth(), error, at)
+                before = stores.get(url) or StoreHealth()
+                # Nothing was tried: what the store had, it may have still, and the next round asks for it.
+                stores[url] = replace(_after_failure(before, error, at), fingerprint=before.fingerprint)
             changed[name] = replace(database, stores=stores)
     return with_databases(status, changed)
 
@@ -120,15 +113,12 @@ def with_seen(status: Status, store: str, names: Iterable[str], *, at: datetime)
     return with_stores(status, dict.fromkeys(names, store), lambda health: replace(health, seen_at=at))
 
 
-def with_unseen(status: Status, store: str, names: Iterable[str]) -> Status:
-    """The newest manifests of these databases are not in `store`: whatever `stat` says, look into them again."""
-    return with_stores(status, dict.fromkeys(names, store), lambda health: replace(health, fingerprint=None))
-
-
 def with_prune(status: Status, result: PruneResult, *, at: datetime) -> Status:
     """A prune of one database in one store, whether it removed anything or not."""
 
     def after(health: StoreHealth) -> StoreHealth:
+        if _says_nothing(result.error):
+            return health
         hold = None if result.hold is None else next_problem(health.hold, result.hold, at)
         return replace(health, hold=hold, prune_failure=next_failure(health.prune_failure, result.error, at))
 
@@ -142,6 +132,8 @@ def with_drill(status: Status, result: DrillResult, *, at: datetime) -> Status:
     """
 
     def after(health: StoreHealth) -> StoreHealth:
+        if _says_nothing(result.error):
+            return health
         if result.outcome in {"proven", "not-checkable"}:
             return replace(health, proven_id=str(result.id), proven_at=at, drill_failure=None, is_damaged=False)
         if result.outcome == "failed" and health.is_damaged and health.drill_failure is not None:
@@ -176,8 +168,8 @@ def _after_snapshot(
         stored_bytes=before.totals.stored_bytes + result.stored_bytes,
     )
     before = replace(before, last_run=last_run, totals=totals)
-    if isinstance(result.error, InterruptedByUserError):
-        return before  # it says nothing about the database or the store
+    if _says_nothing(result.error):
+        return replace(before, due_by=before.due_by or due_by)
     if result.error is not None:
         return replace(_after_failure(before, result.error, at), due_by=before.due_by or due_by)
     return replace(
@@ -190,6 +182,11 @@ def _after_snapshot(
         seen_at=at,
         failure=None,
     )
+
+
+def _says_nothing(error: BackupdError | None) -> bool:
+    """Whether it says nothing about the database or the store: the next attempt may go well as it is."""
+    return isinstance(error, InterruptedByUserError | AnotherRunError)
 
 
 def _after_failure(before: StoreHealth, error: BackupdError, at: datetime) -> StoreHealth:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import threading
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,6 +11,7 @@ from urllib.parse import urlsplit
 
 from backupd.errors import BackupdError
 from backupd.health.notices import notice_for, with_alarms, with_told
+from backupd.health.sending import Sender, sendable
 from backupd.logs import log
 
 if TYPE_CHECKING:
@@ -71,7 +71,11 @@ class AppriseTarget:
             return False
         kind = apprise.NotifyType.SUCCESS if is_good else apprise.NotifyType.WARNING
         try:
-            return bool(messenger.notify(body, title=title, notify_type=kind, body_format=apprise.NotifyFormat.TEXT))
+            return bool(
+                messenger.notify(
+                    sendable(body), title=sendable(title), notify_type=kind, body_format=apprise.NotifyFormat.TEXT
+                )
+            )
         except Exception:  # noqa: BLE001  (a hundred plugins, of which none is to end the thread; False is told)
             return False
 
@@ -87,10 +91,7 @@ class Notifications:
         self._is_noted = True
         self._pauses: dict[str, tuple[datetime, timedelta]] = {}
         self._logged: dict[str, Alarm] = {}
-        self._changed = threading.Condition()
-        self._waiting: tuple[Collection[Alarm], datetime] | None = None
-        self._is_closing = False
-        self._thread: threading.Thread | None = None
+        self._sender = Sender("notifications", self._tell, most=1)
 
     def follow(self, targets: Sequence[Target], *, remind_after: timedelta) -> None:
         """Tell these from now on; a target that stays is told nothing twice."""
@@ -98,25 +99,14 @@ class Notifications:
 
     def tell(self, alarms: Collection[Alarm], *, now: datetime) -> None:
         """Have it told, in a thread, that these alarms are on at `now`. Returns at once; the last call counts."""
-        with self._changed:
-            self._waiting = alarms, now
-            self._changed.notify_all()
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="notifications", daemon=True)
-                self._thread.start()
+        self._sender.put((alarms, now))
 
     def close(self, timeout: float) -> bool:
         """Tell what is waiting, then stop; after `timeout` seconds it is given up, and told after the next start.
 
         Gives whether all was told.
         """
-        with self._changed:
-            self._is_closing = True
-            self._changed.notify_all()
-            thread = self._thread
-        if thread is not None:
-            thread.join(timeout)
-        return thread is None or not thread.is_alive()
+        return self._sender.close(timeout)
 
     def tell_now(self, alarms: Collection[Alarm], *, now: datetime) -> None:
         """The same, in this thread: it returns when everybody was told, or it failed. Raises nothing expected."""
@@ -142,18 +132,9 @@ class Notifications:
         self._states = status.alarms
         self._note(is_changed=status.alarms is not before)
 
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting is not None or self._is_closing)
-                waiting, self._waiting = self._waiting, None
-            if waiting is None:
-                return
-            alarms, now = waiting
-            try:
-                self.tell_now(alarms, now=now)
-            except Exception as error:  # noqa: BLE001  (silence from here on would be worse than any bug)
-                log.error("this is a bug in backupd", error=repr(error), exc_info=error)
+    def _tell(self, waiting: tuple[Collection[Alarm], datetime]) -> None:
+        alarms, now = waiting
+        self.tell_now(alarms, now=now)
 
     def _is_resting(self, key: str, now: datetime) -> bool:
         tried_at, pause = self._pauses.get(key, (now, timedelta(0)))

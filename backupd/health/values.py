@@ -115,14 +115,6 @@ class DatabaseHealth:
     """When a pattern no longer found the file; None while it does, and for a path without wildcards."""
     stores: Mapping[str, StoreHealth] = field(default_factory=dict)
 
-    @property
-    def fingerprint(self) -> str | None:
-        """That of the state that every store has and shows undamaged; None when they differ, or one of them failed."""
-        found = {health.fingerprint for health in self.stores.values()}
-        if len(found) != 1 or any(health.failure or health.is_damaged for health in self.stores.values()):
-            return None
-        return found.pop()
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonHealth:

@@ -7,7 +7,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from backupd.errors import BusyError
+from backupd.errors import AnotherRunError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +18,7 @@ _PRIVATE_MODE = 0o600
 def open_locked(file: Path, database: Path) -> int:
     """`file`, made if it is missing, open and locked, and still the one of that name: another may just have removed it.
 
-    Raises `BusyError` when another restore of `database` holds it, and OSError.
+    Raises `AnotherRunError` when another restore of `database` holds it, and OSError.
     """
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _PRIVATE_MODE)
@@ -28,7 +28,9 @@ def open_locked(file: Path, database: Path) -> int:
                 return descriptor
         except BlockingIOError as error:
             os.close(descriptor)
-            raise BusyError(f"another restore to {database} is running", hint="wait until it has finished") from error
+            raise AnotherRunError(
+                f"another restore to {database} is running", hint="wait until it has finished"
+            ) from error
         os.close(descriptor)
 
 
@@ -41,7 +43,7 @@ def remove_abandoned(file: Path, database: Path) -> None:
     """Remove a file that a killed restore of `database` left, if that may be done; not one that somebody works on."""
     if not os.path.lexists(file):
         return
-    with suppress(BusyError, OSError):  # it takes space and does no harm: whoever may write there removes it
+    with suppress(AnotherRunError, OSError):  # it takes space and does no harm: whoever may write there removes it
         descriptor = open_locked(file, database)
         try:
             file.unlink()

@@ -9,13 +9,11 @@ from backupd.repository import Repository
 from backupd.store import canonical_url, open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from datetime import timedelta
 
     from backupd.config import RetentionSettings, Settings, StoreSettings
     from backupd.state import StateDirectory
-
-Place = tuple[str, str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,23 +45,24 @@ def open_repositories(stores: Iterable[StoreSettings], state: StateDirectory) ->
 
 
 def rotated_stores(repositories: Iterable[tuple[StoreSettings, Repository]], settings: Settings) -> list[RotatedStore]:
-    """The repositories with the policies of the databases that are there at this moment.
-
-    Raises `UsageError` as `find_databases` does.
-    """
+    """The repositories with the policies of the databases that are there at this moment."""
     return [
         RotatedStore(repository, settings.policies(store), settings.grace(store)) for store, repository in repositories
     ]
 
 
-def place_of(store: StoreSettings) -> Place:
-    """The same for each spelling of a store: it has one lock, and one policy."""
-    return canonical_url(store.url), store.endpoint_url
-
-
 def each_once(stores: Iterable[StoreSettings]) -> list[StoreSettings]:
-    """The first of each place, in their order."""
-    found: dict[Place, StoreSettings] = {}
+    """The first of each place, in their order: however it is spelled, it has one lock, and one policy."""
+    found: dict[str, StoreSettings] = {}
     for store in stores:
-        found.setdefault(place_of(store), store)
+        found.setdefault(canonical_url(store.url), store)
     return [*found.values()]
+
+
+def twin_warnings(stores: Iterable[StoreSettings]) -> Iterator[str]:
+    """A warning for each store that is another one besides: whoever has one copy is not to think that it is two."""
+    found: dict[str, StoreSettings] = {}
+    for store in stores:
+        first = found.setdefault(canonical_url(store.url), store)
+        if first is not store:
+            yield f"the stores {first.url} and {store.url} are one directory, and count as one"

@@ -25,11 +25,12 @@ from harness.statuses import (
     healthy,
     recorded,
     with_health,
+    with_times,
 )
 
 from backupd.health import Status, StatusFile
 from backupd.health.codec import Encoder, decode
-from backupd.health.planning import with_daemon_stopped, with_next_runs, with_running, with_vanished
+from backupd.health.planning import with_daemon_stopped, with_running, with_vanished
 from backupd.health.recording import with_drill
 from backupd.state import StateDirectory
 
@@ -143,7 +144,7 @@ def test_a_daemon_that_left_no_sign_of_life_is_red(cli: CommandLine, state: Path
 
 def test_a_daemon_that_was_stopped_is_told_and_not_red_until_something_is_late(cli: CommandLine, state: Path) -> None:
     """Somebody meant to."""
-    status = with_next_runs(with_daemon_stopped(healthy(), at=NOON), {"app": NOON + HOUR})
+    status = with_times(with_daemon_stopped(healthy(), at=NOON), "app", next_run_at=NOON + HOUR)
     prepare(state, status, age=5 * MINUTE, is_alive=False)
     shown = cli.run("status", expect=0).lines
     assert shown[0] == "the daemon was stopped 5 min ago"
@@ -227,7 +228,7 @@ def test_the_table_shows_every_database_in_every_store(cli: CommandLine, state: 
     status = healthy("a", "app", "b", "c")
     status = recorded(recorded(status, failed("a")), failed("a"))
     status = with_vanished(with_running(recorded(status, failed("app")), "app", since=NOON), ["c"], at=NOON)
-    status = with_next_runs(with_health(status, "b", current_at=None, snapshot_id=None), {"a": NOON + HOUR})
+    status = with_times(with_health(status, "b", current_at=None, snapshot_id=None), "a", next_run_at=NOON + HOUR)
     status = with_drill(status, Drill("proven", database="b", store=BUCKET), at=NOON - 2 * HOUR)
     prepare(state, status, age=4 * MINUTE)
     finished = cli.run("status", expect=0)

@@ -8,12 +8,12 @@ from harness.command_line import wait_until
 from harness.place import change_rows, create_database
 from harness.statuses import with_health
 
-from backupd.backup import Wish
+from backupd.backup import BackupResult, Outcome, Wish
 from backupd.config import Database, ScheduleSettings, Settings
 from backupd.daemon.asking import Answers, Questions, plan_round
 from backupd.errors import StoreUnavailableError
 from backupd.health import StatusFile
-from backupd.health.recording import with_down
+from backupd.health.recording import with_down, with_snapshots
 from backupd.repository import Repository
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
@@ -201,10 +201,25 @@ def test_a_damaged_store_is_never_taken_for_unchanged(setting):
     assert wanting(setting.plan()) == {"app": [setting.bucket]}
 
 
-def test_a_failing_store_is_tried_again(setting):
-    """What failed is not current because nothing has changed since."""
+def test_a_store_that_was_down_is_asked_for_what_it_had(setting):
+    """A thousand idle databases need no snapshot each because their store was away for a while."""
     error = StoreUnavailableError("it was down")
     setting.status_file.update(lambda found: with_down(found, {"app": [(setting.bucket, error)]}, at=datetime.now(UTC)))
+    plan = setting.plan()
+    assert plan.unchanged == {"app": [setting.disk, setting.bucket]}
+    assert plan.seen == {setting.bucket: ["app"]}
+
+
+def test_a_failed_snapshot_is_tried_again(setting):
+    """What failed is not current because nothing has changed since."""
+    error = StoreUnavailableError("it is down")
+    result = BackupResult(database="app", store=setting.bucket, outcome=Outcome.FAILED, error=error)
+    path, now = setting.databases[0].database.path, datetime.now(UTC)
+    setting.status_file.update(
+        lambda found: with_snapshots(
+            found, [result], path=path, at=now, due_by=None, fingerprint=fingerprint(path, now=now)
+        )
+    )
     assert wanting(setting.plan()) == {"app": [setting.bucket]}
 
 

@@ -103,6 +103,20 @@ def test_a_pattern_without_files_is_an_error(tmp_path: Path) -> None:
     assert findings[0].exit_code is ExitCode.SOURCE_UNUSABLE
 
 
+def test_a_file_without_a_name_keeps_nobody_from_looking_at_the_others(tmp_path: Path) -> None:
+    """A tenant with an odd name is one error, with its file."""
+    for name in ("acme", "b@d", "zeta"):
+        (tmp_path / f"{name}.db").touch()
+    settings = _written(tmp_path, '[[databases]]\npath = "*.db"\n[[stores]]\nurl = "backups"\n')
+    protected = find_protected(settings)
+    assert [database.name for database in protected.databases] == [*protected.entries] == ["acme", "zeta"]
+    findings = [*judge_protected(settings, protected)]
+    assert _verdicts(findings) == [("databases", Verdict.ERROR), ("databases", Verdict.OK), ("stores", Verdict.OK)]
+    assert "b@d.db" in findings[0].message
+    assert "entry of its own" in (findings[0].remedy or "")
+    assert findings[0].exit_code is ExitCode.USAGE
+
+
 def test_the_state_directory_is_written_to_where_it_exists(tmp_path: Path) -> None:
     """Nothing is made and nothing stays; a file in its place, or above it, is a problem."""
     assert look_at_state(tmp_path / "deep/state").problem is None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +11,8 @@ from harness.statuses import DOWN
 from pydantic import SecretStr
 
 from backupd.config.unattended import HeartbeatSettings
-from backupd.health.heartbeats import Heartbeats
+from backupd.errors import SourceUnusableError, StoreUnavailableError
+from backupd.health.heartbeats import Heartbeats, unknown_databases, warn_of_unknown_databases
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,12 +33,12 @@ def heartbeat(url: str, database: str | None = None) -> HeartbeatSettings:
 
 
 def test_a_round_that_succeeds_starts_and_ends_well(server: Sink) -> None:
-    """In that order, with a word of what was done."""
+    """In that order."""
     beats = Heartbeats([heartbeat(f"{server.url}/uuid")])
     beats.started(None)
-    beats.finished(None, None, summary="3 databases current")
+    beats.finished(None, None)
     assert beats.close(_PATIENCE)
-    assert server.received == [Received("/uuid/start", ""), Received("/uuid", "3 databases current")]
+    assert server.received == [Received("/uuid/start", ""), Received("/uuid", "done in full")]
 
 
 def test_a_round_that_fails_says_what_happened_and_what_to_do(server: Sink) -> None:
@@ -94,7 +96,7 @@ def test_what_waits_is_bounded_and_the_oldest_goes_first(server: Sink, capsys) -
     beats.started(None)
     server.wait_for(1)
     for number in range(203):
-        beats.finished(None, None, summary=f"round {number}")
+        beats.finished(None, StoreUnavailableError(f"round {number}"))
     server.gate.set()
     assert beats.close(_PATIENCE)
     assert [each.body for each in server.received] == ["", *(f"round {number}" for number in range(3, 203))]
@@ -157,5 +159,32 @@ def test_without_heartbeats_nothing_happens() -> None:
     beats.started("app")
     beats.finished("app", None)
     beats.finished(None, DOWN)
-    assert beats._thread is None
+    assert "heartbeats" not in {thread.name for thread in threading.enumerate()}
     assert beats.close(0)
+
+
+def test_names_that_are_no_text_are_told_with_escapes(server: Sink) -> None:
+    """A file's name may be any bytes, and what is sent is UTF-8."""
+    beats = Heartbeats([heartbeat(f"{server.url}/uuid")])
+    beats.finished(None, SourceUnusableError("no name can be made of /data/\udcff.db"))
+    beats.finished(None, None)
+    assert beats.close(_PATIENCE)
+    assert server.received[0] == Received("/uuid/fail", "no name can be made of /data/\\udcff.db")
+    assert server.paths == ["/uuid/fail", "/uuid"]
+
+
+def test_a_database_that_is_not_there_is_warned_of(capsys) -> None:
+    """A typo, and its heartbeat never comes; or a pattern finds the file later."""
+    settings = [
+        heartbeat("https://hc.example.org/secret"),
+        heartbeat("https://hc.example.org/secret", "app"),
+        heartbeat("https://hc.example.org/secret", "ap"),
+        heartbeat("https://hc.example.org/secret", "ap"),
+    ]
+    assert unknown_databases(settings, ["app", "other"]) == ["ap"]
+    warn_of_unknown_databases(settings, ["app", "other"])
+    told = capsys.readouterr().err
+    assert told.count("no database is called ap") == 1
+    assert "secret" not in told
+    warn_of_unknown_databases(settings, ["app", "ap"])
+    assert capsys.readouterr().err == ""

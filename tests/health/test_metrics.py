@@ -5,14 +5,27 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from harness.statuses import BUCKET, DISK, DOWN, HOUR, MINUTE, NOON, Drill, failed, healthy, recorded, snapshot_id
+from harness.statuses import (
+    BUCKET,
+    DISK,
+    DOWN,
+    HOUR,
+    MINUTE,
+    NOON,
+    Drill,
+    failed,
+    healthy,
+    recorded,
+    snapshot_id,
+    with_times,
+)
 from prometheus_client.parser import text_string_to_metric_families
 
 from backupd import __version__
 from backupd.health import Status, metrics
 from backupd.health.judging import judge
 from backupd.health.metrics import CONTENT_TYPE, metrics_text
-from backupd.health.planning import with_entry_problem, with_next_drills, with_next_runs, with_running, with_vanished
+from backupd.health.planning import with_entry_problem, with_running, with_vanished
 from backupd.health.recording import with_drill
 
 if TYPE_CHECKING:
@@ -45,7 +58,7 @@ def test_everything_that_is_documented_is_there_and_nothing_else() -> None:
     """With help for each, and times, bytes and seconds in the names."""
     documented = set(re.findall(r"^    (backupd_\w+) ", metrics.__doc__ or "", flags=re.MULTILINE))
     status = with_drill(healthy(), Drill("proven", id=snapshot_id()), at=NOON)
-    status = with_next_drills(with_next_runs(status, {"app": NOON}), {"app": NOON})
+    status = with_times(status, "app", next_run_at=NOON, next_drill_at=NOON)
     status = recorded(recorded(status, failed()), failed())
     assert set(samples(status)) == documented
     assert all(family.documentation.endswith(".") for family in scraped(status).values())
@@ -54,7 +67,7 @@ def test_everything_that_is_documented_is_there_and_nothing_else() -> None:
 
 def test_values_are_those_of_the_status() -> None:
     """Each with its database and store."""
-    status = with_running(with_next_runs(healthy(), {"app": NOON + HOUR}), "app", since=NOON)
+    status = with_running(with_times(healthy(), "app", next_run_at=NOON + HOUR), "app", since=NOON)
     status = with_drill(status, Drill("proven", id=snapshot_id()), at=NOON + MINUTE)
     status = recorded(recorded(status, failed()), failed())
     found = samples(status)
@@ -92,10 +105,18 @@ def test_odd_names_of_stores_arrive_as_they_are(url: str) -> None:
     assert (("database", "app"), ("store", url)) in samples(healthy(stores=(url,)))["backupd_is_current"]
 
 
+def test_names_of_stores_that_are_no_text_have_escapes() -> None:
+    """Prometheus wants UTF-8, and a directory's name may be any bytes."""
+    status = recorded(recorded(healthy(stores=("/\udcff",)), failed(store="/\udcff")), failed(store="/\udcff"))
+    found = samples(status)
+    assert found["backupd_is_current"] == {(("database", "app"), ("store", "/\\udcff")): 0}
+    assert list(found["backupd_alarm"]) == [(("database", "app"), ("kind", "failing"), ("store", "/\\udcff"))]
+
+
 def test_alarms_with_the_same_labels_are_one_sample() -> None:
     """Prometheus refuses a whole answer for a sample that is there twice."""
     status = healthy()
-    for pattern in ("/data/*.db", "/other/*.db") * 2:
+    for pattern in ("/data/*.db", "/other/*.db") * 4:
         status = with_entry_problem(status, pattern, DOWN, at=NOON)
     assert samples(status)["backupd_alarm"] == {(("database", ""), ("kind", "nothing-matches"), ("store", "")): 2}
 

@@ -21,7 +21,7 @@ from harness.statuses import (
 )
 
 from backupd.backup.results import BackupResult, Outcome
-from backupd.errors import DamageError, InterruptedByUserError, StoreRefusedError
+from backupd.errors import AnotherRunError, DamageError, InterruptedByUserError, StoreRefusedError
 from backupd.health import Status, StoreHealth
 from backupd.health.planning import (
     Plan,
@@ -29,11 +29,10 @@ from backupd.health.planning import (
     with_daemon,
     with_daemon_stopped,
     with_entry_problem,
-    with_next_drills,
-    with_next_runs,
     with_plans,
     with_running,
     with_vanished,
+    without_other_entries,
     without_others,
 )
 from backupd.health.recording import (
@@ -43,8 +42,6 @@ from backupd.health.recording import (
     with_prune,
     with_seen,
     with_snapshots,
-    with_unchanged,
-    with_unseen,
 )
 from backupd.health.values import LastRun, Totals
 from backupd.prune.results import PruneResult
@@ -136,25 +133,19 @@ def test_being_stopped_is_no_failure() -> None:
     assert store(stopped, BUCKET).current_at == NOON
 
 
-def test_one_store_that_failed_leaves_the_whole_database_without_fingerprint() -> None:
+def test_a_store_that_failed_has_no_fingerprint() -> None:
     """What another store has says nothing about this one."""
     status = with_snapshots(
         healthy(), [created(), failed()], path="/app/app.db", at=LATER, due_by=None, fingerprint="4:5:6"
     )
     assert (store(status).fingerprint, store(status, BUCKET).fingerprint) == ("4:5:6", None)
-    assert status.databases["app"].fingerprint is None
-    assert healthy().databases["app"].fingerprint == "1:2:3"
-    assert with_health(healthy(), is_damaged=True).databases["app"].fingerprint is None
-    assert recorded(healthy(), created(), fingerprint="4:5:6").databases["app"].fingerprint is None
-    assert recorded(healthy(), failed(), fingerprint="1:2:3").databases["app"].fingerprint is None
 
 
 def test_a_round_without_changes_is_recorded_at_once() -> None:
     """What is not known, or was not asked, stays as it was."""
     status = with_health(healthy("a", "b", "c"), "b", failure=store(recorded(healthy(), failed()), BUCKET).failure)
-    after = with_all_unchanged(
-        status, {"a": (DISK, BUCKET), "b": (DISK,), "z": (DISK,)}, at=LATER, due_by=LATER + HOUR, next_run_at=LATER
-    )
+    checked = {"a": (DISK, BUCKET), "b": (DISK,), "z": (DISK,)}
+    after = with_all_unchanged(status, checked, at=LATER, due_by=LATER + HOUR)
     assert [store(after, url, name).current_at for name in "abc" for url in (DISK, BUCKET)] == [
         LATER,
         LATER,
@@ -165,10 +156,9 @@ def test_a_round_without_changes_is_recorded_at_once() -> None:
     ]
     assert store(after, DISK, "b").failure is None
     assert store(after, DISK, "a").due_by == LATER + HOUR
-    assert (after.databases["a"].next_run_at, after.databases["c"].next_run_at) == (LATER, None)
-    assert after.databases["a"].fingerprint == "1:2:3"
+    assert store(after, DISK, "a").fingerprint == "1:2:3"
+    assert after.databases["c"] is status.databases["c"]
     assert "z" not in after.databases
-    assert with_unchanged(status, "a", DISK, at=LATER, due_by=None).databases["c"] is status.databases["c"]
 
 
 def test_stores_that_could_not_be_asked_have_failed() -> None:
@@ -181,11 +171,24 @@ def test_stores_that_could_not_be_asked_have_failed() -> None:
     assert after.databases["b"] == healthy("b").databases["b"]
 
 
-def test_manifests_are_seen_or_missed() -> None:
-    """A wiped bucket never looks current."""
+def test_manifests_are_seen() -> None:
+    """Of databases that are known; each that was is not asked for again soon."""
     assert store(with_seen(healthy(), DISK, ["app", "other"], at=LATER)).seen_at == LATER
-    missed = with_unseen(healthy(), DISK, ["app"])
-    assert (store(missed).fingerprint, missed.databases["app"].fingerprint) == (None, None)
+
+
+def test_another_run_that_is_at_work_is_no_failure() -> None:
+    """`backupd now` of a large database, beside the daemon: it is not late yet, and would say so in time."""
+    busy = AnotherRunError("another backupd is at work on app", hint="wait until it has finished")
+    status = recorded(healthy(), failed(error=busy), at=LATER)
+    assert store(status, BUCKET).failure is None
+    assert store(status, BUCKET).totals == store(healthy(), BUCKET).totals
+    assert store(status, BUCKET).fingerprint == "1:2:3"
+    assert store(status, BUCKET).due_by == store(healthy(), BUCKET).due_by
+    down = recorded(healthy(), failed())
+    assert store(recorded(down, failed(error=busy), at=LATER), BUCKET).failure == store(down, BUCKET).failure
+    pruned = with_prune(down, PruneResult(database="app", store=DISK, error=busy), at=LATER)
+    assert pruned.databases == down.databases
+    assert with_drill(down, Drill("failed", error=busy), at=LATER).databases == down.databases
 
 
 def test_a_hold_is_as_old_as_its_beginning() -> None:
@@ -300,12 +303,29 @@ def test_a_file_that_comes_back_is_looked_after_again(way: str) -> None:
     assert back.databases["app"].vanished_at is None
 
 
-def test_what_runs_and_what_runs_next() -> None:
+def test_what_vanished_is_forgotten_after_a_week_of_rounds() -> None:
+    """A daemon that runs for years plans nothing anew."""
+    status = with_vanished(healthy("a", "b"), ["b"], at=NOON)
+    assert with_vanished(status, [], at=NOON + 6 * 24 * HOUR) is status
+    assert set(with_vanished(status, [], at=NOON + 8 * 24 * HOUR).databases) == {"a"}
+    assert set(with_vanished(status, ["a"], at=NOON + 8 * 24 * HOUR).databases) == {"a"}
+
+
+def test_entries_that_are_not_configured_any_more_are_forgotten() -> None:
+    """A typo in a pattern that was put right does not stay red."""
+    status = with_entry_problem(healthy(), "/dta/*.db", DOWN, at=NOON)
+    status = with_entry_problem(status, "/data/*.db", DOWN, at=NOON)
+    after = without_other_entries(status, ["/data/*.db", "/new/*.db"])
+    assert after.daemon is not None
+    assert set(after.daemon.entry_problems) == {"/data/*.db"}
+    assert without_other_entries(after, ["/data/*.db"]) is after
+    assert without_other_entries(Status(), []) == Status()
+
+
+def test_what_runs() -> None:
     """For people who look."""
-    status = with_running(with_next_runs(healthy(), {"app": LATER, "z": LATER}), "app", since=NOON)
-    status = with_next_drills(status, {"app": NOON, "z": NOON})
-    app = status.databases["app"]
-    assert (app.running_since, app.next_run_at, app.next_drill_at) == (NOON, LATER, NOON)
+    status = with_running(healthy(), "app", since=NOON)
+    assert status.databases["app"].running_since == NOON
     assert with_running(status, "app", since=None).databases["app"].running_since is None
     assert with_running(status, "z", since=NOON) is status
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from harness.statuses import BUCKET, DISK, DOWN, HOUR, MINUTE, NOON, Drill, created, failed, healthy, recorded
 
-from backupd.errors import DamageError, TargetUnwritableError, UnsupportedFormatError
+from backupd.errors import DamageError, StoreUnavailableError, TargetUnwritableError, UnsupportedFormatError
 from backupd.health import Status, StatusFile
 from backupd.health.codec import values
 from backupd.health.judging import judge
@@ -79,6 +79,12 @@ def file(tmp_path: Path) -> StatusFile:
 def reopened(file: StatusFile) -> StatusFile:
     """The same file for somebody who knows nothing of it."""
     return StatusFile(file._state)
+
+
+def forgetting_when(status: Status | None) -> Status:
+    """The same, without the time when it was written."""
+    assert status is not None
+    return replace(status, written_at=None)
 
 
 @contextmanager
@@ -216,6 +222,7 @@ def test_what_is_no_status_counts_as_none_and_is_kept(file: StatusFile, content:
     file.update(lambda _: healthy())
     path = file._state.root / "status.json"
     path.write_bytes(content)
+    file = reopened(file)
     with pytest.raises(DamageError, match=str(path)):
         file.find()
     assert file.read() == file.read() == Status()
@@ -223,6 +230,88 @@ def test_what_is_no_status_counts_as_none_and_is_kept(file: StatusFile, content:
     assert file.update(lambda status: recorded(status, created("new"))).databases.keys() == {"new"}
     assert path.with_name("status.json.unreadable").read_bytes() == content
     assert reopened(file).find() == file.read()
+
+
+def test_a_file_that_is_lost_while_the_daemon_runs_is_written_back(file: StatusFile, capsys) -> None:
+    """With the daemon in it: nothing that was wrong is over because of that, and who asks from outside hears of it."""
+    before = file.update(lambda _: with_entry_problem(full_status(), "/data/*.db", DOWN, at=NOON))
+    path = file._state.root / "status.json"
+    for damage in (path.unlink, lambda: path.write_bytes(b"{")):
+        damage()
+        assert file.read() == before
+        file.touch()
+        assert forgetting_when(reopened(file).find()) == forgetting_when(before)
+        before = file.read()
+    assert path.with_name("status.json.unreadable").read_bytes() == b"{"
+    told = capsys.readouterr().err
+    assert told.count("status.json is gone") == 1
+    assert told.count("cannot be read") == 1
+
+
+def test_a_change_after_the_loss_starts_from_what_was_known(file: StatusFile) -> None:
+    """A round may come before the next sign of life. What it notes of the daemon finds one."""
+    file.update(lambda _: healthy())
+    (file._state.root / "status.json").unlink()
+    file.update(lambda status: with_config_problem(status, DOWN, at=NOON))
+    found = reopened(file).read()
+    assert found.databases == healthy().databases
+    assert found.daemon is not None
+    assert found.daemon.config_problem is not None
+
+
+def test_a_change_that_changes_nothing_writes_a_lost_file_back(file: StatusFile) -> None:
+    """Although what is known is as it was."""
+    before = file.update(lambda _: healthy())
+    (file._state.root / "status.json").unlink()
+    file.update(lambda status: status)
+    assert forgetting_when(reopened(file).read()) == forgetting_when(before)
+
+
+def test_a_file_that_another_began_anew_gets_the_daemon_back(file: StatusFile) -> None:
+    """`backupd now` beside it came first, and knows nothing of what was wrong."""
+    before = file.update(lambda _: recorded(recorded(healthy(), failed()), failed()))
+    (file._state.root / "status.json").unlink()
+    reopened(file).update(lambda status: recorded(status, created("app"), created("by-hand"), due_by=None))
+    assert file.read().daemon == before.daemon
+    assert file.read().databases["app"] == before.databases["app"]
+    file.touch()
+    found = reopened(file).read()
+    assert found.daemon == before.daemon
+    assert found.databases.keys() == {"app", "by-hand"}
+    assert judge(found, now=NOON, alive_at=NOON) == judge(before, now=NOON, alive_at=NOON) != ()
+
+
+def test_a_daemon_that_starts_on_a_file_without_one_keeps_what_is_in_it(file: StatusFile) -> None:
+    """Somebody used `backupd now` before."""
+    file.update(lambda _: replace(healthy(), daemon=None))
+    other = reopened(file)
+    other.read()
+    file.update(lambda _: healthy("b"))
+    assert other.read().databases.keys() == {"b"}
+
+
+def test_a_moment_in_which_the_file_cannot_be_read_ends_no_alarm(file: StatusFile, capsys) -> None:
+    """A directory stands in for a disk that answers with an error, or a process that has no descriptor left."""
+    before = file.update(lambda _: healthy())
+    path = file._state.root / "status.json"
+    path.rename(path.with_name("aside"))
+    path.mkdir()
+    assert file.read() == file.read() == before
+    assert capsys.readouterr().err.count("Is a directory") == 1
+    path.rmdir()
+    path.with_name("aside").rename(path)
+    assert file.read() == before
+
+
+def test_names_that_are_no_text_are_remembered(file: StatusFile) -> None:
+    """A pattern may find a file whose name is no UTF-8: it must not keep the others from being backed up."""
+    odd = "/data/tenant-\udcff.db"
+    error = StoreUnavailableError(f"{odd} went wrong", hint=f"look at {odd}")
+    status = with_entry_problem(recorded(healthy(), failed(error=error), path=odd), odd, error, at=NOON)
+    written = file.update(lambda _: status)
+    assert reopened(file).read() == written
+    assert written.databases["app"].path == odd
+    json.dumps(values(written)).encode()
 
 
 def test_what_cannot_be_read_is_not_written_over(file: StatusFile) -> None:
@@ -242,7 +331,7 @@ def test_a_status_of_a_newer_version_is_not_guessed_at(file: StatusFile) -> None
     path.write_text(path.read_text().replace('"version":1', '"version":2', 1))
     with pytest.raises(UnsupportedFormatError, match="it has version 2, and this backupd knows 1"):
         file.find()
-    assert file.read() == Status()
+    assert reopened(file).read() == Status()
 
 
 def test_keys_that_are_not_known_do_no_harm(file: StatusFile) -> None:

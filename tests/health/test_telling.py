@@ -11,8 +11,10 @@ from harness.statuses import BUCKET, HOUR, MINUTE, NOON, created, failed, health
 from pydantic import SecretStr
 
 from backupd.config.unattended import NotificationSettings
+from backupd.errors import StoreUnavailableError
 from backupd.health import Status, StatusFile
 from backupd.health.judging import judge
+from backupd.health.planning import with_entry_problem
 from backupd.health.telling import AppriseTarget, Notifications
 from backupd.state import StateDirectory
 
@@ -108,6 +110,19 @@ def test_each_notification_arrives_exactly_once_over_http(file: StatusFile, serv
     assert (recovery["title"], recovery["type"]) == (f"backupd: over: app in {BUCKET}", "success")
 
 
+def test_names_that_are_no_text_are_told_with_escapes(file: StatusFile, server: Sink) -> None:
+    """A file's name may be any bytes, and what is sent is UTF-8."""
+    target = AppriseTarget(NotificationSettings(url=SecretStr(f"json://127.0.0.1:{server.port}/hook")))
+    notifications = Notifications(file, [target], remind_after=HOUR)
+    error = StoreUnavailableError("/data/\udcff.db went wrong", hint="look at /data/\udcff.db")
+    for minutes in range(4):
+        file.update(lambda status: with_entry_problem(status, "/data/\udcff*", error, at=NOON))
+        look(notifications, file, minutes)
+    (told,) = [json.loads(each.body) for each in server.received]
+    assert "\\udcff*" in told["title"]
+    assert "/data/\\udcff.db went wrong" in told["message"]
+
+
 def test_a_restart_repeats_nothing(file: StatusFile) -> None:
     """What was told is in the status file."""
     notebook = Notebook()
@@ -165,6 +180,30 @@ def test_a_disk_that_is_full_has_nothing_told_twice(file: StatusFile, capsys) ->
     assert set(file.read().alarms[f"not-current app {BUCKET}"].told) == {"notebook"}
     look(notebook_of(file, notebook), file, 3)
     assert len(notebook.titles) == 1
+
+
+@pytest.mark.parametrize("loss", ["removed", "damaged", "begun anew"])
+def test_a_lost_file_ends_no_alarm(file: StatusFile, loss: str) -> None:
+    """Nobody is told that it is over, or once more; and when it is over, everybody is."""
+    notebook = Notebook()
+    notifications = notebook_of(file, notebook)
+    fail_twice(file)
+    look(notifications, file)
+    path = file._state.root / "status.json"
+    if loss == "damaged":
+        path.write_bytes(b"\0" * 512)
+    else:
+        path.unlink()
+    if loss == "begun anew":
+        StatusFile(file._state).update(lambda status: recorded(status, created(), due_by=None))
+    look(notifications, file, 1)
+    file.touch()
+    look(notifications, file, 2)
+    assert len(notebook.titles) == 1
+    assert judge(StatusFile(file._state).read(), now=NOON, alive_at=NOON) != ()
+    mend(file)
+    look(notifications, file, 3)
+    assert notebook.titles[1:] == [f"backupd: over: app in {BUCKET}"]
 
 
 def test_other_targets_after_a_reload_hear_of_what_is_on(file: StatusFile) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from harness.place import connected, content_digest, create_database
 
-from backupd.errors import BusyError, UnsupportedFormatError
+from backupd.errors import AnotherRunError, BusyError, UnsupportedFormatError
 from backupd.live.intent import Replacement, announced_transaction, finish_interrupted, replace_files
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def test_intent_that_was_not_written_whole_had_not_begun(database: Path, content
 
 def test_two_restores_of_one_database(database: Path) -> None:
     """The second waits, and says so when it takes too long."""
-    with announced_transaction(database), pytest.raises(BusyError, match="another restore"):
+    with announced_transaction(database), pytest.raises(AnotherRunError, match="another restore"):
         finish_interrupted(database, lock_timeout=0.1)
     finish_interrupted(database, lock_timeout=0)
     assert _files(database) == {**_UNDONE, "new.db": _NEW}

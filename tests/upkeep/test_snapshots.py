@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -6,7 +7,8 @@ from harness.command_line import wait_until
 from harness.place import change_rows, create_database
 
 from backupd.backup import Wish
-from backupd.errors import InterruptedByUserError
+from backupd.config import CaptureSettings
+from backupd.errors import AnotherRunError, InterruptedByUserError
 from backupd.health.planning import Plan, with_plans
 from backupd.upkeep.snapshots import take_snapshot
 from backupd.upkeep.unchanged import fingerprint
@@ -130,6 +132,23 @@ def test_whoever_stops_a_run_leaves_no_failure(setting):
     results = setting.take(on_progress=stop)
     assert all(isinstance(result.error, InterruptedByUserError) for result in results)
     assert setting.health == before
+
+
+def test_a_run_that_is_going_on_elsewhere_leaves_no_failure(setting):
+    """`backupd now` of a large database, beside the daemon; the other store gets its snapshot."""
+    setting.take()
+    before = setting.health
+    change_rows(setting.path, "state A")
+    capture = CaptureSettings(lock_timeout=timedelta(milliseconds=100))
+    setting.charge = replace(setting.charge, settings=setting.charge.settings.model_copy(update={"capture": capture}))
+    with setting.charge.state.lock(f"app in {setting.disk}", timeout=0):
+        busy, created = setting.take()
+    assert isinstance(busy.error, AnotherRunError)
+    assert created.error is None
+    health = setting.health[setting.disk]
+    assert replace(health, last_run=None) == replace(before[setting.disk], last_run=None)
+    assert health.last_run.outcome == "failed"
+    assert setting.health[setting.bucket].snapshot_id == str(created.id)
 
 
 def test_a_status_that_cannot_be_written_is_a_warning(setting):

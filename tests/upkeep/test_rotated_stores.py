@@ -5,7 +5,7 @@ from harness.place import create_database
 
 from backupd.config import DatabaseSettings, RetentionSettings, Settings, StoreSettings
 from backupd.state import StateDirectory
-from backupd.upkeep.stores import each_once, open_repositories, rotated_stores
+from backupd.upkeep.stores import each_once, open_repositories, rotated_stores, twin_warnings
 
 
 @pytest.fixture
@@ -67,10 +67,11 @@ def test_one_place_in_several_spellings_is_one_store(tmp_path):
     assert [store.url for store in found] == [StoreSettings(url=urls[0]).url, urls[3]]
 
 
-def test_one_bucket_at_two_endpoints_is_two_stores():
-    """They are different places with the same name."""
-    stores = [
-        StoreSettings(url="s3://bucket/prefix", endpoint_url=endpoint_url)
-        for endpoint_url in (None, "http://127.0.0.1:1", "http://127.0.0.1:2")
+def test_two_stores_in_one_place_are_warned_of(tmp_path):
+    """Whoever has one copy is not to think that it is two."""
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    stores = [StoreSettings(url=str(tmp_path / name)) for name in ("disk", "other", "link")]
+    assert [*twin_warnings(stores)] == [
+        f"the stores {tmp_path}/disk and {tmp_path}/link are one directory, and count as one"
     ]
-    assert each_once([*stores, stores[1]]) == stores
+    assert [*twin_warnings(stores[:2])] == []

@@ -1,0 +1,160 @@
+"""`POST /snapshots`: what the web container asks for before it changes the database."""
+
+from __future__ import annotations
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+from harness.place import change_rows, create_database
+from harness.site import TOKEN, new_site
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from harness.daemon import Answer, Daemon
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    """One that takes requests, and has taken its first snapshots of app and users."""
+    site = new_site(tmp_path)
+    for name in ("app", "users"):
+        create_database(tmp_path / f"{name}.db", rows=10)
+    site.configure("app.db", "users.db", http={"token": TOKEN})
+    with site.daemon() as running:
+        for name in ("app", "users"):
+            running.wait_for("snapshot", database=name, outcome="created")
+        yield running
+
+
+def test_without_a_token_nothing_is_there(tmp_path: Path) -> None:
+    """Where http.token is not set, nobody can ask for anything."""
+    site = new_site(tmp_path)
+    create_database(tmp_path / "app.db", rows=10)
+    site.configure()
+    with site.daemon() as daemon:
+        for token in (None, TOKEN):
+            assert daemon.ask("/snapshots", body="", token=token).code == 404
+        daemon.wait_for("snapshot", outcome="created")
+        assert len(daemon.events_of("snapshot")) == 1
+
+
+def test_only_the_right_token_will_do(daemon: Daemon) -> None:
+    """None, a wrong one, a part of it, another scheme: 401 and no snapshot; the right one: 200 and a snapshot."""
+    for token in (None, "", "wrong", TOKEN[:-1], f"{TOKEN}x", TOKEN.upper()):
+        refused = daemon.ask("/snapshots", body="database=app&tag=no", token=token)
+        assert refused.code == 401
+        assert "Authorization: Bearer TOKEN" in refused.document["error"]["hint"]
+    assert daemon.ask("/snapshots", body="database=app&tag=no", Authorization=f"Basic {TOKEN}").code == 401
+    assert daemon.ask("/snapshots", token=TOKEN).code == 404
+    assert daemon.ask("/elsewhere", body="", token=TOKEN).code == 404
+    taken = daemon.ask("/snapshots", body="database=app&tag=before-upgrade", token=TOKEN)
+    assert taken.code == 200
+    (snapshot,) = taken.document["snapshots"]
+    assert (snapshot["database"], snapshot["outcome"]) == ("app", "created")
+    assert [each["tags"] for each in daemon.site.listed("app")] == [[], ["before-upgrade"]]
+    assert daemon.site.listed("app")[-1]["id"] == snapshot["id"]
+    assert TOKEN not in "".join(daemon.lines)
+
+
+def test_forms_json_and_query(daemon: Daemon) -> None:
+    """The same can be asked for in each way; without a database, all are meant."""
+    as_json = {"content_type": "application/json", "token": TOKEN}
+    asked = [
+        daemon.ask("/snapshots", body=json.dumps({"database": "app", "tag": "as-json"}), **as_json),
+        daemon.ask("/snapshots", body="database=app&tag=as-form", token=TOKEN),
+        daemon.ask("/snapshots?database=app&tag=in-query", body="", token=TOKEN),
+        daemon.ask("/snapshots", body=json.dumps({"tag": "all", "wait": True}), **as_json),
+    ]
+    assert [each.code for each in asked] == [200] * 4
+    assert [each["database"] for each in asked[-1].document["snapshots"]] == ["app", "users"]
+    tags = [tag for each in daemon.site.listed("app") for tag in each["tags"]]
+    assert tags == ["as-json", "as-form", "in-query", "all"]
+
+
+def test_without_waiting(daemon: Daemon) -> None:
+    """`wait=false` is answered at once with 202, and the snapshot is taken."""
+    change_rows(daemon.site.home / "app.db", "changed")
+    position = daemon.position
+    accepted = daemon.ask("/snapshots", body="database=app&wait=false", token=TOKEN)
+    assert (accepted.code, accepted.document) == (202, {"accepted": ["app"]})
+    assert daemon.wait_for("snapshot", after=position)["outcome"] == "created"
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "told"),
+    [
+        ("database=nobody", "application/x-www-form-urlencoded", "no database 'nobody'"),
+        ("database=app&tag=latest", "application/x-www-form-urlencoded", "can not be a tag"),
+        ("database=app&tag=../x", "application/x-www-form-urlencoded", "can not be a tag"),
+        ("database=app&wait=perhaps", "application/x-www-form-urlencoded", "wait must be true or false"),
+        ("databse=app", "application/x-www-form-urlencoded", "unknown key 'databse'"),
+        ("x" * 20_000, "application/x-www-form-urlencoded", "length"),
+        ("{", "application/json", "cannot be read"),
+        ("[" * 16_000, "application/json", "cannot be read"),
+        ("[1]", "application/json", "cannot be read"),
+        ("7", "application/json", "cannot be read"),
+        ('{"database": 7}', "application/json", "database must be"),
+        ('{"database": "app", "tag": ["x"]}', "application/json", "can not be a tag"),
+        ('{"database": "app", "wait": "maybe"}', "application/json", "wait must be true or false"),
+    ],
+)
+def test_what_cannot_be_meant(refusing: Daemon, body: str, content_type: str, told: str) -> None:
+    """400, with a message, and no snapshot."""
+    refused = refusing.ask("/snapshots", body=body, token=TOKEN, content_type=content_type)
+    assert refused.code == 400
+    assert told in refused.document["error"]["message"]
+    assert refusing.events_of("snapshot") == []
+    assert refusing.ask("/healthz").code == 200
+
+
+def test_a_body_of_unknown_length_is_not_passed_over(refusing: Daemon) -> None:
+    """What is sent in chunks could name a database or a tag: 400, and no snapshot without them."""
+    in_chunks = "c\r\ndatabase=app\r\n0\r\n\r\n"
+    refused = refusing.ask("/snapshots", body=in_chunks, token=TOKEN, **{"Transfer-Encoding": "chunked"})
+    assert refused.code == 400
+    assert "length" in refused.document["error"]["message"]
+    assert refusing.events_of("snapshot") == []
+
+
+@pytest.fixture(scope="module")
+def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """One that has nothing to do but what it is asked for."""
+    site = new_site(tmp_path_factory.mktemp("refusing"))
+    create_database(site.home / "app.db", rows=10)
+    site.configure(http={"token": TOKEN})
+    site.backupd.run("now")
+    with site.daemon() as running:
+        running.wait_for("planned", is_missed=False)
+        yield running
+
+
+def test_a_store_that_fails_is_no_success(daemon: Daemon) -> None:
+    """503, so that `curl --fail` keeps the upgrade from being done, with what is wrong."""
+    daemon.site.store.rename(daemon.site.home / "moved")
+    daemon.site.store.touch()
+    failed = daemon.ask("/snapshots", body="database=app&tag=before-upgrade", token=TOKEN)
+    assert failed.code == 503
+    (snapshot,) = failed.document["snapshots"]
+    assert snapshot["outcome"] == "failed"
+    assert str(daemon.site.store) in snapshot["error"]["message"]
+
+
+def test_several_at_once(daemon: Daemon) -> None:
+    """They take turns, each gets its snapshot, and another database's is taken meanwhile."""
+    ready = threading.Barrier(4)
+
+    def ask(body: str) -> Answer:
+        ready.wait()
+        return daemon.ask("/snapshots", body=body, token=TOKEN)
+
+    with ThreadPoolExecutor(4) as threads:
+        bodies = [*(f"database=app&tag=n{number}" for number in range(3)), "database=users&tag=other"]
+        answers = list(threads.map(ask, bodies))
+    assert [each.code for each in answers] == [200] * 4
+    assert len({each.document["snapshots"][0]["id"] for each in answers}) == 4
+    assert {tag for each in daemon.site.listed("app") for tag in each["tags"]} == {"n0", "n1", "n2"}

@@ -1,0 +1,199 @@
+"""What a round finds: tenants that come and go, databases that rest, stores that were wiped, drills that are due."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import closing
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+from harness.daemon import wait_until
+from harness.place import change_rows, create_database
+from harness.site import new_site, not_within_a_test, on_s3
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from harness.daemon import Daemon
+    from harness.s3_server import S3Server
+    from harness.site import Site
+
+    from backupd.health import StoreHealth
+
+AN_HOUR_AND_MORE = timedelta(minutes=61)
+
+
+def _tenant(home: Path, name: str) -> Path:
+    directory = home / "tenants" / name
+    directory.mkdir(parents=True)
+    create_database(directory / "app.db", rows=10)
+    return directory
+
+
+def test_tenants_come_and_go(tmp_path: Path) -> None:
+    """A new one is backed up without a restart; one that has gone is told once and is not red; none at all is red."""
+    site = new_site(tmp_path)
+    acme, bert = _tenant(tmp_path, "acme"), _tenant(tmp_path, "bert")
+    _tenant(tmp_path, "no name, really")
+    site.configure("tenants/*/app.db")
+    with site.daemon() as daemon:
+        for name in ("acme", "bert"):
+            daemon.wait_for("snapshot", database=name, outcome="created")
+        told = daemon.wait_for("databases not found")["error"]["message"]
+        assert str(tmp_path / "tenants/no name, really/app.db") in told
+        daemon.require_red("nothing-matches")
+        shutil.rmtree(tmp_path / "tenants/no name, really")
+        _tenant(tmp_path, "carl")
+        position = daemon.run_again()
+        daemon.wait_for("snapshot", after=position, database="carl", outcome="created")
+        daemon.require_green()
+
+        shutil.rmtree(bert)
+        daemon.run_again()
+        gone = daemon.wait_for("alarm:", kind="vanished", database="bert")
+        assert str(bert / "app.db") in gone["event"]
+        assert "backupd restore bert@latest" in gone["hint"]
+        assert daemon.ask("/healthz").code == 200
+        assert site.check().code == 0
+        daemon.run_again()
+        wait_until(lambda: daemon.alarms() == {("vanished", "bert")})
+
+        for directory in (acme, tmp_path / "tenants/carl"):
+            shutil.rmtree(directory)
+        daemon.run_again()
+        daemon.require_red("nothing-matches")
+        _tenant(tmp_path, "dora")
+        wait_until(lambda: "nothing-matches" not in {kind for kind, _ in daemon.alarms()} or daemon.run_again() < 0)
+
+
+def test_tenant_that_vanished_while_nobody_looked(tmp_path: Path) -> None:
+    """The daemon was off when a tenant's file went: its next start tells of that."""
+    site = new_site(tmp_path)
+    _tenant(tmp_path, "acme")
+    bert = _tenant(tmp_path, "bert")
+    site.configure("tenants/*/app.db")
+    with site.daemon() as daemon:
+        for name in ("acme", "bert"):
+            daemon.wait_for("snapshot", database=name, outcome="created")
+        daemon.stop()
+    shutil.rmtree(bert)
+    site.make_due()
+    with site.daemon() as daemon:
+        daemon.wait_for("alarm:", kind="vanished", database="bert")
+        assert daemon.ask("/healthz").code == 200
+
+
+def _rest(daemon: Daemon) -> None:
+    """Return when a round has seen nothing change. A file that was written seconds ago may still be written to."""
+
+    def is_resting() -> bool:
+        position = daemon.run_again()
+        wait_until(
+            lambda: daemon.events_of("nothing changed", after=position) or daemon.events_of("snapshot", after=position)
+        )
+        return bool(daemon.events_of("nothing changed", after=position))
+
+    wait_until(is_resting)
+
+
+def _last_run(site: Site) -> object:
+    (health,) = site.status.read().databases["app"].stores.values()
+    return health.last_run
+
+
+def test_resting_database_costs_no_capture(tmp_path: Path) -> None:
+    """Once `stat` shows that nothing has changed, no process looks into the database, and it counts as current."""
+    site = new_site(tmp_path)
+    create_database(tmp_path / "app.db", rows=10, journal_mode="wal")
+    site.configure()
+    with site.daemon() as daemon:
+        daemon.wait_for("snapshot", outcome="created")
+        _rest(daemon)
+        before, current_at = _last_run(site), daemon.metric("backupd_last_current_timestamp_seconds")
+        position = daemon.run_again()
+        daemon.wait_for("nothing changed", after=position, databases=1)
+        assert _last_run(site) == before
+        assert daemon.metric("backupd_last_current_timestamp_seconds") > current_at
+        change_rows(tmp_path / "app.db", "changed")
+        position = daemon.run_again()
+        daemon.wait_for("snapshot", after=position, outcome="created")
+
+
+@pytest.mark.parametrize("what", ["directory", "bucket", "manifests"])
+def test_wiped_store_never_looks_current(tmp_path: Path, what: str, request: pytest.FixtureRequest) -> None:
+    """The database rests and the store loses everything, or its manifests: a full snapshot comes with the next round.
+
+    That manifests alone have gone is seen within the hour.
+    """
+    site = new_site(tmp_path)
+    create_database(tmp_path / "app.db", rows=10)
+    bucket = on_s3(request.getfixturevalue("seaweed")) if what == "bucket" else None
+    site.configure(stores=[bucket or "backups"])
+    with site.daemon() as daemon:
+        daemon.wait_for("snapshot", outcome="created")
+        _rest(daemon)
+        if bucket is not None:
+            _empty(request.getfixturevalue("seaweed"), str(bucket["url"]))
+        else:
+            shutil.rmtree(site.store / "app" / "snapshots" if what == "manifests" else site.store)
+        site.change_status(lambda health: replace(health, seen_at=health.seen_at and health.seen_at - AN_HOUR_AND_MORE))
+        position = daemon.run_again()
+        again = daemon.wait_for("snapshot", after=position)
+        assert (again["outcome"], again["changed_pages"]) == ("created", again["page_count"])
+        assert [each["id"] for each in site.listed()] == [again["id"]]
+
+
+def _empty(server: S3Server, url: str) -> None:
+    bucket = url.split("/")[2]
+    with closing(server.client()) as client:
+        for each in client.list_objects_v2(Bucket=bucket)["Contents"]:
+            client.delete_object(Bucket=bucket, Key=each["Key"])
+
+
+def _drill_was_missed(health: StoreHealth) -> StoreHealth:
+    failure = health.drill_failure
+    return replace(
+        health,
+        snapshot_at=health.snapshot_at and health.snapshot_at - AN_HOUR_AND_MORE,
+        proven_at=health.proven_at and health.proven_at - AN_HOUR_AND_MORE,
+        drill_failure=failure and replace(failure, last_at=failure.last_at - AN_HOUR_AND_MORE),
+    )
+
+
+def test_drills(tmp_path: Path) -> None:
+    """A drill that was missed is made up for and proves the snapshot; one flipped bit is found, told, and mended."""
+    site = new_site(tmp_path)
+    create_database(tmp_path / "app.db", rows=10)
+    site.configure(schedule={"drills": not_within_a_test()})
+    with site.daemon() as daemon:
+        created = daemon.wait_for("snapshot", outcome="created")
+        position = _drill_again(daemon)
+        assert daemon.wait_for("drill", after=position)["outcome"] == "proven"
+        (health,) = site.status.read().databases["app"].stores.values()
+        assert (health.proven_id, health.drill_failure) == (created["id"], None)
+        assert daemon.metric("backupd_last_proven_timestamp_seconds") is not None
+        assert site.backupd.spooled() == []
+
+        for pack in site.store.glob("app/packs/*"):
+            _flip_a_bit(pack)
+        position = _drill_again(daemon)
+        drilled = daemon.wait_for("drill", after=position)
+        assert drilled["outcome"] == "damaged-store"
+        assert "damaged" in daemon.require_red("damaged", database="app").stdout
+        site.backupd.run("now", "app", "--full")
+        position = _drill_again(daemon)
+        assert daemon.wait_for("drill", after=position)["outcome"] == "proven"
+        daemon.require_green()
+
+
+def _drill_again(daemon: Daemon) -> int:
+    daemon.site.change_status(_drill_was_missed)
+    return daemon.reload()
+
+
+def _flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
