@@ -15,7 +15,7 @@ from harness.faults import FaultyStore, ForgetfulStore
 from backupd.backup import BackupResult, Outcome, Progress, Wish, back_up
 from backupd.catalog import find_snapshot, list_snapshots
 from backupd.config import CaptureSettings, Database, Settings
-from backupd.errors import BusyError, SourceUnusableError, StoreUnavailableError
+from backupd.errors import AnotherRunError, SourceUnusableError, StoreUnavailableError
 from backupd.format.ids import SnapshotId
 from backupd.format.manifest import Manifest, SnapshotKind, encode_manifest
 from backupd.repository import Repository
@@ -339,7 +339,7 @@ def test_two_runs_of_one_database_in_one_store_wait_for_each_other(place: Place)
     settings = Settings(capture=CaptureSettings(lock_timeout=timedelta(milliseconds=100)))
     with place.state.lock(f"app in {place.store.url}", timeout=0):
         (result,) = place.back_up(settings=settings)
-    assert isinstance(result.error, BusyError)
+    assert isinstance(result.error, AnotherRunError)
     assert "another backupd" in result.error.message
 
 

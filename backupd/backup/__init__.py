@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from concurrent.futures import wait
@@ -11,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from backupd.backup.feed import Feed
 from backupd.backup.results import BackupResult, Outcome, Progress, Wish
-from backupd.backup.store_part import StorePart, spool_failure
+from backupd.backup.silence import Patience, SilentStores
+from backupd.backup.spooled import spool_failure
+from backupd.backup.store_part import StorePart
 from backupd.capture.process import Capture, CaptureRequest, PagesCaptured, StreamBase
-from backupd.errors import BackupdError, LostPacksError
+from backupd.errors import BackupdError, LostPacksError, StoreUnavailableError
 from backupd.format.manifest import SnapshotKind
 from backupd.live.intent import finish_interrupted
-from backupd.repository import Repository
 from backupd.store import canonical_url
-from backupd.threads import worker_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
     from backupd.state import StateDirectory
     from backupd.store import Store
 
-__all__ = ["BackupResult", "Outcome", "Progress", "Wish", "back_up"]
+__all__ = ["BackupResult", "Outcome", "Patience", "Progress", "Wish", "back_up"]
 
 _SLOT_BYTES = 8 << 20
 _FEWEST_SLOTS = 4
 _TICK_SECONDS = 0.1
 _GRACE_SECONDS = 1.5
+_PATIENCE = Patience()
+_SILENT_STORES = SilentStores()
 
 
 def back_up(
@@ -43,16 +46,18 @@ def back_up(
     *,
     wish: Wish,
     on_progress: Callable[[Progress], None],
+    patience: Patience = _PATIENCE,
 ) -> list[BackupResult]:
     """One snapshot of `database` in each of `stores`, with the same id in all; a result per store, in their order.
 
     Expected failures are results, never exceptions. Repeatable. A store that lost acknowledged packs while the snapshot
-    was written gets a second try, which writes their pages again.
+    was written gets a second try, which writes their pages again. One that stops answering is given up as `patience`
+    says, and the threads that wait for it are left behind.
     """
-    results = _attempt(database, stores, settings, state, wish, on_progress)
+    results = _attempt(database, stores, settings, state, wish, on_progress, patience)
     lost = [store for store, result in zip(stores, results, strict=True) if isinstance(result.error, LostPacksError)]
     if lost:
-        again = iter(_attempt(database, lost, settings, state, wish, on_progress))
+        again = iter(_attempt(database, lost, settings, state, wish, on_progress, patience))
         results = [next(again) if isinstance(result.error, LostPacksError) else result for result in results]
     return results
 
@@ -64,29 +69,50 @@ def _attempt(
     state: StateDirectory,
     wish: Wish,
     on_progress: Callable[[Progress], None],
+    patience: Patience,
 ) -> list[BackupResult]:
     started = time.monotonic()
-    parts = [StorePart(database, Repository(store, state), state, settings, wish) for store in stores]
+    parts = [StorePart(database, store, state, settings, wish, patience) for store in stores]
     try:
         if wish.kind is SnapshotKind.REGULAR:  # a restore has done so itself, and has the database open now
             finish_interrupted(Path(_led_to(database.path)), lock_timeout=settings.capture.lock_timeout.total_seconds())
         with state.spool() as spool, Capture() as capture:
-            for part in sorted(parts, key=lambda part: canonical_url(part.repository.url)):
+            asked = _not_silent(database, stores, parts, patience)
+            for part in sorted(asked, key=lambda part: canonical_url(part.repository.url)):
                 part.lock()
             # All stores at once, so that a slow one costs its own time and no other's.
-            _in_parallel([part.prepare for part in parts if part.error is None])
-            ready = [part for part in parts if part.error is None]
+            ready = _all_do(StorePart.prepare, asked, lambda: on_progress(Progress(0, 0, 0)), patience.others_wait)
             if ready:
                 _run(capture, database, ready, settings, spool, on_progress)
     except (BackupdError, OSError) as error:
         for part in parts:
             part.fail(error if isinstance(error, BackupdError) else spool_failure(error))
     finally:
+        # A directory store removes its temporary file when it may finish; a store that hangs is not waited for.
+        wait([each for part in parts for each in part.drop()], timeout=_GRACE_SECONDS)
         for part in parts:
             part.close()
-        # A directory store removes its temporary file when it may finish; a store that hangs is not waited for.
-        wait([upload for part in parts for upload in part.running_uploads], timeout=_GRACE_SECONDS)
+    _note_silent(database, stores, parts, patience)
     return [part.result(time.monotonic() - started) for part in parts]
+
+
+def _not_silent(
+    database: Database, stores: Sequence[Store], parts: Sequence[StorePart], patience: Patience
+) -> list[StorePart]:
+    """The parts whose store is worth asking; the others fail, without another wait."""
+    for store, part in zip(stores, parts, strict=True):
+        if reason := _SILENT_STORES.reason_to_spare(store, database.name, rest_seconds=patience.rest):
+            part.fail(reason)
+    return [part for part in parts if part.error is None]
+
+
+def _note_silent(database: Database, stores: Sequence[Store], parts: Sequence[StorePart], patience: Patience) -> None:
+    """Have the next runs spare the stores that were waited for in vain."""
+    for store, part in zip(stores, parts, strict=True):
+        if part.error is None:
+            _SILENT_STORES.forget(store)
+        elif isinstance(part.error, StoreUnavailableError) and part.was_silent_seconds > patience.others_wait:
+            _SILENT_STORES.note(store, database.name, part.running)
 
 
 def _run(
@@ -113,7 +139,7 @@ def _run(
         if event is None or isinstance(event, PagesCaptured):
             on_progress(feed.progress)
     image = feed.image(spool / "hashes")
-    _in_parallel([partial(part.finish, image) for part in parts], meanwhile=lambda: on_progress(feed.progress))
+    _all_do(partial(StorePart.finish, image=image), parts, lambda: on_progress(feed.progress))
 
 
 def _share_streams(parts: Sequence[StorePart], spool: Path) -> list[StreamBase]:
@@ -132,14 +158,26 @@ def _led_to(path: Path) -> str:
     return os.path.realpath(path) if os.path.exists(path) else str(path)  # noqa: PTH110  (Path.exists raises)
 
 
-def _in_parallel(calls: Sequence[Callable[[], None]], meanwhile: Callable[[], None] = lambda: None) -> None:
-    """Make all calls at once and wait for them; `meanwhile` is called now and then, and once at the end."""
-    if not calls:
-        return
-    with worker_threads(len(calls)) as threads:
-        futures = [threads.submit(call) for call in calls]
-        while wait(futures, timeout=_TICK_SECONDS).not_done:
-            meanwhile()
+def _all_do(
+    step: Callable[[StorePart], None],
+    parts: Sequence[StorePart],
+    meanwhile: Callable[[], None],
+    others_wait_seconds: float = math.inf,
+) -> list[StorePart]:
+    """Have all `parts` do `step` at once, and wait for those that have not failed; gives those that have done it.
+
+    `meanwhile` is called now and then, and once at the end. A store that is silent for `others_wait_seconds` when
+    another part is ready is given up.
+    """
+    doing = {part: part.start(partial(step, part)) for part in parts if part.error is None}
+    while waiting := [each for part, each in doing.items() if part.error is None and not each.done()]:
+        wait(waiting, timeout=_TICK_SECONDS)
+        is_waited_for = any(part.error is None and each.done() for part, each in doing.items())
+        for part in doing:
+            part.fail_if_silent(others_wait_seconds if is_waited_for else math.inf)
         meanwhile()
-        for future in futures:
-            future.result()
+    meanwhile()
+    for each in doing.values():
+        if each.done():
+            each.result()  # what nobody expected is a bug, and must not look like a store's
+    return [part for part in doing if part.error is None]

@@ -66,6 +66,9 @@ class Feed:
                 self._is_held_up = event.is_waiting
             case Captured():
                 self._is_held_up = False
+            case None:
+                for part in self._parts:
+                    part.fail_if_silent()
             case _:
                 pass
         if self._is_held_up:

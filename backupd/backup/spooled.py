@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backupd.backup.assembly import WrittenPack
+from backupd.errors import TargetUnwritableError
 from backupd.format.manifest import PackEntry
 from backupd.format.pack import index_bytes, parse_index
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from backupd.capture.process import Capture, PackReady, Pinned
     from backupd.format.ids import SnapshotId
+    from backupd.format.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,14 @@ class Image:
     pinned: Pinned
     hashes: Path
     digest: str
+
+    def is_that_of(self, manifest: Manifest) -> bool:
+        """Whether a snapshot with this manifest has the same content."""
+        return (self.pinned.page_size, self.pinned.page_count, self.digest) == (
+            manifest.page_size,
+            manifest.page_count,
+            manifest.image_digest,
+        )
 
 
 class SpooledPack:
@@ -53,3 +63,11 @@ class SpooledPack:
     def _remove(self) -> None:
         self.file.unlink(missing_ok=True)
         self._capture.pack_left_spool()
+
+
+def spool_failure(error: OSError) -> TargetUnwritableError:
+    """The error for a spool that cannot be written or read."""
+    return TargetUnwritableError(
+        f"{error.filename or 'the spool'}: {error.strerror}",
+        hint="check the space and the permissions of state_dir; the stores are as they were",
+    )

@@ -2,40 +2,45 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from backupd import __version__
 from backupd.backup.assembly import assemble, count_changed
+from backupd.backup.remarks import remarks
 from backupd.backup.results import BackupResult, Outcome
+from backupd.backup.silence import HINT, WatchedStore
+from backupd.backup.spooled import spool_failure
 from backupd.base import find_base
 from backupd.cache import map_hashes
 from backupd.capture.process import StreamBase
 from backupd.cleaning import pages_to_relocate
-from backupd.errors import BackupdError, TargetUnwritableError
+from backupd.errors import BackupdError, StoreUnavailableError
 from backupd.format.manifest import Manifest, Writer
 from backupd.format.pagemap import encode_page_map
+from backupd.repository import Repository
 from backupd.survey import History
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
     from backupd.backup.results import Wish
+    from backupd.backup.silence import Patience
     from backupd.backup.spooled import Image, SpooledPack
     from backupd.base import BaseSnapshot
     from backupd.capture.process import Pinned
     from backupd.config import Database, Settings
-    from backupd.repository import Repository
     from backupd.state import StateDirectory
+    from backupd.store import Store
 
-_CLOCK_TOLERANCE = timedelta(minutes=1)
+_TICK_SECONDS = 0.1
 _ANY_PAGE_SIZE = 512
 
 
@@ -43,14 +48,22 @@ class StorePart:
     """One store's part in a snapshot: what it has, what it is sent, what becomes of it. Its errors stay here."""
 
     def __init__(
-        self, database: Database, repository: Repository, state: StateDirectory, settings: Settings, wish: Wish
+        self,
+        database: Database,
+        store: Store,
+        state: StateDirectory,
+        settings: Settings,
+        wish: Wish,
+        patience: Patience,
     ) -> None:
-        self.repository = repository
+        self._watched = WatchedStore(store)
+        self.repository = Repository(self._watched, state)
         self.stream = 0
         self.error: BackupdError | None = None
         self.uploaded_bytes = 0
         self._database = database
         self._state = state
+        self._longest_silence_seconds = patience.longest_for(store, settings.stores)
         self._lock_timeout = settings.capture.lock_timeout.total_seconds()
         self._wish = wish
         self._base: BaseSnapshot | None = None
@@ -59,32 +72,69 @@ class StorePart:
         self._packs: list[SpooledPack] = []
         self._uploads = ThreadPoolExecutor(settings.packs.upload_threads, thread_name_prefix="upload")
         self._pending: list[Future[None]] = []
+        self._steps: list[Future[None]] = []
         self._outstanding: set[SpooledPack] = set()
         self._lock = threading.Lock()
         self._result: BackupResult | None = None
         self._held = ExitStack()
 
-    def close(self) -> None:
-        """Let go of the lock, and drop uploads that have not begun. After success there are none."""
-        self._held.close()
+    def drop(self) -> list[Future[None]]:
+        """Drop uploads that have not begun, which after success are none; what cannot be stopped, as `running`."""
         self._uploads.shutdown(wait=False, cancel_futures=True)
+        return self.running
+
+    def close(self) -> None:
+        """Let go of the lock."""
+        self._held.close()
+
+    def start(self, step: Callable[[], None]) -> Future[None]:
+        """Do `step`, one of this part's methods, in a thread that can be left behind in a store that hangs."""
+        ended: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                step()
+            except BaseException as error:  # noqa: BLE001  (raised again where it is waited for)
+                ended.set_exception(error)
+            else:
+                ended.set_result(None)
+
+        self._steps.append(ended)
+        threading.Thread(target=run, name="store-part", daemon=True).start()
+        return ended
 
     @property
-    def running_uploads(self) -> list[Future[None]]:
-        """What goes on after `close`, until the store answers or its time is up."""
-        return [upload for upload in self._pending if not upload.done()]
+    def running(self) -> list[Future[None]]:
+        """What this part still does, until the store answers, whether anybody waits for it or not."""
+        return [each for each in (*self._steps, *self._pending) if not each.done()]
 
     def fail(self, error: BackupdError) -> None:
         """Give this store up for this run, unless it is done. The first error is kept.
 
-        Frees the spool even of an upload that hangs.
+        Frees the spool even of an upload that hangs, and lets no thread ask the store for more.
         """
         with self._lock:
             if self._result is None:
                 self.error = self.error or error
+                self._watched.abandon()
             outstanding = [*self._outstanding]
         for pack in outstanding:
             self._release(pack)
+
+    def fail_if_silent(self, most_seconds: float = math.inf) -> None:
+        """Give this store up when it has answered nothing that it was asked for so long, or for the longest of all."""
+        silent_seconds, asked = self._watched.silence()
+        if silent_seconds > min(most_seconds, self._longest_silence_seconds):
+            self.fail(
+                StoreUnavailableError(
+                    f"{self.repository.url} has not answered for {silent_seconds:.0f} s ({asked})", hint=HINT
+                )
+            )
+
+    @property
+    def was_silent_seconds(self) -> float:
+        """For how long the store has been silent: now, or before it said itself that it cannot be reached."""
+        return max(self._watched.silence()[0], self._watched.silent_before_error_seconds)
 
     def lock(self) -> None:
         """Lock the database in this store against other runs. Several stores are locked in the order of their URLs."""
@@ -172,7 +222,7 @@ class StorePart:
     def finish(self, image: Image) -> None:
         """Wait for the uploads, then commit, or find that nothing changed."""
         try:
-            while self.error is None and wait(self._pending, timeout=1.0).not_done:
+            while self.error is None and wait(self._pending, timeout=_TICK_SECONDS).not_done:
                 pass
             if self.error is None:
                 for upload in self._pending:
@@ -183,7 +233,7 @@ class StorePart:
 
     def _commit(self, image: Image) -> BackupResult:
         base = self._base
-        if base is not None and not self._packs and not self._wish.needs_snapshot and _is_equal(image, base.manifest):
+        if base is not None and not self._packs and not self._wish.needs_snapshot and image.is_that_of(base.manifest):
             manifest, outcome = base.manifest, Outcome.UNCHANGED
             changed = stored = 0
         else:
@@ -199,7 +249,7 @@ class StorePart:
             page_count=manifest.page_count,
             changed_pages=changed,
             stored_bytes=stored,
-            warnings=tuple(self._warnings(image)),
+            warnings=tuple(remarks(self.repository.url, self._history, self._describe_writer(image.pinned), image.id)),
         )
 
     def _manifest(self, image: Image) -> Manifest:
@@ -242,27 +292,6 @@ class StorePart:
             backupd_version=__version__,
         )
 
-    def _warnings(self, image: Image) -> Iterator[str]:
-        newest = self._history.newest
-        if newest is None:
-            return
-        me = self._describe_writer(image.pinned)
-        where = f"{newest.writer.path} on {newest.writer.host}"
-        if newest.writer.id == me.id and newest.writer.path != me.path:
-            yield (
-                f"the snapshot before this one was taken from {where}; if that is another database, "
-                "give each its own name or store"
-            )
-        elif _take_turns([manifest.writer for manifest in self._history.manifests], me):
-            yield (
-                f"two writers take turns in {self.repository.url}: {self._database.name} was last written "
-                f"from {where}; give each its own store or database name"
-            )
-        if newest.id.taken_at > image.id.taken_at + _CLOCK_TOLERANCE:
-            yield f"this machine's clock is behind the newest snapshot, {newest.id}: check the time"
-        for damaged in self._history.damaged:
-            yield f"the manifest of {damaged.id} in {self.repository.url} is damaged: {damaged.reason}"
-
     def result(self, duration_seconds: float) -> BackupResult:
         """What became of it, after everything."""
         if self._result is None:
@@ -275,30 +304,3 @@ class StorePart:
                 error=error,
             )
         return replace(self._result, duration_seconds=duration_seconds)
-
-
-def _take_turns(writers: Sequence[Writer], me: Writer) -> bool:
-    """Whether somebody else wrote last, after `me` had written before. A host that takes over for good does not count.
-
-    Told by the id or by the place: hosts can have one name, and one without a lasting state directory has many ids.
-    """
-    by_id = [writer.id == me.id for writer in writers]
-    by_place = [(writer.host, writer.path) == (me.host, me.path) for writer in writers]
-    return any(any(is_me) and not is_me[-1] for is_me in (by_id, by_place))
-
-
-def spool_failure(error: OSError) -> TargetUnwritableError:
-    """The error for a spool that cannot be written or read."""
-    return TargetUnwritableError(
-        f"{error.filename or 'the spool'}: {error.strerror}",
-        hint="check the space and the permissions of state_dir; the stores are as they were",
-    )
-
-
-def _is_equal(image: Image, manifest: Manifest) -> bool:
-    pinned = image.pinned
-    return (pinned.page_size, pinned.page_count, image.digest) == (
-        manifest.page_size,
-        manifest.page_count,
-        manifest.image_digest,
-    )

@@ -14,7 +14,6 @@ from backupd.backup import Wish, back_up
 from backupd.cli import output, quantities
 from backupd.cli.plan_values import plan_lines, plan_values
 from backupd.cli.progress import shown_progress
-from backupd.cli.selection import name_meant, select_databases
 from backupd.cli.sought import sought_snapshot
 from backupd.cli.to_file import described, print_restored_file, restored_to_file
 from backupd.config import Database
@@ -50,10 +49,9 @@ def database_to_restore(session: Session, found: ListedSnapshot, text: str | Non
 
 
 def _known_database(session: Session, name: str, text: str | None) -> Database | None:
-    configured = session.databases()
     if text is not None and text != name:
-        return Database(name, select_databases([text], configured)[0].path)
-    return next((database for database in configured if database.name == name), None)
+        return Database(name, session.selected([text])[0].path)
+    return next((database for database in session.databases() if database.name == name), None)
 
 
 def snapshot_to_undo(session: Session, text: str, store: str | None) -> ListedSnapshot:
@@ -62,7 +60,7 @@ def snapshot_to_undo(session: Session, text: str, store: str | None) -> ListedSn
     That is known on the machine that restored; elsewhere, it is the newest safety snapshot. Raises `UsageError` when
     there is nothing to go back to, and what `sought_snapshot` raises.
     """
-    name = name_meant(text, session.databases())
+    name = session.name_meant(text)
     database = _known_database(session, name, text)
     noted = None if database is None else session.state.noted(_subject(name, led_to(database.path)))
     if noted is None:

@@ -49,12 +49,11 @@ def command(invocation: Invocation, database: str | None, store: str | None, *, 
     of them back.
     """
     from backupd.catalog import list_snapshots
-    from backupd.cli.selection import name_meant
     from backupd.cli.session import Session
     from backupd.cli.snapshot_values import listed_values
 
     session = Session(invocation)
-    name = None if database is None else name_meant(database, session.databases())
+    name = None if database is None else session.name_meant(database)
     if trash:
         from backupd.cli.trash import list_trash
 

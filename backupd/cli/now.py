@@ -64,8 +64,8 @@ def command(
 
     _reject_odd_tags(tags)
     session = Session(invocation)
+    chosen = _chosen_databases(databases, session)
     configured = session.databases()
-    chosen = _chosen_databases(databases, configured, session)
     rotated = session.rotated(stores)
     wish = Wish(tags=tuple(dict.fromkeys(tags)), is_full=full)
     results: list[BackupResult] = []
@@ -88,7 +88,9 @@ def command(
                 "pruned": [pruned_values(result) for result in pruned],
             }
         )
-    return _exit_code(results)
+    code = _exit_code(results)
+    # Without arguments, everything is meant: also the files that had to be left out.
+    return ExitCode.PARTLY_DONE if code == ExitCode.DONE and not databases and session.problems() else code
 
 
 def _reject_odd_tags(tags: Sequence[str]) -> None:
@@ -103,12 +105,11 @@ def _reject_odd_tags(tags: Sequence[str]) -> None:
             )
 
 
-def _chosen_databases(texts: Sequence[str], configured: Sequence[Database], session: Session) -> list[Database]:
-    from backupd.cli.selection import select_databases
+def _chosen_databases(texts: Sequence[str], session: Session) -> list[Database]:
     from backupd.config import unmatched_patterns
 
     if texts:
-        return select_databases(texts, configured)
+        return session.selected(texts)
     entries = session.settings.databases
     if not entries:
         raise UsageError(
@@ -116,7 +117,10 @@ def _chosen_databases(texts: Sequence[str], configured: Sequence[Database], sess
             hint="give the path of one: backupd now app.db; or list them under [[databases]] in backupd.toml",
         )
     unmatched = unmatched_patterns(entries)
+    configured = session.databases()
     if not configured:
+        for problem in session.problems():
+            raise problem
         raise SourceUnusableError(
             f"no file matches {' or '.join(unmatched)}",
             hint="check the path and, in a container, that the volume is mounted there",

@@ -56,11 +56,10 @@ def command(
     you say with --accept-shrink that this is right; nor while the clock is behind a snapshot, two writers take turns
     under one name, or the last snapshot failed. The warning then says what to do.
     """
-    from backupd.cli.selection import name_meant
     from backupd.cli.session import Session
 
     session = Session(invocation)
-    name = None if database is None else name_meant(database, session.databases())
+    name = None if database is None else session.name_meant(database)
     pruning = _Pruning(session, is_dry_run=dry_run, accepts_shrink=accept_shrink)
     stores = session.rotated([store] if store else [])
     pairs = [(rotated, each) for rotated in stores for each in pruning.databases(rotated, name)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from backupd.cli import output
-from backupd.config import entries_by_name, find_databases, load, store_from_url
+from backupd.cli.selection import name_meant, select_databases
+from backupd.config import entries_by_name, load, look_for_databases, store_from_url
 from backupd.health import StatusFile
 from backupd.logs import log
 from backupd.owner import run_as_owner
@@ -13,13 +15,14 @@ from backupd.repository import Repository
 from backupd.state import StateDirectory
 from backupd.store import canonical_url, open_store
 from backupd.upkeep.configured import Configured
-from backupd.upkeep.stores import Place, each_once, open_repositories, place_of, rotated_stores
+from backupd.upkeep.stores import each_once, open_repositories, rotated_stores, twin_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from backupd.cli.options import Invocation
     from backupd.config import Database, StoreSettings
+    from backupd.errors import UsageError
     from backupd.store import Store
     from backupd.upkeep.stores import RotatedStore
 
@@ -35,10 +38,43 @@ class Session:
         self.state = StateDirectory(self.settings.state_dir)
         self.status = StatusFile(self.state)
         self._has_told_of_twins = False
+        self._has_told_of_odd_files = False
 
     def databases(self) -> tuple[Database, ...]:
-        """The configured databases that there are now. Raises `UsageError`."""
-        return find_databases(self.settings.databases)
+        """The configured databases that there are now.
+
+        Warns once in a run of files that patterns find and that cannot have their name: one tenant with an odd name is
+        to stop no other's snapshot or restore.
+        """
+        found = look_for_databases(self.settings.databases)
+        told, self._has_told_of_odd_files = self._has_told_of_odd_files, True
+        for path, problem in () if told else found.problems_by_path.items():
+            output.print_warning(f"{path} is left out: {problem.message}; {problem.hint}")
+        return tuple(database for _, database in found.databases)
+
+    def problems(self) -> list[UsageError]:
+        """Why files that the configuration means now are not among `databases`."""
+        return [*look_for_databases(self.settings.databases).problems_by_path.values()]
+
+    def selected(self, texts: Sequence[str]) -> list[Database]:
+        """The databases that `texts` mean, as `select_databases` finds them among the configured ones."""
+        for text in texts:
+            self._reject_odd_file(text)
+        return select_databases(texts, self.databases())
+
+    def name_meant(self, text: str) -> str:
+        """The name of the database that `text` means, as `name_meant` finds it among the configured ones."""
+        self._reject_odd_file(text)
+        return name_meant(text, self.databases())
+
+    def _reject_odd_file(self, text: str) -> None:
+        """Raise why a file that was left out cannot have its name: by another, it would be in another's history."""
+        found = look_for_databases(self.settings.databases)
+        is_name = any(database.name == text for _, database in found.databases)
+        given = os.path.realpath(os.path.expanduser(text))  # noqa: PTH111  (Path.expanduser raises)
+        for path, problem in found.problems_by_path.items():
+            if not is_name and os.path.realpath(path) == given:
+                raise problem
 
     def configured(self, database: Database) -> Configured:
         """A database that is among `databases`, with its schedule."""
@@ -65,11 +101,8 @@ class Session:
     def _tell_of_twins(self) -> None:
         """Warn of two configured stores that are one, once in a run: whoever has one copy is not to think it is two."""
         told, self._has_told_of_twins = self._has_told_of_twins, True
-        by_place: dict[Place, StoreSettings] = {}
-        for store in () if told else self.settings.stores:
-            first = by_place.setdefault(place_of(store), store)
-            if first is not store:
-                output.print_warning(f"the stores {first.url} and {store.url} are one directory, and count as one")
+        for warning in () if told else twin_warnings(self.settings.stores):
+            output.print_warning(warning)
 
     def _chosen(self, urls: Sequence[str]) -> list[StoreSettings]:
         usual = self.settings.stores_or_default

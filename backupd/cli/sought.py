@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from backupd.catalog import find_snapshot
-from backupd.cli.selection import name_meant
 from backupd.errors import UsageError
 from backupd.reference import parse_reference
 
@@ -22,7 +21,7 @@ def parsed_reference(session: Session, text: str, database: str | None) -> Refer
 
     Raises `UsageError`, also when two databases are named.
     """
-    name = None if database is None else name_meant(database, session.databases())
+    name = None if database is None else session.name_meant(database)
     reference = parse_reference(text)
     if name and reference.database and name != reference.database:
         raise UsageError(
