@@ -11,12 +11,12 @@ IN_VENV = $(VENV)/bin/python
 export DB
 
 .DEFAULT_GOAL = help
-.PHONY: help try test check bench clean
+.PHONY: help try test test-container check bench clean
 .DELETE_ON_ERROR:
 
 help: ## list these commands
-	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name what; do \
-		printf '  make %-6s %s\n' "$$name" "$$what"; \
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name what; do \
+		printf '  make %-14s %s\n' "$$name" "$$what"; \
 	done
 
 try: $(VENV)/.installed ## back up a sample database, or yours with DB=path, restore it, and show that it is equal
@@ -25,11 +25,16 @@ try: $(VENV)/.installed ## back up a sample database, or yours with DB=path, res
 test: $(VENV)/.installed-test ## run the tests; options of pytest go into ARGS='...'
 	@$(IN_VENV) -m pytest -n auto --dist loadfile $(ARGS)
 
-check: $(VENV)/.installed-dev ## lint, formatting, types, import layers
+test-container: $(VENV)/.installed-dev ## try the image and the Compose file with the container engine of this machine, if any
+	@PYTHONPATH=tests $(IN_VENV) -m container $(ARGS)
+
+check: $(VENV)/.installed-dev ## lint, formatting, types, import layers, container files
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports --no-logo
+	@$(VENV)/bin/hadolint Dockerfile tests/creditrobot/Dockerfile tests/container/seaweedfs/Dockerfile
+	@$(VENV)/bin/docker-compose -f tests/creditrobot/docker-compose.yml -f docker-compose.override.yml config --quiet
 
 bench: $(VENV)/.installed ## compare time, memory and bytes with the usual method (SIZE=1GB ROUNDS=3)
 	@mkdir -p build

@@ -1,9 +1,8 @@
-"""What README and `--help` tell people to type is typed here, in a place like theirs."""
+"""What README, the pages and `--help` tell people to type is typed here, in a place like theirs."""
 
 from __future__ import annotations
 
 import re
-import shlex
 import sqlite3
 import subprocess
 import sys
@@ -13,13 +12,29 @@ from typing import TYPE_CHECKING
 
 import pytest
 from harness.command_line import CommandLine
+from harness.pages import PAGES, README, blocks, commands, inline_commands
+
+from backupd.cli.commands import backupd
 
 if TYPE_CHECKING:
     from harness.s3_server import S3Server
 
-_README = (Path(__file__).parent.parent / "README.md").read_text()
-_SHELL_BLOCKS = re.findall(r"^```sh\n(.*?)^```$", _README, flags=re.MULTILINE | re.DOTALL)
-_VERBS = ("now", "list", "show", "restore", "undo", "prune", "forget", "undelete", "completion")
+_SHELL_BLOCKS = blocks(README, "sh")
+# In the order in which somebody may try them: `init` comes before `doctor`, which needs a configuration.
+_VERBS = (
+    "now",
+    "list",
+    "status",
+    "show",
+    "restore",
+    "undo",
+    "prune",
+    "forget",
+    "undelete",
+    "init",
+    "doctor",
+    "completion",
+)
 _CONFIGURATION = """
 [[databases]]
 path = "instance/creditrobot.db"
@@ -30,12 +45,6 @@ url = "backups"
 [[stores]]
 url = "s3://my-bucket/creditrobot"
 """
-
-
-def _commands(text: str) -> list[list[str]]:
-    """The lines that begin with `backupd`, split as a shell does, without comments and the name of the program."""
-    lines = (line.strip() for line in text.splitlines())
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("backupd ")]
 
 
 @pytest.fixture
@@ -75,29 +84,55 @@ def _type(place: CommandLine, command: list[str], environ: dict[str, str]) -> No
         place.run(*command, expect=0, environ=environ)
 
 
-@pytest.mark.parametrize("block", [block for block in _SHELL_BLOCKS if _commands(block)], ids=lambda block: block[:40])
+def _accept(command: list[str]) -> None:
+    """Have the command line parsed as `backupd` does it, and nothing done. Raises what click raises."""
+    verb, *arguments = command
+    with backupd.make_context("backupd", [verb]) as context:
+        _, parsed, _ = backupd.resolve_command(context, [verb])
+        assert parsed is not None
+        with parsed.make_context(verb, arguments):
+            pass
+
+
+@pytest.mark.parametrize("block", [block for block in _SHELL_BLOCKS if commands(block)], ids=lambda block: block[:40])
 def test_commands_of_readme_work_in_their_order(place: CommandLine, moto: S3Server, block: str) -> None:
     """A newcomer types them one after the other."""
     environ = _aws(moto)
     if "creditrobot" in block:
         _prepare_service(place, environ)
-    for command in _commands(block):
+    for command in commands(block):
         _type(place, command, environ)
 
 
 def test_examples_of_every_help_work_in_their_order(place: CommandLine) -> None:
     """Somebody asks for help and tries what it shows, verb by verb."""
     helps = [place.run(verb, "--help", expect=0).stdout for verb in _VERBS]
-    examples = [_commands(text) for text in helps]
+    examples = [commands(text) for text in helps]
     assert all(examples)
     for command in (each for of_verb in examples for each in of_verb):
         place.run(*command, expect=0)
-    assert _commands(place.run("--help", expect=0).stdout)
+    assert commands(place.run("--help", expect=0).stdout)
+
+
+def test_examples_of_what_does_not_end_are_accepted(place: CommandLine) -> None:
+    """`backupd run` goes on until it is stopped: what it is to be given is all that can be tried."""
+    examples = commands(place.run("run", "--help", expect=0).stdout)
+    assert examples
+    for command in examples:
+        _accept(command)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_on_every_page_are_accepted(page: Path) -> None:
+    """No page has an option that does not exist, or forgets an argument; in Compose and Kubernetes neither."""
+    found = [command for block in blocks(page, "sh") for command in commands(block, anywhere=True)]
+    for command in [*found, *inline_commands(page)]:
+        _accept(command)
 
 
 def test_configuration_in_readme_is_valid(tmp_path: Path) -> None:
     """Copied as it stands."""
-    (block,) = re.findall(r"^```toml\n(.*?)^```$", _README, flags=re.MULTILINE | re.DOTALL)
+    (block,) = blocks(README, "toml")
     (tmp_path / "backupd.toml").write_text(block)
     finished = CommandLine(tmp_path).run("now")
     assert finished.code == 13  # it is read, and /app/instance is not on this machine
@@ -109,8 +144,9 @@ def test_make_targets_of_readme_exist() -> None:
     listed = subprocess.run(
         ["make", "help"], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True
     )
-    promised = set(re.findall(r"`?make (\w+)", "\n".join(_SHELL_BLOCKS)))
-    assert {"try", "test"} <= promised <= set(re.findall(r"make (\w+)", listed.stdout))
+    promised = set(re.findall(r"`?make ([a-z-]+)", "\n".join(_SHELL_BLOCKS)))
+    promised |= set(re.findall(r"`make ([a-z-]+)", README.read_text()))
+    assert {"try", "test"} <= promised <= set(re.findall(r"make ([a-z-]+)", listed.stdout))
 
 
 def test_python_dash_m_is_the_same_program(tmp_path: Path) -> None:

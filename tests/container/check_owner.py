@@ -1,0 +1,148 @@
+"""Who backupd is in its container: whoever the database belongs to, and not a bit more."""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from container.engine import BASE_IMAGE
+from container.project import BACKUPD_IMAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_NEEDED = ["CHOWN", "DAC_OVERRIDE", "SETGID", "SETUID"]
+_MAKE_DATABASE = """
+import sqlite3
+connection = sqlite3.connect("/app/instance/app.db")
+connection.execute("PRAGMA journal_mode = wal")
+with connection:
+    connection.execute("CREATE TABLE IF NOT EXISTS t (x)")
+    connection.execute("INSERT INTO t VALUES (1)")
+"""
+_WHOSE = r"find /app/instance /backups /var/lib/backupd -printf '%p %U:%G\n' | sort"
+
+
+class _Volumes:
+    """Three volumes and the containers that see them."""
+
+    def __init__(self, engine) -> None:
+        self.engine = engine
+        name = f"backupd-test-{secrets.token_hex(4)}"
+        self.names = {f"{name}-{what}": f"/{what}" for what in ("app/instance", "backups", "var/lib/backupd")}
+        self.names = {name.replace("/", "-"): path for name, path in self.names.items()}
+
+    def _options(self) -> list[str]:
+        mounts = [f"--volume={name}:{path}" for name, path in self.names.items()]
+        return ["--rm", "--network=none", *mounts]
+
+    def run_as(self, user: int | str, *command: str) -> str:
+        """In a container of something else, with the rights that it has by default."""
+        return self.engine.docker("run", *self._options(), f"--user={user}", BASE_IMAGE, *command)
+
+    def backupd(self, *arguments: str, options: tuple[str, ...] = (), capabilities=_NEEDED, **others) -> str:
+        """As docker-compose.override.yml has it."""
+        return self.engine.docker(
+            *("run", *self._options(), "--read-only", "--tmpfs=/tmp", "--security-opt=no-new-privileges"),
+            *("--cap-drop=ALL", *(f"--cap-add={name}" for name in capabilities)),
+            *("--env=BACKUPD_DATABASES__0__PATH=/app/instance/*.db", "--env=BACKUPD_STORES__0__URL=/backups"),
+            *(*options, BACKUPD_IMAGE, *arguments),
+            **others,
+        )
+
+    def owners(self) -> dict[str, str]:
+        """Whom each file belongs to."""
+        return dict(line.rsplit(" ", 1) for line in self.run_as(0, "sh", "-c", _WHOSE).splitlines())
+
+
+@contextmanager
+def _volumes_of(engine, owner: str, mode: str = "750") -> Iterator[_Volumes]:
+    volumes = _Volumes(engine)
+    try:
+        volumes.run_as(0, "sh", "-c", f"chown {owner} /app/instance && chmod {mode} /app/instance")
+        yield volumes
+    finally:
+        engine.docker("volume", "rm", *volumes.names)
+
+
+@pytest.fixture
+def volumes(engine):
+    """Volumes of a web service that runs as 1000."""
+    with _volumes_of(engine, "1000:1000") as made:
+        made.run_as("1000:1000", "python3", "-c", _MAKE_DATABASE)
+        yield made
+
+
+def test_what_it_writes_belongs_to_the_owner_of_the_database(volumes):
+    """Beside the database, in the store and in its state; and nothing that was there changes hands."""
+    volumes.backupd("now")
+    owners = volumes.owners()
+    assert owners.pop("/var/lib/backupd") == "0:0"
+    assert "/var/lib/backupd/1000/locks" in owners
+    assert set(owners.values()) == {"1000:1000"}
+
+
+@pytest.mark.parametrize("missing", _NEEDED)
+def test_each_capability_is_needed(engine, missing):
+    """Without it something fails that works with it, and says what to do."""
+    others = [name for name in _NEEDED if name != missing]
+    with _volumes_of(engine, "1000:1000") as volumes:
+        volumes.run_as("1000:1000", "python3", "-c", _MAKE_DATABASE)
+        # What a bind mount is like that Docker made: root's, for root to write. And a secret of the operator's own.
+        volumes.run_as(0, "sh", "-c", "chmod 755 /backups /var/lib/backupd")
+        volumes.run_as(0, "sh", "-c", "echo secret >/app/instance/secret; chmod 400 /app/instance/secret")
+        volumes.run_as(0, "chown", "4242", "/app/instance/secret")
+        store = {
+            "URL": "s3://somewhere",
+            "ACCESS_KEY_ID": "key",
+            "SECRET_ACCESS_KEY_FILE": "/app/instance/secret",
+        }
+        options = tuple(f"--env=BACKUPD_STORES__1__{key}={value}" for key, value in store.items())
+        said = volumes.backupd(
+            *("now", "--store", "/backups"), options=options, capabilities=others, is_failure_expected=True
+        )
+        assert "error: " in said
+        assert "hint: " in said
+        assert "snapshots" not in said
+        volumes.backupd("now", "--store", "/backups", options=options)
+
+
+def test_with_user_it_stays_what_it_is_told(volumes):
+    """And needs no capability, nor that anybody prepares the volumes."""
+    volumes.backupd("now", options=("--user=1000:1000",), capabilities=())
+    owners = volumes.owners()
+    assert owners["/backups/backupd.json"] == owners["/var/lib/backupd/1000"] == "1000:1000"
+
+
+def test_somebody_else_s_files_stay_theirs(volumes):
+    """A volume that is not empty is not given away: the error says who has to be let in."""
+    volumes.run_as(0, "sh", "-c", "touch /backups/other && chown 4242:4242 /backups /backups/other; chmod 755 /backups")
+    said = volumes.backupd("now", is_failure_expected=True)
+    assert "hint: let uid 1000 read and write /backups" in said
+    owners = volumes.owners()
+    assert owners["/backups"] == owners["/backups/other"] == "4242:4242"
+
+
+def test_after_a_change_of_owner_the_new_one_says_what_it_may_not_read(volumes):
+    """State is a cache, so each has its own; backups are not, and the error says whom to let in."""
+    volumes.backupd("now")
+    volumes.run_as(0, "chown", "-R", "10001:10001", "/app/instance")
+    said = volumes.backupd("now", is_failure_expected=True)
+    assert "hint: let uid 10001 read and write /backups" in said
+    volumes.run_as(0, "chown", "-R", "10001:10001", "/backups")
+    volumes.backupd("now", "--tag=again")
+    owners = volumes.owners()
+    assert owners["/var/lib/backupd/1000"] == "1000:1000"
+    assert owners["/var/lib/backupd/10001"] == "10001:10001"
+
+
+def test_a_restored_database_belongs_to_who_had_it(volumes):
+    """Also when the file is gone, and only the directory tells who that was."""
+    options = ("--env=BACKUPD_DATABASES__0__PATH=/app/instance/app.db",)
+    volumes.backupd("now", options=options)
+    volumes.run_as(0, "sh", "-c", "rm /app/instance/app.db*")
+    volumes.backupd("restore", "latest", "--yes", options=options)
+    assert volumes.owners()["/app/instance/app.db"] == "1000:1000"
