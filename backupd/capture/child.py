@@ -175,6 +175,8 @@ def main() -> None:
         capture.run()
     except BackupdError as error:
         _emit("failed", error=type(error).__name__, message=error.message, hint=error.hint)
+    except BrokenPipeError:
+        return  # the parent has given this up, and is not there to be told
     except FileNotFoundError as error:
         _emit("failed", error="SourceUnusableError", message=f"{error.filename} vanished during the capture", hint=None)
     except Exception as error:  # noqa: BLE001  (a bug; the parent tells it in one line)

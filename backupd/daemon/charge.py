@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,15 +9,16 @@ from typing import TYPE_CHECKING
 
 from backupd.daemon.asking import Questions
 from backupd.daemon.sight import Sights
-from backupd.errors import UsageError
+from backupd.errors import BackupdError, UsageError
+from backupd.logs import log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from backupd.config import DatabaseSettings, Settings, StoreSettings
+    from backupd.daemon.rotations import Rotations
     from backupd.daemon.runs import Runs
     from backupd.daemon.sight import Sight
-    from backupd.errors import BackupdError
     from backupd.health import Status, StatusFile
     from backupd.health.heartbeats import Heartbeats
     from backupd.repository import Repository
@@ -39,10 +39,18 @@ class Charge:
     repositories: Sequence[tuple[StoreSettings, Repository]]
     wake: Callable[[], None]
     """To be called when the status has changed, for those who are to be told of it."""
+    rotations: Rotations
     questions: Questions = field(default_factory=Questions)
     sights: Sights = field(default_factory=Sights)
     is_over: threading.Event = field(default_factory=threading.Event)
     """Set when another configuration has taken its place: what goes on may finish, and nothing more is planned."""
+
+    def note(self, change: Callable[[Status], Status]) -> None:
+        """Change the status, if it can be written."""
+        try:
+            self.status.update(change)
+        except BackupdError as error:
+            log.error("the status cannot be written", error=error.values())
 
     def look(self) -> Sight:
         """What is there at this moment, or was a second ago: entries that have their rounds together look once."""
@@ -68,20 +76,35 @@ class Charge:
         raise UsageError(f"no database {name!r} is configured", hint="backupd status shows those that are")
 
 
-def vanished(entry: DatabaseSettings, databases: Sequence[Configured], status: Status) -> list[str]:
-    """Names of what the pattern of `entry` found before, and which is not among `databases`: the file is gone."""
+def missing(entry: DatabaseSettings, databases: Sequence[Configured], status: Status) -> dict[str, OSError | None]:
+    """What the pattern of `entry` found before, and which is not among `databases`; by name, why it cannot be reached.
+
+    None: the file is gone. Anything else may only be in the way, and the application may be writing it.
+    """
     if not entry.is_glob:
-        return []
+        return {}
     names = {each.name for each in databases}
-    return [
-        name
-        for name, known in status.databases.items()
-        if known.is_scheduled
-        and known.vanished_at is None
-        and name not in names
-        and not os.path.exists(known.path)  # noqa: PTH110  (Path.exists raises)
-        and _could_find(entry, Path(known.path))
-    ]
+    found: dict[str, OSError | None] = {}
+    for name, known in status.databases.items():
+        if known.is_scheduled and known.vanished_at is None and name not in names:
+            reason = _why_missing(Path(known.path))
+            if not isinstance(reason, _StillThere) and _could_find(entry, Path(known.path)):
+                found[name] = reason
+    return found
+
+
+class _StillThere:
+    """It is where it was: another entry has it, or none any more."""
+
+
+def _why_missing(path: Path) -> OSError | _StillThere | None:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return error
+    return _StillThere()
 
 
 def _could_find(entry: DatabaseSettings, path: Path) -> bool:

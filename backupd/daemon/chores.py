@@ -1,19 +1,26 @@
-"""What is done once a day or so for the databases of an entry: test restores, and a look at what may go."""
+"""What is done once a day or so for the databases of an entry: test restores, and a look at what may go.
+
+Both take the stores that answer, and leave one out for the rest as soon as it does not: a thousand databases are not to
+wait for it one after the other.
+"""
 
 from __future__ import annotations
 
+import traceback
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from backupd.daemon.outcomes import log_drill, log_prune
-from backupd.errors import BusyError, InterruptedByUserError
+from backupd.daemon.outcomes import log_drill
+from backupd.errors import BusyError, InterruptedByUserError, StoreUnavailableError
+from backupd.logs import log
 from backupd.upkeep.drills import drill_next
-from backupd.upkeep.rotation import rotate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator
 
     from backupd.config import DatabaseSettings
     from backupd.daemon.charge import Charge
+    from backupd.errors import BackupdError
     from backupd.upkeep.configured import Configured
     from backupd.upkeep.stores import RotatedStore
 
@@ -25,25 +32,34 @@ def run_drills(charge: Charge, entry: DatabaseSettings) -> None:
 
     Each needs as much room as its database: no two of these may go on at the same time.
     """
-    databases, _ = charge.databases(entry)
-    stores = charge.stores()
-    for configured in databases:
-        try:
-            # A turn of its own, beside snapshots: whoever stops the daemon waits until the copy is gone from scratch.
-            with charge.runs.turn(f"{configured.name} (drill)", timeout=None):
-                result = drill_next(
-                    configured,
-                    stores,
-                    charge.settings,
-                    charge.state,
-                    charge.status,
-                    should_stop=charge.runs.go_on_unless_stopping,
-                )
-        except InterruptedByUserError:
-            return
-        if result is not None:
-            log_drill(result)
-            charge.wake()
+    stores = _answering(charge)
+    with _until_stopped():
+        for configured in charge.databases(entry)[0]:
+            with _telling_of_bugs(configured.name):
+                _drill(configured, stores, charge)
+
+
+def run_drill(charge: Charge, configured: Configured) -> None:
+    """A drill of one database now: whether a snapshot has mended what another drill had found damaged."""
+    with _until_stopped(), _telling_of_bugs(configured.name):
+        _drill(configured, _answering(charge), charge)
+
+
+def _drill(configured: Configured, stores: dict[str, RotatedStore], charge: Charge) -> None:
+    # A turn of its own, beside snapshots: whoever stops the daemon waits until the copy is gone from scratch.
+    with charge.runs.turn(f"{configured.name} (drill)", timeout=None):
+        result = drill_next(
+            configured,
+            [*stores.values()],
+            charge.settings,
+            charge.state,
+            charge.status,
+            should_stop=charge.runs.go_on_unless_stopping,
+        )
+    if result is not None:
+        log_drill(result)
+        _leave_out(result.store, result.error, stores)
+        charge.wake()
 
 
 def run_prunes(charge: Charge, entry: DatabaseSettings) -> None:
@@ -52,20 +68,53 @@ def run_prunes(charge: Charge, entry: DatabaseSettings) -> None:
     A snapshot that is scheduled for the same moment comes after that. A database whose run takes long is left out: the
     next prune takes it up.
     """
-    databases, _ = charge.databases(entry)
-    stores = charge.stores()
-    for configured in databases:
-        try:
-            with charge.runs.turn(configured.name, timeout=_LONGEST_WAIT_SECONDS):
+    stores = _answering(charge)
+    with _until_stopped():
+        for configured in charge.databases(entry)[0]:
+            with _telling_of_bugs(configured.name):
                 _prune(configured, stores, charge)
-        except BusyError:
-            continue
-        except InterruptedByUserError:
-            return
 
 
-def _prune(configured: Configured, stores: Sequence[RotatedStore], charge: Charge) -> None:
-    for rotated in stores:
-        charge.runs.go_on()
-        log_prune(rotate(configured.name, rotated, charge.state, charge.status), charge.state)
+def _prune(configured: Configured, stores: dict[str, RotatedStore], charge: Charge) -> None:
+    try:
+        with charge.runs.turn(configured.name, timeout=_LONGEST_WAIT_SECONDS):
+            for rotated in [*stores.values()]:
+                result = charge.rotations.rotate(configured.name, rotated, charge.runs.go_on)
+                if result is not None:
+                    _leave_out(result.store, result.error, stores)
+    except BusyError:
+        return
     charge.wake()
+
+
+def _answering(charge: Charge) -> dict[str, RotatedStore]:
+    """The stores that are there, by their URLs."""
+    stores = charge.stores()
+    answers = charge.questions.ask(stores)
+    for url, error in answers.errors.items():
+        log.error("store not asked", store=url, error=error.values())
+    return {rotated.url: rotated for rotated in stores if rotated.url not in answers.errors}
+
+
+def _leave_out(url: str, error: BackupdError | None, stores: dict[str, RotatedStore]) -> None:
+    if isinstance(error, StoreUnavailableError):
+        stores.pop(url, None)
+
+
+@contextmanager
+def _until_stopped() -> Iterator[None]:
+    try:
+        yield
+    except InterruptedByUserError:
+        return
+
+
+@contextmanager
+def _telling_of_bugs(database: str) -> Iterator[None]:
+    """What goes wrong with one database for no known reason must not cost the others their turn."""
+    try:
+        yield
+    except InterruptedByUserError:
+        raise
+    except Exception as bug:  # noqa: BLE001  (as said)
+        log.error("this is a bug in backupd", database=database, error=repr(bug), traceback=traceback.format_exc())

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backupd.backup import BackupResult, Outcome, Wish
-from backupd.daemon.outcomes import log_prune, log_result
-from backupd.errors import BackupdError, ExitCode, UsageError
+from backupd.daemon.outcomes import log_result
+from backupd.errors import BackupdError, ExitCode, InterruptedByUserError, UsageError
 from backupd.reference import is_tag
-from backupd.upkeep.rotation import rotate_after
+from backupd.upkeep.rotation import is_rotated_after
 from backupd.upkeep.snapshots import take_snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from backupd.daemon.charge import Charge
     from backupd.upkeep.configured import Configured
@@ -107,13 +108,21 @@ def _take(configured: Configured, request: Request, charge: Charge) -> list[Back
             wish=Wish(tags=request.tags),
             on_progress=charge.runs.go_on,
         )
-    for result, rotated in zip(results, stores, strict=True):
+    for result in results:
         log_result(result)
-        outcome = rotate_after(result, rotated, charge.state, charge.status)
-        if outcome is not None:
-            log_prune(outcome, charge.state)
     charge.wake()
+    # Whoever asks waits for the snapshot, and not for old ones to go.
+    pairs = list(zip(results, stores, strict=True))
+    threading.Thread(target=_rotate, args=(pairs, charge), name="requested", daemon=True).start()
     return results
+
+
+def _rotate(pairs: Sequence[tuple[BackupResult, RotatedStore]], charge: Charge) -> None:
+    with suppress(InterruptedByUserError):
+        for result, rotated in pairs:
+            if is_rotated_after(result, rotated):
+                charge.rotations.rotate(result.database, rotated, charge.runs.go_on)
+    charge.wake()
 
 
 def _exit_code(results: list[BackupResult]) -> ExitCode:

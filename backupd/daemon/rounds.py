@@ -6,21 +6,20 @@ A round decides quickly, and hands on what takes long: no database waits for ano
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
-from backupd.backup import Wish
 from backupd.daemon.asking import plan_round
-from backupd.daemon.charge import vanished
-from backupd.daemon.outcomes import log_prune, log_result
+from backupd.daemon.charge import missing
+from backupd.daemon.chores import run_drill
 from backupd.daemon.retries import Retries
-from backupd.errors import AnotherRunError, BackupdError
+from backupd.daemon.snapshots import look_after
+from backupd.errors import AnotherRunError, BackupdError, SourceUnusableError
 from backupd.health import planning, recording
 from backupd.logs import log
-from backupd.upkeep.rotation import rotate_after
-from backupd.upkeep.snapshots import take_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -87,7 +86,9 @@ class Rounds:
                 return
             if only is None:  # the databases that a retry leaves out have not been asked for in a new repository
                 self._known_ids = {url: found for url, found in answers.ids.items() if found is not None}
-            gone = vanished(self._entry, databases, before) if databases else []
+            lost = missing(self._entry, databases, before)
+            gone = [name for name, reason in lost.items() if reason is None] if databases else []
+            problem = problem or _out_of_reach(lost, before)
             self._record(databases, plan, problem, gone, now)
             self._log(plan, problem)
         for configured in meant:
@@ -113,8 +114,13 @@ class Rounds:
             self._finish(configured.name, failed or error, end)
             self._charge.wake()
 
-        run = partial(_look_after, configured, stores, self._charge)
+        run = partial(look_after, configured, stores, self._charge, drill_soon=self._drill_soon)
         self._charge.runs.start(configured.name, run, on_end, plan=self._charge.is_over)
+
+    def _drill_soon(self, configured: Configured) -> None:
+        if configured.schedule.drills is not None:
+            call = partial(run_drill, self._charge, configured)
+            self._timetable.add_once(f"drill {configured.name}", call, datetime.now(UTC), queue="drills")
 
     def _finish(self, name: str, error: BackupdError | None, end: _RoundEnd) -> None:
         # That somebody else is at work on it is no failure, as little as it is in the status; but it is tried again.
@@ -158,7 +164,7 @@ class Rounds:
                 status = recording.with_all_unchanged(status, plan.unchanged, at=now, due_by=due_after(now))
             return recording.with_down(status, plan.down, at=now)
 
-        _note(self._charge, recorded)
+        self._charge.note(recorded)
 
     def _plans(
         self, databases: Sequence[Configured], due_after: Callable[[datetime], datetime]
@@ -217,39 +223,17 @@ class _RoundEnd:
             self._heartbeats.finished(None, self._error)
 
 
-def _look_after(configured: Configured, stores: Sequence[RotatedStore], charge: Charge) -> BackupdError | None:
-    """Take a snapshot, rotate after it, and tell of both. Gives the first error of the snapshot."""
-    started_at = datetime.now(UTC)
-    _note(charge, lambda status: planning.with_running(status, configured.name, since=started_at))
-    try:
-        results = take_snapshot(
-            configured, stores, charge.settings, charge.state, charge.status, wish=Wish(), on_progress=charge.runs.go_on
-        )
-    except Exception as bug:
-        # Told by whoever started this; but a database that is not backed up must be seen to be so.
-        error = BackupdError(f"this is a bug in backupd: {bug!r}", hint="please report it, with the log")
-        down = {configured.name: [(rotated.url, error) for rotated in stores]}
-        _note(charge, lambda status: recording.with_down(status, down, at=started_at))
-        raise
-    finally:
-        _note(charge, lambda status: planning.with_running(status, configured.name, since=None))
-    for result in results:
-        log_result(result)
-    for result, rotated in zip(results, stores, strict=True):
-        outcome = rotate_after(result, rotated, charge.state, charge.status)
-        if outcome is not None:
-            log_prune(outcome, charge.state)
-    return next((result.error for result in results if result.error is not None), None)
+def _out_of_reach(lost: Mapping[str, OSError | None], status: Status) -> BackupdError | None:
+    """Why the first of the files that are not simply gone cannot be backed up."""
+    for name, reason in lost.items():
+        if reason is not None:
+            return SourceUnusableError(
+                f"{status.databases[name].path} cannot be reached any more: {reason.strerror}",
+                hint=f"check its directory's owner and mode: backupd runs as uid {os.geteuid()}",
+            )
+    return None
 
 
 def _due_after(databases: Sequence[Configured], moment: datetime, *, grace: timedelta) -> datetime:
     """When the databases of one entry, which share its schedule, have to be current again."""
     return databases[0].due_after(moment, grace)
-
-
-def _note(charge: Charge, change: Callable[[Status], Status]) -> None:
-    """Change the status, if it can be written."""
-    try:
-        charge.status.update(change)
-    except BackupdError as error:
-        log.error("the status cannot be written", error=error.values())

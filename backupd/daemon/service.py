@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from backupd import __version__
 from backupd.daemon.agenda import plan_all
 from backupd.daemon.attention import Attention
-from backupd.daemon.charge import Charge, vanished
+from backupd.daemon.charge import Charge, missing
 from backupd.daemon.http import HttpServer
+from backupd.daemon.rotations import Rotations
 from backupd.daemon.runs import Runs
 from backupd.daemon.timetable import Timetable
 from backupd.errors import BackupdError, BusyError, UsageError
@@ -67,6 +68,7 @@ class _Service:
         self._runs = Runs(settings.daemon.concurrent_runs)
         self._attention = Attention(settings, self._status)
         self._heartbeats = Heartbeats(settings.heartbeats, overall=self._attention.problem)
+        self._rotations = Rotations(state, self._status)
         self._charge = self._new_charge(settings)
         self._http = HttpServer(self._attention)
 
@@ -134,6 +136,7 @@ class _Service:
         self._runs.set_limit(charge.settings.daemon.concurrent_runs)
         self._attention.follow(charge.settings)
         self._note(lambda status: planning.with_config_problem(status, None, at=datetime.now(UTC)))
+        self._attention.wake()
         log.info("the configuration was reloaded", config=charge.settings.source and str(charge.settings.source))
         self._plan()
 
@@ -151,6 +154,7 @@ class _Service:
             status=self._status,
             runs=self._runs,
             heartbeats=self._heartbeats,
+            rotations=self._rotations,
             repositories=open_repositories(each_once(settings.stores_or_default), self._state),
             wake=self._attention.wake,
         )
@@ -164,7 +168,7 @@ class _Service:
         for entry in self._charge.settings.databases:
             databases, _ = self._charge.databases(entry)
             names.update(each.name for each in databases)
-            names.update(vanished(entry, databases, known))  # that is still to be told, by the entry's round
+            names.update(missing(entry, databases, known))  # that is still to be told, by the entry's round
         warn_of_unknown_databases(self._charge.settings.heartbeats, names)
         for warning in twin_warnings(self._charge.settings.stores):
             log.warning(warning)

@@ -7,8 +7,7 @@ import time
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from backupd.config import look_for_databases
-from backupd.errors import SourceUnusableError
+from backupd.config import look_for_databases, nothing_found
 from backupd.upkeep.configured import Configured
 from backupd.upkeep.stores import RotatedStore
 
@@ -44,10 +43,7 @@ class Sight:
         databases = self._by_entry[id(entry)]
         problem: BackupdError | None = next((why for owner, why in self._found.problems if owner is entry), None)
         if not databases and problem is None:
-            problem = SourceUnusableError(
-                f"no file matches {entry.path}",
-                hint="check the path and, in a container, that the volume is mounted there",
-            )
+            problem = nothing_found(entry.path)
         return databases, problem
 
     @cached_property

@@ -60,6 +60,14 @@ def _clock_offset() -> timedelta:
     return timedelta(seconds=time.time() - time.monotonic())
 
 
+class _Scheduler(BackgroundScheduler):  # type: ignore[misc]  # it has no types
+    """Ends in peace: once it is to stop, APScheduler does not find what it has just done, and wants to remove that."""
+
+    def remove_job(self, job_id: str, jobstore: str | None = None) -> None:
+        with suppress(JobLookupError):
+            super().remove_job(job_id, jobstore)
+
+
 class Timetable:
     """What is done when, by key. Each is done in a thread, never twice at once; a time that was missed happens late.
 
@@ -68,7 +76,7 @@ class Timetable:
 
     def __init__(self, *, clock_offset: Callable[[], timedelta] = _clock_offset) -> None:
         """`clock_offset` is how far the clock is from one that nobody can set."""
-        self._scheduler = BackgroundScheduler(
+        self._scheduler = _Scheduler(
             executors={
                 "default": ThreadPoolExecutor(_THREADS),
                 **{queue: ThreadPoolExecutor(1) for queue in ONE_BY_ONE},
@@ -113,15 +121,15 @@ class Timetable:
             self.remove(key)
             self._ids[key] = self._scheduler.add_job(call, trigger, next_run_time=first, executor=queue).id
 
-    def add_once(self, key: str, call: Callable[[], None], at: datetime) -> None:
-        """Do `call` once, at `at`. Replaces what had the key."""
+    def add_once(self, key: str, call: Callable[[], None], at: datetime, *, queue: str = "default") -> None:
+        """Do `call` once, at `at`, in a queue as for `add`. Replaces what had the key."""
         with self._lock:
             self.remove(key)
-            self._ids[key] = self._scheduler.add_job(call, DateTrigger(at), next_run_time=at).id
+            self._ids[key] = self._scheduler.add_job(call, DateTrigger(at), next_run_time=at, executor=queue).id
 
     def remove(self, key: str) -> None:
         """Nothing is done under this key any more; it need not be there."""
-        with self._lock, suppress(KeyError, JobLookupError):
+        with self._lock, suppress(KeyError):
             self._scheduler.remove_job(self._ids.pop(key))
 
     def clear(self) -> None:

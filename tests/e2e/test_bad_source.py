@@ -188,7 +188,8 @@ def _replace(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("meddle", "words"),
-    [(lambda path: os.truncate(path, 1 << 20), "truncated"), (_replace, "replaced")],
+    # SQLite may be the first to see that pages are gone.
+    [(lambda path: os.truncate(path, 1 << 20), "truncated|corrupt"), (_replace, "replaced")],
     ids=["truncated", "replaced"],
 )
 @pytest.mark.parametrize("journal_mode", ["delete", "wal"])
@@ -205,7 +206,7 @@ def test_file_that_changes_under_the_capture(
     result = finish(process, code=SOURCE_UNUSABLE)
     (error,) = result.told("error")
     assert str(database) in error
-    assert words in error
+    assert re.search(words, error)
     assert len(result.told("hint")) == 1
     assert list(place.store.glob("big/snapshots/*")) == snapshots
     assert place.backupd.spooled() == []

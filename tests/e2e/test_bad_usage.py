@@ -49,7 +49,6 @@ def test_wrong_configurations(place: Place) -> None:
         ("[capture]\nlock_timout = '1s'\n", "capture.lock_timout", "lock_timeout"),
         ("[capture]\nlock_timeout = 'soon'\n", "capture.lock_timeout", ""),
         ("[[databases]]\npath = 'a/app.db'\n[[databases]]\npath = 'b/app.db'\n", "'app'", "name"),
-        ("[[databases]]\npath = 'a/*.db'\n[[databases]]\npath = 'b/*.db'\n", "'app'", "name"),
         ("[[databases]]\npath = 'x/*.db'\n", f"{place.home}/x/*.db", "path"),
     ]
     for number, (content, _, _) in enumerate(expected):

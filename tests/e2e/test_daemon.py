@@ -46,7 +46,7 @@ def test_start_takes_a_snapshot_and_tells_no_secret(tmp_path: Path, seaweed: S3S
                 created = daemon.wait_for("snapshot", store=store)
                 assert (created["database"], created["outcome"], created["error"]) == ("app", "created", None)
             daemon.require_red("nothing-matches")
-            listener.wait_for(3)
+            wait_until(lambda: any(notified in each.path for each in listener.received))
             told = "".join([*daemon.lines, site.status_text, daemon.ask("/metrics").text, daemon.ask("/healthz").text])
             told += Path(f"/proc/{daemon.process.pid}/cmdline").read_text()
             daemon.stop()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from backupd.config import DatabaseSettings, Settings, StoreSettings
 from backupd.daemon.charge import Charge
+from backupd.daemon.rotations import Rotations
 from backupd.daemon.runs import Runs
 from backupd.errors import StoreUnavailableError
 from backupd.health import StatusFile
@@ -73,6 +75,7 @@ class Charged:
         self.heard = Heard()
         self.woken = threading.Event()
         state = StateDirectory(home / "state")
+        status = StatusFile(state)
         self.charge = Charge(
             settings=Settings(
                 state_dir=state.root,
@@ -81,10 +84,11 @@ class Charged:
                 **settings,
             ),
             state=state,
-            status=StatusFile(state),
+            status=status,
             runs=Runs(2),
             heartbeats=self.heard,
             repositories=[(StoreSettings(url=store.url), Repository(store, state)) for store in self.stores],
+            rotations=Rotations(state, status, patience=timedelta(seconds=1)),
             wake=self.woken.set,
         )
 
