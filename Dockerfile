@@ -55,6 +55,8 @@ RUN rm -r /usr/local/lib/python3.13/site-packages/* /usr/local/lib/python3.13/en
 # users from each other's files.
 RUN mkdir --mode=1777 /var/lib/backupd /backups
 COPY --from=packages /opt/backupd /opt/backupd
+# Where a file that is named without a directory can be written, whoever backupd is.
+WORKDIR /var/lib/backupd
 
 ENV PATH=/opt/backupd/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -13,6 +13,8 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
+from harness.cli import CommandLine
+from harness.confinement import ANOTHER_UID, another_user, shared_directory
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -43,6 +45,10 @@ from backupd.errors import ExitCode, UsageError
 
 EXAMPLE = Path(__file__).parent.parent / "config.example.toml"
 MINUTE = timedelta(minutes=1)
+_LET_IN = (
+    f"let uid {ANOTHER_UID} read it; or, if backupd was started as root, restart it: "
+    f"it reads its files before it becomes uid {ANOTHER_UID}"
+)
 
 
 @pytest.fixture
@@ -270,6 +276,27 @@ def test_an_unreadable_file_is_an_error(config_file):
     config_file.symlink_to(config_file)
     with pytest.raises(UsageError, match=f"can not read {config_file}: Too many levels"):
         load(config_file, {})
+
+
+def test_a_file_that_only_root_may_read_says_what_to_do():
+    """A daemon that has become the owner of the database reads its file again on SIGHUP, and is not root any more."""
+    with another_user() as runner, shared_directory() as home:
+        file = home / "config.toml"
+        file.touch(mode=0o600)
+        said = CommandLine(home, runner=runner, BACKUPD_CONFIG=str(file)).run("list", code=ExitCode.USAGE)
+        assert said.told("error") == [f"can not read {file}: Permission denied"]
+        assert said.told("hint") == [_LET_IN]
+
+
+def test_a_secret_that_only_root_may_read_says_what_to_do():
+    """The same for what a variable names; nothing is wrong with the content of that file."""
+    with another_user() as runner, shared_directory() as home:
+        file = home / "secret"
+        file.touch(mode=0o600)
+        place = CommandLine(home, runner=runner, BACKUPD_HTTP__TOKEN_FILE=str(file))
+        said = place.run("list", code=ExitCode.USAGE)
+        assert said.told("error") == [f"BACKUPD_HTTP__TOKEN_FILE: {file} can not be read: Permission denied"]
+        assert said.told("hint") == [_LET_IN]
 
 
 def test_a_file_that_is_not_utf_8_is_an_error(config_file):
@@ -724,22 +751,22 @@ def test_an_empty_variable_beside_a_secret_file_is_no_conflict(load_text, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "told", "hint"),
     [
-        (lambda path: path.with_suffix(".other").touch(), "can not be read: No such file or directory"),
-        (lambda path: path.mkdir(), "can not be read: Is a directory"),
-        (lambda path: path.symlink_to(path), "can not be read: Too many levels of symbolic links"),
-        (lambda path: path.write_bytes(b"hunter2\xff"), "is not UTF-8 text"),
-        (lambda path: path.write_bytes(b"\n"), "is empty"),
+        (lambda path: path.with_suffix(".other").touch(), "can not be read: No such file or directory", "is it"),
+        (lambda path: path.mkdir(), "can not be read: Is a directory", "Docker makes a directory"),
+        (lambda path: path.symlink_to(path), "can not be read: Too many levels of symbolic links", "put the secret"),
+        (lambda path: path.write_bytes(b"hunter2\xff"), "is not UTF-8 text", "put the secret"),
+        (lambda path: path.write_bytes(b"\n"), "is empty", "put the secret"),
     ],
     ids=["missing", "directory", "loop", "not-utf-8", "empty"],
 )
-def test_a_secret_file_without_a_secret_is_an_error(refusal, tmp_path, make, told):
-    """The variable and the path are named, the content never."""
+def test_a_secret_file_without_a_secret_is_an_error(refusal, tmp_path, make, told, hint):
+    """The variable and the path are named, and what to do; the content never."""
     path = tmp_path / "secret"
     make(path)
     said = refusal(KEYS, BACKUPD_STORES__0__SECRET_ACCESS_KEY_FILE=str(path))
-    assert said.startswith(f"BACKUPD_STORES__0__SECRET_ACCESS_KEY_FILE: {path} {told}")
+    assert said.startswith(f"BACKUPD_STORES__0__SECRET_ACCESS_KEY_FILE: {path} {told} | {hint}")
     assert "hunter2" not in said
 
 
@@ -984,6 +1011,18 @@ def test_one_file_twice_is_refused(refusal):
     """Two names for one file would be two histories of it."""
     told = refusal('[[databases]]\npath = "/a.db"\n[[databases]]\npath = "/a.db"\nname = "b"')
     assert "/a.db has two entries" in told
+
+
+def test_one_pattern_twice_is_refused(refusal):
+    """The second would never find a file, and what it says of schedules or retention would have no effect."""
+    told = refusal('[[databases]]\npath = "/data/*.db"\n[[databases]]\npath = "/data/./*.db"\nretention.keep_last = 9')
+    assert "/data/*.db has two entries" in told
+    assert "take one of them out" in told
+
+
+def test_two_patterns_that_find_the_same_are_no_twins(load_text):
+    """A file that both find belongs to the first; what they find changes, and is looked at then."""
+    assert len(load_text('[[databases]]\npath = "/data/*.db"\n[[databases]]\npath = "/data/a*.db"').databases) == 2
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
-from backupd.config.problems import variable_of
+from backupd.config.problems import hint_to_be_let_in, variable_of
 from backupd.config.settings import ENTRIES, Settings, tables_in
 from backupd.config.values import InvalidValueError, Table
 
@@ -69,19 +69,29 @@ def _secret_in_file(name: str, path: str, variables: Mapping[str, str]) -> str:
     plain = name.removesuffix("_FILE")
     if plain in variables:
         raise InvalidValueError(f"{plain} and {name} are both set", hint="keep one of them")
+    hint = "put the secret, and nothing else, into that file"
     try:
         secret = Path(path).read_bytes().decode()
     except UnicodeDecodeError:
         problem = "is not UTF-8 text"
     except (OSError, ValueError) as error:
         problem = f"can not be read: {getattr(error, 'strerror', None) or 'not a path'}"
+        hint = _how_to_make_readable(error) or hint
     else:
         # Editors and `echo` end a file with one newline that is not part of the secret; more than one may be.
         secret = secret.removesuffix("\n").removesuffix("\r") if secret.endswith("\n") else secret
         if secret:
             return secret
         problem = "is empty"
-    raise InvalidValueError(f"{name}: {path} {problem}", hint="put the secret, and nothing else, into that file")
+    raise InvalidValueError(f"{name}: {path} {problem}", hint=hint)
+
+
+def _how_to_make_readable(error: Exception) -> str | None:
+    if isinstance(error, FileNotFoundError):
+        return "is it mounted? In Compose: `secrets:` of the service names it, and `secrets:` at the end has its place"
+    if isinstance(error, IsADirectoryError):
+        return "Docker makes a directory when the file that should be mounted there does not exist"
+    return hint_to_be_let_in() if isinstance(error, PermissionError) else None
 
 
 def _variables(table: type[Table] = Settings, *location: int | str) -> Iterator[tuple[str, FieldInfo]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from backupd.config.problems import Origin, one_error, variable_of
+from backupd.config.problems import Origin, hint_to_be_let_in, one_error, variable_of
 from backupd.config.settings import ENTRIES, TABLES, Settings, default_state_dir, home_directory
 from backupd.config.stores import SCHEME
 from backupd.config.values import absolute_path
@@ -89,6 +89,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except IsADirectoryError:
         problem = f"{path} is a directory, not a configuration file"
         hint = "Docker makes one when the file that should be mounted there does not exist"
+    except PermissionError as error:
+        problem, hint = f"can not read {path}: {error.strerror}", hint_to_be_let_in()
     except OSError as error:
         problem = f"can not read {path}: {error.strerror}"
     except UnicodeDecodeError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,13 @@ Location = tuple[int | str, ...]
 def variable_of(*location: int | str) -> str:
     """The variable for a key at its location: ("stores", 0, "url") is BACKUPD_STORES__0__URL."""
     return "BACKUPD_" + "__".join(str(part).upper() for part in location)
+
+
+def hint_to_be_let_in() -> str:
+    """What to do about a file that this process may not read, which it may have read as root when it started."""
+    uid = os.geteuid()
+    restart = f"; or, if backupd was started as root, restart it: it reads its files before it becomes uid {uid}"
+    return f"let uid {uid} read it{restart if uid else ''}"
 
 
 def one_error(problems: Sequence[UsageError]) -> UsageError:

@@ -117,6 +117,19 @@ def test_with_user_it_stays_what_it_is_told(volumes):
     assert owners["/backups/backupd.json"] == owners["/var/lib/backupd/1000"] == "1000:1000"
 
 
+@pytest.mark.parametrize("user", [None, "1000:1000"], ids=["started as root", "with user"])
+def test_a_file_without_a_directory_is_written_where_it_is_kept(volumes, user):
+    """In the state volume, which whoever backupd is may write to: a new one, and one that another user has state in."""
+    options = (f"--user={user}",) if user else ()
+    volumes.backupd("now", options=options)
+    volumes.backupd("restore", "latest", "--to", "restored.db", options=options)
+    assert volumes.owners()["/var/lib/backupd/restored.db"] == "1000:1000"
+    volumes.backupd("-R", "10001:10001", "/app/instance", "/backups", options=("--user=0", "--entrypoint=chown"))
+    options = ("--user=10001:10001",) if user else ()
+    volumes.backupd("restore", "latest", "--to", "another.db", options=options)
+    assert volumes.owners()["/var/lib/backupd/another.db"] == "10001:10001"
+
+
 def test_somebody_else_s_files_stay_theirs(volumes):
     """A volume that is not empty is not given away: the error says who has to be let in."""
     volumes.run_as(0, "sh", "-c", "touch /backups/other && chown 4242:4242 /backups /backups/other; chmod 755 /backups")
@@ -132,7 +145,8 @@ def test_after_a_change_of_owner_the_new_one_says_what_it_may_not_read(volumes):
     volumes.run_as(0, "chown", "-R", "10001:10001", "/app/instance")
     said = volumes.backupd("now", is_failure_expected=True)
     assert "hint: let uid 10001 read and write /backups" in said
-    volumes.run_as(0, "chown", "-R", "10001:10001", "/backups")
+    # As the page on operations has it.
+    volumes.backupd("-R", "10001:10001", "/backups", options=("--user=0", "--entrypoint=chown"))
     volumes.backupd("now", "--tag=again")
     owners = volumes.owners()
     assert owners["/var/lib/backupd/1000"] == "1000:1000"
