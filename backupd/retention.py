@@ -255,7 +255,7 @@ def why_shrunk(
     return Hold(
         message,
         hint=f"if the newest is right: backupd prune {name} --accept-shrink; if not, an older one still has it: "
-        f"backupd list {name}",
+        f"backupd list {name}; after its restore and a new snapshot, accept too",
     )
 
 

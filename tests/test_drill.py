@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -406,6 +407,54 @@ def test_every_failing_call_is_no_verdict(place: Place) -> None:
         assert result.outcome is Outcome.FAILED
         assert isinstance(result.error, StoreUnavailableError)
         assert place.recorded(snapshot) is DrillOutcome.PROVEN
+
+
+class VanishingStore(FaultyStore):
+    """Goes away, as a disk that is unmounted does, before the call numbered `vanish_at`."""
+
+    def __init__(self, store: DirectoryStore, *, vanish_at: int) -> None:
+        super().__init__(store)
+        self._vanish_at = vanish_at
+        self._turn = threading.Lock()
+
+    def _count(self, call: str) -> bool:
+        with self._turn:
+            if len(self.calls) == self._vanish_at:
+                Path(self.url).rename(f"{self.url} elsewhere")
+            return super()._count(call)
+
+
+def test_store_that_vanishes_is_not_damaged(place: Place) -> None:
+    """At whatever moment: nothing is known of it then, and no other is made in its place."""
+    for _ in range(2):
+        place.fill(50)
+        snapshot = place.back_up()
+    calls = FaultyStore(place.store)
+    assert place.drill(repository=Repository(calls, place.state)).outcome is Outcome.PROVEN
+    assert calls.calls.count("put") == 1
+    elsewhere = Path(f"{place.store_root} elsewhere")
+    for number in range(calls.calls.index("put")):
+        store = VanishingStore(DirectoryStore(place.store_root), vanish_at=number)
+        result = place.drill(repository=Repository(store, place.state))
+        assert (result.outcome, result.damaged_packs) == (Outcome.FAILED, ())
+        assert not place.store_root.exists()
+        elsewhere.rename(place.store_root)
+        assert place.recorded(snapshot) is DrillOutcome.PROVEN
+
+
+def test_packs_that_vanish_with_their_store_are_not_called_missing(place: Place) -> None:
+    """What is told is where the store has gone, and that another attempt may do."""
+    for _ in range(2):
+        place.fill(50)
+        place.back_up()
+    calls = FaultyStore(place.store)
+    place.drill(repository=Repository(calls, place.state))
+    last_pack = max(number for number, call in enumerate(calls.calls[:-2]) if call == "get")
+    store = VanishingStore(DirectoryStore(place.store_root), vanish_at=last_pack)
+    error = place.drill(repository=Repository(store, place.state)).error
+    assert isinstance(error, StoreUnavailableError)
+    assert error.message == f"{store.url} has gone away in the middle of a drill of app: it holds no backups any more"
+    assert "mounted" in str(error.hint)
 
 
 def test_damage_is_told_even_if_it_cannot_be_recorded(place: Place) -> None:

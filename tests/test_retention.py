@@ -556,6 +556,7 @@ def test_a_newest_snapshot_below_half_of_the_largest_holds(pages, is_held):
         used = f"{pages * 4096 / 1000:,.0f} kB"
         assert hold.message == f"the newest snapshot, {newest.id}, has {used} in use, and {largest.id} had 410 kB"
         assert "backupd prune app --accept-shrink" in hold.hint
+        assert hold.hint.endswith("; after its restore and a new snapshot, accept too")
 
 
 def test_free_pages_do_not_count():

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,15 +76,19 @@ def command(invocation: Invocation, /, *, directory: Path | None, force: bool, y
     The exit code is that of doctor, once the file is written.
     """
     from backupd.cli.starting import Answers, questions_can_be_asked
-    from backupd.starting.writing import place, usual_place
+    from backupd.starting.writing import place, state_directory, usual_place
 
     file = invocation.config_file or usual_place(os.environ, is_root=os.geteuid() == 0)
     file = file.expanduser().absolute()
     _reject_existing(file, is_forced=force)
     answers = Answers(
-        directory=directory, may_ask=questions_can_be_asked() and not (yes or invocation.is_json), **given
+        directory=directory,
+        may_ask=questions_can_be_asked() and not (yes or invocation.is_json),
+        state_dir=state_directory(os.environ, is_root=os.geteuid() == 0),
+        **given,
     )
     wish = answers.wish()
+    _warn_of_moved_names(file, wish)
     settings = place(file, wish, os.environ, is_forced=force)
     return _examine(invocation, file, settings, wish, answers)
 
@@ -96,6 +101,25 @@ def _reject_existing(file: Path, *, is_forced: bool) -> None:
         raise exists_already(file)
 
 
+def _warn_of_moved_names(file: Path, wish: ConfigurationWish) -> None:
+    """A name is all that a store knows a database by: of two files under one, the histories become one."""
+    from backupd.config import load
+    from backupd.errors import UsageError
+    from backupd.starting.entries import moved_names
+
+    if not os.path.lexists(file):
+        return
+    try:
+        before = load(file)
+    except UsageError:
+        return  # nothing has been backed up by what is not valid
+    for name, old, new in moved_names(wish.databases, before):
+        output.print_warning(
+            f"{name} was {old}, and is now {new}, which goes on with the same history: if that is another database, "
+            f"change its `name` in {file} before the next snapshot"
+        )
+
+
 def _examine(invocation: Invocation, file: Path, settings: Settings, wish: ConfigurationWish, answers: Answers) -> int:
     """Say what was written, and what doctor finds of it; doctor's exit code."""
     from backupd.cli.checks import print_findings, values_of
@@ -103,19 +127,26 @@ def _examine(invocation: Invocation, file: Path, settings: Settings, wish: Confi
     from backupd.doctor.examination import examine
     from backupd.doctor.findings import exit_code_of
     from backupd.logs import log
+    from backupd.starting.writing import variables_that_beat
     from backupd.state import StateDirectory
 
     log.configure(is_quiet=invocation.is_quiet)
     if not invocation.is_json:
         stores = ", ".join(store.url for store in wish.stores)
         output.print_result(output.printable(f"wrote {file}: {_told(wish)}  -> {stores}") + "\n")
+    if beating := variables_that_beat(wish, os.environ):
+        output.print_warning(
+            f"variables beat what {file} says: {', '.join(beating)}; take them out of the environment, or every "
+            "command, and doctor now, goes by them"
+        )
     findings = examine(settings, StateDirectory(settings.state_dir))
     if invocation.is_json:
         output.print_document({"config": _values(file, wish, answers), "checks": values_of(findings)})
     else:
         print_findings(findings, is_quiet=invocation.is_quiet)
     if load().source != file:
-        output.print_note(f"hint: commands find this configuration with --config {file}, or BACKUPD_CONFIG={file}")
+        quoted = shlex.quote(str(file))
+        output.print_note(f"hint: commands find this configuration with --config {quoted}, or BACKUPD_CONFIG={quoted}")
     return exit_code_of(findings)
 
 

@@ -10,7 +10,7 @@ import click
 
 from backupd.cli import output, quantities
 from backupd.cli.options import Invocation, Verb, complete_databases, global_options
-from backupd.errors import ExitCode, SourceUnusableError, UsageError
+from backupd.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,7 +106,7 @@ def _reject_odd_tags(tags: Sequence[str]) -> None:
 
 
 def _chosen_databases(texts: Sequence[str], session: Session) -> list[Database]:
-    from backupd.config import unmatched_patterns
+    from backupd.config import nothing_found, unmatched_patterns
 
     if texts:
         return session.selected(texts)
@@ -121,12 +121,9 @@ def _chosen_databases(texts: Sequence[str], session: Session) -> list[Database]:
     if not configured:
         for problem in session.problems():
             raise problem
-        raise SourceUnusableError(
-            f"no file matches {' or '.join(unmatched)}",
-            hint="check the path and, in a container, that the volume is mounted there",
-        )
+        raise nothing_found(*unmatched)
     for pattern in unmatched:
-        output.print_warning(f"no file matches {pattern}; the other databases are backed up")
+        output.print_warning(f"{nothing_found(pattern).message}; the other databases are backed up")
     return list(configured)
 
 

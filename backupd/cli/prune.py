@@ -105,18 +105,31 @@ class _Pruning:
         """Prune one database in one store."""
         from backupd.prune import prune
 
+        now = datetime.now(UTC)
         result = prune(
             rotated.repository,
             database,
             rotated.policy(database),
             self._session.state,
-            now=datetime.now(UTC),
+            now=now,
             is_dry_run=self._is_dry_run,
             accepts_shrink=self._accepts_shrink,
         )
         if not self._session.is_json:
             self._print(result, rotated)
+        if not self._is_dry_run and rotated.policy(database) is not None:
+            self._record(result, at=now)
         self._results.append(result)
+
+    def _record(self, result: PruneResult, *, at: datetime) -> None:
+        from backupd.upkeep.rotation import record_prune
+
+        try:
+            record_prune(result, self._session.status, at=at)
+        except BackupdError as error:
+            output.print_warning(f"{result.database}: the status does not know of this prune: {error.message}")
+            if error.hint is not None:
+                output.print_hint(error.hint)
 
     def _print(self, result: PruneResult, rotated: RotatedStore) -> None:
         from backupd.cli.pruned import print_hold

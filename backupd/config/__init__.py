@@ -11,6 +11,7 @@ from backupd.config.databases import (
     entries_by_name,
     find_databases,
     look_for_databases,
+    nothing_found,
     unmatched_patterns,
 )
 from backupd.config.loading import load
@@ -50,6 +51,7 @@ __all__ = [
     "format_size",
     "load",
     "look_for_databases",
+    "nothing_found",
     "parse_duration",
     "parse_size",
     "store_from_url",

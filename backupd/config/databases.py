@@ -4,6 +4,7 @@ import glob
 import os
 import re
 from collections.abc import Container, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self
@@ -13,7 +14,7 @@ from pydantic import BeforeValidator, model_validator
 from backupd.config.retention import RetentionSettings
 from backupd.config.schedule import ScheduleSettings
 from backupd.config.values import InvalidValueError, Table, absolute_path
-from backupd.errors import UsageError
+from backupd.errors import SourceUnusableError, UsageError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # A store keeps these files beside the databases' directories.
@@ -71,7 +72,7 @@ class DatabaseSettings(Table):
     @property
     def is_glob(self) -> bool:
         """Whether `path` may find several files."""
-        return any(wildcard["run"] for wildcard in _WILDCARD.finditer(self.path))
+        return _has_wildcard(self.path)
 
     @model_validator(mode="after")
     def _check_the_name(self) -> Self:
@@ -103,6 +104,10 @@ class DatabaseSettings(Table):
         if not self.is_glob:
             return database_from_path(path, name=self.name)
         return Database(_name_that_varies(self.path, path), path)
+
+
+def _has_wildcard(pattern: str) -> bool:
+    return any(wildcard["run"] for wildcard in _WILDCARD.finditer(pattern))
 
 
 def database_from_path(path: Path, *, name: str | None = None) -> Database:
@@ -167,6 +172,42 @@ def look_for_databases(entries: Iterable[DatabaseSettings]) -> Found:
             paths.add(path)
             databases.append((entry, database))
     return Found(tuple(databases), tuple(problems), problems_by_path)
+
+
+def nothing_found(*patterns: str) -> SourceUnusableError:
+    """The error for patterns that find no file. Looks whether that is because this process may not look for any."""
+    told = f"no file matches {' or '.join(patterns)}"
+    closed = next(filter(None, map(_closed_directory, patterns)), None)
+    if closed is None:
+        return SourceUnusableError(
+            told,
+            hint="check the path, whether the file is called otherwise and, in a container, whether the volume is "
+            "mounted there",
+        )
+    directory, owner = closed
+    uid = os.geteuid()
+    as_owner = f"run backupd as uid {owner}, or " if owner != uid else ""
+    return SourceUnusableError(
+        f"{told}: uid {uid} may not look into {directory}",
+        hint=f"{as_owner}let uid {uid} read and enter that directory",
+    )
+
+
+def _closed_directory(pattern: str) -> tuple[str, int] | None:
+    """The nearest directory on the way to what `pattern` finds that this process may not look into, and its owner."""
+    inner = pattern
+    while (directory := os.path.dirname(inner)) != inner:  # noqa: PTH120  (a pattern is no path: it may end in a slash)
+        # A name can be asked for where the others cannot be listed.
+        needed = os.X_OK | (os.R_OK if _has_wildcard(os.path.basename(inner)) else 0)  # noqa: PTH119  (as above)
+        found = [each for each in sorted(glob.glob(directory)) if os.path.isdir(each)]  # noqa: PTH112, PTH207  (as in `paths`)
+        closed = next((each for each in found if not os.access(each, needed)), None)
+        if closed is not None:
+            with suppress(FileNotFoundError):  # gone meanwhile
+                return closed, Path(closed).stat().st_uid
+        if found:
+            return None
+        inner = directory
+    return None
 
 
 def unmatched_patterns(entries: Iterable[DatabaseSettings]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """The whole configuration, with its defaults."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args
@@ -139,12 +139,22 @@ class Settings(Table):
     def _refuse_twins(self) -> Self:
         # What patterns find changes while backupd runs, and is looked at then.
         find_databases(entry for entry in self.databases if not entry.is_glob)
+        _refuse_shared_patterns(entry.path for entry in self.databases if entry.is_glob)
         by_url: dict[str, StoreSettings] = {}
         for store in self.stores:
             first = by_url.setdefault(store.url, store)
             if first is not store:
                 _refuse_shared_url(first, store)
         return self
+
+
+def _refuse_shared_patterns(patterns: Iterable[str]) -> None:
+    """Raise `InvalidValueError`: the second of two equal ones would never find a file, and its keys have no effect."""
+    known: set[str] = set()
+    for pattern in patterns:
+        if pattern in known:
+            raise InvalidValueError(f"{pattern} has two entries", hint="take one of them out: the first has every file")
+        known.add(pattern)
 
 
 def _refuse_shared_url(first: StoreSettings, second: StoreSettings) -> None:

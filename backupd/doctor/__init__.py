@@ -2,6 +2,7 @@
 
     examination     runs everything side by side, each part for so long at most
     configuration   the file, what it names, the state directory
+    unlisted        SQLite files beside the databases that nobody named
     databases       judges what a process of its own (`looking`, `child`) found at each database
     stores          writes into each store, reads back, deletes; `probe` is the object that it does so with
     buckets         what a bucket says of itself;  directories: what the kernel says of a directory

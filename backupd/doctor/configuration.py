@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backupd.config import look_for_databases
+from backupd.config import look_for_databases, nothing_found, unmatched_patterns
+from backupd.config.problems import variable_of
 from backupd.doctor import figures
 from backupd.doctor.findings import Subject
 from backupd.errors import ExitCode
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from backupd.config import Database, DatabaseSettings, Settings
     from backupd.doctor.findings import Finding
     from backupd.doctor.mounts import Host
-    from backupd.errors import UsageError
+    from backupd.errors import BackupdError, UsageError
 
 CONFIGURATION = Subject("configuration")
 STATE = Subject("state directory")
@@ -28,6 +29,7 @@ STATE = Subject("state directory")
 _SECRET_KEYS = {"secret_access_key", "session_token", "token"}
 _TABLES_WITH_SECRET_URLS = {"notifications", "heartbeats"}
 _OTHERS = 0o007
+_ENTRIES_IN_VARIABLES = (f"{variable_of('databases')}__", f"{variable_of('stores')}__")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +49,8 @@ class Protected:
 
     databases: tuple[Database, ...] = ()
     entries: Mapping[str, DatabaseSettings] = field(default_factory=dict)
-    unmatched: tuple[str, ...] = ()
-    """The patterns that find no file."""
+    unmatched: tuple[BackupdError, ...] = ()
+    """Why patterns find no file."""
     problems: tuple[UsageError, ...] = ()
     """Why files that patterns find are no databases."""
 
@@ -59,14 +61,17 @@ def find_protected(settings: Settings) -> Protected:
     return Protected(
         tuple(database for _, database in found.databases),
         {database.name: entry for entry, database in found.databases},
-        tuple(entry.path for entry in settings.databases if entry.is_glob and not entry.paths()),
+        tuple(nothing_found(pattern) for pattern in unmatched_patterns(settings.databases)),
         tuple(problem for _, problem in found.problems),
     )
 
 
-def judge_file(settings: Settings) -> Iterator[Finding]:
+def judge_file(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
     """Where the configuration comes from, and who may read the secrets in it."""
     source = settings.source
+    if source is None and any(value and name.startswith(_ENTRIES_IN_VARIABLES) for name, value in environ.items()):
+        yield CONFIGURATION.ok("file", "there is none: variables say what to do, and they are valid")
+        return
     if source is None:
         yield CONFIGURATION.note(
             "file", "there is no file: variables and defaults hold", "write one with: backupd init, or mount it"
@@ -120,14 +125,7 @@ def judge_protected(settings: Settings, protected: Protected) -> Iterator[Findin
             "list them under [[databases]]: backupd init finds them; in a container, look whether the file is mounted",
             ExitCode.USAGE,
         )
-    for pattern in protected.unmatched:
-        yield CONFIGURATION.error(
-            "databases",
-            f"no file matches {pattern}",
-            "check the pattern and, in a container, that the volume is mounted there",
-            ExitCode.SOURCE_UNUSABLE,
-        )
-    for problem in protected.problems:
+    for problem in (*protected.unmatched, *protected.problems):
         yield CONFIGURATION.failed("databases", problem)
     if protected.databases:
         yield CONFIGURATION.ok("databases", f"{len(protected.databases)} to back up")

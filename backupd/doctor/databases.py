@@ -40,6 +40,7 @@ class _Judgement:
         self._look = look
         self._capture = capture
         self._host = host
+        self._mount = host.mount_of(Path(look.real_path))
         self._subject = subject_of(database)
 
     def findings(self) -> Iterator[Finding]:
@@ -52,7 +53,7 @@ class _Judgement:
             yield self._journal_mode()
             yield self._sqlite_version()
         yield self._owner(self._look.file)
-        yield self._mount()
+        yield from self._mounted()
         if self._look.free_bytes is not None:
             yield self._space(self._look.free_bytes)
 
@@ -138,6 +139,12 @@ class _Judgement:
                 "be able to write",
                 f"while the application is stopped, chown that file to {file.uid}:{file.gid}; remove nothing",
             )
+        # Where nobody can write, no rights are missing, and what that means is told of the mount.
+        problem = None if self._is_read_only else self._missing_right(file, told)
+        return problem or self._subject.ok("owner", told)
+
+    def _missing_right(self, file: FileFacts, told: str) -> Finding | None:
+        look = self._look
         if look.is_wal and look.uid not in {0, file.uid}:
             return self._subject.warning(
                 "owner",
@@ -155,7 +162,7 @@ class _Judgement:
             return self._restore_elsewhere(where)
         if not look.is_writable:
             return self._restore_elsewhere(f"{told}, which may not write it")
-        return self._subject.ok("owner", told)
+        return None
 
     def _restore_elsewhere(self, told: str) -> Finding:
         return self._subject.note(
@@ -174,16 +181,24 @@ class _Judgement:
                 return ending
         return None
 
-    def _mount(self) -> Finding:
-        mount = self._host.mount_of(Path(self._look.real_path))
+    @property
+    def _is_read_only(self) -> bool:
+        return bool(self._look.is_read_only or (self._mount is not None and self._mount.is_read_only))
+
+    def _mounted(self) -> Iterator[Finding]:
+        mount = self._mount
         if mount is None:
-            return self._subject.note("mount", "this system does not say what the database is mounted from")
-        told = f"{mount.kind} at {mount.point}"
-        if (finding := self._unsafe_mount(mount, told)) is not None:
-            return finding
-        if self._look.is_read_only or mount.is_read_only:
-            return self._read_only(told)
-        return self._subject.ok("mount", told)
+            yield self._subject.note("mount", "this system does not say what the database is mounted from")
+            told, unsafe = "something", None
+        else:
+            told = f"{mount.kind} at {mount.point}"
+            unsafe = self._unsafe_mount(mount, told)
+        if unsafe is not None:
+            yield unsafe
+        if self._is_read_only:
+            yield self._read_only(told)
+        elif mount is not None and unsafe is None:
+            yield self._subject.ok("mount", told)
 
     def _unsafe_mount(self, mount: Mount, told: str) -> Finding | None:
         if mount.is_in_memory:

@@ -15,6 +15,7 @@ from backupd.doctor.configuration import Protected, find_protected, look_at_stat
 from backupd.doctor.looking import look_at
 from backupd.doctor.mounts import this_host
 from backupd.doctor.stores import StoreExamination
+from backupd.doctor.unlisted import find_unlisted, judge_unlisted
 from backupd.doctor.unwaited import started
 from backupd.errors import BackupdError, BusyError, StoreUnavailableError
 
@@ -81,16 +82,18 @@ class _Run:
         stores_end_at = time.monotonic() + self._patience.store
         try:
             looked_at_state = started(lambda: look_at_state(self._settings.state_dir))
+            looked_for_unlisted = started(lambda: find_unlisted(self._settings))
             protected, of_configuration = self._protected()
             looks, of_databases = self._of_databases(protected.databases)
             of_state = self._of_state(looked_at_state, looks)
+            of_configuration += self._of_unlisted(looked_for_unlisted)
             of_stores = [*self._of_stores(used, stores_end_at, looks)]
         except BaseException:
             self._clean_up(used)
             raise
         now = datetime.now(UTC)
         return (
-            *configuration.judge_file(self._settings),
+            *configuration.judge_file(self._settings, self._environ),
             *configuration.judge_secret_files(self._environ, self._host),
             *of_configuration,
             *of_state,
@@ -109,6 +112,13 @@ class _Run:
             error = _hangs("looking for the databases", self._patience.directory)
             return Protected(), [configuration.CONFIGURATION.failed("databases", error)]
         return protected, [*configuration.judge_protected(self._settings, protected)]
+
+    def _of_unlisted(self, looked: Future[tuple[Path, ...]]) -> list[Finding]:
+        try:
+            return [*judge_unlisted(looked.result(self._patience.directory))]
+        except TimeoutError:
+            told = "looking for SQLite files that no entry has did not end in time"
+            return [configuration.CONFIGURATION.note("other files", told)]
 
     def _of_state(self, looked: Future[StateLook], looks: Mapping[str, DatabaseLook]) -> list[Finding]:
         try:

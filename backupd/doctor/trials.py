@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from concurrent.futures import wait
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from backupd.doctor.times import NOTIFICATIONS
 from backupd.doctor.unwaited import started
@@ -14,7 +14,6 @@ from backupd.health.heartbeats import host_of, send_once
 from backupd.health.telling import AppriseTarget
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from concurrent.futures import Future
 
     from backupd.config import HeartbeatSettings, NotificationSettings, Settings
@@ -22,6 +21,15 @@ if TYPE_CHECKING:
 
 _SECONDS = 30.0
 _TEXT = "This is a test by `backupd doctor --send-test`. Nothing is wrong, and nothing needs to be done."
+_ASK_APPRISE = "check the URL, its credentials and the network; apprise says more with: apprise -vv -b test URL"
+_ASK_THE_URL = "check the URL and the network; more is said by: curl -v URL"
+
+
+class _Trial(NamedTuple):
+    name: str
+    """Where it is in the configuration, because two may be on one host, and the part of its URL that is no secret."""
+    remedy: str
+    outcome: Future[str | None]
 
 
 def send_tests(settings: Settings, *, seconds: float = _SECONDS) -> list[Finding]:
@@ -31,10 +39,18 @@ def send_tests(settings: Settings, *, seconds: float = _SECONDS) -> list[Finding
     Waits at most `seconds`.
     """
     trials = [
-        *(_trial(AppriseTarget(each).name, partial(_notify, each)) for each in settings.notifications),
-        *(_trial(host_of(each), partial(_beat, each)) for each in settings.heartbeats),
+        *(
+            _Trial(
+                f"notifications[{position}] ({AppriseTarget(each).name})", _ASK_APPRISE, started(partial(_notify, each))
+            )
+            for position, each in enumerate(settings.notifications)
+        ),
+        *(
+            _Trial(f"heartbeats[{position}] ({host_of(each)})", _ASK_THE_URL, started(partial(_beat, each)))
+            for position, each in enumerate(settings.heartbeats)
+        ),
     ]
-    wait([outcome for _, outcome in trials], timeout=seconds)
+    wait([trial.outcome for trial in trials], timeout=seconds)
     if not trials:
         return [
             NOTIFICATIONS.warning(
@@ -43,11 +59,7 @@ def send_tests(settings: Settings, *, seconds: float = _SECONDS) -> list[Finding
                 "configure [[notifications]] or [[heartbeats]] first",
             )
         ]
-    return [_finding(name, outcome, seconds) for name, outcome in trials]
-
-
-def _trial(name: str, send: Callable[[], str | None]) -> tuple[str, Future[str | None]]:
-    return name, started(send)
+    return [_finding(trial, seconds) for trial in trials]
 
 
 def _notify(settings: NotificationSettings) -> str | None:
@@ -59,13 +71,8 @@ def _beat(settings: HeartbeatSettings) -> str | None:
     return send_once(settings, _TEXT)
 
 
-def _finding(name: str, outcome: Future[str | None], seconds: float) -> Finding:
-    problem = outcome.result() if outcome.done() else f"it was not sent within {seconds:g} s"
+def _finding(trial: _Trial, seconds: float) -> Finding:
+    problem = trial.outcome.result() if trial.outcome.done() else f"it was not sent within {seconds:g} s"
     if problem is None:
-        return NOTIFICATIONS.ok("test", f"sent to {name}: look whether it arrived")
-    return NOTIFICATIONS.error(
-        "test",
-        f"the test to {name} failed: {problem}",
-        "check the URL, its credentials and the network; apprise says more with: apprise -vv -b test URL",
-        ExitCode.USAGE,
-    )
+        return NOTIFICATIONS.ok("test", f"sent to {trial.name}: look whether it arrived")
+    return NOTIFICATIONS.error("test", f"the test to {trial.name} failed: {problem}", trial.remedy, ExitCode.USAGE)

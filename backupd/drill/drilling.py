@@ -11,7 +11,7 @@ from backupd.drill.examination import examine
 from backupd.drill.image import DamagedPacksError, fetch_proven
 from backupd.drill.results import DrillResult, Outcome
 from backupd.drill.scratch import scratch_file
-from backupd.errors import BackupdError, DamageError, NoSuchObjectError, NoSuchSnapshotError
+from backupd.errors import BackupdError, DamageError, NoSuchObjectError, NoSuchSnapshotError, StoreUnavailableError
 from backupd.format.records import Drill, DrillOutcome, encode_drill
 from backupd.live.soundness import MOST_FINDINGS
 from backupd.logs import log
@@ -105,10 +105,7 @@ class _Drilling:
                 soundness = examine(file, deadline=self._deadline, should_stop=self._should_stop)
             return self._judged(result, manifest, soundness)
         except DamageError as error:
-            packs = error.packs if isinstance(error, DamagedPacksError) else ()
-            return replace(
-                result, outcome=Outcome.DAMAGED_STORE, error=self._told(result.id, error), damaged_packs=packs
-            )
+            return self._damaged(result, error)
         except BackupdError as error:
             return replace(result, error=error)
 
@@ -152,6 +149,29 @@ class _Drilling:
             return replace(result, outcome=Outcome.DAMAGED_SOURCE, error=error)
         return replace(result, outcome=Outcome.NOT_CHECKABLE if soundness.unchecked else Outcome.PROVEN)
 
+    def _damaged(self, result: DrillResult, error: DamageError) -> DrillResult:
+        """`result` with the verdict that the store is damaged; without one when it has gone away meanwhile."""
+        try:
+            self._reject_vanished_store()
+        except DamageError:
+            pass  # It is there, and more is wrong with it.
+        except BackupdError as gone:
+            return replace(result, error=gone)
+        packs = error.packs if isinstance(error, DamagedPacksError) else ()
+        return replace(result, outcome=Outcome.DAMAGED_STORE, error=self._told(result.id, error), damaged_packs=packs)
+
+    def _reject_vanished_store(self) -> None:
+        """Raise `StoreUnavailableError` for a store that has gone: all that it held looks like missing then.
+
+        Also, in the place of a directory that is no longer mounted, no other is to be made.
+        """
+        if not self._repository.exists():
+            url = self._repository.url
+            raise StoreUnavailableError(
+                f"{url} has gone away in the middle of a drill of {self._database}: it holds no backups any more",
+                hint="see that it is mounted, and that nobody has moved it; the next drill tries again",
+            )
+
     def _told(self, snapshot_id: SnapshotId | None, error: DamageError) -> DamageError:
         """`error` for somebody who did not ask for a restore."""
         url = self._repository.url
@@ -175,6 +195,7 @@ class _Drilling:
         )
         key = RecordKey(RecordKind.DRILL, self._database, str(result.id))
         try:
+            self._reject_vanished_store()
             self._repository.put_object(str(key), encode_drill(record))
         except BackupdError as error:
             if result.error is None:

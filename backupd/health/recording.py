@@ -143,7 +143,8 @@ def with_drill(status: Status, result: DrillResult, *, at: datetime) -> Status:
         return replace(
             health,
             drill_failure=_drill_failure(health.drill_failure, result, at),
-            is_damaged=health.is_damaged or result.outcome == "damaged-store",
+            # A source that was damaged was read byte by byte, and every one was right.
+            is_damaged=result.outcome == "damaged-store" or (health.is_damaged and result.outcome != "damaged-source"),
             fingerprint=None if result.outcome == "damaged-store" else health.fingerprint,
         )
 

@@ -95,7 +95,7 @@ class StoreHealth:
     failure: Failure | None = None
     drill_failure: Failure | None = None
     is_damaged: bool = False
-    """A drill found stored bytes that are not the ones that were written, and none has succeeded since."""
+    """A drill found stored bytes that are not the ones that were written, and none has read them right since."""
     hold: Problem | None = None
     """Pruning would remove something and does not."""
     prune_failure: Failure | None = None

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import re
 import unicodedata
-from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from backupd.config import DatabaseSettings, check_database_name, database_from_path
+from backupd.config import DatabaseSettings, check_database_name, look_for_databases
 from backupd.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from backupd.config import Settings
+
 _FEWEST_TENANTS = 2
 _LONGEST_NAME = 100
+_DIGEST_LENGTH = 8
 _WILDCARD = re.compile("[*?[]")
 
 
@@ -40,42 +43,60 @@ class Entry:
 def entries_for(files: Sequence[Path]) -> tuple[list[Entry], list[Path]]:
     """Entries for all of `files` (absolute) under names of their own, and the files that none can be written for.
 
-    Files of one name in directories side by side become one pattern. A path that is not UTF-8 text cannot be written.
+    Files whose paths differ in one directory become one pattern. A path that is not UTF-8 text cannot be written.
     """
     writable = [path for path in files if _is_text(path)]
     entries: list[Entry] = []
     taken: set[str] = set()
-    for group in _groups(writable):
-        names = _names_in(group)
+    of_a_pattern: set[Path] = set()
+    for pattern, group in _groups(writable):
+        names = _names_in(pattern, group)
         # Two patterns for the same directories would give two databases one name.
-        if len(names) == len(group) and not names & taken:
-            entries.append(Entry(_tenant_pattern(group), None, tuple(group)))
+        if len(names) == len(group) and not names & taken and of_a_pattern.isdisjoint(group):
+            entries.append(Entry(pattern, None, tuple(group)))
             taken |= names
-    by_pattern = {path for entry in entries for path in entry.files}
-    single = [path for path in writable if path not in by_pattern]
-    shared = Counter(path.stem.lower() for path in single)
-    for path in single:
-        name = _free_name(path, taken, is_shared=shared[path.stem.lower()] > 1)
-        taken.add((name or path.stem).lower())
-        entries.append(Entry(glob.escape(str(path)), name, (path,)))
+            of_a_pattern.update(group)
+    entries += _single_entries([path for path in writable if path not in of_a_pattern], taken).values()
     entries.sort(key=lambda entry: entry.files)
     return entries, [path for path in files if path not in writable]
 
 
-def entry_for(text: str, taken: Iterable[str] = ()) -> Entry:
-    """The entry for a path or a pattern that somebody wrote, under a name that is not among `taken`.
+def entries_from(texts: Sequence[str]) -> list[Entry]:
+    """The entries for paths and patterns that somebody wrote, in their order, under names that no other has.
 
     Raises `UsageError` for a pattern that cannot be used.
     """
-    path = Path(text).expanduser().absolute()
-    if os.path.lexists(path) or not _WILDCARD.search(text):
-        return Entry(glob.escape(str(path)), _free_name(path, {name.lower() for name in taken}), (path,))
+    paths = {text: Path(text).expanduser().absolute() for text in texts}
+    patterns = {
+        text: _written_pattern(text, path)
+        for text, path in paths.items()
+        if _WILDCARD.search(text) and not os.path.lexists(path)
+    }
+    taken = {name for entry in patterns.values() for name in _names_in(entry.pattern, entry.files)}
+    singles = _single_entries(list(dict.fromkeys(path for text, path in paths.items() if text not in patterns)), taken)
+    entries = [patterns[text] if text in patterns else singles[path] for text, path in paths.items()]
+    return list(dict.fromkeys(entries))
+
+
+def _written_pattern(text: str, path: Path) -> Entry:
     try:
         settings = DatabaseSettings(path=str(path))
     except ValidationError as error:
         reason = error.errors()[0].get("ctx", {}).get("error")
         raise UsageError(f"{text}: {reason}", hint=getattr(reason, "hint", None)) from None
     return Entry(str(path), None, settings.paths())
+
+
+def moved_names(entries: Iterable[Entry], settings: Settings) -> list[tuple[str, Path, Path]]:
+    """Names that are another file's in `entries` than in `settings`: each with the path there, and the one here."""
+    before = {database.name.lower(): database.path for _, database in look_for_databases(settings.databases).databases}
+    anew = [DatabaseSettings(path=entry.pattern, name=entry.name) for entry in entries]
+    databases = [database for _, database in look_for_databases(anew).databases]
+    return [
+        (database.name, before[database.name.lower()], database.path)
+        for database in databases
+        if before.get(database.name.lower(), database.path) != database.path
+    ]
 
 
 def _is_text(path: Path) -> bool:
@@ -86,46 +107,106 @@ def _is_text(path: Path) -> bool:
     return True
 
 
-def _groups(files: Sequence[Path]) -> list[list[Path]]:
-    """Groups of files whose paths differ in the directory that they are in, and in nothing else."""
-    groups: dict[tuple[Path, str], list[Path]] = {}
+def _groups(files: Sequence[Path]) -> list[tuple[str, list[Path]]]:
+    """Patterns with the files that they find, whose paths differ in one directory and in nothing else.
+
+    The largest come first, as tenants are many; of equal ones, that which differs nearest to the file.
+    """
+    groups: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Path]] = {}
     for path in files:
-        # A wildcard does not find what is hidden.
-        if not path.parent.name.startswith("."):
-            groups.setdefault((path.parent.parent, path.name), []).append(path)
-    return [group for group in groups.values() if len(group) >= _FEWEST_TENANTS]
+        parts = path.parts
+        for position in range(1, len(parts) - 1):
+            # A wildcard does not find what is hidden.
+            if not parts[position].startswith("."):
+                groups.setdefault((parts[:position], parts[position + 1 :]), []).append(path)
+    tenants = [(around, group) for around, group in groups.items() if len(group) >= _FEWEST_TENANTS]
+    tenants.sort(key=lambda each: (-len(each[1]), -len(each[0][0]), each[0]))
+    return [(_tenant_pattern(*around), group) for around, group in tenants]
 
 
-def _names_in(group: Sequence[Path]) -> set[str]:
-    """The names, in lower case, that a pattern gives the files of the group; none when it cannot name them all."""
-    settings = DatabaseSettings(path=_tenant_pattern(group))
+def _tenant_pattern(before: Sequence[str], after: Sequence[str]) -> str:
+    start = glob.escape(str(Path(*before))).rstrip("/")
+    return f"{start}/*/{glob.escape(str(Path(*after)))}"
+
+
+def _names_in(pattern: str, files: Sequence[Path]) -> set[str]:
+    """The names, in lower case, that a pattern gives `files`; none when it cannot name them all."""
+    settings = DatabaseSettings(path=pattern)
     try:
-        return {settings.database_at(path).name.lower() for path in group}
+        return {settings.database_at(path).name.lower() for path in files}
     except UsageError:
         return set()
 
 
-def _tenant_pattern(group: Sequence[Path]) -> str:
-    first = group[0]
-    parent = str(first.parent.parent).rstrip("/")
-    return f"{glob.escape(parent)}/*/{glob.escape(first.name)}"
+def _single_entries(paths: Iterable[Path], taken: Iterable[str]) -> dict[Path, Entry]:
+    """An entry for each, with a name only where the one that the path gives by itself will not do."""
+    names = _free_names(paths, taken)
+    return {
+        path: Entry(glob.escape(str(path)), None if name == path.stem else name, (path,))
+        for path, name in names.items()
+    }
 
 
-def _free_name(path: Path, taken: Iterable[str], *, is_shared: bool = False) -> str | None:
-    """A name that is not taken; None when that is the one which the path gives by itself, and no other path does."""
+def _free_names(paths: Iterable[Path], taken: Iterable[str]) -> dict[Path, str]:
+    """A name for each that is neither among `taken` (in lower case) nor that of another; in any order the same.
+
+    All files that are called alike get theirs in one way, which is from their own paths. With a counter in it, a name
+    would be another file's as soon as one more is found, and two histories would become one.
+    """
     used = set(taken)
-    try:
-        own = database_from_path(path).name
-    except UsageError:
-        own = ""
-    if own and own.lower() not in used and not is_shared:
-        return None
-    wanted = _as_name(f"{path.parent.name}-{path.stem}" if own else path.stem)
-    numbered = (f"{wanted[: _LONGEST_NAME - 6]}-{number}" for number in count(2))
-    return next(name for name in chain([wanted], numbered) if name.lower() not in used)
+    names: dict[Path, str] = {}
+    waiting: dict[str, list[Path]] = {}
+    for path in sorted(paths):
+        waiting.setdefault(_as_name(path.stem).lower(), []).append(path)
+    for way in (_by_file, _by_directory, _by_ending, _by_directories, _by_digest):
+        for stem, alike in tuple(waiting.items()):
+            made = dict(zip(alike, way(alike), strict=True))
+            lowered = {name.lower() for name in made.values()}
+            if (len(lowered) == len(alike) and lowered.isdisjoint(used)) or way is _by_digest:
+                names |= made
+                used |= lowered
+                del waiting[stem]
+    return names
+
+
+def _by_file(alike: Sequence[Path]) -> list[str]:
+    return [_as_name(path.stem) for path in alike]
+
+
+def _by_directory(alike: Sequence[Path]) -> list[str]:
+    """With the first directory in which their paths differ, or else the last."""
+    shared = _shared_length(alike)
+    return [_as_name(f"{(path.parent.parts[shared:] or (path.parent.name,))[0]}-{path.stem}") for path in alike]
+
+
+def _by_ending(alike: Sequence[Path]) -> list[str]:
+    return [_as_name(path.name) for path in alike]
+
+
+def _by_directories(alike: Sequence[Path]) -> list[str]:
+    """With all directories after those that their paths share."""
+    shared = _shared_length(alike)
+    return [_as_name("-".join((*path.parent.parts[shared:], path.stem))) for path in alike]
+
+
+def _by_digest(alike: Sequence[Path]) -> list[str]:
+    """With the beginning of a digest of the whole path: two that are equal are as good as none."""
+    digests = (hashlib.sha256(str(path).encode()).hexdigest()[:_DIGEST_LENGTH] for path in alike)
+    names = _by_directory(alike)
+    return [
+        f"{name[: _LONGEST_NAME - _DIGEST_LENGTH - 1]}-{digest}" for name, digest in zip(names, digests, strict=True)
+    ]
+
+
+def _shared_length(paths: Sequence[Path]) -> int:
+    """How many directories are the same at the beginning of all paths."""
+    return len(os.path.commonpath([path.parent for path in paths]).rstrip("/").split("/"))
 
 
 def _as_name(text: str) -> str:
+    """The text itself, if a database can be called that; else something like it."""
+    with suppress(UsageError):
+        return check_database_name(text)
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._")[:_LONGEST_NAME] or "database"
     try:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import tomllib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backupd.config import load
-from backupd.config.settings import home_directory
+from backupd.config.problems import variable_of
+from backupd.config.settings import default_state_dir, home_directory
+from backupd.config.values import absolute_path
 from backupd.errors import TargetExistsError, TargetUnwritableError, UsageError
 
 if TYPE_CHECKING:
@@ -66,6 +69,28 @@ def usual_place(environ: Mapping[str, str], *, is_root: bool) -> Path:
     if home is None:
         raise UsageError("there is no home directory to write the configuration to", hint="name a file with --config")
     return home / ".config/backupd/config.toml"
+
+
+def state_directory(environ: Mapping[str, str], *, is_root: bool) -> Path:
+    """Where backupd keeps its own files under the configuration that is to be written. Raises `UsageError`."""
+    if named := environ.get(variable_of("state_dir")):
+        return absolute_path(named)
+    return default_state_dir(environ, is_root=is_root)
+
+
+def variables_that_beat(wish: ConfigurationWish, environ: Mapping[str, str]) -> list[str]:
+    """The variables that are set and of which every command takes the value in place of what the file says."""
+    written = (variable_of(*location) for location in _locations(tomllib.loads(as_toml(wish))))
+    return [name for plain in written for name in (plain, f"{plain}_FILE") if environ.get(name)]
+
+
+def _locations(tree: Any, *outer: int | str) -> Iterator[tuple[int | str, ...]]:
+    """Where the values in a tree of tables are."""
+    if not isinstance(tree, dict | list):
+        yield outer
+        return
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        yield from _locations(value, *outer, key)
 
 
 def as_toml(wish: ConfigurationWish) -> str:

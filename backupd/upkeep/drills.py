@@ -11,7 +11,7 @@ from backupd.health.recording import with_drill
 from backupd.logs import log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from backupd.config import Settings
     from backupd.drill import DrillResult
@@ -32,7 +32,7 @@ def drill_next(
     *,
     should_stop: Callable[[], None],
 ) -> DrillResult | None:
-    """A drill of the newest snapshot in the store that had its last one longest ago; None when no store has a snapshot.
+    """A drill of the newest snapshot in the store whose turn it is; None when no store has a snapshot.
 
     Expected failures are in the result, and in the status. Raises `InterruptedByUserError` as `should_stop` does.
     """
@@ -41,7 +41,8 @@ def drill_next(
     holding = [rotated for rotated in stores if rotated.url in health and health[rotated.url].snapshot_id]
     if not holding:
         return None
-    rotated = min(holding, key=lambda each: last_drill(health[each.url]) or _NEVER)
+    url = _next_store({rotated.url: health[rotated.url] for rotated in holding})
+    rotated = next(each for each in holding if each.url == url)
     now = datetime.now(UTC)
     result = drill(rotated.repository, configured.name, state, settings, now=now, should_stop=should_stop)
     if isinstance(result.error, InterruptedByUserError):
@@ -51,6 +52,24 @@ def drill_next(
     except BackupdError as error:
         log.error("the status cannot be written", error=error.values())
     return result
+
+
+def _next_store(health: Mapping[str, StoreHealth]) -> str:
+    """The URL of the store that had its last drill longest ago; before that, one that may have been mended since.
+
+    Whoever has mended a store waits for the alarm to end. But one that failed again a moment ago, although it had a
+    newer snapshot, must not keep others waiting: after it, it is another's turn.
+    """
+    tried_at = {url: last_drill(each) or _NEVER for url, each in health.items()}
+    latest = health[max(tried_at, key=tried_at.__getitem__)].drill_failure
+    has_failed_again = latest is not None and latest.count > 1
+    mended = [] if has_failed_again else [url for url, each in health.items() if _may_be_mended(each)]
+    return min(mended or health, key=tried_at.__getitem__)
+
+
+def _may_be_mended(health: StoreHealth) -> bool:
+    failure, snapshot_at = health.drill_failure, health.snapshot_at
+    return failure is not None and snapshot_at is not None and failure.last_at < snapshot_at
 
 
 def last_drill(health: StoreHealth) -> datetime | None:

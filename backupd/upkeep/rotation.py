@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from backupd.upkeep.stores import RotatedStore
 
 
+def is_rotated_after(result: BackupResult, rotated: RotatedStore) -> bool:
+    """Whether a snapshot's success is to be followed by a prune, by the policy of its database there."""
+    policy = rotated.policy(result.database)
+    return result.error is None and policy is not None and policy.after_snapshot
+
+
 def rotate_after(
     result: BackupResult, rotated: RotatedStore, state: StateDirectory, status: StatusFile
 ) -> PruneResult | None:
@@ -25,8 +31,7 @@ def rotate_after(
 
     Expected failures are in the result. None is a failure of the snapshot.
     """
-    policy = rotated.policy(result.database)
-    if result.error is not None or policy is None or not policy.after_snapshot:
+    if not is_rotated_after(result, rotated):
         return None
     return rotate(result.database, rotated, state, status)
 
@@ -39,10 +44,19 @@ def rotate(database: str, rotated: RotatedStore, state: StateDirectory, status: 
     now = datetime.now(UTC)
     outcome = prune.prune(rotated.repository, database, rotated.policy(database), state, now=now)
     try:
-        status.update(lambda found: with_prune(found, outcome, at=now))
+        record_prune(outcome, status, at=now)
     except BackupdError as error:
         return replace(outcome, error=outcome.error or error)
     return outcome
+
+
+def record_prune(result: PruneResult, status: StatusFile, *, at: datetime) -> None:
+    """Note in the status what became of a prune of a configured database, so that a hold that it ended alarms no more.
+
+    `at` is when it began. A database or a store that the status does not know stays unknown. Raises
+    `TargetUnwritableError` and `BusyError` as `StatusFile.update` does.
+    """
+    status.update(lambda found: with_prune(found, result, at=at))
 
 
 def is_news(result: PruneResult, state: StateDirectory) -> bool:

@@ -135,6 +135,22 @@ def test_nothing_configured_is_an_error(cli: CommandLine) -> None:
     assert not (cli.directory / "backups").exists()
 
 
+def test_a_database_that_nobody_named_is_warned_of(cli: CommandLine) -> None:
+    """Everything else is well, and it would be missed only on the day that it is needed."""
+    _configure(cli)
+    assert ("configuration", "other files") not in _checks(cli.run("doctor", "--json", expect=0))
+    path = cli.create_database("users.sqlite3", rows=1)
+    check = _checks(cli.run("doctor", "--json", expect=0))["configuration", "other files"]
+    assert (check["verdict"], str(path) in check["message"]) == ("warning", True)
+
+
+def test_variables_are_a_configuration(cli: CommandLine) -> None:
+    """A container without a file is not told to write one."""
+    variables = {"BACKUPD_DATABASES__0__PATH": "app.db", "BACKUPD_STORES__0__URL": "backups"}
+    check = _checks(cli.run("doctor", "--json", environ=variables, expect=0))["configuration", "file"]
+    assert (check["verdict"], check["remedy"]) == ("ok", None)
+
+
 def test_many_databases_stay_on_one_screen(cli: CommandLine) -> None:
     """One of those that are well, or have the same trouble, stands for all; the other is shown, and JSON has all."""
     for number in range(25):

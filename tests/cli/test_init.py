@@ -114,10 +114,12 @@ def test_a_bucket_with_its_secret(cli: CommandLine, moto: S3Server) -> None:
         (("--store", "ftp://host"), "'ftp:' is not a kind of store"),
         (("--snapshots", "every blue moon"), "every blue moon"),
         (("--time-zone", "Europe/Berln"), "Europe/Berln"),
+        (("--store", "s3://bucket/x", "--endpoint-url", "s3.example.org"), "URL of the service must be an http:// or"),
         (("--store", "s3://bucket/x", "--access-key-id", "KEY"), "need each other"),
         (("--store", "s3://bucket/x", "--secret-access-key-file", "nowhere"), "cannot be read from nowhere"),
         (("--database", "a/**/b.db"), "'**' is not supported"),
         (("empty",), "no SQLite database was found below"),
+        (("state",), "is where backupd keeps files of its own"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(
@@ -125,6 +127,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
 ) -> None:
     """One error with a hint, and no file."""
     (cli.directory / "empty").mkdir()
+    cli.create_database("state/restored.db", rows=1)
     finished = cli.run("init", *arguments, *_CONFIG, expect=2)
     assert finished.stderr.startswith("error: ")
     assert told in finished.stderr.splitlines()[0]
@@ -165,6 +168,77 @@ def test_questions_are_asked_on_a_terminal(cli: CommandLine) -> None:
     }
 
 
+def test_a_pattern_is_shown_with_the_names_that_it_gives(cli: CommandLine) -> None:
+    """Wherever on their way the paths differ."""
+    for tenant in ("acme", "beta"):
+        cli.create_database(f"multi/{tenant}/data/app.db", rows=1)
+    finished = cli.run_on_terminal(
+        *("init", "multi", *_CONFIG, "--store", "disk", "--snapshots", "@hourly"), answer="all\n"
+    )
+    assert finished.code == 0, finished
+    assert f"{cli.directory}/multi/*/data/app.db (2 files: acme, beta)" in finished.stdout
+
+
+def test_ranges_of_numbers(cli: CommandLine) -> None:
+    """A list of some hundred files is not typed number by number; what is no range is asked for again."""
+    for number in range(1, 7):
+        cli.create_database(f"d{number}/f{number}.db", rows=1)
+    answers = "3-1\n0-2\n1-99\n1,-3\n1, 3 - 5,4,7\n"
+    finished = cli.run_on_terminal(
+        *("init", ".", *_CONFIG, "--store", "disk", "--snapshots", "@hourly"), answer=answers
+    )
+    assert finished.code == 0, finished
+    assert finished.stdout.count("is not a list of numbers from 1 to 7") == 4
+    names = [entry["path"].rpartition("/")[2] for entry in _written(cli)["databases"]]
+    assert names == ["app.db", "f2.db", "f3.db", "f4.db", "f6.db"]
+
+
+def test_a_wrong_option_is_refused_before_questions(cli: CommandLine) -> None:
+    """Nobody answers five of them to hear at the end that the command line was wrong."""
+    for option, value in (
+        ("--endpoint-url", "s3.example.org"),
+        ("--time-zone", "Europe/Berln"),
+        ("--store", "ftp://x"),
+    ):
+        finished = cli.run_on_terminal("init", *_CONFIG, option, value)
+        assert finished.code == 2, finished
+        assert "In which directory" not in finished.stdout
+
+
+def test_files_of_backupd_itself_are_not_found(cli: CommandLine) -> None:
+    """What was restored into the state directory is a copy, and no database."""
+    cli.create_database("state/restored.db", rows=1)
+    cli.run("init", *_CONFIG, expect=0)
+    assert _written(cli)["databases"] == [{"path": f"{cli.directory}/app.db"}]
+
+
+def test_a_name_that_becomes_another_files_is_told(cli: CommandLine) -> None:
+    """Written anew, a configuration must not let the history of one database go on with the next unnoticed."""
+    cli.run("init", *_CONFIG, "--database", "app.db", expect=0)
+    assert "warning: app was" not in cli.run("init", *_CONFIG, "--force", "--database", "app.db", expect=0).stderr
+    cli.create_database("other/app.db", rows=1)
+    finished = cli.run("init", *_CONFIG, "--force", "--database", "other/app.db", expect=0)
+    assert f"warning: app was {cli.directory}/app.db, and is now {cli.directory}/other/app.db" in finished.stderr
+
+
+def test_variables_that_beat_the_file_are_told(cli: CommandLine) -> None:
+    """Those that say what the file says otherwise, and not those that add to it."""
+    variables = {
+        "BACKUPD_DATABASES__0__PATH": f"{cli.directory}/*.sqlite",
+        "BACKUPD_STORES__0__URL": f"{cli.directory}/elsewhere",
+        "BACKUPD_SCHEDULE__JITTER": "3s",
+        "BACKUPD_STORES__0__RETENTION__DAILY": "3",
+    }
+    cli.create_database("other.sqlite", rows=1)
+    finished = cli.run("init", *_CONFIG, "--database", "app.db", environ=variables, expect=0)
+    (warning,) = [line for line in finished.stderr.splitlines() if line.startswith("warning: variables beat")]
+    assert warning.startswith(
+        f"warning: variables beat what {cli.directory}/backupd.toml says: "
+        "BACKUPD_DATABASES__0__PATH, BACKUPD_STORES__0__URL; take them out"
+    )
+    assert "beat" not in cli.run("init", *_CONFIG, "--force", expect=0).stderr
+
+
 def test_questions_about_a_bucket(cli: CommandLine, moto: S3Server) -> None:
     """The secret is typed without being shown."""
     url = f"s3://{moto.new_bucket()}/app"
@@ -188,6 +262,18 @@ def test_questions_about_a_bucket(cli: CommandLine, moto: S3Server) -> None:
     ]
 
 
+def test_the_url_of_a_service_is_checked_when_it_is_typed(cli: CommandLine) -> None:
+    """Without its scheme it is asked for again, and no other answer is lost."""
+    answers = "s3.example.org\nhttp://127.0.0.1:9\n\n"
+    finished = cli.run_on_terminal(
+        *("init", *_CONFIG, "--database", "app.db", "--store", "s3://bucket/x", "--snapshots", "@hourly"),
+        answer=answers,
+    )
+    assert "the URL of the service must be an http:// or https:// URL with a host" in finished.stdout
+    assert finished.code == 10, finished  # nothing listens there, as doctor finds
+    assert _written(cli)["stores"] == [{"url": "s3://bucket/x", "endpoint_url": "http://127.0.0.1:9"}]
+
+
 def test_yes_asks_nothing_on_a_terminal(cli: CommandLine) -> None:
     """As in a script."""
     finished = cli.run_on_terminal("init", *_CONFIG, "--yes")
@@ -207,3 +293,5 @@ def test_another_configuration_that_wins_is_told(cli: CommandLine, tmp_path: Pat
     finished = cli.run("init", "--config", "elsewhere.toml", expect=0)
     assert f"hint: commands find this configuration with --config {tmp_path}/elsewhere.toml" in finished.stderr
     assert "hint:" not in cli.run("init", *_CONFIG, expect=0).stderr
+    finished = cli.run("init", "--config", "some where.toml", expect=0)
+    assert f"--config '{tmp_path}/some where.toml', or BACKUPD_CONFIG='{tmp_path}/some where.toml'" in finished.stderr

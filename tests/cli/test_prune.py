@@ -148,6 +148,68 @@ def test_shrunk_database_holds_until_it_is_accepted(rotating: CommandLine) -> No
     rotating.run("prune", expect=0)
 
 
+def hold_known(cli: CommandLine) -> str | None:
+    """What the status says holds the pruning of `app`."""
+    stores = cli.run("status", "--json", expect=0).document["status"]["databases"]["app"]["stores"]
+    store = stores[f"{cli.directory}/backups"]
+    return None if store["hold"] is None else store["hold"]["message"]
+
+
+def test_accepting_ends_the_alarm(rotating: CommandLine) -> None:
+    """At once: whoever did as it says is not told the same again. A dry run accepts nothing, and ends nothing."""
+    change(rotating, "DELETE FROM users", "VACUUM")
+    newest = rotating.run("now", "--json", expect=0).document["snapshots"][0]["id"]
+    rotating.run("prune", "--dry-run", expect=3)
+    assert hold_known(rotating) is None
+    rotating.run("prune", expect=3)
+    assert newest in str(hold_known(rotating))
+    rotating.run("prune", "--accept-shrink", "--dry-run", expect=0)
+    assert newest in str(hold_known(rotating))
+    rotating.run("prune", "app", "--accept-shrink", expect=0)
+    assert hold_known(rotating) is None
+
+
+def test_a_restored_database_is_held_until_that_is_accepted_too(rotating: CommandLine) -> None:
+    """Nothing is missing any more, and nobody has said so: the docs and the hint name the command."""
+    good = ids(rotating)[-1]
+    change(rotating, "DELETE FROM users", "VACUUM")
+    rotating.run("now", expect=0)
+    rotating.run("prune", expect=3)
+    rotating.run("restore", good, "--to", "good.db", expect=0)
+    (rotating.directory / "good.db").replace(rotating.directory / "app.db")
+    for sidecar in rotating.directory.glob("app.db-*"):
+        sidecar.unlink()
+    rotating.run("now", expect=0)
+    held = rotating.run("prune", expect=3)
+    assert "nobody has accepted that yet" in held.stderr
+    assert "after its restore and a new snapshot, accept too" in held.stderr
+    assert hold_known(rotating) is not None
+    rotating.run("prune", "app", "--accept-shrink", expect=0)
+    assert hold_known(rotating) is None
+
+
+def test_a_prune_that_cannot_be_recorded_is_done_and_warned_of(rotating: CommandLine) -> None:
+    """It is no part of the prune; but an alarm may go on that has nothing to tell any more."""
+    first = ids(rotating)[0]
+    (rotating.directory / "state" / "status.json").unlink()
+    (rotating.directory / "state" / "status.json").mkdir()
+    pruned = rotating.run("prune", "app", expect=0)
+    assert first not in ids(rotating)
+    warning, hint = pruned.stderr.splitlines()
+    assert warning.startswith("warning: app: the status does not know of this prune: the status file ")
+    assert hint.startswith("hint: ")
+
+
+def test_a_prune_of_what_is_not_configured_is_not_recorded(rotating: CommandLine) -> None:
+    """It removes nothing, so it ends nothing."""
+    change(rotating, "DELETE FROM users", "VACUUM")
+    rotating.run("now", expect=0)
+    rotating.run("prune", expect=3)
+    (rotating.directory / "backupd.toml").write_text('[[stores]]\nurl = "backups"\n')
+    rotating.run("prune", "app", expect=0)
+    assert hold_known(rotating) is not None
+
+
 def test_accepting_is_told_and_needs_something_that_is_held(rotating: CommandLine) -> None:
     """Which snapshot, and how large it is; a dry run says what it would be, and only a hold can be accepted."""
     before = objects(rotating)

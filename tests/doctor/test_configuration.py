@@ -39,12 +39,12 @@ def test_secrets_in_a_file_for_everybody(tmp_path: Path) -> None:
     """Warned of where others may read the file, and only if it holds one."""
     settings = _written(tmp_path, '[[notifications]]\nurl = "json://user:password@localhost"\n')
     settings.source.chmod(0o644)
-    assert _verdicts(judge_file(settings)) == [("file", Verdict.OK), ("secrets", Verdict.WARNING)]
+    assert _verdicts(judge_file(settings, {})) == [("file", Verdict.OK), ("secrets", Verdict.WARNING)]
     settings.source.chmod(0o640)
-    assert _verdicts(judge_file(settings)) == [("file", Verdict.OK)]
+    assert _verdicts(judge_file(settings, {})) == [("file", Verdict.OK)]
     settings = _written(tmp_path, '[[stores]]\nurl = "backups"\n')
     settings.source.chmod(0o644)
-    assert _verdicts(judge_file(settings)) == [("file", Verdict.OK)]
+    assert _verdicts(judge_file(settings, {})) == [("file", Verdict.OK)]
 
 
 @pytest.mark.parametrize(
@@ -81,10 +81,26 @@ def test_secret_files_that_others_may_read(tmp_path: Path) -> None:
 def test_nothing_configured_is_an_error(tmp_path: Path) -> None:
     """A configuration that was lost must not look like one that is well."""
     settings = load(None, {"HOME": str(tmp_path), "BACKUPD_STATE_DIR": str(tmp_path)})
-    assert _verdicts(judge_file(settings)) == [("file", Verdict.NOTE)]
+    assert _verdicts(judge_file(settings, {})) == [("file", Verdict.NOTE)]
     findings = [*judge_protected(settings, find_protected(settings))]
     assert _verdicts(findings) == [("databases", Verdict.ERROR), ("stores", Verdict.WARNING)]
     assert exit_code_of(findings) is ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    ("environ", "verdict"),
+    [
+        ({"BACKUPD_DATABASES__0__PATH": "/data/app.db"}, Verdict.OK),
+        ({"BACKUPD_STORES__0__URL": "/backups"}, Verdict.OK),
+        ({"BACKUPD_STORES__0__URL": ""}, Verdict.NOTE),
+        ({"BACKUPD_STATE_DIR": "/state"}, Verdict.NOTE),
+    ],
+)
+def test_variables_are_a_configuration_too(tmp_path: Path, environ: dict[str, str], verdict: Verdict) -> None:
+    """A container that is told by variables lacks no file; one that is told nothing does."""
+    settings = load(None, {"HOME": str(tmp_path), **environ})
+    (finding,) = judge_file(settings, environ)
+    assert (finding.check, finding.verdict, finding.remedy is None) == ("file", verdict, verdict is Verdict.OK)
 
 
 def test_a_pattern_without_files_is_an_error(tmp_path: Path) -> None:
@@ -100,6 +116,7 @@ def test_a_pattern_without_files_is_an_error(tmp_path: Path) -> None:
     assert [database.name for database in protected.databases] == ["one", "gone"]
     assert _verdicts(findings) == [("databases", Verdict.ERROR), ("databases", Verdict.OK), ("stores", Verdict.OK)]
     assert f"{tmp_path}/none/*.db" in findings[0].message
+    assert "called otherwise" in (findings[0].remedy or "")
     assert findings[0].exit_code is ExitCode.SOURCE_UNUSABLE
 
 

@@ -98,6 +98,13 @@ def test_a_database_that_is_well(tmp_path: Path) -> None:
         ({"has_free_inodes": False}, "space", Verdict.ERROR, "no inodes"),
         ({"is_read_only": True}, "mount", Verdict.WARNING, "only while the application runs"),
         ({"is_read_only": True, "journal_mode": "delete"}, "mount", Verdict.NOTE, "enough for backups"),
+        (
+            {"is_read_only": True, "is_directory_writable": False, "is_writable": False},
+            "owner",
+            Verdict.OK,
+            "backupd is uid 0",
+        ),
+        ({"is_read_only": True, "is_directory_writable": False, "uid": 7}, "owner", Verdict.OK, "backupd is uid 7"),
     ],
 )
 def test_what_is_not_as_it_should_be(
@@ -123,6 +130,16 @@ def test_places_where_no_database_should_be(tmp_path: Path, kind: str, *, is_con
     finding = _found(tmp_path, host=host)["mount"]
     assert finding.verdict is Verdict.WARNING
     assert told in finding.message
+
+
+def test_a_read_only_mount_is_told_besides_what_else_is_wrong_with_it(tmp_path: Path) -> None:
+    """Nothing else says then that a WAL database needs a running application."""
+    host = Host((_DISK, Mount("/data", "virtiofs", "x", is_read_only=True)), is_container=True)
+    look = replace(_WELL, is_directory_writable=False, is_writable=False)
+    findings = judge(Database("app", tmp_path / "app.db"), look, CaptureSettings(), host)
+    told = [finding.message for finding in findings if finding.verdict is Verdict.WARNING]
+    assert ["a file system of the host" in told[0], "only while the application runs" in told[1]] == [True, True]
+    assert len(told) == 2
 
 
 def test_a_refusal_is_an_error_with_its_code(tmp_path: Path) -> None:

@@ -37,6 +37,22 @@ def test_what_fails_is_told_without_secrets() -> None:
     assert [(each.verdict, each.exit_code) for each in findings] == [(Verdict.ERROR, ExitCode.USAGE)] * 2
     assert "secret" not in "".join(f"{each.message}{each.remedy}" for each in findings)
     assert "the server answered 500" in findings[1].message
+    assert "apprise -vv" in (findings[0].remedy or "")
+    assert "curl -v URL" in (findings[1].remedy or "")
+    assert "apprise" not in (findings[1].remedy or "")
+
+
+def test_two_targets_on_one_host_can_be_told_apart() -> None:
+    """By their place in the configuration, as its errors name them."""
+    with sink() as server:
+        first = _settings(server.url)
+        findings = send_tests(Settings(notifications=first.notifications * 2, heartbeats=first.heartbeats * 2))
+    assert [each.message.split(":")[0] for each in findings] == [
+        "sent to notifications[0] (json",
+        "sent to notifications[1] (json",
+        "sent to heartbeats[0] (http",
+        "sent to heartbeats[1] (http",
+    ]
 
 
 def test_a_target_that_hangs_is_not_waited_for() -> None:

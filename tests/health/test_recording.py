@@ -241,6 +241,17 @@ def test_a_drill_that_fails_for_another_reason_leaves_the_store_undamaged(outcom
     assert (health.is_damaged, health.fingerprint) == (False, "1:2:3")
 
 
+def test_a_damaged_source_ends_the_damage_of_the_store() -> None:
+    """Every byte was read, and was right: what is wrong now is the database, and no store has to be mended."""
+    damaged = with_drill(healthy(), Drill("damaged-store", id=snapshot_id(), findings=("page 3 differs",)), at=NOON)
+    assert store(damaged).is_damaged
+    health = store(with_drill(damaged, Drill("damaged-source", id=snapshot_id(), findings=("row 7",)), at=LATER))
+    assert not health.is_damaged
+    assert health.drill_failure is not None
+    assert "row 7" in health.drill_failure.message
+    assert health.proven_at is None
+
+
 def test_a_drill_that_sqlite_cannot_check_in_full_proves_the_bytes() -> None:
     """Every one was there, and the store's record of the drill says the same."""
     status = with_drill(healthy(), Drill("failed", error=DOWN), at=NOON)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from backupd.config import DatabaseSettings, find_databases
 from backupd.errors import UsageError
-from backupd.starting.entries import Entry, entries_for, entry_for
+from backupd.starting.entries import Entry, entries_for, entries_from
 
 
 def _paths(*texts: str) -> list[Path]:
@@ -65,6 +65,57 @@ def test_what_no_pattern_can_name_is_written_one_by_one(files: tuple[str, ...]) 
     assert len(find_databases(settings)) == 2
 
 
+def test_tenants_whose_directories_differ_further_up() -> None:
+    """One pattern names them after what differs, and new ones change no name."""
+    files = _paths("/multi/a/data/app.db", "/multi/b/data/app.db", "/multi/b/old/app.db", "/multi/c/data/app.db")
+    entries, _ = entries_for(files)
+    assert [(entry.pattern, entry.name, len(entry.files)) for entry in entries] == [
+        ("/multi/*/data/app.db", None, 3),
+        ("/multi/b/old/app.db", None, 1),
+    ]
+
+
+def _names(*texts: str) -> dict[str, str]:
+    entries, _ = entries_for(_paths(*texts))
+    settings = [DatabaseSettings(path=entry.pattern, name=entry.name) for entry in entries]
+    return {
+        str(path): setting.database_at(path).name
+        for entry, setting in zip(entries, settings, strict=True)
+        for path in entry.files
+    }
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (("/m/b/data/app.db", "/m/c/other/app.db"), ["b-app", "c-app"]),
+        (("/m/b/1/app.db", "/m/b/2/app.db", "/m/c/1/app.db", "/m/d/x/y/app.db"), ["1", "2", "c-app", "d-app"]),
+        (("/m/b/x.db", "/m/b/x.sqlite"), ["x.db", "x.sqlite"]),
+        (("/m/b/1/u/x.db", "/m/b/2/v/x.db", "/m/c/3/x.db"), ["b-1-u-x", "b-2-v-x", "c-3-x"]),
+    ],
+    ids=["one directory", "a pattern for some", "endings", "several directories"],
+)
+def test_names_say_where_files_differ(files: tuple[str, ...], names: list[str]) -> None:
+    """By as little as tells them apart, and all that are called alike in one way."""
+    assert [*_names(*files).values()] == names
+
+
+@pytest.mark.parametrize(
+    ("before", "new"),
+    [
+        (("/m/b/data/app.db", "/m/c/other/app.db"), "/m/a/third/app.db"),
+        (("/m/b/data/app.db", "/m/c/other/app.db"), "/b/x/app.db"),
+        (("/t/b/app.db", "/t/B/app.db"), "/t/a/app.db"),
+        (("/m/b 1/x/app.db", "/m/b_1/y/app.db", "/m/b-1/z/app.db"), "/m/b+1/a/app.db"),
+    ],
+)
+def test_a_new_file_never_gets_the_name_of_another(before: tuple[str, ...], new: str) -> None:
+    """Else the history of one customer goes on with the database of the next."""
+    first, second = _names(*before), _names(new, *before)
+    for path, name in second.items():
+        assert all(name.lower() != other.lower() for elsewhere, other in first.items() if elsewhere != path), path
+
+
 @pytest.mark.parametrize(
     ("path", "name"),
     [
@@ -110,12 +161,26 @@ def test_every_file_is_meant_by_exactly_one_entry(parts: list[list[str]]) -> Non
 def test_a_path_or_a_pattern_that_somebody_wrote(tmp_path: Path) -> None:
     """A file that is there is meant as it is, whatever its characters; a pattern stays one."""
     (tmp_path / "[1]").mkdir()
-    for name in ("[1]/app.db", "app.db"):
+    for name in ("[1]/one.db", "app.db"):
         (tmp_path / name).touch()
-    assert entry_for(f"{tmp_path}/[1]/app.db").files == (tmp_path / "[1]/app.db",)
-    assert entry_for(f"{tmp_path}/app.db", taken=["app"]).name == f"{tmp_path.name.replace('_', '_')}-app"
-    pattern = entry_for(f"{tmp_path}/*.db")
-    assert pattern == Entry(f"{tmp_path}/*.db", None, (tmp_path / "app.db",))
-    assert entry_for(f"{tmp_path}/not-yet.db").files == (tmp_path / "not-yet.db",)
+    texts = (f"{tmp_path}/[1]/one.db", f"{tmp_path}/*.db", f"{tmp_path}/not-yet.db", f"{tmp_path}/not-yet.db")
+    entries = entries_from(texts)
+    assert [entry.files for entry in entries] == [
+        (tmp_path / "[1]/one.db",),
+        (tmp_path / "app.db",),
+        (tmp_path / "not-yet.db",),
+    ]
+    assert entries[1] == Entry(f"{tmp_path}/*.db", None, (tmp_path / "app.db",))
     with pytest.raises(UsageError):
-        entry_for(f"{tmp_path}/**/*.db")
+        entries_from([f"{tmp_path}/**/*.db"])
+
+
+def test_names_of_what_somebody_wrote(tmp_path: Path) -> None:
+    """No two are one, whatever the order, and none is one that a pattern gives."""
+    (tmp_path / "a").mkdir()
+    for name in ("a/app.db", "b.db"):
+        (tmp_path / name).touch()
+    texts = ["/x/app.db", "/y/app.db", f"{tmp_path}/*/app.db", "/z/a.db"]
+    named = {entry.pattern: entry.name for entry in entries_from(texts)}
+    assert named == {"/x/app.db": "x-app", "/y/app.db": "y-app", f"{tmp_path}/*/app.db": None, "/z/a.db": "z-a"}
+    assert {entry.pattern: entry.name for entry in entries_from(texts[::-1])} == named

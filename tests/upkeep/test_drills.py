@@ -1,0 +1,126 @@
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from harness.place import change_rows, create_database
+
+from backupd.backup import Wish
+from backupd.config import DatabaseSettings, Settings, StoreSettings, find_databases
+from backupd.drill import Outcome
+from backupd.errors import InterruptedByUserError
+from backupd.health import StatusFile
+from backupd.state import StateDirectory
+from backupd.upkeep.configured import Configured
+from backupd.upkeep.drills import drill_next
+from backupd.upkeep.snapshots import take_snapshot
+from backupd.upkeep.stores import open_repositories, rotated_stores
+
+
+class Setting:
+    """One database in some directory stores, and drills of it when a test asks for them."""
+
+    def __init__(self, home, *names):
+        self.home = home
+        self.path = home / "app.db"
+        create_database(self.path, rows=2)
+        self.settings = Settings(
+            state_dir=home / "state",
+            databases=(DatabaseSettings(path=str(self.path)),),
+            stores=tuple(StoreSettings(url=str(home / name)) for name in names),
+        )
+        self.state = StateDirectory(self.settings.state_dir)
+        self.status = StatusFile(self.state)
+        (database,) = find_databases(self.settings.databases)
+        self.configured = Configured(database, self.settings.schedule)
+        self.stores = rotated_stores(open_repositories(self.settings.stores, self.state), self.settings)
+        self.states = 0
+
+    def take(self):
+        """A snapshot of a new state, all of it, in each store."""
+        self.states += 1
+        change_rows(self.path, f"state {self.states}")
+        wish = Wish(is_full=True)
+        results = take_snapshot(
+            self.configured, self.stores, self.settings, self.state, self.status, wish=wish, on_progress=lambda _: None
+        )
+        assert all(result.error is None for result in results)
+
+    def drill(self, *, should_stop=lambda: None):
+        return drill_next(self.configured, self.stores, self.settings, self.state, self.status, should_stop=should_stop)
+
+    def drills(self, count):
+        """The names of the stores that so many drills looked at."""
+        return [Path(self.drill().store).name for _ in range(count)]
+
+    def damage(self, name):
+        """What is in that store now can not be restored from it."""
+        for pack in (self.home / name / "app" / "packs").iterdir():
+            pack.unlink()
+
+    def health(self, name):
+        return self.status.read().databases["app"].stores[str(self.home / name)]
+
+
+@pytest.fixture
+def setting(tmp_path):
+    """A database that no store has yet."""
+    return Setting(tmp_path, "disk", "bucket")
+
+
+def test_there_is_nothing_to_drill_without_a_snapshot(setting):
+    """A store that nothing is known of is not asked."""
+    assert setting.drill() is None
+
+
+def test_stores_take_turns(setting):
+    """And what was proven is in the status."""
+    setting.take()
+    before = datetime.now(UTC)
+    assert setting.drills(4) == ["disk", "bucket", "disk", "bucket"]
+    assert all(setting.health(name).proven_at >= before for name in ("disk", "bucket"))
+
+
+def test_a_store_that_was_mended_goes_first(setting):
+    """Its alarm is not to last until every other store has had its turn."""
+    setting.take()
+    assert setting.drills(2) == ["disk", "bucket"]
+    setting.damage("disk")
+    assert setting.drill().outcome is Outcome.DAMAGED_STORE
+    assert setting.health("disk").is_damaged
+    setting.take()
+    assert setting.drills(1) == ["disk"]
+    assert not setting.health("disk").is_damaged
+    assert setting.health("disk").drill_failure is None
+    assert setting.drills(1) == ["bucket"]
+
+
+def test_a_store_that_nobody_has_mended_waits_for_its_turn(setting):
+    """It has no newer snapshot, so there is nothing new to find."""
+    setting.take()
+    setting.damage("disk")
+    assert setting.drills(4) == ["disk", "bucket", "disk", "bucket"]
+
+
+def test_stores_that_fail_every_time_keep_no_other_waiting(tmp_path):
+    """Although they have a newer snapshot each time."""
+    setting = Setting(tmp_path, "disk", "bucket", "share", "attic")
+    seen = []
+    for _ in range(14):
+        setting.take()
+        setting.damage("disk")
+        setting.damage("bucket")
+        seen += setting.drills(1)
+    assert min(seen.count("share"), seen.count("attic")) >= 2, seen
+
+
+def test_a_drill_that_is_stopped_leaves_the_turn_where_it_was(setting):
+    """That somebody stopped it says nothing about the store."""
+
+    def stop():
+        raise InterruptedByUserError("backupd is stopping")
+
+    setting.take()
+    with pytest.raises(InterruptedByUserError):
+        setting.drill(should_stop=stop)
+    assert setting.health("disk").drill_failure is None
+    assert setting.drills(1) == ["disk"]
