@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backupd.backup.feed import Feed
-from backupd.backup.results import BackupResult, Outcome, Progress, Wish
+from backupd.backup.results import BackupResult, Outcome, Progress, Wish, exit_code_of
 from backupd.backup.silence import Patience, SilentStores
 from backupd.backup.spooled import spool_failure
 from backupd.backup.store_part import StorePart
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from backupd.state import StateDirectory
     from backupd.store import Store
 
-__all__ = ["BackupResult", "Outcome", "Patience", "Progress", "Wish", "back_up"]
+__all__ = ["BackupResult", "Outcome", "Patience", "Progress", "Wish", "back_up", "exit_code_of"]
 
 _SLOT_BYTES = 8 << 20
 _FEWEST_SLOTS = 4

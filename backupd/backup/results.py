@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from backupd.errors import ExitCode
 from backupd.format.manifest import SnapshotKind
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from backupd.errors import BackupdError
     from backupd.format.ids import SnapshotId
 
@@ -75,3 +78,11 @@ class Wish:
     def needs_snapshot(self) -> bool:
         """Whether an unchanged database gets a new snapshot all the same."""
         return bool(self.tags) or self.is_full or self.kind is not SnapshotKind.REGULAR
+
+
+def exit_code_of(results: Sequence[BackupResult]) -> ExitCode:
+    """What a run with these results ends with: the first error's code, or partly done when some succeeded."""
+    errors = [result.error for result in results if result.error is not None]
+    if not errors:
+        return ExitCode.DONE
+    return errors[0].exit_code if len(errors) == len(results) else ExitCode.PARTLY_DONE

@@ -58,7 +58,7 @@ def command(
     After that, snapshots of configured databases that no rule keeps are removed, as by `backupd prune`, unless
     retention.after_snapshot is false. That never makes a snapshot count as failed.
     """
-    from backupd.backup import Wish
+    from backupd.backup import Wish, exit_code_of
     from backupd.cli.pruned import pruned_values
     from backupd.cli.session import Session
 
@@ -88,7 +88,7 @@ def command(
                 "pruned": [pruned_values(result) for result in pruned],
             }
         )
-    code = _exit_code(results)
+    code = exit_code_of(results)
     # Without arguments, everything is meant: also the files that had to be left out.
     return ExitCode.PARTLY_DONE if code == ExitCode.DONE and not databases and session.problems() else code
 
@@ -193,10 +193,3 @@ def _line(result: BackupResult) -> str:
 
 def _result_values(result: BackupResult) -> dict[str, Any]:
     return {**result.values(), "error": None if result.error is None else output.error_values(result.error)}
-
-
-def _exit_code(results: Sequence[BackupResult]) -> int:
-    errors = [result.error for result in results if result.error is not None]
-    if not errors:
-        return ExitCode.DONE
-    return errors[0].exit_code if len(errors) == len(results) else ExitCode.PARTLY_DONE

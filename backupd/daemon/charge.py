@@ -45,12 +45,13 @@ class Charge:
     is_over: threading.Event = field(default_factory=threading.Event)
     """Set when another configuration has taken its place: what goes on may finish, and nothing more is planned."""
 
-    def note(self, change: Callable[[Status], Status]) -> None:
-        """Change the status, if it can be written."""
+    def note(self, change: Callable[[Status], Status]) -> Status:
+        """Change the status, if it can be written; what is remembered then."""
         try:
-            self.status.update(change)
+            return self.status.update(change)
         except BackupdError as error:
             log.error("the status cannot be written", error=error.values())
+            return self.status.read()
 
     def look(self) -> Sight:
         """What is there at this moment, or was a second ago: entries that have their rounds together look once."""

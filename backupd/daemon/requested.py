@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from backupd.backup import BackupResult, Outcome, Wish
+from backupd.backup import BackupResult, Outcome, Wish, exit_code_of
 from backupd.daemon.outcomes import log_result
 from backupd.errors import BackupdError, ExitCode, InterruptedByUserError, UsageError
 from backupd.reference import is_tag
@@ -69,7 +69,7 @@ def answer(request: Request, charge: Charge) -> Answer:
         threading.Thread(target=_take_all, args=(wanted, request, charge), name="requested", daemon=True).start()
         return Answer(ExitCode.DONE, {"accepted": [configured.name for configured in wanted]})
     results = _take_all(wanted, request, charge)
-    return Answer(_exit_code(results), {"snapshots": [result.values() for result in results]})
+    return Answer(exit_code_of(results), {"snapshots": [result.values() for result in results]})
 
 
 def _take_all(wanted: list[Configured], request: Request, charge: Charge) -> list[BackupResult]:
@@ -123,10 +123,3 @@ def _rotate(pairs: Sequence[tuple[BackupResult, RotatedStore]], charge: Charge) 
             if is_rotated_after(result, rotated):
                 charge.rotations.rotate(result.database, rotated, charge.runs.go_on)
     charge.wake()
-
-
-def _exit_code(results: list[BackupResult]) -> ExitCode:
-    errors: list[BackupdError] = [result.error for result in results if result.error is not None]
-    if not errors:
-        return ExitCode.DONE
-    return errors[0].exit_code if len(errors) == len(results) else ExitCode.PARTLY_DONE

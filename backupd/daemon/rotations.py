@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import traceback
 from concurrent.futures import Future, wait
 from datetime import UTC, datetime, timedelta
@@ -48,10 +49,10 @@ class Rotations:
         outcome: Future[PruneResult] = Future()
         thread = threading.Thread(target=self._run, args=(database, rotated, outcome), name="rotate", daemon=True)
         thread.start()
-        give_up_at = datetime.now(UTC) + self._patience
+        give_up_at = time.monotonic() + self._patience.total_seconds()
         while not wait([outcome], timeout=_LOOKS_SECONDS).done:
             go_on()
-            if datetime.now(UTC) > give_up_at and self._is_left_behind(rotated.url, outcome):
+            if time.monotonic() > give_up_at and self._is_left_behind(rotated.url, outcome):
                 return self._given_up(database, rotated.url)
         result = outcome.result()
         log_prune(result, self._state)

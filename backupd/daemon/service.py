@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from backupd.config import Settings
-    from backupd.health import Status
 
 _TICK_SECONDS = 15.0
 _ABANDON_SECONDS = 1.5
@@ -114,7 +113,7 @@ class _Service:
         abandoned = self._runs.stop(finish_seconds=finish_seconds, abandon_seconds=_ABANDON_SECONDS)
         for name in abandoned:
             log.warning("a run was abandoned", database=name, hint="the next start takes the snapshot")
-        self._note(lambda status: planning.with_daemon_stopped(status, at=datetime.now(UTC)))
+        self._charge.note(lambda status: planning.with_daemon_stopped(status, at=datetime.now(UTC)))
         self._attention.stop()
         self._heartbeats.close(timeout=_LAST_WORDS_SECONDS)
         log.info("backupd has stopped", abandoned=abandoned)
@@ -127,7 +126,7 @@ class _Service:
         except BackupdError as error:
             log.error("the configuration was not reloaded: the one before holds", error=error.values())
             refused = error
-            self._note(lambda status: planning.with_config_problem(status, refused, at=datetime.now(UTC)))
+            self._charge.note(lambda status: planning.with_config_problem(status, refused, at=datetime.now(UTC)))
             self._attention.wake()
             return
         self._charge.is_over.set()
@@ -135,7 +134,7 @@ class _Service:
         self._heartbeats.follow(charge.settings.heartbeats)
         self._runs.set_limit(charge.settings.daemon.concurrent_runs)
         self._attention.follow(charge.settings)
-        self._note(lambda status: planning.with_config_problem(status, None, at=datetime.now(UTC)))
+        self._charge.note(lambda status: planning.with_config_problem(status, None, at=datetime.now(UTC)))
         self._attention.wake()
         log.info("the configuration was reloaded", config=charge.settings.source and str(charge.settings.source))
         self._plan()
@@ -173,20 +172,12 @@ class _Service:
         for warning in twin_warnings(self._charge.settings.stores):
             log.warning(warning)
         patterns = {entry.path for entry in self._charge.settings.databases}
-        status = self._note(
+        status = self._charge.note(
             lambda status: planning.without_other_entries(
                 planning.without_others(status, names, at=datetime.now(UTC)), patterns
             )
         )
         plan_all(self._charge, self._timetable, status)
-
-    def _note(self, change: Callable[[Status], Status]) -> Status:
-        """Change the status, if it can be written."""
-        try:
-            return self._status.update(change)
-        except BackupdError as error:
-            log.error("the status cannot be written", error=error.values())
-            return self._status.read()
 
 
 def _require_databases(settings: Settings) -> None:

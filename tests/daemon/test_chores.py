@@ -75,7 +75,6 @@ def test_a_store_that_is_down_is_asked_once_for_all_prunes(make):
     setting = make("app", "shop", "wiki", retention=RetentionSettings(keep_last=1, daily=0, weekly=0, monthly=0))
     for configured in setting.databases:
         change_rows(configured.database.path, "changed")
-        setting.charge.settings  # noqa: B018  (the policy is what was made above)
         assert setting.snapshot(configured) is None
     setting.stores[0].is_down = True
     setting.stores[0].calls.clear()
