@@ -25,7 +25,7 @@ from backupd.errors import ExitCode
 @global_options
 @click.pass_obj
 def command(invocation: Invocation) -> int:
-    """Take snapshots, test restores and old snapshots away by the schedules of the configuration, until it is stopped.
+    """Take snapshots, try restores and remove old snapshots by the schedules of the configuration, until it is stopped.
 
     A snapshot that should have been taken while this did not run is taken at the start. SIGTERM and Ctrl-C let what is
     going on finish for daemon.stop_timeout, and then give it up cleanly; SIGHUP reads the configuration again, and
