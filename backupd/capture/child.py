@@ -36,8 +36,11 @@ _output_lock = threading.Lock()
 def _emit(event: str, **values: Any) -> None:
     line = json.dumps({"event": event, **values}) + "\n"
     with _output_lock:
-        sys.stdout.write(line)
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(line)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os._exit(1)  # the parent has given this up; Python's own end would try once more, and complain
 
 
 class _Capture:
@@ -175,8 +178,6 @@ def main() -> None:
         capture.run()
     except BackupdError as error:
         _emit("failed", error=type(error).__name__, message=error.message, hint=error.hint)
-    except BrokenPipeError:
-        return  # the parent has given this up, and is not there to be told
     except FileNotFoundError as error:
         _emit("failed", error="SourceUnusableError", message=f"{error.filename} vanished during the capture", hint=None)
     except Exception as error:  # noqa: BLE001  (a bug; the parent tells it in one line)
