@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from backupd.format.manifest import Manifest
+    from backupd.format.manifest import AnyManifest, Manifest
     from backupd.reference import Reference
     from backupd.repository import Repository
     from backupd.survey import History
@@ -23,7 +23,15 @@ _DATABASES_SHOWN = 8
 
 @dataclass(frozen=True, slots=True)
 class ListedSnapshot:
-    """One snapshot in one store."""
+    """One snapshot in one store, as far as its manifest can be read here."""
+
+    repository: Repository
+    manifest: AnyManifest
+
+
+@dataclass(frozen=True, slots=True)
+class WholeSnapshot:
+    """One snapshot in one store, of which everything is known that a restore needs."""
 
     repository: Repository
     manifest: Manifest
@@ -42,7 +50,7 @@ def list_snapshots(repositories: Sequence[Repository], database: str | None) -> 
     listing = Listing()
     for repository in repositories:
         try:
-            if not _is_repository(repository):
+            if not is_repository(repository):
                 continue
             for name in [database] if database else repository.databases():
                 history = repository.history(name)
@@ -53,7 +61,7 @@ def list_snapshots(repositories: Sequence[Repository], database: str | None) -> 
     return listing
 
 
-def _is_repository(repository: Repository) -> bool:
+def is_repository(repository: Repository) -> bool:
     """Whether anything was ever stored there. Raises `DamageError` when only the object that says so is gone."""
     if repository.exists():
         return True
@@ -91,7 +99,7 @@ def find_snapshot(
     candidates: list[ListedSnapshot] = []
     for repository in repositories:
         try:
-            if _is_repository(repository):
+            if is_repository(repository):
                 names = [wanted] if wanted else repository.databases()
                 if (found := _find_in(repository, reference, names, now)) is not None:
                     candidates.append(ListedSnapshot(repository, found))
@@ -106,7 +114,7 @@ def find_snapshot(
         raise failed or _nothing_found(reference, repositories, wanted)
     best = max(candidates, key=lambda candidate: candidate.manifest.id.taken_at)
     try:
-        return ListedSnapshot(best.repository, best.repository.manifest(best.manifest.database, best.manifest.id))
+        return ListedSnapshot(best.repository, best.repository.look_up(best.manifest.database, best.manifest.id))
     except NoSuchObjectError as error:
         raise NoSuchSnapshotError(
             f"snapshot {best.manifest.id} was removed from {best.repository.url} in this moment",
@@ -114,7 +122,12 @@ def find_snapshot(
         ) from error
 
 
-def _find_in(repository: Repository, reference: Reference, names: list[str], now: datetime) -> Manifest | None:
+def whole(found: ListedSnapshot) -> WholeSnapshot:
+    """`found` with everything that a restore needs. Raises `IdentityNeededError`."""
+    return WholeSnapshot(found.repository, found.repository.opened(found.manifest))
+
+
+def _find_in(repository: Repository, reference: Reference, names: list[str], now: datetime) -> AnyManifest | None:
     if len(names) > 1 and reference.names_one_moment:
         raise NoSuchSnapshotError(
             f"{repository.url} holds several databases: {_some(names)}",
@@ -136,7 +149,7 @@ def _find_in(repository: Repository, reference: Reference, names: list[str], now
 
 
 def _reject_if_damage_may_be_meant(
-    repository: Repository, reference: Reference, history: History, found: Manifest | None
+    repository: Repository, reference: Reference, history: History, found: AnyManifest | None
 ) -> None:
     """Never hand out an older snapshot in silence because the manifest of the right one cannot be read."""
     for damaged in history.damaged:

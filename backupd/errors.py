@@ -55,6 +55,10 @@ class TargetUnwritableError(UsageError):
     """A local file or directory that backupd has to write (restore target, state directory) cannot be written."""
 
 
+class IdentityNeededError(UsageError):
+    """What was asked for is encrypted, and the secret key that decrypts it is not on this machine."""
+
+
 class StoreError(BackupdError):
     """A store did not do what was asked. This base class is what an unknown answer becomes."""
 
@@ -71,6 +75,10 @@ class StoreRefusedError(StoreError):
     """A store understood and said no: wrong keys, missing bucket, no permission, a clock that is far off."""
 
 
+class PutOnlyError(StoreRefusedError):
+    """What was asked of a store needs other keys: those of this machine may neither delete nor read packs there."""
+
+
 class StoreFullError(StoreError):
     """No space, or no quota, is left in the store."""
 
@@ -81,6 +89,12 @@ class NoSuchObjectError(StoreError):
 
 class LostPacksError(StoreError):
     """A store does not show packs that it acknowledged. Another snapshot writes their pages again."""
+
+    retry_can_help = True
+
+
+class LostManifestError(StoreError):
+    """A store does not give back the manifest that it acknowledged. Another snapshot may fare better."""
 
     retry_can_help = True
 

@@ -17,7 +17,7 @@ from backupd.format.manifest import SnapshotKind
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from backupd.format.manifest import Manifest
+    from backupd.format.manifest import AnyManifest
 
 _LATEST = re.compile(r"(?P<word>latest|before-restore)(?:~(?P<back>[0-9]{1,9}))?")
 _ID_BEGINNING = re.compile(r"[0-9]{4,8}|[0-9]{8}T[0-9]{0,9}|[0-9]{8}T[0-9]{9}Z(?:-[0-9a-f]{0,8})?")
@@ -70,7 +70,7 @@ def parse_reference(text: str) -> Reference:
     return reference
 
 
-def resolve(reference: Reference, manifests: Sequence[Manifest], now: datetime) -> Manifest | None:
+def resolve(reference: Reference, manifests: Sequence[AnyManifest], now: datetime) -> AnyManifest | None:
     """The snapshot that `reference` means among those of one database, oldest first; None when there is none.
 
     `now` is aware. A time without an offset is local time, as it was at that date. `latest`, times and ages never mean
@@ -93,7 +93,7 @@ def resolve(reference: Reference, manifests: Sequence[Manifest], now: datetime) 
     return _newest([manifest for manifest in regular if manifest.id.taken_at <= moment])
 
 
-def _by_id(text: str, manifests: Sequence[Manifest]) -> Manifest | None:
+def _by_id(text: str, manifests: Sequence[AnyManifest]) -> AnyManifest | None:
     found = [manifest for manifest in manifests if str(manifest.id).startswith(text)]
     if len(found) > 1:
         shown = ", ".join(str(manifest.id) for manifest in found[-_CANDIDATES_SHOWN:])
@@ -101,7 +101,7 @@ def _by_id(text: str, manifests: Sequence[Manifest]) -> Manifest | None:
     return found[0] if found else None
 
 
-def _newest(manifests: Sequence[Manifest]) -> Manifest | None:
+def _newest(manifests: Sequence[AnyManifest]) -> AnyManifest | None:
     return manifests[-1] if manifests else None
 
 

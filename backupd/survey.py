@@ -12,7 +12,7 @@ from backupd.store.keys import PackKey, RecordKey, RecordKind, SnapshotKey, cloc
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from backupd.format.manifest import Manifest, PackEntry
+    from backupd.format.manifest import AnyManifest, PackEntry
     from backupd.format.records import TrashEntry
     from backupd.store import StoredObject
 
@@ -94,11 +94,11 @@ class DamagedManifest:
 class History:
     """The snapshots of one database, oldest first, and the manifests that cannot be read."""
 
-    manifests: tuple[Manifest, ...]
+    manifests: tuple[AnyManifest, ...]
     damaged: tuple[DamagedManifest, ...]
 
     @property
-    def newest(self) -> Manifest | None:
+    def newest(self) -> AnyManifest | None:
         """The snapshot with the highest sequence, of any kind."""
         return self.manifests[-1] if self.manifests else None
 

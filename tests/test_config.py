@@ -926,7 +926,7 @@ def test_keys_of_a_store_that_need_each_other_come_together(keys, told):
 def test_a_directory_takes_no_keys_of_a_bucket(refusal, key):
     """A key that would have no effect is refused rather than believed."""
     value = '"AES256"' if key == "server_side_encryption" else '"auto"' if key == "addressing_style" else '"5m"'
-    value = {"max_attempts": "5", "endpoint_url": '"https://h"'}.get(key, value)
+    value = {"max_attempts": "5", "endpoint_url": '"https://h"', "put_only": "true"}.get(key, value)
     assert f"a directory has no use for {key}" in refusal(f'[[stores]]\nurl = "/x"\n{key} = {value}')
 
 
@@ -1399,6 +1399,43 @@ def test_the_example_comments_out_only_what_has_no_default():
     assert shown["http"].keys() == TABLES["http"].model_fields.keys() - {"token"}
     assert [entry.keys() for entry in shown["databases"]] == [{"path"}]
     assert [entry.keys() for entry in shown["stores"]] == [{"url"}]
+
+
+_AGE = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"
+_SSH = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBgi+kRfCOB0MCkwSFcFdRbYlMzHSUNcEUmL8/eyCeTv me@home"
+
+
+@pytest.mark.parametrize(
+    ("text", "recipients"),
+    [("", ()), (_AGE, (_AGE,)), (f"{_AGE},{_SSH}", (_AGE, _SSH)), (f" {_SSH}\n{_AGE} \n", (_SSH, _AGE))],
+)
+def test_public_keys_come_from_a_variable_too(tmp_path, text, recipients):
+    """One, or several with commas or line ends between them; a list in a file is the same."""
+    settings = load(Path("/dev/null"), {"BACKUPD_ENCRYPTION__RECIPIENTS": text})
+    assert settings.encryption.recipients == recipients
+    file = tmp_path / "backupd.toml"
+    file.write_text(f"identity_file = 'a.key'\n[encryption]\nrecipients = {list(recipients)!r}\n")
+    assert load(file, {}).encryption.recipients == recipients
+    assert load(file, {}).identity_file == tmp_path / "a.key"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("1", "must be a list of public keys"),
+        ("[1]", "must be a list of public keys"),
+        ("['age1x']", "'age1x' is not a public key of age"),
+        ("['AGE-SECRET-KEY-1X']", "a secret key is no recipient"),
+        (f"{[_AGE] * 65!r}", "65 public keys are too many"),
+    ],
+)
+def test_wrong_public_keys_are_refused(tmp_path, value, message):
+    """By name, and before anything is stored for a key that nobody has."""
+    file = tmp_path / "backupd.toml"
+    file.write_text(f"[encryption]\nrecipients = {value}\n")
+    with pytest.raises(UsageError, match=message) as raised:
+        load(file, {})
+    assert "encryption.recipients" in raised.value.message
 
 
 def test_imports_stay_lean():

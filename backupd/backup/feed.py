@@ -76,7 +76,7 @@ class Feed:
 
     def _distribute(self, pack: PackReady) -> None:
         takers = [part for part in self._parts if part.stream == pack.stream and part.error is None]
-        spooled = SpooledPack(pack, len(takers), self._capture)
+        spooled = SpooledPack(pack, len(takers), self._capture, is_encrypted=bool(self._request.recipients))
         for part in takers:
             part.upload(spooled)
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from backupd.backup.assembly import WrittenPack
 from backupd.errors import TargetUnwritableError
 from backupd.format.manifest import PackEntry
-from backupd.format.pack import index_bytes, parse_index
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,12 +39,16 @@ class Image:
 class SpooledPack:
     """A finished pack in the spool, removed when the last store that wants it has taken it or given up."""
 
-    def __init__(self, pack: PackReady, takers: int, capture: Capture) -> None:
+    def __init__(self, pack: PackReady, takers: int, capture: Capture, *, is_encrypted: bool) -> None:
         self.file = pack.file
         self.order = pack.order
-        entry = PackEntry(sha256=pack.sha256, stored_bytes=pack.file.stat().st_size, pages=pack.pages)
-        with pack.file.open("rb") as file:
-            self.written = WrittenPack(entry, parse_index(file.read(index_bytes(pack.pages))).page_numbers)
+        entry = PackEntry(
+            sha256=pack.sha256,
+            stored_bytes=pack.file.stat().st_size,
+            pages=len(pack.page_numbers) // 4,
+            encryption="age" if is_encrypted else None,
+        )
+        self.written = WrittenPack(entry, pack.page_numbers)
         self._takers = takers
         self._capture = capture
         self._lock = threading.Lock()

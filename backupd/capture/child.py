@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from backupd.capture import sink, source
 from backupd.capture.limits import held_too_long
 from backupd.capture.packer import Packer, PackWriter, Stream
+from backupd.encryption import Encryption
 from backupd.errors import BackupdError, SourceUnusableError, UsageError
 from backupd.format import MAX_IMAGE_PAGES
 
@@ -97,12 +98,14 @@ class _Capture:
             (self._spool / "hashes").touch(mode=0o600)
             return None, b""
         is_wal = facts["journal_mode"] == "wal"
+        encryption = Encryption(self._request["recipients"])
         self._writer = PackWriter(
             self._spool,
             page_size=page_size,
             level=self._request["level"],
             slots=self._request["slots"],
             may_wait=is_wal,
+            encrypt=encryption.encrypt if encryption.is_on else None,
             emit=_emit,
         )
         streams = [self._stream(number, page_size, page_count) for number in range(len(self._request["streams"]))]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import mmap
 import os
 import shutil
+import struct
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -52,12 +55,21 @@ class PackWriter:
     """
 
     def __init__(
-        self, spool: Path, *, page_size: int, level: int, slots: int, may_wait: bool, emit: Callable[..., None]
+        self,
+        spool: Path,
+        *,
+        page_size: int,
+        level: int,
+        slots: int,
+        may_wait: bool,
+        emit: Callable[..., None],
+        encrypt: Callable[[bytes], bytes] | None = None,
     ) -> None:
         self._spool = spool
         self._page_size = page_size
         self._level = level
         self._may_wait = may_wait
+        self._encrypt = encrypt
         self._emit = emit
         self._memory = threading.Semaphore(_RAW_PACKS_IN_MEMORY)
         self._slots = threading.Semaphore(slots)
@@ -119,11 +131,14 @@ class PackWriter:
             else:
                 self._memory.release()
         raw.images = images = bytearray()
+        if self._encrypt is not None:
+            pack = self._encrypt(pack)
         sha256 = hashlib.sha256(pack).hexdigest()
         self._slots.acquire()
         file = self._spool / f"pack-{raw.stream}-{raw.order}"
         _write(file, pack)
-        self._emit("pack", stream=raw.stream, order=raw.order, file=str(file), sha256=sha256, pages=len(numbers))
+        page_numbers = base64.b64encode(struct.pack(f"<{len(numbers)}I", *numbers)).decode("ascii")
+        self._emit("pack", stream=raw.stream, order=raw.order, file=str(file), sha256=sha256, page_numbers=page_numbers)
 
 
 def _ascending(
@@ -219,7 +234,10 @@ class Stream:
         self._relocated.append((number, page_hash))
         try:
             self._relocation.write(image)
+            self._relocation.flush()  # or a full disk would show up later, where nobody expects it
         except OSError as error:
+            with suppress(OSError):
+                self._relocation.close()
             raise spool_full(self._relocated_images.parent, error) from error
 
     def relocated(self, page_size: int) -> Iterator[tuple[int, bytes, bytes]]:

@@ -14,7 +14,7 @@ from backupd.backup import Wish, back_up
 from backupd.cli import output, quantities
 from backupd.cli.plan_values import plan_lines, plan_values
 from backupd.cli.progress import shown_progress
-from backupd.cli.sought import sought_snapshot
+from backupd.cli.sought import snapshot_to_restore
 from backupd.cli.to_file import described, print_restored_file, restored_to_file
 from backupd.config import Database
 from backupd.errors import BackupdError, InterruptedByUserError, UsageError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from backupd.catalog import ListedSnapshot
+    from backupd.catalog import WholeSnapshot
     from backupd.cli.options import InPlaceWish
     from backupd.cli.session import Session
     from backupd.format.ids import SnapshotId
@@ -36,7 +36,7 @@ _NOTICEABLE_WAIT_SECONDS = 4.0
 _WITH_SNAPSHOT = "snapshot "
 
 
-def database_to_restore(session: Session, found: ListedSnapshot, text: str | None) -> Database:
+def database_to_restore(session: Session, found: WholeSnapshot, text: str | None) -> Database:
     """The database to restore `found` into: the file whose path `text` is, or else the configured one of its name."""
     name, writer = found.manifest.database, found.manifest.writer
     database = _known_database(session, name, text)
@@ -54,17 +54,17 @@ def _known_database(session: Session, name: str, text: str | None) -> Database |
     return next((database for database in session.databases() if database.name == name), None)
 
 
-def snapshot_to_undo(session: Session, text: str, store: str | None) -> ListedSnapshot:
+def snapshot_to_undo(session: Session, text: str, store: str | None) -> WholeSnapshot:
     """What was there before the last restore into the database that `text` (a name or a path) means.
 
     That is known on the machine that restored; elsewhere, it is the newest safety snapshot. Raises `UsageError` when
-    there is nothing to go back to, and what `sought_snapshot` raises.
+    there is nothing to go back to, and what `snapshot_to_restore` raises.
     """
     name = session.name_meant(text)
     database = _known_database(session, name, text)
     noted = None if database is None else session.state.noted(_subject(name, led_to(database.path)))
     if noted is None:
-        found = sought_snapshot(session, "before-restore", text, store)
+        found = snapshot_to_restore(session, "before-restore", text, store)
         _reject_other_file(found, database)
         return found
     if not noted.startswith(_WITH_SNAPSHOT):
@@ -72,10 +72,10 @@ def snapshot_to_undo(session: Session, text: str, store: str | None) -> ListedSn
             f"the last restore of {name} {noted}",
             hint=f"older states can be restored too: backupd restore {name}@before-restore --dry-run",
         )
-    return sought_snapshot(session, noted.removeprefix(_WITH_SNAPSHOT), text, store)
+    return snapshot_to_restore(session, noted.removeprefix(_WITH_SNAPSHOT), text, store)
 
 
-def _reject_other_file(found: ListedSnapshot, database: Database | None) -> None:
+def _reject_other_file(found: WholeSnapshot, database: Database | None) -> None:
     """A safety snapshot of another file of that name, on this machine, is not what was here."""
     manifest = found.manifest
     here = None if database is None else (socket.gethostname(), str(led_to(database.path)))
@@ -86,7 +86,7 @@ def _reject_other_file(found: ListedSnapshot, database: Database | None) -> None
         )
 
 
-def restore_in_place(session: Session, found: ListedSnapshot, database: Database, wish: InPlaceWish) -> None:
+def restore_in_place(session: Session, found: WholeSnapshot, database: Database, wish: InPlaceWish) -> None:
     """Plan, ask, restore, and tell. Raises `BackupdError`; `InterruptedByUserError` when the answer is no."""
     target = led_to(database.path)
     if not target.exists() and not target.is_symlink() and not wish.is_dry_run:
@@ -104,7 +104,7 @@ def restore_in_place(session: Session, found: ListedSnapshot, database: Database
     _restore(session, found, Database(database.name, target), wish)
 
 
-def _restore(session: Session, found: ListedSnapshot, database: Database, wish: InPlaceWish) -> None:
+def _restore(session: Session, found: WholeSnapshot, database: Database, wish: InPlaceWish) -> None:
     restore = InPlaceRestore(
         found.repository,
         found.manifest,
@@ -178,7 +178,7 @@ def _subject(name: str, path: Path) -> str:
 class _SafetySnapshots:
     """Takes snapshots of what a restore is about to replace: into every configured store, and at least into one."""
 
-    def __init__(self, session: Session, found: ListedSnapshot, database: Database) -> None:
+    def __init__(self, session: Session, found: WholeSnapshot, database: Database) -> None:
         self._session = session
         self._database = database
         self._stores = session.stores([]) if session.settings.stores else [found.repository.store]
@@ -210,7 +210,7 @@ def _can_ask() -> bool:
     return sys.stdin is not None and sys.stdin.isatty()
 
 
-def _agree(session: Session, found: ListedSnapshot, plan: Plan, wish: InPlaceWish) -> None:
+def _agree(session: Session, found: WholeSnapshot, plan: Plan, wish: InPlaceWish) -> None:
     """Show the plan and ask. Raises `UsageError` where a script has not allowed what needs a person."""
     if not session.is_quiet or not wish.is_yes:
         output.print_note("\n".join(map(output.printable, plan_lines(plan, described(found)))), is_verbatim=True)
@@ -242,7 +242,7 @@ def _revisions(contents: Any) -> str:
     return ", ".join(contents.alembic_revisions or ()) or "none"
 
 
-def _print_plan(session: Session, found: ListedSnapshot, plan: Plan) -> None:
+def _print_plan(session: Session, found: WholeSnapshot, plan: Plan) -> None:
     if session.is_json:
         output.print_document({"plan": plan_values(plan)})
         return
@@ -250,7 +250,7 @@ def _print_plan(session: Session, found: ListedSnapshot, plan: Plan) -> None:
     output.print_result("\n".join(map(output.printable, [*lines, "nothing was changed: this was a dry run"])))
 
 
-def _print_result(session: Session, found: ListedSnapshot, result: InPlaceResult) -> None:
+def _print_result(session: Session, found: WholeSnapshot, result: InPlaceResult) -> None:
     plan, manifest = result.plan, found.manifest
     if session.is_json:
         values = {
@@ -276,7 +276,7 @@ def _print_result(session: Session, found: ListedSnapshot, result: InPlaceResult
         output.print_note("hint: start the application, or restart it if it still runs: it would write to the old file")
 
 
-def _undo_command(session: Session, found: ListedSnapshot, plan: Plan) -> str:
+def _undo_command(session: Session, found: WholeSnapshot, plan: Plan) -> str:
     name, store = found.manifest.database, found.repository.url
     is_configured = any(each.name == name and led_to(each.path) == plan.target for each in session.databases())
     command = ["backupd", "undo", name if is_configured else str(plan.target)]
@@ -285,7 +285,7 @@ def _undo_command(session: Session, found: ListedSnapshot, plan: Plan) -> str:
     return shlex.join(command)
 
 
-def _line(found: ListedSnapshot, result: InPlaceResult) -> str:
+def _line(found: WholeSnapshot, result: InPlaceResult) -> str:
     plan = result.plan
     line = f"restored {described(found)} from {found.repository.url} into {plan.target} "
     line += f"in {quantities.seconds(result.duration_seconds)}"

@@ -6,12 +6,12 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from backupd.catalog import find_snapshot
+from backupd.catalog import find_snapshot, whole
 from backupd.errors import UsageError
 from backupd.reference import parse_reference
 
 if TYPE_CHECKING:
-    from backupd.catalog import ListedSnapshot
+    from backupd.catalog import ListedSnapshot, WholeSnapshot
     from backupd.cli.session import Session
     from backupd.reference import Reference
 
@@ -37,3 +37,8 @@ def sought_snapshot(session: Session, text: str, database: str | None, store: st
     """
     name = parsed_reference(session, text, database).database
     return find_snapshot(session.repositories(store), text, database=name, now=datetime.now().astimezone())
+
+
+def snapshot_to_restore(session: Session, text: str, database: str | None, store: str | None) -> WholeSnapshot:
+    """The same, with everything that a restore needs. Raises `IdentityNeededError` too."""
+    return whole(sought_snapshot(session, text, database, store))

@@ -12,13 +12,13 @@ from backupd.cli import output, quantities
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from backupd.catalog import ListedSnapshot
+    from backupd.catalog import WholeSnapshot
     from backupd.cli.session import Session
     from backupd.restore import RestoreResult
 
 
 def restored_to_file(
-    found: ListedSnapshot, target: Path, session: Session, *, force: bool, as_source: bool
+    found: WholeSnapshot, target: Path, session: Session, *, force: bool, as_source: bool
 ) -> RestoreResult:
     """Restore to a file, showing how far it is."""
     from backupd.cli.progress import shown_progress
@@ -36,7 +36,7 @@ def restored_to_file(
         )
 
 
-def print_restored_file(found: ListedSnapshot, result: RestoreResult, session: Session) -> None:
+def print_restored_file(found: WholeSnapshot, result: RestoreResult, session: Session) -> None:
     """Tell of a restored file, as JSON or in a line."""
     manifest = found.manifest
     if session.is_json:
@@ -50,7 +50,7 @@ def print_restored_file(found: ListedSnapshot, result: RestoreResult, session: S
         output.print_result(output.printable(line))
 
 
-def described(found: ListedSnapshot) -> str:
+def described(found: WholeSnapshot) -> str:
     """Which snapshot, and of when: `app@20261122T085557123Z-7f3a91c2 (2026-11-22 09:55:57+01:00, 3 h ago)`."""
     manifest = found.manifest
     taken_at = manifest.id.taken_at
@@ -58,7 +58,7 @@ def described(found: ListedSnapshot) -> str:
     return f"{manifest.database}@{manifest.id} ({when})"
 
 
-def _values(found: ListedSnapshot, result: RestoreResult) -> dict[str, object]:
+def _values(found: WholeSnapshot, result: RestoreResult) -> dict[str, object]:
     return {
         "id": str(found.manifest.id),
         "database": found.manifest.database,

@@ -14,6 +14,7 @@ from backupd.config.databases import (
     nothing_found,
     unmatched_patterns,
 )
+from backupd.config.encryption import EncryptionSettings
 from backupd.config.loading import load
 from backupd.config.retention import RetentionSettings
 from backupd.config.schedule import ScheduleSettings
@@ -33,6 +34,7 @@ __all__ = [
     "DaemonSettings",
     "Database",
     "DatabaseSettings",
+    "EncryptionSettings",
     "HealthSettings",
     "HeartbeatSettings",
     "HttpSettings",

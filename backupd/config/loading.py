@@ -114,7 +114,7 @@ def _anchored(in_file: dict[str, Any], directory: Path) -> dict[str, Any]:
             return table
         return {**table, key: f"{start}/{value}"}
 
-    tree = anchor(in_file, "state_dir", str(directory))
+    tree = anchor(anchor(in_file, "state_dir", str(directory)), "identity_file", str(directory))
     if isinstance(databases := tree.get("databases"), list):
         # A path is a pattern, and the directory in front of it is not.
         start = glob.escape(str(directory))

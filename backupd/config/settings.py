@@ -9,6 +9,7 @@ from typing import Annotated, Any, Self, get_args
 from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from backupd.config.databases import DatabaseSettings, entries_by_name, find_databases
+from backupd.config.encryption import EncryptionSettings
 from backupd.config.retention import RetentionSettings
 from backupd.config.schedule import ScheduleSettings
 from backupd.config.stores import StoreSettings
@@ -20,6 +21,7 @@ from backupd.config.unattended import (
     NotificationSettings,
 )
 from backupd.config.values import AbsolutePath, Count, Duration, InvalidValueError, Size, Table, format_size
+from backupd.encryption import Encryption
 
 _SMALLEST_LIMIT_BYTES = 10**6
 
@@ -86,10 +88,12 @@ class Settings(Table):
 
     state_dir: AbsolutePath = Field(default_factory=lambda: default_state_dir(os.environ, is_root=os.geteuid() == 0))
     run_as_owner: bool = False
+    identity_file: AbsolutePath | None = None
     databases: tuple[DatabaseSettings, ...] = ()
     stores: tuple[StoreSettings, ...] = ()
     capture: CaptureSettings = CaptureSettings()
     packs: PackSettings = PackSettings()
+    encryption: EncryptionSettings = EncryptionSettings()
     retention: RetentionSettings = RetentionSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     daemon: DaemonSettings = DaemonSettings()
@@ -114,6 +118,10 @@ class Settings(Table):
     def stores_or_default(self) -> tuple[StoreSettings, ...]:
         """The configured stores, or `./backups` in the current directory when there are none."""
         return self.stores or (StoreSettings(url="./backups"),)
+
+    def open_encryption(self) -> Encryption:
+        """What encrypts and decrypts objects as configured. Reads no key yet."""
+        return Encryption(self.encryption.recipients, self.identity_file)
 
     def policies(self, store: StoreSettings) -> dict[str, RetentionSettings]:
         """How long snapshots are kept in `store`, by the names of the databases that are configured at this moment.

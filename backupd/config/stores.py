@@ -99,6 +99,8 @@ class StoreSettings(Table):
     secret_access_key: SecretStr | None = Field(default=None, min_length=1)
     session_token: SecretStr | None = Field(default=None, min_length=1)
     ca_bundle: AbsolutePath | None = None
+    put_only: bool = False
+    """The keys may put, list, and get all but packs; they neither delete nor read packs."""
 
     storage_class: Text | None = None
     server_side_encryption: Literal["AES256", "aws:kms"] | None = None

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import base64
+import binascii
+import hashlib
+import secrets
+from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, TypeAdapter
 
-from backupd.format import FORMAT_VERSION, MAX_IMAGE_PAGES, is_page_size
-from backupd.format.pack import MAX_PACK_BYTES, MAX_RAW_BYTES
+from backupd.format import FORMAT_VERSION, MAX_IMAGE_PAGES, FormatError, is_page_size
+from backupd.format.pack import MAX_ENCRYPTED_PACK_BYTES, MAX_PACK_BYTES, MAX_RAW_BYTES
 from backupd.format.pagemap import PageMap, decode_page_map
-from backupd.format.seal import Digest, Id, Name, Text, decode_sealed, encode_sealed
+from backupd.format.seal import Digest, Id, Name, Text, decode_sealed_as, encode_sealed, validated
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from backupd.format.ids import SnapshotId
 
 MAX_MANIFEST_BYTES = 1 << 28
@@ -43,8 +49,19 @@ class PackEntry:
     """One pack that a snapshot names: SHA-256 of the object (hex), its size, and how many pages it holds."""
 
     sha256: Digest
-    stored_bytes: Annotated[int, Field(ge=1, le=MAX_PACK_BYTES)]
+    stored_bytes: Annotated[int, Field(ge=1, le=MAX_ENCRYPTED_PACK_BYTES)]
     pages: Annotated[int, Field(ge=1, le=MAX_RAW_BYTES // 512)]
+    encryption: Annotated[Literal["age"] | None, Field(exclude_if=lambda value: value is None)] = None
+    """What the object is wrapped in; None when it is not."""
+
+    def __post_init__(self) -> None:
+        if self.stored_bytes > self.most_bytes:
+            raise ValueError(f"a pack has at most {self.most_bytes} bytes")
+
+    @property
+    def most_bytes(self) -> int:
+        """What a reader has to take at most for such a pack."""
+        return MAX_PACK_BYTES if self.encryption is None else MAX_ENCRYPTED_PACK_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +98,8 @@ class Writer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """One snapshot. It stands alone: every pack that a restore needs is in `packs`."""
+class _Head:
+    """What anybody may know of a snapshot who can read the store."""
 
     format: Literal[1] = FORMAT_VERSION
     id: Id
@@ -98,11 +115,6 @@ class Manifest:
     """How many pages differ from the base."""
     stored_bytes: Count
     """Size of the packs that were written for this snapshot."""
-    image_digest: Digest
-    packs: tuple[PackEntry, ...]
-    page_map: str
-    source: SourceFacts
-    writer: Writer
 
     @property
     def image_bytes(self) -> int:
@@ -114,6 +126,22 @@ class Manifest:
         """Sorts snapshots of one database from oldest to newest."""
         return (self.sequence, self.id)
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest(_Head):
+    """One snapshot. It stands alone: every pack that a restore needs is in `packs`."""
+
+    image_digest: Digest
+    packs: tuple[PackEntry, ...]
+    page_map: str
+    source: SourceFacts
+    writer: Writer
+
+    @property
+    def writer_id(self) -> str:
+        """As in `SealedManifest`."""
+        return self.writer.id
+
     def decode_map(self) -> PageMap:
         """The page map as an array. Raises `FormatError`."""
         return decode_page_map(
@@ -121,14 +149,119 @@ class Manifest:
         )
 
 
-_adapter = TypeAdapter(Manifest)
+def _decoded(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
+
+
+def _reject_odd_base64(text: str) -> str:
+    try:
+        _decoded(text)
+    except binascii.Error as error:
+        raise ValueError(f"not base64: {error}") from error
+    return text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivatePart:
+    """The private part of a manifest as the store has it: SHA-256 of its JSON, and that encrypted, in base64."""
+
+    sha256: Digest
+    age: Annotated[str, AfterValidator(_reject_odd_base64)]
+
+    @property
+    def ciphertext(self) -> bytes:
+        """The age file."""
+        return _decoded(self.age)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealedManifest(_Head):
+    """One snapshot whose manifest is encrypted, without what `open_manifest` finds in the private part."""
+
+    packs: tuple[PackEntry, ...]
+    writer_id: Text
+    """Random, made once per state directory."""
+    private: PrivatePart
+
+
+AnyManifest = Manifest | SealedManifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Private:
+    """What only who has an identity may know of a snapshot."""
+
+    nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}\z")]
+    """Random: without it, whoever guesses all the rest right could tell by the SHA-256."""
+    image_digest: Digest
+    page_map: str
+    source: SourceFacts
+    writer: Writer
+
+
+_plain = TypeAdapter(Manifest)
+_sealed = TypeAdapter(SealedManifest)
+_private = TypeAdapter(_Private)
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """The manifest as a sealed object."""
-    return encode_sealed("manifest", _adapter, manifest)
+    """The manifest as a sealed object that anybody can read."""
+    return encode_sealed("manifest", _plain, manifest)
 
 
-def decode_manifest(data: bytes) -> Manifest:
+def manifest_values(manifest: AnyManifest) -> dict[str, Any]:
+    """Every value of a manifest as JSON has it; of one that cannot be read here, without the private part."""
+    if isinstance(manifest, SealedManifest):
+        values: dict[str, Any] = _sealed.dump_python(manifest, mode="json", exclude={"private"})
+    else:
+        values = _plain.dump_python(manifest, mode="json")
+    return values
+
+
+def encrypt_manifest(manifest: Manifest, encrypt: Callable[[bytes], bytes]) -> tuple[bytes, bytes]:
+    """The manifest as a sealed object with a private part, and that part as `open_manifest` takes it."""
+    private = _Private(
+        nonce=secrets.token_hex(16), **_values(manifest, ("image_digest", "page_map", "source", "writer"))
+    )
+    plaintext = _private.dump_json(private)
+    sealed = SealedManifest(
+        **_values(manifest, _HEAD),
+        packs=manifest.packs,
+        writer_id=manifest.writer.id,
+        private=PrivatePart(
+            sha256=hashlib.sha256(plaintext).hexdigest(), age=base64.b64encode(encrypt(plaintext)).decode("ascii")
+        ),
+    )
+    return encode_sealed("manifest", _sealed, sealed), plaintext
+
+
+def decode_manifest(data: bytes) -> AnyManifest:
     """The manifest in `data`. Raises `FormatError` for every damage, `NewerFormatError` for a version above 1."""
-    return decode_sealed("manifest", _adapter, data)
+    return decode_sealed_as("manifest", _adapter_for, data)
+
+
+def _adapter_for(values: dict[str, Any]) -> TypeAdapter[AnyManifest]:
+    adapter: TypeAdapter[Any] = _sealed if "private" in values else _plain
+    return adapter
+
+
+def open_manifest(sealed: SealedManifest, plaintext: bytes) -> Manifest:
+    """The whole manifest: `plaintext` is what the private part's age file holds. Raises `FormatError`."""
+    if hashlib.sha256(plaintext).hexdigest() != sealed.private.sha256:
+        raise FormatError("the private part is not the one that belongs to this manifest")
+    try:
+        private = validated(plaintext, lambda _: _private)
+    except FormatError as error:
+        raise FormatError(f"private part: {error}") from error
+    return Manifest(
+        **_values(sealed, _HEAD),
+        packs=sealed.packs,
+        **_values(private, ("image_digest", "page_map", "source", "writer")),
+    )
+
+
+_HEAD = tuple(field.name for field in fields(_Head))
+
+
+def _values(value: object, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in names}

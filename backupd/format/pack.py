@@ -31,6 +31,9 @@ _ENTRY_BYTES = 4 + HASH_BYTES
 MAX_PACK_BYTES = _PREFIX.size + MAX_RAW_BYTES // 512 * _ENTRY_BYTES + MAX_RAW_BYTES + (MAX_RAW_BYTES >> 8) + (1 << 16)
 """No valid pack object is larger: the longest index, and pages that zstd could not compress at all."""
 
+MAX_ENCRYPTED_PACK_BYTES = MAX_PACK_BYTES + (1 << 16) + 16 + -(-MAX_PACK_BYTES // (1 << 16)) * 16
+"""The same around it: 64 KiB for age's header, its nonce, and a tag for each 64 KiB (https://age-encryption.org/v1)."""
+
 
 def page_hash(page: bytes | memoryview) -> bytes:
     """The first 16 bytes of the BLAKE3 of one page image."""

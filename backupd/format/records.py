@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter
 
 from backupd.format import FORMAT_VERSION, FormatError, NewerFormatError
-from backupd.format.manifest import Manifest, Sequence, decode_manifest
+from backupd.format.manifest import AnyManifest, Sequence, decode_manifest
 from backupd.format.seal import Digest, Id, Name, Text, decode_sealed, encode_sealed
 
 if TYPE_CHECKING:
@@ -56,7 +56,18 @@ class DrillOutcome(StrEnum):
     """What a test restore found."""
 
     PROVEN = "proven"
+    """Every byte is what was captured, and SQLite found the database sound."""
+    INTACT = "intact"
+    """Every stored byte is what was written; nothing was decrypted or opened."""
     FAILED = "failed"
+    """Stored bytes are not the ones that were written, or are gone."""
+    DAMAGED_SOURCE = "damaged-source"
+    """Every byte is what was captured, and SQLite found that database damaged."""
+
+    @property
+    def is_damage(self) -> bool:
+        """Whether the snapshot does not restore to a sound database."""
+        return self in {DrillOutcome.FAILED, DrillOutcome.DAMAGED_SOURCE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +79,10 @@ class Drill:
     database: Name
     outcome: DrillOutcome
     at: Moment
+    damaged_packs: Annotated[
+        tuple[Digest, ...], Field(max_length=MAX_RECORD_PACKS, exclude_if=lambda packs: not packs)
+    ] = ()
+    """The packs that were damaged or missing. An object without them has no such key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +159,7 @@ class TrashEntry:
     removed_at: datetime
     reason: str
     content: bytes
-    manifest: Manifest
+    manifest: AnyManifest
 
 
 _drill = TypeAdapter(Drill)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
 
 from backupd.format import FORMAT_VERSION, FormatError, NewerFormatError
 from backupd.format.ids import SnapshotId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _T = TypeVar("_T")
 _END = b"}\n"
@@ -39,16 +42,30 @@ def decode_sealed(name: str, adapter: TypeAdapter[_T], data: bytes) -> _T:
 
     Raises `FormatError` for every damage, `NewerFormatError` for a version above 1.
     """
+    return decode_sealed_as(name, lambda _: adapter, data)
+
+
+def decode_sealed_as(name: str, adapter_for: Callable[[dict[str, Any]], TypeAdapter[_T]], data: bytes) -> _T:
+    """As `decode_sealed`, for an object of several kinds: `adapter_for` chooses one by the object's keys."""
     seal = re.match(rb'\{"sha256":"([0-9a-f]{64})","' + name.encode() + b'":', data)
     if seal is None or not data.endswith(_END):
         raise FormatError(f"the object is not a sealed {name}")
     body = data[seal.end() : -len(_END)]
     if hashlib.sha256(body).hexdigest().encode() != seal[1]:
         raise FormatError(f"the {name} does not have the SHA-256 that it is sealed with")
+
+    def adapter_of_version(values: Any) -> TypeAdapter[_T]:
+        _reject_other_version(name, values.get("format") if isinstance(values, dict) else None)
+        return adapter_for(values)
+
+    return validated(body, adapter_of_version)
+
+
+def validated(body: bytes, adapter_for: Callable[[Any], TypeAdapter[_T]]) -> _T:
+    """What JSON says, by the adapter that `adapter_for` chooses for its values. Raises `FormatError`."""
     try:
         values = json.loads(body.decode(), object_pairs_hook=_reject_repeated_keys, parse_constant=_reject_constant)
-        _reject_other_version(name, values.get("format") if isinstance(values, dict) else None)
-        return adapter.validate_json(body, strict=True)
+        return adapter_for(values).validate_json(body, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         raise FormatError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error

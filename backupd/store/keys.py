@@ -11,8 +11,9 @@ from enum import StrEnum
 from typing import Self
 
 REPOSITORY_KEY = "backupd.json"
+RESTORE_KEY = "RESTORE.md"
+RESCUE_KEY = "rescue.py"
 
-_RESERVED = ("RESTORE.md", "rescue.py")
 _PROBE_PREFIX = "doctor-"
 _PROBE_KEY = re.compile(f"{_PROBE_PREFIX}[0-9a-f]{{32}}\\.probe")
 
@@ -20,7 +21,7 @@ _DATABASE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 _SNAPSHOT_ID = r"[0-9]{8}T[0-9]{9}Z-[0-9a-f]{8}"
 _SHA256 = r"[0-9a-f]{64}"
 _SNAPSHOT_KEY = re.compile(f"({_DATABASE})/snapshots/({_SNAPSHOT_ID})\\.json")
-_PACK_KEY = re.compile(f"({_DATABASE})/packs/({_SHA256})\\.zst")
+_PACK_KEY = re.compile(f"({_DATABASE})/packs/({_SHA256})\\.zst(\\.age)?")
 _RECORD_KEY = re.compile(f"({_DATABASE})/(deletions|drills|sweeps|trash|undeleted)/({_SNAPSHOT_ID})\\.json")
 
 # The longest key that S3 takes, in bytes of UTF-8. The prefix of a store comes on top; no key of ours comes near.
@@ -53,18 +54,19 @@ class PackKey:
 
     database: str
     sha256: bytes
+    is_encrypted: bool = False
 
     def __post_init__(self) -> None:
         _require_match(_PACK_KEY, str(self))
 
     def __str__(self) -> str:
-        return f"{packs_prefix(self.database)}{self.sha256.hex()}.zst"
+        return f"{packs_prefix(self.database)}{self.sha256.hex()}.zst{'.age' if self.is_encrypted else ''}"
 
     @classmethod
     def parse(cls, key: str) -> Self | None:
         """The parts of a pack's key, or None when `key` is anything else."""
         match = _PACK_KEY.fullmatch(key)
-        return cls(match[1], bytes.fromhex(match[2])) if match else None
+        return cls(match[1], bytes.fromhex(match[2]), match[3] is not None) if match else None
 
 
 class RecordKind(StrEnum):
@@ -110,7 +112,7 @@ def is_object_key(key: str) -> bool:
         return True
     database = key.partition("/")[0]
     is_single = bool(re.fullmatch(_DATABASE, database)) and key in {retention_key(database), clock_key(database)}
-    return is_single or key in {REPOSITORY_KEY, *_RESERVED} or is_probe_key(key)
+    return is_single or key in {REPOSITORY_KEY, RESTORE_KEY, RESCUE_KEY} or is_probe_key(key)
 
 
 def probe_key(token: str) -> str:
@@ -146,6 +148,11 @@ def clock_key(database: str) -> str:
 def sweeps_prefix(database: str) -> str:
     """What the keys of all that sweeps leave for the next one begin with."""
     return f"{database}/{RecordKind.SWEEP}/"
+
+
+def drills_prefix(database: str) -> str:
+    """What the keys of all drills of one database begin with."""
+    return f"{database}/{RecordKind.DRILL}/"
 
 
 def database_prefix(database: str) -> str:

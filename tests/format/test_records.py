@@ -46,10 +46,10 @@ def test_trash_entries_round_trip(removed_at: datetime, reason: str, manifest: M
     assert decode_trash(encode_trash(entry)) == entry
 
 
-@given(snapshot_ids, st.sampled_from(DrillOutcome), moments)
-def test_drills_round_trip(snapshot: SnapshotId, outcome: DrillOutcome, at: datetime):
-    """With either outcome."""
-    drill = Drill(snapshot=snapshot, database="app", outcome=outcome, at=at)
+@given(snapshot_ids, st.sampled_from(DrillOutcome), moments, st.lists(digests, max_size=3))
+def test_drills_round_trip(snapshot: SnapshotId, outcome: DrillOutcome, at: datetime, packs: list[str]):
+    """With each outcome, with and without damaged packs."""
+    drill = Drill(snapshot=snapshot, database="app", outcome=outcome, at=at, damaged_packs=tuple(packs))
     assert decode_drill(encode_drill(drill)) == drill
 
 

@@ -19,10 +19,18 @@ import zstandard
 
 import backupd.format
 from backupd.capture.source import schema_digest
+from backupd.encryption import Encryption
 from backupd.errors import BackupdError, DamageError, UnsupportedFormatError
 from backupd.format import FormatError, NewerFormatError
 from backupd.format.ids import SnapshotId
-from backupd.format.manifest import Manifest, SnapshotKind, decode_manifest, encode_manifest
+from backupd.format.manifest import (
+    Manifest,
+    SealedManifest,
+    SnapshotKind,
+    decode_manifest,
+    encode_manifest,
+    open_manifest,
+)
 from backupd.format.pack import decode_pack, encode_pack, index_bytes, page_hash, parse_index
 from backupd.format.pagemap import image_digest, page_hashes
 from backupd.format.records import (
@@ -43,10 +51,11 @@ from backupd.format.records import (
     encode_trash,
     encode_verdicts,
 )
+from backupd.proofs import read_proofs
 from backupd.prune.naming import read_holdings
-from backupd.prune.verdicts import newest_proven
 from backupd.repository import Repository
 from backupd.restore import restore_to_file
+from backupd.restore.image import fetch_image
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
 
@@ -57,7 +66,7 @@ _VECTORS = Path(__file__).parent.parent / "vectors"
 _VALID = _VECTORS / "valid"
 _INVALID = _VECTORS / "invalid"
 _FORMAT_MD = Path(backupd.format.__file__).with_name("FORMAT.md").read_text()
-_LARGEST_SUM_BYTES = 170_000
+_LARGEST_SUM_BYTES = 210_000
 
 _VALID_PACKS = {
     "pack-512-one-page.zst": (512, [1]),
@@ -138,7 +147,7 @@ _INVALID_MANIFESTS = {
     "pack-no-bytes": "packs.0.stored_bytes: Input should be greater than or equal to 1",
     "pack-no-pages": "packs.0.pages: Input should be greater than or equal to 1",
     "pack-sha256-malformed": "packs.0.sha256: String should match pattern",
-    "pack-too-many-bytes": "packs.0.stored_bytes: Input should be less than or equal to 17563672",
+    "pack-too-many-bytes": "packs.0: Value error, a pack has at most 17563672 bytes",
     "pack-too-many-pages": "packs.0.pages: Input should be less than or equal to 32768",
     "packs-object": "packs: Input should be a valid array",
     "page-count-negative": "page_count: Input should be greater than or equal to 0",
@@ -196,7 +205,9 @@ _INVALID_RECORDS = {
     "drill-format-0": "format: the drill does not say its version",
     "drill-missing-key": "at: Field required",
     "drill-not-sealed": "the object is not a sealed drill",
-    "drill-outcome-unknown": "outcome: Input should be 'proven' or 'failed'",
+    "drill-outcome-unknown": "outcome: Input should be 'proven', 'intact', 'failed' or 'damaged-source'",
+    "drill-damaged-pack-malformed": "damaged_packs.0: String should match pattern",
+    "drill-damaged-packs-null": "damaged_packs: Input should be a valid array",
     "drill-snapshot-malformed": "snapshot: Value error, 'latest' is not a snapshot id",
     "retention-accepted-shrink-malformed": "'all' is not a snapshot id",
     "retention-accepted-shrink-sequence-0": "accepted_shrink.sequence: Input should be greater than or equal to 1",
@@ -224,6 +235,20 @@ _INVALID_RECORDS = {
     "trash-removed-at-seconds": _NO_TIME,
     "trash-seal-wrong": "the trash does not have the SHA-256 that it is sealed with",
     "trash-truncated": "the object is not a sealed trash",
+}
+_INVALID_PRIVATE = {
+    "encryption-unknown": "packs.0.encryption: Input should be 'age'",
+    "missing-writer-id": "writer_id: Field required",
+    "not-base64": "private.age: Value error, not base64",
+    "number": "private: Input should be an object",
+    "of-another-snapshot": "the private part is not the one that belongs to this manifest",
+    "pack-too-many-bytes": "packs.0.stored_bytes: Input should be less than or equal to 17633528",
+    "part-missing-key": "private part: source: Field required",
+    "part-nonce-malformed": "private part: nonce: String should match pattern",
+    "part-not-json": "private part: not JSON",
+    "part-page-map-number": "private part: page_map: Input should be a valid string",
+    "part-repeated-key": "private part: a key stands twice in one object",
+    "sha256-malformed": "private.sha256: String should match pattern",
 }
 _CODECS: dict[str, tuple[Callable[[bytes], object], Callable[[Any], bytes]]] = {
     "deletion": (decode_deletion, encode_deletion),
@@ -371,6 +396,53 @@ def test_invalid_manifests_are_rejected(name: str):
     assert type(raised.value) is (NewerFormatError if name == "format-2" else FormatError)
 
 
+def decrypted(file: Path) -> Manifest:
+    """The manifest of a vector with a private part, opened with the key of the vectors."""
+    found = decode_manifest(file.read_bytes())
+    assert isinstance(found, SealedManifest)
+    private = Encryption(identity_file=_VALID / "private.key").decrypt(found.private.ciphertext, what="a vector")
+    return open_manifest(found, private)
+
+
+@pytest.mark.parametrize("name", ["minimal", "unknown-keys"])
+def test_manifests_with_a_private_part_are_opened(name: str):
+    """With the key, they say what the manifest says that anybody can read; without it, what is in clear."""
+    golden = decode_manifest((_VALID / "manifest-minimal.json").read_bytes())
+    assert decrypted(_VALID / f"private-{name}.json") == golden
+    sealed = decode_manifest((_VALID / f"private-{name}.json").read_bytes())
+    assert isinstance(sealed, SealedManifest)
+    assert (sealed.order, sealed.packs, sealed.writer_id) == (golden.order, golden.packs, golden.writer_id)
+
+
+@pytest.mark.parametrize("name", vectors(_INVALID, "private"))
+def test_invalid_private_parts_are_rejected(name: str):
+    """Each manifest with a private part that breaks one rule is rejected because of that rule."""
+    with pytest.raises(FormatError) as raised:
+        decrypted(vectors(_INVALID, "private")[name])
+    assert _INVALID_PRIVATE[name] in str(raised.value)
+    assert type(raised.value) is FormatError
+
+
+def test_the_encrypted_repository_is_restored(tmp_path: Path):
+    """With the key the golden page comes back; without it the snapshot is listed, and is not damaged."""
+    store, state = DirectoryStore(_VALID / "encrypted"), StateDirectory(tmp_path / "state")
+    history = Repository(store, state).history("app")
+    assert ([type(each) for each in history.manifests], history.damaged) == ([SealedManifest], ())
+    repository = Repository(store, state, Encryption(identity_file=_VALID / "private.key"))
+    manifest = only_snapshot(repository)
+    with (tmp_path / "image").open("w+b") as image:
+        fetch_image(repository, manifest, image.fileno(), lambda _: None)
+    assert (tmp_path / "image").read_bytes() == bytes([0, 0, 0, 1]) + bytes(508)
+
+
+@pytest.mark.skipif(shutil.which("age") is None, reason="needs the age command line tool")
+def test_the_tools_alone_print_encrypted_pages():
+    """Whoever has nothing but `age -d`, `zstd -d` and the key gets at the page images."""
+    (pack,) = (_VALID / "encrypted/app/packs").iterdir()
+    content = subprocess.run(["age", "-d", "-i", _VALID / "private.key", pack], check=True, capture_output=True).stdout
+    assert content == (_VALID / "pack-512-one-page.zst").read_bytes()
+
+
 @pytest.mark.parametrize("name", vectors(_INVALID, "map"))
 def test_invalid_page_maps_are_rejected(name: str):
     """A manifest around a wrong page map is read; the map is not, because of the one rule that it breaks."""
@@ -392,7 +464,7 @@ def test_todays_writer_writes_the_same_record(name: str):
     decode, encode = _CODECS[name.partition("-")[0]]
     golden = records(_VALID)[name].read_bytes()
     written = encode(decode(golden))
-    assert (written == golden) == (name != "retention-unknown-keys")
+    assert (written == golden) == (not name.endswith("unknown-keys"))
     assert decode(written) == decode(golden)
 
 
@@ -405,7 +477,10 @@ def test_valid_records_say_what_they_say():
     assert decode_trash(files["trash-manifest-in-utf-8"]).manifest.tags == ("größer",)
     drill = decode_drill(files["drill-proven"])
     assert (str(drill.snapshot), drill.database, drill.outcome) == (str(trash.manifest.id), "app", DrillOutcome.PROVEN)
-    assert decode_drill(files["drill-failed"]).outcome is DrillOutcome.FAILED
+    assert decode_drill(files["drill-unknown-keys"]) == drill
+    assert {decode_drill(files[f"drill-{outcome}"]).outcome for outcome in DrillOutcome} == set(DrillOutcome)
+    assert drill.damaged_packs == ()
+    assert decode_drill(files["drill-failed-packs"]).damaged_packs == (trash.manifest.packs[0].sha256, "0" * 64)
     both = decode_verdicts(files["retention-both"])
     assert both.accepted_order == (2, SnapshotId("20261122T091500000Z-0badcafe"))
     assert both.held is not None
@@ -426,6 +501,15 @@ def test_invalid_records_are_rejected(name: str):
         _CODECS[name.partition("-")[0]][0](records(_INVALID)[name].read_bytes())
     assert _INVALID_RECORDS[name] in str(raised.value)
     assert type(raised.value) is (NewerFormatError if name.endswith("format-2") else FormatError)
+
+
+def test_damaged_packs_have_an_end():
+    """The longest list of damaged packs is read; one that is longer by one is rejected."""
+    drill = decode_drill((_VALID / "drill-failed-packs.json").read_bytes())
+    longest = replace(drill, damaged_packs=("0" * 64,) * 100_000)
+    assert decode_drill(encode_drill(longest)) == longest
+    with pytest.raises(FormatError, match="at most 100000 items"):
+        decode_drill(encode_drill(replace(drill, damaged_packs=("0" * 64,) * 100_001)))
 
 
 @pytest.mark.parametrize("codec", [(Deletion, "0" * 64), (Finding, None)], ids=["deletion", "sweep"])
@@ -454,9 +538,9 @@ def test_a_trash_entry_belongs_to_its_key(tmp_path: Path):
 def test_a_drill_belongs_to_its_key(tmp_path: Path):
     """One of another snapshot proves nothing; that it may have been another is kept in mind."""
     repository = opened(_INVALID / "repository-drill-of-another-id", tmp_path)
-    proven, unknown = newest_proven(repository, "app", read_holdings(repository, "app"))
-    assert proven is None
-    assert {str(each) for each in unknown} == {"20261122T085557123Z-7f3a91c2"}
+    proofs, manifests = read_proofs(repository, "app"), repository.history("app").manifests
+    assert proofs.newest_proven(manifests) is None
+    assert {str(each) for each in proofs.perhaps_proven(manifests)} == {"20261122T085557123Z-7f3a91c2"}
 
 
 @pytest.mark.parametrize("name", _INVALID_REPOSITORY_OBJECTS)
@@ -527,14 +611,14 @@ def test_any_golden_snapshot_stands_alone(tmp_path: Path):
 
 def names_in(text: str) -> set[str]:
     """The names of vectors in a part of FORMAT.md."""
-    kinds = "|".join(("pack", "manifest", "map", "repository", *_CODECS))
-    return set(re.findall(rf"`((?:{kinds})-[a-z0-9-]+(?:\.zst|\.json|/))`", text))
+    kinds = "|".join(("pack", "manifest", "private", "map", "repository", *_CODECS))
+    return set(re.findall(rf"`((?:{kinds})-[a-z0-9-]+(?:\.zst|\.json|/)|encrypted/)`", text))
 
 
 def listed(directory: Path) -> Iterator[str]:
     """The vectors of a directory, as FORMAT.md writes them."""
     for path in directory.iterdir():
-        if path.name not in {"repository", "repository.expected.json"}:
+        if path.name not in {"repository", "repository.expected.json", "private.key"}:
             yield f"{path.name}/" if path.is_dir() else path.name
 
 
@@ -547,10 +631,10 @@ def test_the_specification_names_every_vector_and_no_other():
 
 def test_every_rule_has_a_vector():
     """Each numbered rule of FORMAT.md is shown by at least one vector, and the numbers have no gap."""
-    rules = re.findall(r"^\| ([PMGSR])([0-9]+) \|(.*)$", _FORMAT_MD, re.MULTILINE)
-    assert len(rules) >= 68
+    rules = re.findall(r"^\| ([PMEGSR])([0-9]+) \|(.*)$", _FORMAT_MD, re.MULTILINE)
+    assert len(rules) >= 73
     assert [f"{letter}{number}" for letter, number, text in rules if not names_in(text)] == []
-    for letter in "PMGSR":
+    for letter in "PMEGSR":
         numbers = [int(number) for each, number, _ in rules if each == letter]
         assert numbers == list(range(1, len(numbers) + 1))
 

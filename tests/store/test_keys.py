@@ -69,6 +69,9 @@ def test_keys_are_parsed_back(database: str, snapshot_id: str, sha256: bytes):
     snapshot, pack = SnapshotKey(database, snapshot_id), PackKey(database, sha256)
     assert SnapshotKey.parse(str(snapshot)) == snapshot
     assert PackKey.parse(str(pack)) == pack
+    encrypted = PackKey(database, sha256, is_encrypted=True)
+    assert str(encrypted) == f"{pack}.age"
+    assert PackKey.parse(str(encrypted)) == encrypted
     assert SnapshotKey.parse(str(pack)) is PackKey.parse(str(snapshot)) is None
     require_safe_key(str(snapshot))
     require_safe_key(str(pack))
@@ -112,7 +115,8 @@ def test_keys_of_records_are_parsed_back(kind: RecordKind, database: str, record
         f"a b/packs/{_SHA256.hexdigest()}.zst",
         f"app/packs/{_SHA256.hexdigest().upper()}.zst",
         f"app/packs/{_SHA256.hexdigest()[:-1]}.zst",
-        f"app/packs/{_SHA256.hexdigest()}.zst.age",
+        f"app/packs/{_SHA256.hexdigest()}.zst.gpg",
+        f"app/packs/{_SHA256.hexdigest()}.age",
         f"app/packs/{_SHA256.hexdigest()}.tmp",
     ],
 )

@@ -15,12 +15,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pyrage
 import zstandard
 from blake3 import blake3
 
 HERE = Path(__file__).parent
 MAGIC = 0x184D2A5B
 LOCK_BYTE = 1 << 30
+MOST_ENCRYPTED_BYTES = 17633528
+PRIVATE = ("image_digest", "page_map", "source", "writer")
+# The key of the vectors, which protects nothing.
+IDENTITY = "AGE-SECRET-KEY-1W52TX0GQ8ML337J9TMMLZEH2XM97RCFZ5DYZVZZ6WG7HKN33697Q7S0FXZ"
+RECIPIENT = "age1jxs7xjt7vsvx70lju5qggrtw3qhl67maq5d4cg8aud59632yny3s65tte0"
 ID_1 = "20261122T085557123Z-7f3a91c2"
 ID_2 = "20261122T091500000Z-0badcafe"
 ID_3 = "20261122T093000999Z-ffffffff"
@@ -148,6 +154,66 @@ def with_hole(size: int, beyond: int) -> dict[str, Any]:
         "image_digest": image_digest(hashes),
         "page_map": page_map([1] * (lock - 1) + [0] + [1] * beyond),
     }
+
+
+def age(content: bytes) -> bytes:
+    """An age file that the key of the vectors decrypts; the bytes are others each time."""
+    return bytes(pyrage.encrypt(content, [pyrage.x25519.Recipient.from_str(RECIPIENT)]))
+
+
+def encrypted(values: dict[str, Any], *, packs: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """The values of a manifest with a private part, from those of one that anybody can read."""
+    private = {"nonce": "0123456789abcdef" * 2} | {key: values[key] for key in PRIVATE}
+    head = {key: value for key, value in values.items() if key not in PRIVATE}
+    packs = values["packs"] if packs is None else packs
+    return head | {"packs": packs, "writer_id": WRITER["id"], "private": private_part(json.dumps(private).encode())}
+
+
+def private_part(plaintext: bytes) -> dict[str, str]:
+    """What stands in a manifest for its private part."""
+    return {"sha256": hashlib.sha256(plaintext).hexdigest(), "age": base64.b64encode(age(plaintext)).decode()}
+
+
+def valid_private() -> dict[str, bytes]:
+    """A manifest with a private part, and the key that decrypts everything here."""
+    wrapped = age(ONE_PAGE)
+    pack = entry(ONE_PAGE) | {
+        "sha256": hashlib.sha256(wrapped).hexdigest(),
+        "stored_bytes": len(wrapped),
+        "encryption": "age",
+    }
+    return {
+        "private.key": f"# public key: {RECIPIENT}\n{IDENTITY}\n".encode(),
+        "private-minimal.json": manifest(encrypted(VALUES)),
+        "private-unknown-keys.json": manifest(encrypted(VALUES | {"later": 1, "writer": WRITER | {"later": True}})),
+        "encrypted/backupd.json": b'{"format": 1, "repository": "fedcba9876543210fedcba9876543210"}\n',
+        f"encrypted/app/packs/{pack['sha256']}.zst.age": wrapped,
+        f"encrypted/app/snapshots/{ID_1}.json": manifest(encrypted(VALUES, packs=[pack])),
+    }
+
+
+def invalid_private() -> dict[str, bytes]:
+    """Manifests with a private part that a reader must reject, each for one reason."""
+    good = encrypted(VALUES)
+    plain = {"nonce": "0123456789abcdef" * 2} | {key: VALUES[key] for key in PRIVATE}
+    text = json.dumps(plain).encode()
+    private = good["private"]
+    wrong = {
+        "number": good | {"private": 1},
+        "sha256-malformed": good | {"private": private | {"sha256": "0" * 63}},
+        "not-base64": good | {"private": private | {"age": "age-encryption.org/v1"}},
+        "missing-writer-id": without(good, "writer_id"),
+        "encryption-unknown": good | {"packs": [entry(ONE_PAGE) | {"encryption": "none"}]},
+        "pack-too-many-bytes": good
+        | {"packs": [entry(ONE_PAGE) | {"encryption": "age", "stored_bytes": MOST_ENCRYPTED_BYTES + 1}]},
+        "of-another-snapshot": good | {"private": private_part(text.replace(b"0123", b"4567")) | {"sha256": "0" * 64}},
+        "part-not-json": good | {"private": private_part(b"{")},
+        "part-missing-key": good | {"private": private_part(json.dumps(without(plain, "source")).encode())},
+        "part-repeated-key": good | {"private": private_part(text[:-1] + b', "page_map": ""}')},
+        "part-nonce-malformed": good | {"private": private_part(json.dumps(plain | {"nonce": "0"}).encode())},
+        "part-page-map-number": good | {"private": private_part(json.dumps(plain | {"page_map": 1}).encode())},
+    }
+    return {f"private-{name}.json": manifest(values) for name, values in wrong.items()}
 
 
 def valid_packs() -> dict[str, bytes]:
@@ -365,7 +431,11 @@ def valid_records() -> dict[str, bytes]:
         "trash-minimal.json": record("trash", TRASH),
         "trash-manifest-in-utf-8.json": record("trash", TRASH | {"manifest": odd, "reason": ""}),
         "drill-proven.json": record("drill", DRILL),
+        "drill-intact.json": record("drill", DRILL | {"outcome": "intact"}),
         "drill-failed.json": record("drill", DRILL | {"outcome": "failed"}),
+        "drill-failed-packs.json": record("drill", DRILL | {"outcome": "failed", "damaged_packs": [DIGEST, "0" * 64]}),
+        "drill-damaged-source.json": record("drill", DRILL | {"outcome": "damaged-source"}),
+        "drill-unknown-keys.json": record("drill", DRILL | {"damaged_packs": [], "later": {"key": [1, None]}}),
         "retention-minimal.json": record("retention", RETENTION),
         "retention-both.json": record("retention", RETENTION | {"accepted_shrink": ACCEPTED, "held": HELD}),
         "retention-unknown-keys.json": record("retention", RETENTION | {"later": {"key": [1, None]}}),
@@ -394,6 +464,8 @@ def invalid_records() -> dict[str, bytes]:
         "drill-snapshot-malformed": DRILL | {"snapshot": "latest"},
         "drill-database-slash": DRILL | {"database": "a/b"},
         "drill-outcome-unknown": DRILL | {"outcome": "perhaps"},
+        "drill-damaged-packs-null": DRILL | {"damaged_packs": None},
+        "drill-damaged-pack-malformed": DRILL | {"damaged_packs": ["g" * 64]},
         "retention-format-2": RETENTION | {"format": 2},
         "retention-missing-key": without(RETENTION, "held"),
         "retention-accepted-shrink-malformed": RETENTION | {"accepted_shrink": ACCEPTED | {"snapshot": "all"}},
@@ -563,8 +635,13 @@ def sqlite_schema(image: bytes) -> list[tuple[Any, ...]]:
 def main() -> None:
     """Write every vector that does not exist."""
     vectors = {
-        "valid": valid_packs() | valid_manifests() | valid_records() | golden_repository(),
-        "invalid": invalid_packs() | invalid_manifests() | invalid_maps() | invalid_records() | invalid_repositories(),
+        "valid": valid_packs() | valid_manifests() | valid_private() | valid_records() | golden_repository(),
+        "invalid": invalid_packs()
+        | invalid_manifests()
+        | invalid_private()
+        | invalid_maps()
+        | invalid_records()
+        | invalid_repositories(),
     }
     for kind, files in vectors.items():
         for name, content in files.items():

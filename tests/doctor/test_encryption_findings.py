@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+
+from backupd.config import EncryptionSettings, Settings
+from backupd.doctor.encryption import judge_encryption
+from backupd.doctor.findings import Verdict
+from backupd.encryption import generate_identity
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    """A file with a secret key, for its owner alone."""
+    return _write(tmp_path / "key")[1]
+
+
+def _write(file: Path) -> tuple[str, Path]:
+    public, content = generate_identity(datetime.now(UTC))
+    file.write_text(content)
+    file.chmod(0o600)
+    return public, file
+
+
+def _settings(tmp_path: Path, *recipients: str, identity_file: Path | None = None) -> Settings:
+    return Settings(
+        state_dir=tmp_path / "state", encryption=EncryptionSettings(recipients=recipients), identity_file=identity_file
+    )
+
+
+def _verdicts(settings: Settings) -> list[tuple[str, Verdict]]:
+    return [(finding.check, finding.verdict) for finding in judge_encryption(settings)]
+
+
+def test_nothing_is_said_of_what_is_not_used(tmp_path: Path) -> None:
+    """Without encryption and without a key, there is no line about it."""
+    assert _verdicts(_settings(tmp_path)) == []
+
+
+def test_public_keys_alone_need_a_lasting_state(tmp_path: Path, key: Path) -> None:
+    """It is said what encryption costs: a state directory that lasts, and drills that prove less."""
+    public = key.read_text().split("public key: ")[1].split()[0]
+    settings = _settings(tmp_path, public)
+    assert _verdicts(settings) == [("recipients", Verdict.OK), ("state", Verdict.NOTE), ("identity", Verdict.NOTE)]
+    remedies = [finding.remedy or "" for finding in judge_encryption(settings)]
+    assert str(tmp_path / "state") in remedies[1]
+    assert "verify --level drill --identity" in remedies[2]
+
+
+def test_a_key_is_tried(tmp_path: Path, key: Path) -> None:
+    """One that opens what is written is well; one that does not, that everybody may read, or that is none, is told."""
+    public = key.read_text().split("public key: ")[1].split()[0]
+    other, other_key = _write(tmp_path / "other")
+    well = ("identity", Verdict.OK), ("recipients", Verdict.OK), ("state", Verdict.NOTE)
+    assert _verdicts(_settings(tmp_path, public, other, identity_file=key)) == [*well]
+    assert _verdicts(_settings(tmp_path, identity_file=key)) == [("identity", Verdict.OK)]
+    assert _verdicts(_settings(tmp_path, public, identity_file=other_key))[0] == ("identity", Verdict.WARNING)
+    key.chmod(0o644)
+    assert _verdicts(_settings(tmp_path, public, identity_file=key))[:2] == [("identity", Verdict.WARNING), well[0]]
+    (tmp_path / "empty").touch()
+    for file in (tmp_path / "empty", tmp_path / "none", tmp_path):
+        assert _verdicts(_settings(tmp_path, public, identity_file=file))[0] == ("identity", Verdict.ERROR)
