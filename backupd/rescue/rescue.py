@@ -1,0 +1,757 @@
+"""Restore SQLite databases from a backupd repository, without backupd.
+
+    python3 rescue.py                                     list the snapshots
+    python3 rescue.py restore app@latest ../restored.db   write one to a new file
+    python3 rescue.py needs app@latest                    the objects that it needs, to copy only these
+
+This file needs Python 3.8 or later, with nothing installed into it. It needs the program `zstd`, unless Python is 3.14
+or later, and for encrypted snapshots the program `age`. It reads a directory: the repository itself, or a copy of the
+bucket that any S3 client made. It changes nothing there. RESTORE.md beside it says more.
+
+What is checked before the new file gets its name: the SHA-256 of the manifest and of each pack, the checksum of each
+zstd frame, the page map, the BLAKE3 digest of the image (over the page hashes that the packs carry), and the database,
+by SQLite itself. With --check-pages also each page against its hash, at about 25 MB/s.
+
+Whatever comes from the repository is taken for forged until it is proven: names are matched whole, sizes are bounded
+before anything is allocated, and no program is given anything but bytes on its standard input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import array
+import base64
+import collections
+import hashlib
+import importlib
+import io
+import json
+import os
+import re
+import shutil
+import stat
+import struct
+import subprocess
+import sys
+import tempfile
+import urllib.parse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Exit codes, the same as those of backupd.
+USAGE, UNAVAILABLE, NO_SUCH_SNAPSHOT, DAMAGE, NEWER_FORMAT, INTERRUPTED = 2, 10, 12, 20, 21, 130
+
+FORMAT = 1
+DATABASE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+SNAPSHOT_ID = r"[0-9]{8}T[0-9]{9}Z-[0-9a-f]{8}"
+SHA256 = r"[0-9a-f]{64}"
+MAX_MANIFEST_BYTES, MAX_TRASH_BYTES = 1 << 28, 1 << 30
+MAX_PACK_BYTES, MAX_ENCRYPTED_PACK_BYTES, MAX_PACK_IMAGE_BYTES = 17563672, 17633528, 1 << 24
+MAX_IMAGE_PAGES = 1 << 26
+
+
+class Failure(Exception):
+    """What went wrong, in one line, with what to do about it and the exit code."""
+
+    def __init__(self, message: str, hint: str = "", code: int = DAMAGE) -> None:
+        super().__init__(message)
+        self.hint, self.code = hint, code
+
+
+class Snapshot(NamedTuple):
+    """What a manifest says, and all its `values`. `key` is where it is, in the trash perhaps."""
+
+    key: str
+    database: str
+    id: str
+    sequence: int
+    kind: str
+    tags: list[str]
+    page_size: int
+    page_count: int
+    packs: list[dict[str, Any]]
+    values: dict[str, Any]
+
+
+# ---------------------------------------------------------------- reading the repository
+
+
+class Repository:
+    """A directory that holds a repository, or a part of one."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        if not root.is_dir():
+            raise Failure(f"{root} is no directory", "name the copy of the repository with --repository", UNAVAILABLE)
+        try:
+            content = self.read("backupd.json", 4096)
+        except FileNotFoundError:
+            if not any(self.databases()):
+                raise Failure(
+                    f"{root} holds no backups: there is no backupd.json",
+                    "run this in the directory that holds backupd.json, or name it with --repository",
+                    UNAVAILABLE,
+                ) from None
+            say(f"note: backupd.json is missing from {root}; going on with what is there")
+            return
+        values = parsed("backupd.json", content)
+        reject_version("backupd.json", values.get("format"))
+
+    def read(self, key: str, limit: int) -> bytes:
+        """The whole object. FileNotFoundError for what is missing, or is no plain file below the root."""
+        path = self.root
+        *directories, name = key.split("/")
+        for directory in directories:
+            path = path / directory
+            if not is_directory(path):
+                raise FileNotFoundError(key)
+        # Not through links, and without waiting for whoever writes into a pipe.
+        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        if (path / name).is_symlink():
+            raise FileNotFoundError(key)
+        descriptor = os.open(path / name, flags)
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(descriptor)
+            raise FileNotFoundError(key)
+        with open(descriptor, "rb") as file:
+            if status.st_size > limit:
+                raise Failure(f"{key} has {status.st_size} bytes where at most {limit} can be right")
+            return file.read(limit + 1)
+
+    def databases(self) -> Iterator[str]:
+        """Names of the databases, sorted."""
+        for name in self._names(self.root):
+            kinds = (self.root / name / "snapshots", self.root / name / "trash")
+            if re.fullmatch(DATABASE, name) and is_directory(self.root / name) and any(map(is_directory, kinds)):
+                yield name
+
+    def snapshots(self, *, removed: bool) -> tuple[list[Snapshot], list[Failure]]:
+        """All snapshots, by database, the oldest first, and what is wrong with those that cannot be read."""
+        found, damaged = [], []
+        kind = "trash" if removed else "snapshots"
+        for database in self.databases():
+            for name in self._names(self.root / database / kind):
+                if re.fullmatch(SNAPSHOT_ID + r"\.json", name):
+                    try:
+                        found.append(self.snapshot(f"{database}/{kind}/{name}"))
+                    except (Failure, OSError) as error:
+                        if isinstance(error, Failure) and error.code == NEWER_FORMAT:
+                            raise
+                        damaged.append(Failure(f"{database}/{kind}/{name}: {error}"))
+        return sorted(found, key=lambda each: (each.database, each.sequence, each.id)), damaged
+
+    def snapshot(self, key: str) -> Snapshot:
+        """The snapshot whose manifest, or trash entry, is at `key`."""
+        database, kind, name = key.split("/")
+        if kind == "trash":
+            entry = unsealed("trash", self.read(key, MAX_TRASH_BYTES))
+            manifest = field(entry, "manifest", str).encode()
+        else:
+            manifest = self.read(key, MAX_MANIFEST_BYTES)
+        snapshot = read_manifest(key, unsealed("manifest", manifest))
+        if (snapshot.database, snapshot.id + ".json") != (database, name):
+            raise Failure(f"it is that of {snapshot.database}@{snapshot.id}")
+        return snapshot
+
+    def _names(self, directory: Path) -> list[str]:
+        # The root may be a link: its user named it.
+        return sorted(os.listdir(directory)) if is_directory(directory) or directory == self.root else []
+
+
+def is_directory(path: Path) -> bool:
+    """Whether it is one itself, and no link to one."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def unsealed(kind: str, data: bytes) -> dict[str, Any]:
+    """What a sealed object says, after its SHA-256 was found right."""
+    envelope = re.match(rb'\{"sha256":"([0-9a-f]{64})","%s":' % kind.encode(), data)
+    if envelope is None or not data.endswith(b"}\n"):
+        raise Failure(f"the object is not a sealed {kind}")
+    body = data[envelope.end() : -2]
+    if hashlib.sha256(body).hexdigest().encode() != envelope[1]:
+        raise Failure(f"the {kind} does not have the SHA-256 that it is sealed with")
+    values = parsed(kind, body)
+    reject_version(f"the {kind}", values.get("format"))
+    return values
+
+
+def parsed(what: str, data: bytes) -> dict[str, Any]:
+    """A JSON object. Numbers of more than 19 digits are none of ours, and take long to read."""
+
+    def number(text: str) -> int:
+        return int(text) if len(text) < 20 else reject_number(text)
+
+    try:
+        values = json.loads(data.decode(), parse_int=number, parse_constant=reject_number, object_pairs_hook=unrepeated)
+    except (ValueError, RecursionError) as error:
+        raise Failure(f"{what} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise Failure(f"{what} cannot be read: it is no object")
+    return values
+
+
+def reject_number(text: str) -> NoReturn:
+    """What JSON has no word for, or we have no use for."""
+    raise ValueError(f"{text[:20]} is no number")
+
+
+def unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """One object of JSON, with each key once."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return values
+
+
+def reject_version(what: str, version: object) -> None:
+    """Raise unless this program knows the format version."""
+    if type(version) is not int or version < 1:
+        raise Failure(f"{what} does not say its format version")
+    if version > FORMAT:
+        hint = "take rescue.py from this repository itself, or a newer backupd"
+        raise Failure(f"{what} is of format version {version}; this program knows {FORMAT}", hint, NEWER_FORMAT)
+
+
+def field(values: dict[str, Any], name: str, kind: Any, low: int = 0, high: int = 1 << 63, form: str = "") -> Any:
+    """One value, of the right type, range and form."""
+    value: Any = values.get(name)
+    if type(value) is not kind:
+        raise Failure(f"{name} is missing or of another type")
+    if (kind is int and not low <= value < high) or (form and not re.fullmatch(form, value)):
+        raise Failure(f"{name} is out of range")
+    return value
+
+
+def read_manifest(key: str, values: dict[str, Any]) -> Snapshot:
+    """The parts of a manifest that a restore needs, each of them checked."""
+    page_size = field(values, "page_size", int, 512, 65537)
+    if page_size & (page_size - 1):
+        raise Failure("page_size is out of range")
+    packs = field(values, "packs", list)
+    for pack in packs:
+        if not isinstance(pack, dict) or pack.get("encryption") not in (None, "age"):
+            raise Failure("packs holds something else than packs")
+        field(pack, "sha256", str, form=SHA256)
+        most_bytes = MAX_ENCRYPTED_PACK_BYTES if pack.get("encryption") else MAX_PACK_BYTES
+        field(pack, "stored_bytes", int, 1, most_bytes + 1)
+        field(pack, "pages", int, 1, MAX_PACK_IMAGE_BYTES // 512 + 1)
+    if "private" not in values:
+        reject_odd_private(values)
+    return Snapshot(
+        key=key,
+        database=field(values, "database", str, form=DATABASE),
+        id=field(values, "id", str, form=SNAPSHOT_ID),
+        sequence=field(values, "sequence", int, 1, 1 << 53),
+        kind=field(values, "kind", str, form="regular|before-restore"),
+        tags=[str(tag) for tag in field(values, "tags", list)],
+        page_size=page_size,
+        page_count=field(values, "page_count", int, 0, MAX_IMAGE_PAGES + 1),
+        packs=packs,
+        values=values,
+    )
+
+
+def reject_odd_private(values: dict[str, Any]) -> None:
+    """Raise unless the part that an encrypted manifest keeps private is as it should be."""
+    field(values, "image_digest", str, form=SHA256)
+    field(values, "page_map", str)
+
+
+def pack_key(snapshot: Snapshot, pack: dict[str, Any]) -> str:
+    """Where the repository holds a pack."""
+    suffix = ".zst.age" if pack.get("encryption") else ".zst"
+    return f"{snapshot.database}/packs/{pack['sha256']}{suffix}"
+
+
+# ---------------------------------------------------------------- the programs zstd and age
+
+
+def filtered(command: list[str], data: bytes, limit: int) -> bytes:
+    """What a program makes of `data`: at most `limit` bytes, and it is stopped when it has more to say."""
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as told:
+        given.write(data)
+        given.seek(0)
+        try:
+            process = subprocess.Popen(command, stdin=given, stdout=subprocess.PIPE, stderr=told)
+        except FileNotFoundError:
+            hint = f"install it: apt install {command[0]}, or the like; its name has to be found on PATH"
+            raise Failure(f"the program {command[0]} is not here", hint, USAGE) from None
+        with process:
+            output: bytes = process.stdout.read(limit + 1)  # type: ignore[union-attr]
+            if len(output) > limit:
+                process.kill()
+                raise Failure(f"{command[0]} gives more than the {limit} bytes that can be right")
+        if process.returncode:
+            told.seek(0)
+            words = printable(told.read(500).decode(errors="replace"))
+            raise Failure(f"{command[0]} refuses: {words}")
+    return output
+
+
+def decrypted(data: bytes, identity: str | None) -> bytes:
+    """The content of an age file, which is never longer than that."""
+    if identity is None:
+        raise Failure("the snapshot is encrypted", "name the file with the secret key: --identity FILE", USAGE)
+    return filtered(["age", "--decrypt", "--identity", identity], data, len(data))
+
+
+def decompressed(frame: bytes, size: int) -> bytes:
+    """The `size` bytes in `frame`, which is exactly one zstd frame that declares this size."""
+    reject_other_frame(frame, size)
+    try:
+        zstd = importlib.import_module("compression.zstd")  # Python 3.14
+    except ImportError:
+        content = filtered(["zstd", "--decompress", "--stdout", "--quiet"], frame, size)
+    else:
+        try:
+            content = zstd.ZstdDecompressor().decompress(frame, size + 1)
+        except zstd.ZstdError as error:
+            raise Failure(f"zstd refuses: {error}") from error
+    if len(content) != size:
+        raise Failure(f"the compressed frame holds another size than {size} bytes")
+    return bytes(content)
+
+
+def reject_other_frame(frame: bytes, size: int) -> None:
+    """Raise unless `frame` is one whole zstd frame of `size` bytes without a dictionary (RFC 8878, section 3.1.1)."""
+    try:
+        magic, descriptor = struct.unpack_from("<IB", frame)
+        is_single, has_checksum = descriptor >> 5 & 1, descriptor >> 2 & 1
+        if magic != 0xFD2FB528 or descriptor & 0b1011:
+            raise Failure("there is no zstd frame, or it wants a dictionary")
+        at = 5 if is_single else 6
+        width = (is_single, 2, 4, 8)[descriptor >> 6]
+        declared = int.from_bytes(frame[at : at + width], "little") + (256 if width == 2 else 0)
+        if not width or declared != size:
+            raise Failure(f"the compressed frame declares another size than {size} bytes")
+        at, is_last = at + width, 0
+        while not is_last:
+            block = frame[at] | frame[at + 1] << 8 | frame[at + 2] << 16
+            is_last, kind, length = block & 1, block >> 1 & 3, block >> 3
+            at += 3 + (1 if kind == 1 else length)
+    except (struct.error, IndexError):
+        raise Failure("the compressed frame is cut off") from None
+    if at + 4 * has_checksum != len(frame):
+        raise Failure("the compressed frame is cut off, or something comes behind it")
+    if not has_checksum and size:
+        raise Failure("the compressed frame has no checksum")
+
+
+# ---------------------------------------------------------------- BLAKE3, some thousand chunks at once
+
+# A long integer is used as many lanes of 64 bits, each with one 32-bit word: one addition of two such integers adds the
+# words of all lanes. That is fifty times faster than one word after the other, and needs no module.
+IV = (0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19)
+PERMUTATION = (2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8)
+COLUMNS = ((0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15))
+DIAGONALS = ((0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14))
+CHUNK_START, CHUNK_END, PARENT, ROOT = 1, 2, 4, 8
+
+
+def compress(chaining: list[int], block: list[int], counters: int, length: int, flags: int, ones: int) -> list[int]:
+    """The compression function, in all lanes at once; `ones` has a 1 in each lane."""
+    mask = ones * 0xFFFFFFFF
+    v = chaining + [word * ones for word in IV[:4]] + [counters, 0, length * ones, flags * ones]
+    for turn in range(7):
+        if turn:
+            block = [block[i] for i in PERMUTATION]
+        for n, (a, b, c, d) in enumerate((*COLUMNS, *DIAGONALS)):
+            for word, right_d, right_b in ((block[2 * n], 16, 12), (block[2 * n + 1], 8, 7)):
+                v[a] = (v[a] + v[b] + word) & mask
+                x = v[d] ^ v[a]
+                v[d] = (x >> right_d | x << (32 - right_d)) & mask
+                v[c] = (v[c] + v[d]) & mask
+                x = v[b] ^ v[c]
+                v[b] = (x >> right_b | x << (32 - right_b)) & mask
+    return [v[i] ^ v[i + 8] for i in range(8)]
+
+
+def hash_blocks(data: bytes, size: int, counters: list[int], first: int, last: int) -> bytes:
+    """32 bytes for each of as many pieces of `data` as there are counters; a piece has `size` bytes and zeros behind.
+
+    `first` and `last` are the flags of the first and the last block of 64 bytes.
+    """
+    lanes, words = len(counters), memoryview(data).cast("I")
+    width, blocks = len(words) // lanes, max(1, (size + 63) // 64)
+    spread = memoryview(bytearray(8 * lanes)).cast("I")
+    ones = int.from_bytes(b"\1\0\0\0\0\0\0\0" * lanes, "little")
+    numbers = int.from_bytes(struct.pack(f"<{lanes}Q", *counters), "little")
+    chaining = [word * ones for word in IV]
+    for n in range(blocks):
+        block = []
+        for i in range(16):
+            spread[::2] = words[16 * n + i :: width]
+            block.append(int.from_bytes(spread, "little"))
+        flags = (first if n == 0 else 0) | (last if n == blocks - 1 else 0)
+        chaining = compress(chaining, block, numbers, min(64, size - 64 * n), flags, ones)
+    result = memoryview(bytearray(32 * lanes)).cast("I")
+    for i, word in enumerate(chaining):
+        result[i::8] = memoryview(word.to_bytes(8 * lanes, "little")).cast("I")[::2]
+    return result.tobytes()
+
+
+def hash_parents(nodes: bytes, flags: int) -> bytes:
+    """The nodes above `nodes`, of which there is an even number."""
+    return hash_blocks(nodes, 64, [0] * (len(nodes) // 64), PARENT | flags, PARENT | flags)
+
+
+def page_hashes(images: bytes, page_size: int) -> bytes:
+    """The page hashes (16 bytes each) of pages that lie one behind the other."""
+    count, chunks = len(images) // page_size, max(1, page_size // 1024)
+    numbers = list(range(chunks)) * count
+    nodes = hash_blocks(images, min(page_size, 1024), numbers, CHUNK_START, CHUNK_END | (ROOT if chunks == 1 else 0))
+    while chunks > 1:
+        chunks //= 2
+        nodes = hash_parents(nodes, ROOT if chunks == 1 else 0)
+    return b"".join(nodes[i : i + 16] for i in range(0, len(nodes), 32))
+
+
+def blake3(message: bytes) -> str:
+    """The BLAKE3 of one message, in hexadecimal."""
+    whole = max(0, len(message) - 1) // 1024
+    rest = message[1024 * whole :]
+    padded = rest + bytes(-len(rest) % 64 if rest else 64)
+    nodes = b""
+    if whole:
+        nodes = hash_blocks(message[: 1024 * whole], 1024, list(range(whole)), CHUNK_START, CHUNK_END)
+    nodes += hash_blocks(padded, len(rest), [whole], CHUNK_START, CHUNK_END | (0 if whole else ROOT))
+    while len(nodes) > 32:
+        pairs = len(nodes) // 64 * 64
+        nodes = hash_parents(nodes[:pairs], ROOT if len(nodes) == 64 else 0) + nodes[pairs:]
+    return nodes.hex()
+
+
+# ---------------------------------------------------------------- restoring
+
+
+def private_part(snapshot: Snapshot, identity: str | None) -> dict[str, Any]:
+    """The part of the manifest that is encrypted, if it is."""
+    sealed = snapshot.values.get("private")
+    if sealed is None:
+        return snapshot.values
+    if not isinstance(sealed, dict):
+        raise Failure("the private part of the manifest is no object")
+    plain = decrypted(from_base64("the private part of the manifest", field(sealed, "age", str)), identity)
+    if hashlib.sha256(plain).hexdigest() != field(sealed, "sha256", str, form=SHA256):
+        raise Failure("the private part of the manifest does not have its SHA-256")
+    values = parsed("the private part of the manifest", plain)
+    reject_odd_private(values)
+    return values
+
+
+def from_base64(what: str, text: str) -> bytes:
+    """The bytes behind a text."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise Failure(f"{what} cannot be read: {error}") from error
+
+
+def read_page_map(snapshot: Snapshot, private: dict[str, Any]) -> array.array[int]:
+    """For each page the position of its pack, from 1; 0 for the page of zeros around byte 2^30, which SQLite locks."""
+    frame = from_base64("the page map", private["page_map"])
+    try:
+        page_map = array.array("I", decompressed(frame, 4 * snapshot.page_count))
+    except Failure as error:
+        raise Failure(f"the page map cannot be read: {error}", error.hint, error.code) from error
+    if sys.byteorder == "big":
+        page_map.byteswap()
+    lock_page = (1 << 30) // snapshot.page_size + 1
+    holes = 1 if lock_page <= snapshot.page_count else 0
+    if page_map and max(page_map) > len(snapshot.packs):
+        raise Failure("the page map names packs that the manifest does not")
+    if page_map.count(0) != holes or (holes and page_map[lock_page - 1]):
+        raise Failure("the page map has a hole that is not the lock-byte page, or none where that page is")
+    return page_map
+
+
+class Pack(NamedTuple):
+    """Page numbers, page hashes (16 bytes each) and page images, in the same order."""
+
+    numbers: array.array[int]
+    hashes: bytes
+    images: bytes
+
+
+def read_pack(data: bytes, page_size: int, pages: int) -> Pack:
+    """What is in a pack of `pages` pages of `page_size` bytes."""
+    if len(data) < 24:
+        raise Failure("the pack is cut off")
+    magic, index_bytes, tag, version, size, count = struct.unpack_from("<II4sIII", data)
+    if (magic, tag) != (0x184D2A5B, b"bkpd"):
+        raise Failure("the object does not begin with a pack index")
+    reject_version("the pack", version)
+    if (size, count) != (page_size, pages) or not 1 <= count * size <= MAX_PACK_IMAGE_BYTES:
+        raise Failure(f"the pack holds {count} pages of {size} bytes, and should hold {pages} of {page_size}")
+    end = 24 + 20 * count
+    if index_bytes != end - 8 or len(data) < end:
+        raise Failure("the index of the pack has another length than its pages need")
+    numbers = array.array("I", data[24 : 24 + 4 * count])
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    if numbers[0] < 1 or numbers[-1] > MAX_IMAGE_PAGES or list(numbers) != sorted(set(numbers)):
+        raise Failure("the page numbers of the pack do not ascend, or are out of range")
+    return Pack(numbers, data[24 + 4 * count : end], decompressed(data[end:], count * size))
+
+
+class Image:
+    """The image of one snapshot on its way into an empty file."""
+
+    def __init__(self, repository: Repository, snapshot: Snapshot, file: Any, arguments: argparse.Namespace) -> None:
+        self.repository, self.file, self.identity = repository, file, arguments.identity
+        self.check_pages, self.snapshot = arguments.check_pages, snapshot
+        private = private_part(snapshot, self.identity)
+        self.digest = private["image_digest"]
+        self.page_map = read_page_map(snapshot, private)
+        self.wanted = collections.Counter(self.page_map)
+        self.hashes = bytearray(16 * snapshot.page_count)
+
+    def write(self) -> None:
+        """Write all of it, and prove it."""
+        size = self.snapshot.page_size
+        self.file.truncate(size * self.snapshot.page_count)
+        if self.wanted[0]:
+            lock_page = (1 << 30) // size
+            self.hashes[16 * lock_page : 16 * lock_page + 16] = page_hashes(bytes(size), size)
+        for position, pack in enumerate(self.snapshot.packs, 1):
+            if self.wanted[position]:
+                progress(f"pack {position} of {len(self.snapshot.packs)}")
+                key = pack_key(self.snapshot, pack)
+                try:
+                    self.place(position, self.read(key, pack))
+                except FileNotFoundError:
+                    raise missing(self.snapshot, [key]) from None
+                except Failure as error:
+                    raise Failure(f"pack {key}: {error}", error.hint or "try another snapshot", error.code) from error
+        progress("the digest of the image")
+        if blake3(bytes(self.hashes)) != self.digest:
+            hint = "try another snapshot"
+            raise Failure(f"the packs of snapshot {self.snapshot.id} do not make up its image", hint)
+
+    def read(self, key: str, pack: dict[str, Any]) -> Pack:
+        """One pack, proven to be the one that the manifest names."""
+        data = self.repository.read(key, pack["stored_bytes"])
+        if hashlib.sha256(data).hexdigest() != pack["sha256"]:
+            raise Failure("it does not have the SHA-256 that names it")
+        if pack.get("encryption"):
+            data = decrypted(data, self.identity)
+        return read_pack(data, self.snapshot.page_size, pack["pages"])
+
+    def place(self, position: int, pack: Pack) -> None:
+        """Write the pages that the page map has in the pack at `position`."""
+        size, written = self.snapshot.page_size, 0
+        if self.check_pages and page_hashes(pack.images, size) != pack.hashes:
+            raise Failure("it holds other pages than its index says")
+        for i, number in enumerate(pack.numbers):
+            if number <= self.snapshot.page_count and self.page_map[number - 1] == position:
+                self.file.seek((number - 1) * size)
+                self.file.write(pack.images[i * size : (i + 1) * size])
+                self.hashes[16 * number - 16 : 16 * number] = pack.hashes[16 * i : 16 * i + 16]
+                written += 1
+        if written != self.wanted[position]:
+            raise Failure("it lacks pages that the snapshot has in it")
+
+
+def missing(snapshot: Snapshot, keys: list[str]) -> Failure:
+    """That objects were not copied, or are gone."""
+    more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+    hint = f"copy what this prints, and try again: python3 rescue.py needs {snapshot.database}@{snapshot.id}"
+    return Failure(f"{keys[0]}{more} is missing here, and snapshot {snapshot.id} needs it", hint)
+
+
+def sqlite_findings(file: Path) -> tuple[list[str], str]:
+    """What SQLite finds wrong with a database, and why it could not look, if it could not. Leaves nothing beside it."""
+    try:
+        import sqlite3  # a Python can be without
+    except ImportError:
+        return [], "this Python has no sqlite3"
+    connection = sqlite3.connect(f"file:{urllib.parse.quote(str(file))}?mode=ro&immutable=1", uri=True)
+    try:
+        # A schema can name functions to run; none is needed for looking.
+        connection.execute("PRAGMA trusted_schema = OFF")
+        connection.execute("PRAGMA cell_size_check = ON")
+        rows = connection.execute("PRAGMA integrity_check(20)").fetchall()
+        return [str(text) for (text,) in rows if text != "ok"], ""
+    except sqlite3.DatabaseError as error:
+        # Such as the application's own collation, function or module, which this Python does not have.
+        is_damage = "malformed" in str(error) or "not a database" in str(error)
+        return ([str(error)], "") if is_damage else ([], str(error))
+    finally:
+        connection.close()
+
+
+def restore(repository: Repository, snapshot: Snapshot, target: Path, arguments: argparse.Namespace) -> None:
+    """A new file with the image of the snapshot, or none."""
+    reject_target(target)
+    if repository.root.resolve() in target.resolve().parents:
+        raise Failure(f"{target} would lie in the repository", "name a file elsewhere: ../restored.db", USAGE)
+    absent = [key for key in needs(snapshot)[1:] if not os.path.lexists(repository.root / key)]
+    if absent:
+        raise missing(snapshot, absent)
+    image_bytes = snapshot.page_size * snapshot.page_count
+    free = shutil.disk_usage(target.parent).free
+    if image_bytes > free:
+        hint = "name a file on another disk"
+        raise Failure(f"{target} needs {image_bytes} bytes, and {free} are free there", hint, USAGE)
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial")
+    partial = Path(name)
+    try:
+        with open(descriptor, "r+b") as file:
+            Image(repository, snapshot, file, arguments).write()
+            file.flush()
+            os.fsync(file.fileno())
+        progress("SQLite looks through it")
+        findings, unchecked = sqlite_findings(partial) if snapshot.page_count else ([], "")
+        reject_target(target)
+        os.rename(partial, target)
+        flush_name(target)
+    finally:
+        if partial.exists():
+            partial.unlink()
+    progress("")
+    print(f"restored {snapshot.database}@{snapshot.id} to {target} ({image_bytes} bytes)")
+    if unchecked:
+        say(f"note: all bytes are as captured, but SQLite could not look through them: {printable(unchecked)}")
+    if findings:
+        raise Failure(
+            f"{target} is as it was captured, byte for byte, and SQLite finds that database damaged: "
+            f"{printable(findings[0])}",
+            "the file stays; try an older snapshot too",
+        )
+
+
+def reject_target(target: Path) -> None:
+    """Raise when something of that name is there. SQLite would apply an old -wal or -journal to a new file."""
+    for path in (target, *(target.with_name(target.name + end) for end in ("-wal", "-journal", "-shm"))):
+        if os.path.lexists(path):
+            raise Failure(f"{path} is already there", "name a new file; nothing is ever overwritten", USAGE)
+    if not target.parent.is_dir():
+        raise Failure(f"{target.parent} is no directory", "make it, or name another file", USAGE)
+
+
+def flush_name(file: Path) -> None:
+    """Make a name durable, where directories can be flushed at all."""
+    if os.name == "posix":
+        descriptor = os.open(file.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def needs(snapshot: Snapshot) -> list[str]:
+    """Keys of the objects that a restore of the snapshot reads: its manifest, then its packs."""
+    return [snapshot.key, *dict.fromkeys(pack_key(snapshot, pack) for pack in snapshot.packs)]
+
+
+def chosen(snapshots: list[Snapshot], reference: str) -> Snapshot:
+    """The snapshot that `reference` names: DATABASE@latest, DATABASE@ID, or either alone; an id may be cut short."""
+    database, at, name = reference.rpartition("@")
+    among = [each for each in snapshots if not at or each.database == database]
+    if name == "latest":
+        if len({each.database for each in among}) > 1:
+            raise Failure("there are several databases", "put the name of one before it: NAME@latest", USAGE)
+        found = [each for each in among if each.kind == "regular"][-1:]
+    else:
+        found = [each for each in among if name and each.id.startswith(name)]
+    if len(found) != 1:
+        how_many = "several snapshots answer" if found else "no snapshot answers"
+        raise Failure(f"{how_many} to {reference!r}", "python3 rescue.py shows what there is", NO_SUCH_SNAPSHOT)
+    return found[0]
+
+
+def listed(snapshot: Snapshot) -> str:
+    """A line about a snapshot."""
+    day, time = snapshot.id[:8], snapshot.id[9:15]
+    taken = f"{day[:4]}-{day[4:6]}-{day[6:]} {time[:2]}:{time[2:4]}:{time[4:]} UTC"
+    size = f"{snapshot.page_size * snapshot.page_count / 1e6:>10.1f} MB"
+    notes = [*snapshot.tags, *(["before-restore"] if snapshot.kind != "regular" else [])]
+    notes += ["encrypted"] if "private" in snapshot.values else []
+    notes += ["in the trash"] if "/trash/" in snapshot.key else []
+    return printable(f"{snapshot.database}@{snapshot.id}  {taken}  {size}  {', '.join(notes)}")
+
+
+def printable(text: str) -> str:
+    """One line without characters that a terminal would obey."""
+    return "".join(each if each.isprintable() else " " for each in text).strip()
+
+
+def say(line: str) -> None:
+    """A line for people."""
+    print(line, file=sys.stderr)
+
+
+def progress(text: str) -> None:
+    """What is done now, on a line that the next one replaces; "" leaves it empty."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{text}")
+        sys.stderr.flush()
+
+
+def parsed_arguments() -> argparse.Namespace:
+    """What was asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0], epilog="RESTORE.md says more.")
+    here = Path(__file__).resolve().parent
+    parser.add_argument("--repository", type=Path, default=here, metavar="DIR", help="default: where this file is")
+    parser.add_argument("--trash", action="store_true", help="look at snapshots that were removed, instead")
+    verbs = parser.add_subparsers(dest="verb", metavar="restore | needs")
+    restoring = verbs.add_parser("restore", help="write one snapshot to a new file")
+    restoring.add_argument("snapshot", help="DATABASE@latest, DATABASE@ID, or the beginning of an id")
+    restoring.add_argument("target", type=Path, help="a new file")
+    restoring.add_argument("--identity", metavar="FILE", help="secret key of age, for encrypted snapshots")
+    restoring.add_argument("--check-pages", action="store_true", help="also compare each page with its hash: slow")
+    needing = verbs.add_parser("needs", help="print the names of the objects that one snapshot needs")
+    needing.add_argument("snapshot", help="as above")
+    return parser.parse_args()
+
+
+def run() -> int:
+    """Do what was asked for; the exit code."""
+    arguments = parsed_arguments()
+    repository = Repository(arguments.repository)
+    snapshots, damaged = repository.snapshots(removed=arguments.trash)
+    for each in damaged:
+        say(f"damaged: {printable(str(each))}")
+    if arguments.verb is None:
+        print("\n".join(map(listed, snapshots)) or "no snapshots")
+        return DAMAGE if damaged else 0
+    snapshot = chosen(snapshots, arguments.snapshot)
+    if arguments.verb == "needs":
+        print("\n".join(needs(snapshot)))
+    else:
+        restore(repository, snapshot, Path(os.path.abspath(arguments.target)), arguments)
+    return 0
+
+
+def main() -> int:
+    """Run, and turn every failure into two lines and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a tag may have letters that this terminal has not
+    try:
+        return run()
+    except Failure as error:
+        progress("")
+        say(f"error: {printable(str(error))}")
+        if error.hint:
+            say(f"hint: {error.hint}")
+        return error.code
+    except OSError as error:
+        progress("")
+        say(f"error: {error.filename or 'this machine'}: {error.strerror or error}")
+        return UNAVAILABLE
+    except KeyboardInterrupt:
+        say("\nerror: interrupted; no file was left")
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

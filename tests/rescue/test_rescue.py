@@ -1,0 +1,262 @@
+"""rescue.py restores what backupd restores, with nothing but Python, zstd and age; and refuses all that is damaged."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import shutil
+import sqlite3
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from harness.cli import CommandLine
+from harness.place import change_rows, create_database
+from harness.rescuing import RESCUE, Bare, Kept, encrypt_in
+
+if TYPE_CHECKING:
+    from harness.s3_server import S3Server
+
+_VECTORS = Path(__file__).parents[1] / "vectors"
+_USAGE, _UNAVAILABLE, _NO_SUCH_SNAPSHOT, _DAMAGE, _NEWER = 2, 10, 12, 20, 21
+_STDLIB_ONLY = """
+import runpy, sys
+runpy.run_path(sys.argv[1])
+foreign = {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names - {"__main__"}
+print(sorted(foreign), [entry for entry in sys.path if "site-packages" in entry])
+"""
+
+
+@pytest.fixture(params=["plain", "encrypted"])
+def kept(request: pytest.FixtureRequest) -> Kept:
+    """A repository of each kind, which no test changes."""
+    found: Kept = request.getfixturevalue(request.param)
+    return found
+
+
+def _copy_of_vectors(home: Path) -> Path:
+    copied = shutil.copytree(_VECTORS / "valid/repository", home / "repository")
+    shutil.copy(RESCUE, copied / "rescue.py")
+    return copied
+
+
+def test_needs_nothing_but_the_standard_library(bare: Bare, tmp_path: Path) -> None:
+    """No module of anybody else is imported, nor could one be."""
+    assert bare.start("-c", _STDLIB_ONLY, RESCUE, cwd=tmp_path).stdout == "[] []\n"
+
+
+def test_any_python_from_3_8_on_can_parse_it() -> None:
+    """Who finds a backup in ten years may have an old machine."""
+    ast.parse(RESCUE.read_text(), feature_version=(3, 8))
+
+
+def test_restores_what_backupd_restores(bare: Bare, kept: Kept, tmp_path: Path) -> None:
+    """Every snapshot, byte for byte, with the program that lies in the repository itself, every page checked."""
+    repository = kept.place.store
+    listed = [line.split()[0] for line in bare.rescue(repository=repository).stdout.splitlines()]
+    assert listed == [f"app@{each}" for each in kept.place.ids]
+    for each in kept.place.ids:
+        target, expected = tmp_path / f"{each}.db", tmp_path / f"{each}.backupd.db"
+        bare.rescue("restore", each, target, *kept.options, "--check-pages", repository=repository)
+        kept.place.backupd.run("restore", each, "--to", expected, *kept.options)
+        assert target.read_bytes() == expected.read_bytes()
+        assert target.stat().st_mode & 0o777 == 0o600
+    assert len(list(tmp_path.iterdir())) == 2 * len(kept.place.ids)
+
+
+def test_changes_nothing_in_the_repository(bare: Bare, plain: Kept, tmp_path: Path) -> None:
+    """No cache, no bytecode, no lock: it may be the only copy there is."""
+    before = sorted(plain.place.store.rglob("*"))
+    bare.rescue("restore", "app@latest", tmp_path / "out.db", repository=plain.place.store)
+    assert sorted(plain.place.store.rglob("*")) == before
+
+
+def test_restores_the_golden_repository(bare: Bare, tmp_path: Path) -> None:
+    """What the format promises for ever."""
+    repository = _copy_of_vectors(tmp_path)
+    for snapshot, facts in json.loads((_VECTORS / "valid/repository.expected.json").read_text()).items():
+        target = tmp_path / f"{snapshot}.db"
+        bare.rescue("restore", snapshot, target, repository=repository)
+        assert target.stat().st_size == facts["size_bytes"]
+        assert _sha256(target) == facts["sha256"]
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("kind", ["plain", "encrypted"])
+def test_restores_from_a_copied_bucket(bare: Bare, seaweed: S3Server, tmp_path: Path, kind: str) -> None:
+    """Of a bucket that a client copied, all of it or what one snapshot needs, with what backupd left there."""
+    bucket, home = seaweed.new_bucket(), tmp_path / "home"
+    home.mkdir()
+    identity = encrypt_in(home, tmp_path) if kind == "encrypted" else None
+    backupd = CommandLine(home, **_bucket_variables(seaweed, f"s3://{bucket}/team/app"))
+    create_database(home / "app.db", rows=3000)
+    backupd.run("now")
+    change_rows(home / "app.db", "changed")
+    backupd.run("now", "--full")
+    options = ("--identity", identity) if identity else ()
+    backupd.run("restore", "latest", "--to", tmp_path / "expected.db", *options)
+
+    def fetch(keys: list[str], copy: Path) -> None:
+        with closing(seaweed.client()) as client:
+            for key in keys:
+                (copy / key).parent.mkdir(parents=True, exist_ok=True)
+                client.download_file(bucket, f"team/app/{key}", str(copy / key))
+
+    with closing(seaweed.client()) as client:
+        listed = [each["Key"] for each in client.list_objects_v2(Bucket=bucket, Prefix="team/app/")["Contents"]]
+    keys = [key.removeprefix("team/app/") for key in listed]
+    fetch(keys, tmp_path / "whole")
+    bare.rescue("restore", "app@latest", tmp_path / "whole.db", *options, repository=tmp_path / "whole")
+    part = tmp_path / "part"
+    fetch([key for key in keys if "/packs/" not in key], part)
+    refused = bare.rescue("restore", "latest", tmp_path / "x.db", *options, repository=part, code=_DAMAGE)
+    assert "is missing here" in refused.stderr
+    assert "rescue.py needs app@" in refused.stderr
+    needed = bare.rescue("needs", "latest", repository=part).stdout.splitlines()
+    assert {"/packs/" in key for key in keys if key not in needed} == {True, False}
+    fetch(needed, part)
+    bare.rescue("restore", "latest", tmp_path / "part.db", *options, repository=part)
+    for restored in ("whole.db", "part.db"):
+        assert (tmp_path / restored).read_bytes() == (tmp_path / "expected.db").read_bytes()
+
+
+def _bucket_variables(server: S3Server, url: str) -> dict[str, str]:
+    return {
+        "BACKUPD_DATABASES__0__PATH": "app.db",
+        "BACKUPD_STORES__0__URL": url,
+        "BACKUPD_STORES__0__ENDPOINT_URL": server.endpoint_url,
+        "BACKUPD_STORES__0__ACCESS_KEY_ID": server.access_key_id,
+        "BACKUPD_STORES__0__SECRET_ACCESS_KEY": server.secret_access_key,
+    }
+
+
+def test_refuses_flipped_bits(bare: Bare, kept: Kept, tmp_path: Path) -> None:
+    """In the manifest and a pack, at the beginning, in the middle and at the end: nothing is restored or left."""
+    repository = kept.copy(tmp_path / "copy").place.store
+    out = tmp_path / "out"
+    out.mkdir()
+    for key in bare.rescue("needs", "app@latest", repository=repository).stdout.splitlines()[:2]:
+        right = (repository / key).read_bytes()
+        for position in (0, len(right) // 2, len(right) - 1):
+            wrong = bytearray(right)
+            wrong[position] ^= 1
+            (repository / key).write_bytes(wrong)
+            reference = f"app@{kept.place.ids[-1]}"
+            refused = bare.start("rescue.py", "restore", reference, out / "x.db", *kept.options, cwd=repository)
+            # A damaged manifest is listed as damaged, and then no snapshot answers.
+            assert refused.returncode in {_DAMAGE, _NO_SUCH_SNAPSHOT}, refused
+            assert key.rpartition("/")[2] in refused.stderr
+            assert list(out.iterdir()) == []
+        (repository / key).write_bytes(right)
+    bare.rescue("restore", "app@latest", out / "x.db", *kept.options, repository=repository)
+
+
+def test_lists_the_others_when_a_manifest_is_damaged(bare: Bare, plain: Kept, tmp_path: Path) -> None:
+    """And says which one it is, and ends with the code for damage."""
+    place = plain.copy(tmp_path / "copy").place
+    place.manifest(0).write_bytes(b"{}")
+    listed = bare.rescue(repository=place.store, code=_DAMAGE)
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == [f"app@{each}" for each in place.ids[1:]]
+    assert f"damaged: app/snapshots/{place.ids[0]}.json: the object is not a sealed manifest" in listed.stderr
+
+
+def test_without_the_key_nothing_is_restored(bare: Bare, encrypted: Kept, tmp_path: Path) -> None:
+    """It says what is missing; with a wrong key, age says so."""
+    repository = encrypted.place.store
+    assert "encrypted" in bare.rescue(repository=repository).stdout
+    refused = bare.rescue("restore", "app@latest", tmp_path / "x.db", repository=repository, code=_USAGE)
+    assert "--identity" in refused.stderr
+    other = encrypt_in(tmp_path, tmp_path)
+    refused = bare.rescue(
+        "restore", "app@latest", tmp_path / "x.db", "--identity", other, repository=repository, code=_DAMAGE
+    )
+    assert "age refuses" in refused.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["backupd.toml", "key.txt"]
+
+
+@pytest.mark.parametrize("name", ["out.db", "out.db-wal", "out.db-journal", "out.db-shm"])
+def test_overwrites_nothing(bare: Bare, plain: Kept, tmp_path: Path, name: str) -> None:
+    """Not a file, and nothing that SQLite would apply to the new one."""
+    (tmp_path / name).write_text("precious")
+    refused = bare.rescue("restore", "latest", tmp_path / "out.db", repository=plain.place.store, code=_USAGE)
+    assert f"error: {tmp_path / name} is already there" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "precious"
+
+
+def test_restores_what_was_removed(bare: Bare, plain: Kept, tmp_path: Path) -> None:
+    """As long as it lies in the trash."""
+    place = plain.copy(tmp_path / "copy").place
+    place.backupd.run("forget", f"app@{place.ids[0]}")
+    assert place.ids[0] not in bare.rescue(repository=place.store).stdout
+    listed = bare.rescue("--trash", repository=place.store).stdout
+    assert place.ids[0] in listed
+    assert "in the trash" in listed
+    bare.rescue("--trash", "restore", place.ids[0], tmp_path / "old.db", repository=place.store)
+    assert (tmp_path / "old.db").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["restore", "app@20200101", "x.db"], _NO_SUCH_SNAPSHOT, "no snapshot answers"),
+        (["restore", "2", "x.db"], _NO_SUCH_SNAPSHOT, "several snapshots answer"),
+        (["restore", "other@latest", "x.db"], _NO_SUCH_SNAPSHOT, "no snapshot answers"),
+        (["restore", "latest", "nowhere/x.db"], _USAGE, "nowhere is no directory"),
+        (["restore", "latest", "app/x.db"], _USAGE, "app/x.db would lie in the repository"),
+        (["--repository", "nowhere"], _UNAVAILABLE, "nowhere is no directory"),
+        (["--repository", "app"], _UNAVAILABLE, "holds no backups"),
+        (["back"], _USAGE, "invalid choice"),
+    ],
+)
+def test_says_what_to_do(bare: Bare, plain: Kept, words: list[str], code: int, says: str) -> None:
+    """One line, and a hint."""
+    refused = bare.rescue(*words, repository=plain.place.store, code=code)
+    assert says in refused.stderr
+    assert not list(plain.place.store.glob("*x.db*"))
+
+
+def test_a_newer_format_is_refused(bare: Bare, plain: Kept, tmp_path: Path) -> None:
+    """With the code for that, and where the right program is."""
+    repository = plain.copy(tmp_path / "copy").place.store
+    (repository / "backupd.json").write_text('{"format": 2, "repository": "a"}')
+    assert "rescue.py from this repository itself" in bare.rescue(repository=repository, code=_NEWER).stderr
+
+
+def test_without_zstd_it_says_what_to_install(bare: Bare, plain: Kept, tmp_path: Path) -> None:
+    """Unless Python has its own."""
+    lonely = Bare(tmp_path / "no programs")
+    has_own = sys.version_info >= (3, 14)
+    finished = lonely.rescue(
+        "restore", "latest", tmp_path / "x.db", repository=plain.place.store, code=0 if has_own else _USAGE
+    )
+    assert has_own or "apt install zstd" in finished.stderr
+
+
+def test_a_foreign_collation_is_no_damage(bare: Bare, tmp_path: Path) -> None:
+    """The application's own functions are not here: then SQLite cannot look, and the file is right all the same."""
+    with closing(sqlite3.connect(tmp_path / "app.db")) as connection, connection:
+        connection.create_collation("mine", lambda a, b: (a > b) - (a < b))
+        connection.execute("CREATE TABLE t (a TEXT COLLATE mine PRIMARY KEY)")
+        connection.execute("INSERT INTO t VALUES ('a'), ('b')")
+    CommandLine(tmp_path).run("now", "app.db")
+    finished = bare.rescue("restore", "latest", tmp_path / "x.db", repository=tmp_path / "backups")
+    assert "no such collation sequence: mine" in finished.stderr
+
+
+def test_a_damaged_source_is_restored_and_told(bare: Bare, tmp_path: Path) -> None:
+    """The copy is as good as it was: it stays, with the code for damage."""
+    create_database(tmp_path / "app.db")
+    with (tmp_path / "app.db").open("r+b") as file:
+        file.seek(20 * 4096)
+        file.write(b"\xff" * 64)
+    CommandLine(tmp_path).run("now", "app.db")
+    finished = bare.rescue("restore", "latest", tmp_path / "x.db", repository=tmp_path / "backups", code=_DAMAGE)
+    assert "SQLite finds that database damaged" in finished.stderr
+    assert (tmp_path / "x.db").stat().st_size == (tmp_path / "app.db").stat().st_size
