@@ -5,22 +5,19 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from backupd.drill.packs import damaged_packs
 from backupd.errors import DamageError, TargetUnwritableError
 from backupd.format.pack import page_hash
 from backupd.format.pagemap import image_digest, page_hashes
 from backupd.logs import log
 from backupd.restore.image import fetch_image
-from backupd.threads import worker_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from backupd.format.manifest import Manifest, PackEntry
+    from backupd.format.manifest import Manifest
     from backupd.repository import Repository
 
-_READERS = 4
 _READ_BYTES = 4 << 20
 
 
@@ -82,32 +79,8 @@ def _blame_packs(
     repository: Repository, manifest: Manifest, error: DamageError, should_stop: Callable[[], None]
 ) -> None:
     """Look at each pack of the snapshot by itself; raise `DamagedPacksError` when one is not as it should be."""
-    page_map = repository.checked_map(manifest)
-
-    def why_damaged(position: int, pack: PackEntry) -> str | None:
-        should_stop()
-        try:
-            needed = np.flatnonzero(page_map == position) + 1
-            _reject_other_pages(repository, manifest, pack, needed)
-        except DamageError as found:
-            return found.message
-        return None
-
-    with worker_threads(_READERS, name="look") as threads:
-        futures = [threads.submit(why_damaged, *each) for each in enumerate(manifest.packs, 1)]
-        reasons = [future.result() for future in futures]
-    damaged = {pack.sha256: reason for pack, reason in zip(manifest.packs, reasons, strict=True) if reason}
+    damaged = {pack.sha256: found.message for pack, found in damaged_packs(repository, manifest, should_stop).items()}
     if damaged:
         first = error.message if next(iter(damaged)) in error.message else next(iter(damaged.values()))
         more = f"; {len(damaged)} of its {len(manifest.packs)} packs are damaged" if len(damaged) > 1 else ""
         raise DamagedPacksError(f"{first}{more}", hint=error.hint, packs=tuple(damaged))
-
-
-def _reject_other_pages(repository: Repository, manifest: Manifest, pack: PackEntry, needed: np.ndarray) -> None:
-    index, images = repository.read_pack(manifest.database, pack)
-    held = np.frombuffer(index.page_numbers, dtype="<u4")
-    if index.page_size != manifest.page_size or not np.isin(needed, held).all():
-        raise DamageError(f"pack {pack.sha256} in {repository.url} lacks pages that the snapshot has in it")
-    view, size = memoryview(images), index.page_size
-    if b"".join(page_hash(view[number * size : (number + 1) * size]) for number in range(index.pages)) != index.hashes:
-        raise DamageError(f"pack {pack.sha256} in {repository.url} holds other pages than it says")

@@ -118,6 +118,21 @@ def test_get_obeys_its_limit(store: Store):
         store.get("a", limit_bytes=4)
 
 
+def test_facts_are_told_without_the_content(store: Store, kind: str):
+    """The size, and the SHA-256 of what is there now, where the store keeps one."""
+    for content in (b"first", b"the second", b""):
+        put(store, "app/packs/a", content)
+        facts = store.facts("app/packs/a")
+        assert facts.size_bytes == len(content)
+        assert facts.sha256 in {None, hashlib.sha256(content).digest()}
+        assert facts.sha256 is not None or not kind.startswith("seaweed")
+    for missing in ("app/packs/b", "app/packs", "app"):
+        with pytest.raises(NoSuchObjectError):
+            store.facts(missing)
+    with pytest.raises(ValueError, match="unsafe"):
+        store.facts("../a")
+
+
 def test_nothing_is_found_before_the_first_put(store: Store, settings: StoreSettings):
     """An empty store lists nothing, has no object, lets itself be deleted from, and is not created by any of that."""
     assert keys(store) == keys(store, "app/packs/") == []

@@ -1,0 +1,177 @@
+"""What a verification has read, so that one that is broken off goes on where it was.
+
+<digest>.journal   a line of JSON for each pack that was found right, after one that says what all is about
+<digest>.indexes   page numbers and page hashes of these packs, one behind the other
+
+Nothing is believed that does not prove itself: a torn line is left out, and so is an index that is not as it was noted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Self
+
+from blake3 import blake3
+
+from backupd.errors import TargetUnwritableError
+from backupd.format.pack import HASH_BYTES, PackIndex
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+GOES_ON_FOR = timedelta(days=7)
+"""What was read longer ago says too little of now."""
+
+_VERSION = 1
+_NUMBER_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an index lies in its file."""
+
+    page_size: int
+    offset: int
+    pages: int
+
+    @property
+    def size_bytes(self) -> int:
+        return self.pages * (_NUMBER_BYTES + HASH_BYTES)
+
+
+class Journal:
+    """The packs of one database in one store that were found right, with what is in them. One process at a time.
+
+    Methods raise `TargetUnwritableError` when the state directory cannot be written.
+    """
+
+    def __init__(self, directory: Path, subject: str, *, now: datetime, is_anew: bool) -> None:
+        """Take up what a run about `subject`, free text, has left in `directory`, unless that is too long ago."""
+        name = hashlib.sha256(os.fsencode(subject)).hexdigest()[:32]
+        self._lines = directory / f"{name}.journal"
+        self._indexes = directory / f"{name}.indexes"
+        self._places: dict[str, _Place | None] = {}
+        self.begun_at = now.astimezone(UTC)
+        with _reporting_errors(self._lines):
+            _remove_old(directory, now)
+            if is_anew:
+                self.remove()
+            whole_bytes = self._take_up()
+            descriptor = os.open(self._lines, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            os.truncate(descriptor, whole_bytes)
+            self._journal = os.fdopen(descriptor, "ab", buffering=0)
+            self._data = os.fdopen(
+                os.open(self._indexes, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "a+b", buffering=0
+            )
+            if not whole_bytes:
+                self._append({"version": _VERSION, "begun_at": self.begun_at.isoformat()})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._journal.close()
+        self._data.close()
+
+    def remove(self) -> None:
+        """Forget everything."""
+        for file in (self._lines, self._indexes):
+            file.unlink(missing_ok=True)
+        self._places = {}
+
+    def __contains__(self, sha256: str) -> bool:
+        return sha256 in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def note(self, sha256: str, index: PackIndex | None) -> None:
+        """A pack was found right. `index` is None for one that could not be decrypted."""
+        with _reporting_errors(self._lines):
+            if index is None:
+                self._append({"pack": sha256})
+                self._places[sha256] = None
+                return
+            content = index.page_numbers + index.hashes
+            place = _Place(index.page_size, os.fstat(self._data.fileno()).st_size, index.pages)
+            self._data.write(content)
+            self._append(
+                {
+                    "pack": sha256,
+                    "page_size": place.page_size,
+                    "offset": place.offset,
+                    "pages": place.pages,
+                    "check": blake3(content).hexdigest(),
+                }
+            )
+            self._places[sha256] = place
+
+    def index(self, sha256: str) -> PackIndex | None:
+        """What a pack that was noted holds; None for one that could not be decrypted."""
+        place = self._places[sha256]
+        if place is None:
+            return None
+        with _reporting_errors(self._indexes):
+            content = os.pread(self._data.fileno(), place.size_bytes, place.offset)
+        middle = _NUMBER_BYTES * place.pages
+        return PackIndex(place.page_size, content[:middle], content[middle:])
+
+    def _append(self, line: dict[str, object]) -> None:
+        self._journal.write(json.dumps(line).encode("ascii") + b"\n")
+
+    def _take_up(self) -> int:
+        """Believe what can be believed; how many bytes of the file of lines are worth keeping."""
+        with suppress(FileNotFoundError, LookupError, TypeError, ValueError):
+            content = self._lines.read_bytes()
+            whole = content[: content.rfind(b"\n") + 1]
+            head, *lines = [*map(_parsed, whole.splitlines())] or [None]
+            if head is not None and head.get("version") == _VERSION:
+                self.begun_at = datetime.fromisoformat(head["begun_at"])
+                with self._indexes.open("rb") as indexes:
+                    for line in lines:
+                        self._believe(line, indexes.fileno())
+                return len(whole)
+        self.remove()
+        return 0
+
+    def _believe(self, line: dict[str, Any] | None, indexes: int) -> None:
+        with suppress(LookupError, TypeError, ValueError):
+            if line is None or "offset" not in line:
+                self._places[line["pack"]] = None  # type: ignore[index]
+                return
+            place = _Place(line["page_size"], line["offset"], line["pages"])
+            if blake3(os.pread(indexes, place.size_bytes, place.offset)).hexdigest() == line["check"]:
+                self._places[line["pack"]] = place
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _remove_old(directory: Path, now: datetime) -> None:
+    for lines in directory.glob("*.journal"):
+        with suppress(FileNotFoundError):
+            if datetime.fromtimestamp(lines.stat().st_mtime, UTC) < now - GOES_ON_FOR:
+                lines.with_suffix(".indexes").unlink(missing_ok=True)
+                lines.unlink()
+
+
+@contextmanager
+def _reporting_errors(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TargetUnwritableError(
+            f"{error.filename or file}: {(error.strerror or str(error)).lower()}",
+            hint="what was read cannot be noted: check the space and the permissions of state_dir",
+        ) from error

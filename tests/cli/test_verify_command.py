@@ -1,0 +1,118 @@
+"""`backupd verify` as people and scripts see it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from harness.command_line import CommandLine
+
+
+def _packs(cli: CommandLine, store: str = "backups") -> list[Path]:
+    return sorted((cli.directory / store / "app/packs").iterdir(), key=lambda file: -file.stat().st_size)
+
+
+def test_line_for_each_snapshot(stored: CommandLine, snapshots: list[dict[str, Any]]) -> None:
+    """What was looked at, and where."""
+    result = stored.run("verify", "--all", expect=0)
+    ids = [each["id"] for each in snapshots]
+    assert [line.split("  ")[:3] for line in result.lines] == [["app", "right", each] for each in ids]
+    assert all(line.endswith(f"every byte and every page read  -> {stored.directory}/backups") for line in result.lines)
+    assert result.stderr.startswith("3 snapshots: 3 right; ")
+    assert stored.run("verify", "app@upgrade", "--quiet", expect=0).stdout == ""
+
+
+def test_document_is_complete(stored: CommandLine, snapshots: list[dict[str, Any]]) -> None:
+    """Key by key."""
+    document = stored.run("verify", "latest", "--level", "receipt", "--json", expect=0).document
+    store = f"{stored.directory}/backups"
+    assert document == {
+        "snapshots": [
+            {
+                "id": snapshots[-1]["id"],
+                "database": "app",
+                "store": store,
+                "level": "receipt",
+                "outcome": "right",
+                "looked_at": "sizes",
+                "packs": document["snapshots"][0]["packs"],
+            }
+        ],
+        "findings": [
+            {
+                "kind": "not-checkable",
+                "is_damage": False,
+                "store": store,
+                "database": None,
+                "key": "",
+                "reason": "sizes only: the store keeps no checksum of packs",
+                "snapshots": [],
+            }
+        ],
+        "problems": [],
+        "warnings": [],
+        "packs_read": 0,
+        "packs_read_before": 0,
+        "read_bytes": document["read_bytes"],
+        "duration_seconds": document["duration_seconds"],
+    }
+
+
+def test_damage_is_told_with_what_to_do(cli: CommandLine) -> None:
+    """In words, in JSON, and by the exit code; the command in the hint then heals it."""
+    cli.run("now", "app.db", expect=0)
+    pack = _packs(cli)[0]
+    pack.write_bytes(pack.read_bytes()[:-1])
+    result = cli.run("verify", expect=20)
+    assert "app  damaged  " in result.stdout
+    error, hint = result.stderr.splitlines()[-2:]
+    assert error.startswith(f"error: app: pack-wrong-size: app/packs/{pack.name} in {cli.directory}/backups: it has ")
+    assert "; touches 2" in error
+    assert f"backupd now app --store {cli.directory}/backups" in hint
+    document = cli.run("verify", "--json", expect=20).document
+    assert [each["kind"] for each in document["findings"]] == ["pack-wrong-size"]
+    cli.run("now", "app.db", expect=0)
+    assert cli.run("verify", expect=0).stdout.startswith("app  right  ")
+
+
+def test_unreachable_store_is_partly_done(cli: CommandLine) -> None:
+    """The other one has its verdicts."""
+    cli.run("now", "app.db", expect=0)
+    (cli.directory / "file").touch()
+    (cli.directory / "backupd.toml").write_text('[[stores]]\nurl = "backups"\n[[stores]]\nurl = "file"\n')
+    result = cli.run("verify", expect=3)
+    assert result.stdout.startswith("app  right  ")
+    assert f"error: store {cli.directory}/file is not a directory" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["--all", "latest"], 2, "both --all and snapshots are given"),
+        (["--sample", "10%", "--level", "receipt"], 2, "--sample has no use with --level receipt"),
+        (["--sample", "0%"], 2, "'0%' is not a share"),
+        (["--sample", "101%"], 2, "'101%' is not a share"),
+        (["--sample", "10"], 2, "'10' is not a share"),
+        (["--bandwidth", "fast"], 2, "'fast' is not a size"),
+        (["--bandwidth", "0"], 2, "a bandwidth of 0 reads nothing"),
+        (["--level", "some"], 2, "'some' is not one of"),
+        (["latest~9"], 12, "no snapshot latest~9"),
+        (["--database", "other"], 12, "no snapshots of other in"),
+    ],
+)
+def test_wrong_usage_is_refused(stored: CommandLine, arguments: list[str], code: int, told: str) -> None:
+    """With one line that says what is wrong."""
+    result = stored.run("verify", *arguments, expect=code)
+    assert told in result.stderr.splitlines()[0]
+    assert result.stdout == ""
+
+
+def test_sample_and_bandwidth_are_taken(stored: CommandLine) -> None:
+    """A rate may be written with `/s`, too."""
+    document = stored.run("verify", "--all", "--sample", "10%", "--bandwidth", "50MB/s", "--json", expect=0).document
+    assert document["packs_read"] == 1
+    assert [each["outcome"] for each in document["snapshots"]] == ["right"] * 3

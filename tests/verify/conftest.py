@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from harness.stored import Stored
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Stored:
+    """Nothing in it yet."""
+    return Stored(tmp_path)

@@ -1,0 +1,218 @@
+"""What a verification that was broken off has noted, and what is believed of that."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import struct
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+from harness.cli import CommandLine, finish
+from harness.command_line import wait_until
+from harness.killing import kill
+from harness.place import create_database
+from harness.stored import flip
+
+from backupd.errors import InterruptedByUserError
+from backupd.format.pack import PackIndex
+from backupd.verify import Outcome
+from backupd.verify.journal import GOES_ON_FOR, Journal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from harness.stored import Stored
+
+NOW = datetime.now(UTC)
+
+
+def index(pages: int, page_size: int = 4096) -> PackIndex:
+    """Some pages with some hashes."""
+    return PackIndex(page_size, struct.pack(f"<{pages}I", *range(1, pages + 1)), os.urandom(16 * pages))
+
+
+def sha(number: int) -> str:
+    """A SHA-256."""
+    return hashlib.sha256(bytes([number])).hexdigest()
+
+
+def journal(directory: Path, *, subject: str = "app", now: datetime = NOW, is_anew: bool = False) -> Journal:
+    """One about `subject`."""
+    return Journal(directory, subject, now=now, is_anew=is_anew)
+
+
+def test_what_was_noted_comes_back(tmp_path: Path) -> None:
+    """Also a pack that could not be decrypted, of which only the SHA-256 is known."""
+    one, two = index(3), index(2000, 512)
+    with journal(tmp_path) as first:
+        first.note(sha(1), one)
+        first.note(sha(2), None)
+        first.note(sha(3), two)
+    with journal(tmp_path, now=NOW + timedelta(days=1)) as again:
+        assert [again.index(sha(number)) for number in (1, 2, 3)] == [one, None, two]
+        assert (len(again), again.begun_at) == (3, NOW)
+        assert sha(4) not in again
+
+
+def test_files_are_private(tmp_path: Path) -> None:
+    """Page hashes tell who has the page."""
+    with journal(tmp_path) as first:
+        first.note(sha(1), index(1))
+    assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o600}
+
+
+def test_other_subject_has_another_journal(tmp_path: Path) -> None:
+    """What one store holds says nothing of another."""
+    with journal(tmp_path) as first:
+        first.note(sha(1), index(1))
+    with journal(tmp_path, subject="other") as other:
+        assert len(other) == 0
+
+
+@pytest.mark.parametrize("lost", [1, 20, 150])
+def test_torn_end_is_left_out(tmp_path: Path, lost: int) -> None:
+    """A kill in the middle of a line costs that one, and what comes after it is whole."""
+    one, two = index(5), index(6)
+    with journal(tmp_path) as first:
+        first.note(sha(1), one)
+        first.note(sha(2), two)
+    (file,) = tmp_path.glob("*.journal")
+    os.truncate(file, file.stat().st_size - lost)
+    with journal(tmp_path) as again:
+        assert (sha(1) in again, sha(2) in again) == (True, False)
+        again.note(sha(3), two)
+    with journal(tmp_path) as last:
+        assert [last.index(sha(number)) for number in (1, 3)] == [one, two]
+        assert len(last) == 2
+
+
+def test_index_that_is_not_as_it_was_is_left_out(tmp_path: Path) -> None:
+    """After a power cut a file may have other bytes than were written."""
+    with journal(tmp_path) as first:
+        first.note(sha(1), index(5))
+        first.note(sha(2), index(5))
+    (file,) = tmp_path.glob("*.indexes")
+    flip(file, 10)
+    with journal(tmp_path) as again:
+        assert (sha(1) in again, sha(2) in again) == (False, True)
+    file.unlink()
+    with journal(tmp_path) as again:
+        assert len(again) == 0
+
+
+@pytest.mark.parametrize(
+    "content", [b"\0" * 500 + b"\n", b"{}\n", b"[]\nx\n", b'{"version": 1, "begun_at": "never"}\n']
+)
+def test_file_that_makes_no_sense_is_begun_anew(tmp_path: Path, content: bytes) -> None:
+    """Nothing is believed of it, and nothing breaks."""
+    with journal(tmp_path) as first:
+        first.note(sha(1), index(5))
+    (file,) = tmp_path.glob("*.journal")
+    file.write_bytes(content)
+    with journal(tmp_path) as again:
+        assert len(again) == 0
+        again.note(sha(2), index(1))
+    with journal(tmp_path) as last:
+        assert sha(2) in last
+
+
+def test_old_journals_go(tmp_path: Path) -> None:
+    """Whatever they were about; a younger one stays."""
+    for subject in ("old", "young"):
+        with journal(tmp_path, subject=subject) as first:
+            first.note(sha(1), index(5))
+    with journal(tmp_path, subject="old", now=NOW + GOES_ON_FOR - timedelta(minutes=5)) as still:
+        assert len(still) == 1
+    with journal(tmp_path, subject="third", now=NOW + GOES_ON_FOR + timedelta(minutes=5)) as third:
+        third.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_begun_anew_when_it_is_asked_for(tmp_path: Path) -> None:
+    """And when all is done, nothing is left."""
+    with journal(tmp_path) as first:
+        first.note(sha(1), index(5))
+    with journal(tmp_path, is_anew=True) as again:
+        assert len(again) == 0
+        again.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_that_was_broken_off_goes_on(stored: Stored) -> None:
+    """Packs that were right are not read again, damaged ones are, and every snapshot gets its verdict."""
+    ids = [stored.back_up(is_full=True) for _ in range(10)]
+    looks = 0
+
+    def stop() -> None:
+        nonlocal looks
+        looks += 1
+        if looks > len(ids) + 7:  # after the manifests
+            raise InterruptedByUserError("enough")
+
+    first, *_ = sorted(stored.packs(), key=lambda file: file.stat().st_mtime_ns)
+    flip(first)
+    with pytest.raises(InterruptedByUserError):
+        stored.verify(wants_all=True, should_stop=stop)
+    store = stored.counting()
+    found = stored.verify(store, wants_all=True)
+    assert found.packs_known > 0
+    assert found.packs_known + found.packs_read == 10
+    assert stored.notes[0].startswith(f"app: going on: {found.packs_known} of 10 packs were read since ")
+    assert [each.outcome for each in found.snapshots] == [Outcome.DAMAGED] + [Outcome.RIGHT] * 9
+    assert stored.verify(wants_all=True).packs_known == 0
+
+
+def test_only_the_same_selection_goes_on(stored: Stored) -> None:
+    """Another one, or one that is to begin anew, reads everything."""
+    for _ in range(10):
+        stored.back_up(is_full=True)
+    looks = 0
+
+    def stop() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 10 + 9:
+            raise InterruptedByUserError("enough")
+
+    with pytest.raises(InterruptedByUserError):
+        stored.verify(wants_all=True, should_stop=stop)
+    assert stored.verify().packs_known == 0
+    assert stored.verify(wants_all=True, sample=0.5).packs_known == 0
+    assert stored.verify(wants_all=True, is_anew=True).packs_known == 0
+
+
+def test_killed_run_goes_on_with_the_same_command(tmp_path: Path) -> None:
+    """SIGKILL leaves no time for anything; Ctrl-C says how to go on. Damage is told in the end, whoever found it."""
+    backupd = CommandLine(tmp_path)
+    create_database(tmp_path / "app.db", rows=21000)
+    backupd.run("now", "app.db")
+    packs = sorted((tmp_path / "backups/app/packs").iterdir())
+    assert len(packs) > 2
+    flip(packs[0])
+    command = ("verify", "--all", "--bandwidth", "6MB")
+    process = backupd.start(*command)
+    try:
+        wait_until(lambda: _noted(tmp_path) > 0)
+    finally:
+        kill(process)
+    read_before = _noted(tmp_path)
+    process = backupd.start(*command)
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith(f"app: going on: {read_before} of {len(packs)} packs were read since ")
+    process.terminate()
+    finished = finish(process, code=130)
+    assert finished.told("error")[0].startswith("interrupted after ")
+    assert "goes on from there within 7 days" in finished.told("hint")[0]
+    last = backupd.json("verify", "--all", code=20)
+    assert last["packs_read_before"] >= read_before
+    assert last["packs_read_before"] + last["packs_read"] == len(packs)
+    assert [each["key"] for each in last["findings"]] == [f"app/packs/{packs[0].name}"]
+    assert list((tmp_path / "state/verifications").iterdir()) == []
+
+
+def _noted(home: Path) -> int:
+    """How many packs the journal has, after its first line."""
+    return sum(file.read_bytes().count(b"\n") - 1 for file in (home / "state/verifications").glob("*.journal"))
