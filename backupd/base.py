@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from backupd.cache import is_hashes_file, map_hashes, write_atomically
-from backupd.errors import NoSuchObjectError
+from backupd.errors import DamageError, IdentityNeededError, NoSuchObjectError, PutOnlyError
 from backupd.format import FormatError
-from backupd.format.pack import index_bytes, page_hash, parse_index
+from backupd.format.pack import page_hash
 from backupd.format.pagemap import image_digest, page_hashes
 from backupd.logs import log
-from backupd.repository import pack_key
 from backupd.threads import worker_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
     import numpy.typing as npt
 
+    from backupd.errors import BackupdError
     from backupd.format.manifest import Manifest
     from backupd.format.pack import PackIndex
     from backupd.format.pagemap import PageHashes, PageMap
@@ -42,55 +42,82 @@ class BaseSnapshot:
     page_map: PageMap
     hashes: Path
     lost: npt.NDArray[np.intp]
+    damaged_packs: int = 0
+    """How many of its packs are condemned, missing, or unreadable where that is damage. They have the `lost` pages."""
+    unread: BackupdError | None = None
+    """Why packs that are there count as lost: their page hashes are not in the cache, and who is here may not read."""
 
     def read_hashes(self) -> PageHashes:
         """The page hashes as an array that stays on disk."""
         return map_hashes(self.hashes)
 
 
-def find_base(repository: Repository, newest: Manifest, survey: Survey) -> BaseSnapshot:
+def find_base(
+    repository: Repository, newest: Manifest, survey: Survey, *, condemned: Collection[str] = ()
+) -> BaseSnapshot:
     """What a snapshot after `newest` builds on. Page hashes come from the cache, or else from the pack indexes.
 
+    The packs in `condemned` (SHA-256, hex) count as lost, as do those that `survey` does not show with their size.
     Raises the errors of `Store` and `DamageError`.
     """
     page_map = repository.checked_map(newest)
     is_lost = np.zeros(len(newest.packs) + 1, dtype=bool)
     missing = set(survey.missing(newest.packs))
     for position, pack in enumerate(newest.packs, 1):
-        is_lost[position] = pack in missing
+        is_lost[position] = pack in missing or pack.sha256 in condemned
+    is_damaged = is_lost.copy()
+    unread: list[BackupdError] = []
     file = repository.cache(newest.database) / f"{newest.id}.hashes"
     if not is_hashes_file(file, newest):
         log.info("rebuilding the base from pack indexes", database=newest.database, store=repository.url)
-        hashes = _gather_hashes(repository, newest, page_map, is_lost)
+        hashes = _gather_hashes(repository, newest, page_map, is_lost, unread)
         if not is_lost.any() and image_digest(hashes) != newest.image_digest:
             is_lost[1:] = True
         write_atomically(file, hashes.tobytes())
-    return BaseSnapshot(newest, page_map, file, np.flatnonzero(is_lost[page_map]))
+        if not unread:
+            is_damaged = is_lost
+    return BaseSnapshot(
+        newest,
+        page_map,
+        file,
+        np.flatnonzero(is_lost[page_map]),
+        damaged_packs=int(is_damaged.sum()),
+        unread=next(iter(unread), None),
+    )
 
 
 def _gather_hashes(
-    repository: Repository, manifest: Manifest, page_map: PageMap, is_lost: npt.NDArray[np.bool_]
+    repository: Repository,
+    manifest: Manifest,
+    page_map: PageMap,
+    is_lost: npt.NDArray[np.bool_],
+    unread: list[BackupdError],
 ) -> PageHashes:
-    """The page hashes by the indexes of the packs; a pack whose index cannot be read is marked in `is_lost`."""
+    """The page hashes by the indexes of the packs; a pack whose index cannot be read is marked in `is_lost`.
+
+    `unread` gets the reason where that is no damage.
+    """
     hashes = np.zeros((manifest.page_count, 2), dtype=np.uint64)
     hashes[page_map == 0] = page_hashes(page_hash(bytes(manifest.page_size)))
-    for position, index in _indexes(repository, manifest, is_lost):
+    for position, index in _indexes(repository, manifest, is_lost, unread):
         if index is None or not _place_hashes(index, position, page_map, hashes):
             is_lost[position] = True
     return hashes
 
 
 def _indexes(
-    repository: Repository, manifest: Manifest, is_lost: npt.NDArray[np.bool_]
+    repository: Repository, manifest: Manifest, is_lost: npt.NDArray[np.bool_], unread: list[BackupdError]
 ) -> Iterator[tuple[int, PackIndex | None]]:
     def read(position: int) -> PackIndex | None:
         pack = manifest.packs[position - 1]
+        if any(isinstance(error, PutOnlyError) for error in unread):
+            return None  # these keys would be refused the next pack too
         try:
-            head = repository.store.get_range(
-                pack_key(manifest.database, pack), offset=0, length=index_bytes(pack.pages)
-            )
-            index = parse_index(head)
-        except (NoSuchObjectError, FormatError):
+            index = repository.read_index(manifest.database, pack)
+        except (PutOnlyError, IdentityNeededError) as error:
+            unread.append(error)
+            return None
+        except (NoSuchObjectError, FormatError, DamageError):
             return None
         return index if (index.pages, index.page_size) == (pack.pages, manifest.page_size) else None
 

@@ -24,7 +24,9 @@ from harness.faults import FaultyStore
 
 from backupd.backup import Wish, back_up
 from backupd.config import CaptureSettings, Database, RetentionSettings, Settings
+from backupd.config.encryption import EncryptionSettings
 from backupd.drill import DrillResult, Outcome, drill
+from backupd.encryption import Encryption, generate_identity
 from backupd.errors import (
     BusyError,
     DamageError,
@@ -202,9 +204,9 @@ def test_damaged_store_is_named_with_its_packs(place: Place, damage: str) -> Non
     assert victim.name in result.error.message
     assert str(newest) in result.error.message
     assert "app" in result.error.message
-    assert f"backupd now app --full --store {place.store.url}" in str(result.error.hint)
+    assert f"backupd now app --store {place.store.url}" in str(result.error.hint)
     assert place.recorded(newest) is DrillOutcome.FAILED
-    healed = place.back_up(is_full=True)
+    healed = place.back_up()
     assert (place.drill().outcome, place.recorded(healed)) == (Outcome.PROVEN, DrillOutcome.PROVEN)
 
 
@@ -315,7 +317,7 @@ def test_damaged_source_is_told_as_captured_like_that(place: Place) -> None:
     assert "never used" in result.error.message
     assert str(place.path) in str(result.error.hint)
     assert 1 < len(result.findings) <= MOST_FINDINGS
-    assert place.recorded(snapshot) is DrillOutcome.FAILED
+    assert place.recorded(snapshot) is DrillOutcome.DAMAGED_SOURCE
 
 
 def test_damaged_tree_is_found(place: Place) -> None:
@@ -324,7 +326,7 @@ def test_damaged_tree_is_found(place: Place) -> None:
     corrupt(place.path, "t")
     snapshot = place.back_up()
     result = place.drill()
-    assert (result.outcome, place.recorded(snapshot)) == (Outcome.DAMAGED_SOURCE, DrillOutcome.FAILED)
+    assert (result.outcome, place.recorded(snapshot)) == (Outcome.DAMAGED_SOURCE, DrillOutcome.DAMAGED_SOURCE)
     assert result.findings
 
 
@@ -392,6 +394,67 @@ def test_orphans_and_broken_checks_are_no_damage(place: Place) -> None:
     result = place.drill()
     assert result.outcome is Outcome.PROVEN
     assert result.findings == ("2 rows of report without the row of user that they refer to",)
+
+
+class Encrypted:
+    """A place whose snapshots are encrypted; `identity` is the file with the key, which backups do without."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        public, secret = generate_identity(NOW)
+        self.identity = place.path.parent / "identity"
+        self.identity.write_text(secret)
+        self.settings = Settings(encryption=EncryptionSettings(recipients=(public,)))
+
+    def back_up(self) -> None:
+        (result,) = back_up(
+            Database(name="app", path=self.place.path),
+            [self.place.store],
+            self.settings,
+            self.place.state,
+            wish=Wish(),
+            on_progress=lambda _: None,
+        )
+        assert result.error is None
+
+    def drill(self, *, identity: Path | None = None, state: str = "state") -> DrillResult:
+        directory = StateDirectory(self.place.path.parent / state)
+        encryption = Encryption(self.settings.encryption.recipients, identity)
+        return self.place.drill(repository=Repository(self.place.store, directory, encryption))
+
+
+@pytest.mark.parametrize("state", ["state", "another"])
+@pytest.mark.parametrize("has_wrong_key", [False, True])
+def test_what_cannot_be_decrypted_here_is_read_in_full(place: Place, state: str, *, has_wrong_key: bool) -> None:
+    """On the machine that wrote it and on another one: no restore, and the result, the log and the store say so."""
+    encrypted = Encrypted(place)
+    place.fill()
+    encrypted.back_up()
+    wrong = place.path.parent / "wrong"
+    wrong.write_text(generate_identity(NOW)[1])
+    result = encrypted.drill(state=state, identity=wrong if has_wrong_key else None)
+    assert (result.outcome, result.error, result.damaged_packs) == (Outcome.INTACT, None, ())
+    assert result.fetched_bytes == sum(pack.stat().st_size for pack in place.packs())
+    assert "not restored: this machine has no identity" in str(result.values()["note"])
+    assert result.id is not None
+    assert place.recorded(result.id) is DrillOutcome.INTACT
+    proven = encrypted.drill(state=state, identity=encrypted.identity)
+    assert (proven.outcome, proven.values()["note"], proven.rows) == (Outcome.PROVEN, None, {"t": 500})
+    assert place.recorded(result.id) is DrillOutcome.PROVEN
+
+
+def test_damage_is_found_and_mended_without_a_key(place: Place) -> None:
+    """The SHA-256 of what is stored tells; the next snapshot encrypts the pages once more."""
+    encrypted = Encrypted(place)
+    place.fill()
+    encrypted.back_up()
+    (victim,) = place.packs()
+    flip(victim, victim.stat().st_size // 2)
+    damaged = encrypted.drill()
+    assert (damaged.outcome, damaged.damaged_packs) == (Outcome.DAMAGED_STORE, (victim.name.split(".")[0],))
+    encrypted.back_up()
+    assert encrypted.drill().outcome is Outcome.INTACT
+    assert encrypted.drill(identity=encrypted.identity).outcome is Outcome.PROVEN
 
 
 def test_every_failing_call_is_no_verdict(place: Place) -> None:

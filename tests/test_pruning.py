@@ -22,6 +22,7 @@ from backupd.errors import (
     StoreRefusedError,
     StoreUnavailableError,
     UnsupportedFormatError,
+    UsageError,
 )
 from backupd.format.ids import SnapshotId
 from backupd.format.manifest import encode_manifest
@@ -584,13 +585,40 @@ def _drill(rotation: Rotation, snapshot_id: SnapshotId, outcome: DrillOutcome) -
 
 
 def test_the_newest_proven_snapshot_stays(ripe: Ripe) -> None:
-    """Of several the newest; a drill that failed proves nothing."""
+    """Of several the newest; a drill that failed before that proves nothing, and holds nothing."""
+    first, third = ripe.removed
+    _drill(ripe.rotation, first, DrillOutcome.FAILED)
+    _drill(ripe.rotation, third, DrillOutcome.PROVEN)
+    assert ripe.rotation.prune().removed == (first,)
+    _drill(ripe.rotation, ripe.newest, DrillOutcome.PROVEN)
+    assert ripe.rotation.prune().removed == (third,)
+
+
+def test_the_newest_intact_snapshot_stays_beside_the_proven_one(ripe: Ripe) -> None:
+    """Nobody has restored it, but its bytes are right, and the proven one is older."""
     first, third = ripe.removed
     _drill(ripe.rotation, first, DrillOutcome.PROVEN)
-    _drill(ripe.rotation, third, DrillOutcome.FAILED)
-    assert ripe.rotation.prune().removed == (third,)
-    _drill(ripe.rotation, ripe.newest, DrillOutcome.PROVEN)
+    _drill(ripe.rotation, third, DrillOutcome.INTACT)
+    assert ripe.rotation.prune().removed == ()
+    with pytest.raises(UsageError, match="the newest snapshot that was read and found intact"):
+        ripe.rotation.forget(third)
+    _drill(ripe.rotation, third, DrillOutcome.PROVEN)
     assert ripe.rotation.prune().removed == (first,)
+
+
+@pytest.mark.parametrize("outcome", [DrillOutcome.FAILED, DrillOutcome.DAMAGED_SOURCE])
+def test_damage_of_the_newest_snapshot_that_was_tested_holds(ripe: Ripe, outcome: DrillOutcome) -> None:
+    """Nothing is moved to the trash nor purged from it, until a newer one is proven; nobody has to accept anything."""
+    third = ripe.removed[1]
+    _drill(ripe.rotation, third, outcome)
+    held = ripe.rotation.prune()
+    assert held.hold is not None
+    assert str(third) in held.hold.message
+    assert (held.removed, held.purged) == ((), ())
+    assert ripe.rotation.prune(accepts_shrink=True).hold == held.hold
+    _drill(ripe.rotation, ripe.newest, DrillOutcome.PROVEN)
+    after = ripe.rotation.prune()
+    assert (after.hold, [*after.removed]) == (None, ripe.removed)
 
 
 def test_an_unreadable_drill_counts_as_proof_besides_the_newest_one(ripe: Ripe) -> None:

@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -15,10 +16,12 @@ from hypothesis import strategies as st
 from backupd.config import RetentionSettings
 from backupd.format.ids import SnapshotId
 from backupd.format.manifest import Manifest, SnapshotKind, SourceFacts, Writer
-from backupd.retention import Decision, decide, find_shrink, newest_regular, why_held, why_shrunk
+from backupd.format.records import DrillOutcome
+from backupd.holds import find_shrink, why_distrusted, why_held, why_shrunk
+from backupd.retention import Decision, decide, newest_regular
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 _SOURCE = SourceFacts(
     journal_mode="wal",
@@ -86,11 +89,13 @@ def decided(
     policy: RetentionSettings | None,
     *,
     proven: Collection[SnapshotId] = (),
+    known: Mapping[SnapshotId, DrillOutcome] = MappingProxyType({}),
     undeleted: Collection[SnapshotId] = (),
     now: datetime = _NOW,
 ) -> list[Decision]:
     """What `decide` says at noon of 22 November 2026."""
-    return decide(manifests, policy, now=now, proven=proven, undeleted=undeleted)
+    known = {**dict.fromkeys(proven, DrillOutcome.PROVEN), **known}
+    return decide(manifests, policy, now=now, known=known, undeleted=undeleted)
 
 
 def kept(*arguments: Any, **options: Any) -> list[Manifest]:
@@ -150,12 +155,114 @@ def test_what_must_never_go_stays(manifests, policy, proven_choice, undeleted_ch
     assert all(manifest in stay for manifest in must)
 
 
-@given(histories(), _POLICIES, _CHOICES)
-def test_pruning_twice_removes_nothing_more(manifests, policy, proven_choice):
+_FINDINGS = st.dictionaries(st.integers(0, 29), st.sampled_from(DrillOutcome), max_size=12)
+
+
+def _known(manifests: Sequence[Manifest], findings: Mapping[int, DrillOutcome]) -> dict[SnapshotId, DrillOutcome]:
+    return {manifest.id: findings[position] for position, manifest in enumerate(manifests) if position in findings}
+
+
+@given(histories(), _POLICIES, _FINDINGS)
+def test_pruning_twice_removes_nothing_more(manifests, policy, findings):
     """What stays once stays again, at the same time and under the same policy."""
-    proven = _chosen(manifests, proven_choice)
-    once = kept(manifests, policy, proven=proven)
-    assert kept(once, policy, proven=proven) == once
+    known = _known(manifests, findings)
+    once = kept(manifests, policy, known=known)
+    assert kept(once, policy, known=known) == once
+
+
+@given(histories(), _POLICIES, _FINDINGS)
+def test_what_drills_find_removes_nothing_that_would_have_stayed(manifests, policy, findings):
+    """To know of damage keeps more: what is damaged goes no sooner, and takes the place of nothing else."""
+    known = _known(manifests, findings)
+    before = kept(manifests, policy)
+    after = kept(manifests, policy, known=known)
+    assert all(manifest in after for manifest in before)
+    damaged = {snapshot_id for snapshot_id, outcome in known.items() if outcome.is_damage}
+    others = [manifest for manifest in manifests if manifest.id not in damaged]
+    assert all(manifest in after for manifest in kept(others, policy, known=known))
+
+
+@given(histories(), _POLICIES, _FINDINGS)
+def test_the_last_snapshots_that_were_found_right_stay(manifests, policy, findings):
+    """The newest proven one, and a newer one that was at least intact, however many damaged ones came after them."""
+    known = _known(manifests, findings)
+    stay = kept(manifests, policy, known=known)
+    right = [each for each in manifests if known.get(each.id) in {DrillOutcome.PROVEN, DrillOutcome.INTACT}]
+    assert all(manifest in stay for manifest in right[-1:])
+    assert all(each in stay for each in [each for each in right if known[each.id] is DrillOutcome.PROVEN][-1:])
+
+
+@st.composite
+def courses(draw: st.DrawFn) -> tuple[list[Manifest], list[tuple[int, DrillOutcome | None]]]:
+    """What happens to a database, one snapshot after the other: by its position, what a drill found right after it."""
+    manifests = draw(histories())
+    outcomes = draw(
+        st.lists(st.none() | st.sampled_from(DrillOutcome), min_size=len(manifests), max_size=len(manifests))
+    )
+    return manifests, [*enumerate(outcomes)]
+
+
+@given(courses(), _POLICIES)
+def test_nothing_sound_is_ever_rotated_out_by_something_damaged(course, policy):
+    """With a prune after every snapshot: while the newest that was looked at is damaged, nothing goes at all.
+
+    So what was there when the damage came stays until something newer was found right, and what was found right last
+    stays in any case.
+    """
+    manifests, outcomes = course
+    there: list[Manifest] = []
+    known: dict[SnapshotId, DrillOutcome] = {}
+    last_right: Manifest | None = None
+    for position, outcome in outcomes:
+        there.append(manifests[position])
+        if outcome is not None:
+            known[manifests[position].id] = outcome
+            last_right = last_right if outcome.is_damage else manifests[position]
+        looked_at = [each for each in there if each.id in known]
+        is_damaged = bool(looked_at) and known[looked_at[-1].id].is_damage
+        hold = why_distrusted(there, known)
+        assert (hold is not None) == is_damaged
+        if hold is None:
+            there = kept(there, policy, known=known)
+        assert last_right is None or last_right in there
+        assert manifests[position] in there
+
+
+@given(histories(), _POLICIES)
+def test_without_drills_nothing_is_held(manifests, policy):
+    """Whoever never runs one loses nothing by that."""
+    assert why_distrusted(manifests, {}) is None
+    assert decided(manifests, policy) == decided(manifests, policy, known={})
+
+
+def test_damaged_snapshots_take_no_place():
+    """The rules count the others; a damaged one has the reasons that it would have, and says so."""
+    manifests = at(_NOW - days * _DAY for days in (4, 3, 2, 1, 0))
+    known = {manifests[3].id: DrillOutcome.FAILED, manifests[2].id: DrillOutcome.DAMAGED_SOURCE}
+    assert reasons(manifests, rules(keep_last=2), known=known) == [
+        ("no rule keeps it",),
+        ("last 2",),
+        ("no rule keeps it",),
+        ("last 2 (damaged)",),
+        ("newest", "last 1"),
+    ]
+
+
+def test_a_hold_for_damage_says_what_ends_it():
+    """And which snapshot it is about; another remedy for the store than for the database itself."""
+    manifests = at(_NOW - days * _DAY for days in (2, 1, 0))
+    known = {manifests[0].id: DrillOutcome.PROVEN, manifests[1].id: DrillOutcome.FAILED}
+    store = why_distrusted(manifests, known)
+    source = why_distrusted(manifests, known | {manifests[1].id: DrillOutcome.DAMAGED_SOURCE})
+    assert store is not None
+    assert source is not None
+    for hold in (store, source):
+        assert str(manifests[1].id) in hold.message
+        assert "backupd verify app@latest --level drill" in hold.hint
+        assert hold.ends_by_itself
+    assert "damaged in the store" in store.message
+    assert "integrity_check" in source.hint
+    assert why_distrusted(manifests, known | {manifests[2].id: DrillOutcome.INTACT}) is None
 
 
 @given(histories(), _POLICIES, st.data())

@@ -5,14 +5,23 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from datetime import UTC
+from shlex import quote
 from typing import TYPE_CHECKING
 
+from backupd.drill.ciphertext import read_ciphertext
 from backupd.drill.examination import examine
 from backupd.drill.image import DamagedPacksError, fetch_proven
 from backupd.drill.results import DrillResult, Outcome
 from backupd.drill.scratch import scratch_file
-from backupd.errors import BackupdError, DamageError, NoSuchObjectError, NoSuchSnapshotError, StoreUnavailableError
-from backupd.format.records import Drill, DrillOutcome, encode_drill
+from backupd.errors import (
+    BackupdError,
+    DamageError,
+    IdentityNeededError,
+    NoSuchObjectError,
+    NoSuchSnapshotError,
+    StoreUnavailableError,
+)
+from backupd.format.records import MAX_RECORD_PACKS, Drill, DrillOutcome, encode_drill
 from backupd.live.soundness import MOST_FINDINGS
 from backupd.logs import log
 from backupd.store import canonical_url
@@ -24,7 +33,7 @@ if TYPE_CHECKING:
 
     from backupd.config import Settings
     from backupd.format.ids import SnapshotId
-    from backupd.format.manifest import Manifest
+    from backupd.format.manifest import AnyManifest, Manifest
     from backupd.live.soundness import Soundness
     from backupd.repository import Repository
     from backupd.state import StateDirectory
@@ -32,8 +41,9 @@ if TYPE_CHECKING:
 _RECORDED = {
     Outcome.PROVEN: DrillOutcome.PROVEN,
     Outcome.NOT_CHECKABLE: DrillOutcome.PROVEN,
+    Outcome.INTACT: DrillOutcome.INTACT,
     Outcome.DAMAGED_STORE: DrillOutcome.FAILED,
-    Outcome.DAMAGED_SOURCE: DrillOutcome.FAILED,
+    Outcome.DAMAGED_SOURCE: DrillOutcome.DAMAGED_SOURCE,
 }
 """What the store is told; a drill without a verdict leaves what an earlier one said."""
 
@@ -52,7 +62,8 @@ def drill(
 
     Everything is read from the store, each time: that it was right yesterday proves nothing. Checked are each pack's
     SHA-256 and zstd checksum, each page's hash, the image digest, and the database by SQLite, which gets as long as a
-    capture (`capture.deadline`). Expected failures are in the result, never exceptions. `now` is aware. `should_stop`
+    capture (`capture.deadline`). Of what is encrypted and cannot be decrypted here, every stored byte is read, and
+    nothing is restored. Expected failures are in the result, never exceptions. `now` is aware. `should_stop`
     is called often, from several threads; a `BackupdError` that it raises ends the drill without a verdict. Nothing
     stays in scratch. Repeatable; one drill of a database in a store at a time, on one machine.
     """
@@ -97,17 +108,26 @@ class _Drilling:
                 raise NoSuchObjectError(f"{self._repository.url} holds no backups", hint="make one with: backupd now")
             snapshot_id = blank.id or self._newest()
             result = replace(result, id=snapshot_id)
-            manifest = self._manifest(snapshot_id)
-            result = replace(result, image_bytes=manifest.image_bytes)
-            with scratch_file(self._state, manifest.image_bytes) as (file, descriptor):
-                fetched_bytes = fetch_proven(self._repository, manifest, descriptor, self._should_stop)
-                result = replace(result, fetched_bytes=fetched_bytes)
-                soundness = examine(file, deadline=self._deadline, should_stop=self._should_stop)
-            return self._judged(result, manifest, soundness)
+            found = self._look_up(snapshot_id)
+            result = replace(result, image_bytes=found.image_bytes)
+            if self._repository.encryption.can_decrypt or not any(pack.encryption for pack in found.packs):
+                try:
+                    return self._restored(result, self._repository.opened(found))
+                except IdentityNeededError:
+                    pass  # there are keys here, and they are those of others
+            fetched_bytes = read_ciphertext(self._repository, found, self._should_stop)
+            return replace(result, outcome=Outcome.INTACT, fetched_bytes=fetched_bytes)
         except DamageError as error:
             return self._damaged(result, error)
         except BackupdError as error:
             return replace(result, error=error)
+
+    def _restored(self, result: DrillResult, manifest: Manifest) -> DrillResult:
+        with scratch_file(self._state, manifest.image_bytes) as (file, descriptor):
+            fetched_bytes = fetch_proven(self._repository, manifest, descriptor, self._should_stop)
+            result = replace(result, fetched_bytes=fetched_bytes)
+            soundness = examine(file, deadline=self._deadline, should_stop=self._should_stop)
+        return self._judged(result, manifest, soundness)
 
     def _newest(self) -> SnapshotId:
         """The newest snapshot, also when its manifest is what is damaged."""
@@ -122,9 +142,9 @@ class _Drilling:
             )
         return max(ids)
 
-    def _manifest(self, snapshot_id: SnapshotId) -> Manifest:
+    def _look_up(self, snapshot_id: SnapshotId) -> AnyManifest:
         try:
-            return self._repository.manifest(self._database, snapshot_id)
+            return self._repository.look_up(self._database, snapshot_id)
         except NoSuchObjectError as error:
             raise NoSuchSnapshotError(
                 f"{self._repository.url} holds no snapshot {snapshot_id} of {self._database}",
@@ -143,8 +163,8 @@ class _Drilling:
             error = DamageError(
                 f"snapshot {manifest.id} of {self._database} in {self._repository.url} is as it was captured, "
                 f"and SQLite finds that database damaged: {damage[0]}{more}",
-                hint=f"check the live one with: sqlite3 {manifest.writer.path} 'PRAGMA integrity_check'; if it is "
-                f"damaged too, restore a snapshot from before that: backupd list {self._database}",
+                hint=f"check the live one with: sqlite3 {quote(manifest.writer.path)} 'PRAGMA integrity_check'; if it "
+                f"is damaged too, restore a snapshot from before that: backupd list {self._database}",
             )
             return replace(result, outcome=Outcome.DAMAGED_SOURCE, error=error)
         return replace(result, outcome=Outcome.NOT_CHECKABLE if soundness.unchecked else Outcome.PROVEN)
@@ -179,7 +199,7 @@ class _Drilling:
             return error
         return DamageError(
             f"snapshot {snapshot_id} of {self._database} can not be restored from {url}: {error.message}",
-            hint=f"store everything again with: backupd now {self._database} --full --store {url}; "
+            hint=f"store the damaged pages again with: backupd now {self._database} --store {url}; "
             f"backupd list {self._database} shows the other snapshots",
         )
 
@@ -192,6 +212,7 @@ class _Drilling:
             database=self._database,
             outcome=_RECORDED[result.outcome],
             at=result.started_at,
+            damaged_packs=result.damaged_packs[:MAX_RECORD_PACKS],
         )
         key = RecordKey(RecordKind.DRILL, self._database, str(result.id))
         try:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from backupd.children import child_environment
 from backupd.errors import BackupdError, BusyError, TargetUnwritableError
 from backupd.live.soundness import Soundness
 
@@ -36,7 +36,7 @@ def examine(file: Path, *, deadline: float, should_stop: Callable[[], None]) -> 
             command,
             stdin=subprocess.PIPE,
             stdout=output,
-            env={**os.environ, "SQLITE_TMPDIR": str(file.parent)},
+            env=child_environment(SQLITE_TMPDIR=str(file.parent)),
             process_group=0,
         )
     try:

@@ -25,6 +25,8 @@ class Outcome(StrEnum):
     """Every byte is what was captured, and that was a damaged database."""
     NOT_CHECKABLE = "not-checkable"
     """As proven, but for tables that only the application can check: `findings` says which. Recorded as proven."""
+    INTACT = "intact"
+    """Every stored byte is what was written. Nothing was restored: it is encrypted, and no key here decrypts it."""
     FAILED = "failed"
     """No verdict: the drill could not be done, or was stopped."""
 
@@ -43,13 +45,20 @@ class DrillResult:
     image_bytes: int = 0
     fetched_bytes: int = 0
     error: BackupdError | None = None
-    """None when the snapshot is proven, or not checkable."""
+    """None when the snapshot is proven, not checkable, or intact."""
     findings: tuple[str, ...] = ()
     """What SQLite said of the database, the first hundred lines: damage, what it could not check, and orphaned rows."""
     damaged_packs: tuple[str, ...] = ()
     """SHA-256 of each pack of the snapshot that is damaged or missing."""
     rows: Mapping[str, int | None] = field(default_factory=dict)
     """By table; None where the rows cannot be counted."""
+
+    @property
+    def note(self) -> str | None:
+        """What `outcome` leaves out, for people."""
+        if self.outcome is not Outcome.INTACT:
+            return None
+        return "not restored: this machine has no identity that decrypts it; every stored byte is what was written"
 
     def values(self) -> dict[str, object]:
         """The result as JSON documents and logs show it."""
@@ -62,6 +71,7 @@ class DrillResult:
             "fetched_bytes": self.fetched_bytes,
             "duration_seconds": round(self.duration_seconds, 3),
             "error": None if self.error is None else self.error.values(),
+            "note": self.note,
             "findings": list(self.findings),
             "damaged_packs": list(self.damaged_packs),
         }

@@ -24,6 +24,11 @@ class _Told(Protocol):
     def hint(self) -> str | None: ...
 
 
+class _Held(_Told, Protocol):
+    @property
+    def ends_by_itself(self) -> bool: ...
+
+
 def with_database(status: Status, name: str, change: Callable[[DatabaseHealth], DatabaseHealth]) -> Status:
     """Change one database, if it is known."""
     database = status.databases.get(name)
@@ -64,3 +69,8 @@ def next_failure(earlier: Failure | None, error: BackupdError | None, at: dateti
 def next_problem(earlier: Problem | None, found: _Told, at: datetime) -> Problem:
     """`found`, since the time when it, or another before it, was found first."""
     return Problem(since=earlier.since if earlier else at, message=found.message, hint=found.hint)
+
+
+def next_hold(earlier: Problem | None, found: _Held, at: datetime) -> Problem:
+    """The same for what holds pruning."""
+    return replace(next_problem(earlier, found, at), ends_by_itself=found.ends_by_itself)

@@ -180,7 +180,7 @@ _FAILURE_RECORD = _Record(
     is_refusal=_BOOL,
 )
 _FAILURE = _one(_FAILURE_RECORD)
-_PROBLEM = _one(_Record(Problem, since=_TIME, message=_TEXT, hint=_TEXT))
+_PROBLEM = _one(_Record(Problem, since=_TIME, message=_TEXT, hint=_TEXT, ends_by_itself=_BOOL))
 _LAST_RUN = _one(
     _Record(
         LastRun,
@@ -203,11 +203,16 @@ _STORE = _Record(
     seen_at=_TIME,
     proven_id=_TEXT,
     proven_at=_TIME,
+    intact_id=_TEXT,
+    intact_at=_TIME,
     last_run=_LAST_RUN,
     totals=_one(_Record(Totals, snapshots=_INT, failures=_INT, stored_bytes=_INT)),
     failure=_FAILURE,
     drill_failure=_FAILURE,
+    is_put_only=_BOOL,
     is_damaged=_BOOL,
+    is_schema_unreadable=_BOOL,
+    is_source_damaged=_BOOL,
     hold=_PROBLEM,
     prune_failure=_FAILURE,
 )
@@ -217,6 +222,7 @@ _DATABASE = _Record(
     is_scheduled=_BOOL,
     next_run_at=_TIME,
     next_drill_at=_TIME,
+    proof_due_by=_TIME,
     running_since=_TIME,
     vanished_at=_TIME,
     stores=_by_name(_STORE),

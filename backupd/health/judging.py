@@ -4,7 +4,9 @@ failing          attempts at a snapshot failed, the retry too; or a database is 
 stale            a database is not current although it should be by now                          red
 nothing-matches  a [[databases]] entry finds no file, or one that cannot be backed up            red
 damaged          a drill found stored bytes that are not the ones that were written              red
+damaged-source   what was captured is a damaged database, by its schema or by a drill            red
 drill-failed     a drill did not succeed for another reason                                      red
+unproven         drills are scheduled, and none has succeeded for too long                       red
 daemon-silent    the daemon has left no sign of life (only who looks from outside can tell)      red
 vanished         a file that a pattern found before is gone
 held             pruning would remove something and does not
@@ -14,7 +16,7 @@ config-refused   a changed configuration was refused
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, timedelta
 from typing import TYPE_CHECKING
 
@@ -135,9 +137,18 @@ def _database_alarms(name: str, database: DatabaseHealth, now: datetime) -> Iter
             is_told_once=True,
         )
         return
+    drills = {
+        url: _drill(name, url, health) or _schema(name, database, url, health, now)
+        for url, health in database.stores.items()
+    }
     for url, health in database.stores.items():
-        yield from filter(None, (_not_current(name, url, health, now), _drill(name, url, health)))
-        yield from _pruning(name, url, health)
+        drill = drills[url]
+        yield from filter(None, (_not_current(name, url, health, now), drill))
+        # What a drill found holds pruning until another succeeds: that is told already.
+        is_told = drill is not None and health.hold is not None and health.hold.ends_by_itself
+        yield from _pruning(name, url, replace(health, hold=None) if is_told else health)
+    if not any(drills.values()):
+        yield from filter(None, (_unproven(name, database, now),))
 
 
 def _not_current(name: str, url: str, health: StoreHealth, now: datetime) -> Alarm | None:
@@ -188,30 +199,78 @@ def _attempts(failure: Failure | None) -> str:
 
 def _drill(name: str, url: str, health: StoreHealth) -> Alarm | None:
     failure = health.drill_failure
-    if failure is None or (failure.is_transient and failure.count <= _ATTEMPTS_THAT_MAY_FAIL and not health.is_damaged):
+    is_found = health.is_damaged or health.is_source_damaged
+    if failure is None or (failure.is_transient and failure.count <= _ATTEMPTS_THAT_MAY_FAIL and not is_found):
         return None
-    kind = "damaged" if health.is_damaged else "drill-failed"
-    proven = (
-        f"last proven: {health.proven_id}, {_time(health.proven_at)}" if health.proven_at else "none was ever proven"
-    )
+    if health.is_damaged:
+        kind = "damaged"
+        what = f"snapshots of {name} in {url} are damaged"
+        hint = f"store the damaged pages again: backupd now {name}"
+    elif health.is_source_damaged:
+        kind = "damaged-source"
+        what = f"{name} was a damaged database when it was captured into {url}"
+        hint = "check the live database with PRAGMA integrity_check; the next drill shows whether it is repaired"
+    else:
+        kind = "drill-failed"
+        what = f"a test restore of {name} from {url} failed"
+        hint = "put that right; the next drill shows whether it is"
+    attempts = "" if is_found else _attempts(failure)
     return Alarm(
         key=f"{kind} {name} {url}",
         kind=kind,
         database=name,
         store=url,
         title=f"drill of {name} in {url}",
-        message=(
-            f"snapshots of {name} in {url} are damaged: {failure.message}; {proven}"
-            if health.is_damaged
-            else f"a test restore of {name} from {url} failed: {failure.message}{_attempts(failure)}; {proven}"
-        ),
-        hint=_hint(
-            failure.hint,
-            f"store everything again: backupd now {name} --full"
-            if health.is_damaged
-            else "put that right; the next drill shows whether it is",
-        ),
+        message=f"{what}: {failure.message}{attempts}; {_last_proven(health)}",
+        hint=_hint(failure.hint, hint),
         since=failure.since,
+        is_red=True,
+    )
+
+
+def _schema(name: str, database: DatabaseHealth, url: str, health: StoreHealth, now: datetime) -> Alarm | None:
+    if not health.is_schema_unreadable:
+        return None
+    return Alarm(
+        key=f"damaged-source {name} {url}",
+        kind="damaged-source",
+        database=name,
+        store=url,
+        title=f"drill of {name} in {url}",
+        message=f"{name} is damaged: its schema cannot be read. It was captured into {url} as it is; "
+        f"{_last_proven(health)}",
+        hint=f"check it with: sqlite3 {database.path} 'PRAGMA integrity_check'; if it cannot be repaired, restore a "
+        f"snapshot from before that: backupd list {name}",
+        since=min(health.snapshot_at or now, now),
+        is_red=True,
+    )
+
+
+def _last_proven(health: StoreHealth) -> str:
+    if health.proven_at is not None:
+        return f"last proven: {health.proven_id}, {_time(health.proven_at)}"
+    if health.intact_at is not None:
+        return f"none was ever proven, and last found intact: {health.intact_id}, {_time(health.intact_at)}"
+    return "none was ever proven"
+
+
+def _unproven(name: str, database: DatabaseHealth, now: datetime) -> Alarm | None:
+    """That drills have stopped, for whatever reason. One that fails has an alarm of its own."""
+    due_by = database.proof_due_by
+    has_any = any(health.snapshot_id for health in database.stores.values())
+    if due_by is None or now <= due_by or not has_any:
+        return None
+    proofs = [at for health in database.stores.values() for at in health.proofs_at]
+    last = f"the last one that succeeded was that of {_time(max(proofs))}" if proofs else "none ever succeeded"
+    return Alarm(
+        key=f"unproven {name}",
+        kind="unproven",
+        database=name,
+        title=f"drills of {name}",
+        message=f"no test restore of {name} has succeeded for too long: {last}",
+        hint=f"look for drills in the daemon's log, and test the newest snapshot: backupd verify {name}@latest "
+        "--level drill",
+        since=due_by,
         is_red=True,
     )
 

@@ -5,6 +5,7 @@ Of each database in each store, with the labels `database` and `store` (its URL)
     backupd_last_current_timestamp_seconds   the store has the state of this time: captured, or unchanged
     backupd_last_success_timestamp_seconds   when the newest snapshot was taken
     backupd_last_proven_timestamp_seconds    when a drill last succeeded
+    backupd_last_intact_timestamp_seconds    when a drill last found every byte right, and had no key to restore it
     backupd_due_timestamp_seconds            when it has to be current again, the grace included
     backupd_run_duration_seconds             how long the last attempt at a snapshot took
     backupd_pages_changed                    pages that the last attempt stored
@@ -95,6 +96,11 @@ _PER_STORE = (
         "backupd_last_proven_timestamp_seconds",
         "When a drill (a full restore to scratch) last succeeded.",
         lambda health: _seconds(health.proven_at),
+    ),
+    _PerStore(
+        "backupd_last_intact_timestamp_seconds",
+        "When a drill last found every stored byte right, and had no identity to restore the snapshot with.",
+        lambda health: _seconds(health.intact_at),
     ),
     _PerStore(
         "backupd_due_timestamp_seconds",

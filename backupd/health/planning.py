@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
-from backupd.health.changing import next_failure, next_problem, with_database, with_databases
+from backupd.health.changing import next_failure, next_problem, with_database, with_databases, with_stores
 from backupd.health.values import DaemonHealth, DatabaseHealth, Status, StoreHealth
 
 if TYPE_CHECKING:
@@ -28,8 +29,12 @@ class Plan:
     path: os.PathLike[str] | str
     stores: tuple[str, ...]
     """URLs."""
+    put_only: frozenset[str] = frozenset()
+    """Those of them whose keys, here, neither delete nor read packs."""
     next_run_at: datetime | None
     next_drill_at: datetime | None = None
+    proof_due_after: Callable[[datetime], datetime | None] = lambda _: None
+    """When a drill has to have succeeded again after one did at a time, in whatever store; None when none is due."""
     due_after: Callable[[datetime], datetime]
     """When a database that was current at a time has to be current again: the schedule's next run, and the grace.
 
@@ -139,7 +144,8 @@ def with_entry_problem(status: Status, pattern: str, error: BackupdError | None,
 def _planned(database: DatabaseHealth | None, plan: Plan, at: datetime, due: _Due) -> DatabaseHealth:
     known = database.stores if database else {}
 
-    def planned(health: StoreHealth) -> StoreHealth:
+    def planned(url: str, health: StoreHealth) -> StoreHealth:
+        health = _with_put_only(health, is_so=url in plan.put_only)
         if health.current_at is not None:
             return replace(health, due_by=due(plan, health.current_at))
         return health if health.due_by is not None else replace(health, due_by=due(plan, at))
@@ -150,6 +156,40 @@ def _planned(database: DatabaseHealth | None, plan: Plan, at: datetime, due: _Du
         is_scheduled=True,
         next_run_at=plan.next_run_at,
         next_drill_at=plan.next_drill_at,
+        proof_due_by=_proof_due_by(database, plan, at),
         vanished_at=None,
-        stores={url: planned(known.get(url) or StoreHealth()) for url in plan.stores},
+        stores={url: planned(url, known.get(url) or StoreHealth()) for url in plan.stores},
     )
+
+
+def _proof_due_by(database: DatabaseHealth | None, plan: Plan, at: datetime) -> datetime | None:
+    """After the last proof there is. Where none ever was, it stays due when it was, however often a daemon starts.
+
+    What is not over is left as it is: each drill says it anew, and to ask a thousand schedules takes long.
+    """
+    if plan.next_drill_at is None or plan.put_only.issuperset(plan.stores):
+        return None
+    earlier, stores = (database.proof_due_by, database.stores) if database else (None, {})
+    if earlier is not None and earlier > at:
+        return earlier
+    moments = (moment for url in plan.stores if (health := stores.get(url)) for moment in health.proofs_at)
+    proofs = [moment for moment in moments if moment <= at]  # one in the future is of a clock that was wrong
+    return earlier if earlier and not proofs else plan.proof_due_after(max(proofs, default=at))
+
+
+def with_put_only(status: Status, name: str, stores: Mapping[str, bool]) -> Status:
+    """Whether the keys for these stores (URLs) of a database neither delete nor read packs."""
+    for url, is_so in stores.items():
+        status = with_stores(status, {name: url}, partial(_with_put_only, is_so=is_so))
+    return status
+
+
+def _with_put_only(health: StoreHealth, *, is_so: bool) -> StoreHealth:
+    """Where nothing is pruned or drilled any more, what the last prune or drill failed with would never end.
+
+    Damage stays: a snapshot, or a drill on another machine, ends it.
+    """
+    if not is_so or health.is_put_only:
+        return replace(health, is_put_only=is_so)
+    drill_failure = health.drill_failure if health.is_damaged else None
+    return replace(health, is_put_only=True, hold=None, prune_failure=None, drill_failure=drill_failure)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from backupd.errors import AnotherRunError, DamageError, InterruptedByUserError
-from backupd.health.changing import next_failure, next_problem, with_databases, with_stores
+from backupd.health.changing import next_failure, next_hold, with_database, with_databases, with_stores
 from backupd.health.values import DatabaseHealth, Failure, LastRun, Status, StoreHealth
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from backupd.errors import BackupdError
     from backupd.format.ids import SnapshotId
     from backupd.prune.results import PruneResult
+
+_SUCCEEDED = frozenset(("proven", "not-checkable", "intact"))
 
 
 class DrillResult(Protocol):
@@ -119,36 +121,56 @@ def with_prune(status: Status, result: PruneResult, *, at: datetime) -> Status:
     def after(health: StoreHealth) -> StoreHealth:
         if _says_nothing(result.error):
             return health
-        hold = None if result.hold is None else next_problem(health.hold, result.hold, at)
+        hold = None if result.hold is None else next_hold(health.hold, result.hold, at)
         return replace(health, hold=hold, prune_failure=next_failure(health.prune_failure, result.error, at))
 
     return with_stores(status, {result.database: result.store}, after)
 
 
-def with_drill(status: Status, result: DrillResult, *, at: datetime) -> Status:
+def with_drill(status: Status, result: DrillResult, *, at: datetime, proof_due_by: datetime | None = None) -> Status:
     """A drill of one database's newest snapshot in one store.
 
     One that SQLite could not check in every table had every byte in its place: that counts as proven, as in the store.
+    `proof_due_by` is when the next has to have succeeded, after one that did; None leaves that as it is.
     """
+    status = with_stores(status, {result.database: result.store}, lambda health: _after_drill(health, result, at))
+    if proof_due_by is None or result.outcome not in _SUCCEEDED:
+        return status
+    return with_database(status, result.database, lambda database: replace(database, proof_due_by=proof_due_by))
 
-    def after(health: StoreHealth) -> StoreHealth:
-        if _says_nothing(result.error):
-            return health
-        if result.outcome in {"proven", "not-checkable"}:
-            return replace(health, proven_id=str(result.id), proven_at=at, drill_failure=None, is_damaged=False)
-        if result.outcome == "failed" and health.is_damaged and health.drill_failure is not None:
-            # What was found before is not better for it.
-            failure = replace(health.drill_failure, last_at=at, count=health.drill_failure.count + 1)
-            return replace(health, drill_failure=failure)
+
+def _after_drill(health: StoreHealth, result: DrillResult, at: datetime) -> StoreHealth:
+    if _says_nothing(result.error):
+        return health
+    if result.outcome in {"proven", "not-checkable"}:
         return replace(
             health,
-            drill_failure=_drill_failure(health.drill_failure, result, at),
-            # A source that was damaged was read byte by byte, and every one was right.
-            is_damaged=result.outcome == "damaged-store" or (health.is_damaged and result.outcome != "damaged-source"),
-            fingerprint=None if result.outcome == "damaged-store" else health.fingerprint,
+            proven_id=str(result.id),
+            proven_at=at,
+            drill_failure=None,
+            is_damaged=False,
+            is_source_damaged=False,
         )
-
-    return with_stores(status, {result.database: result.store}, after)
+    if result.outcome == "intact":
+        # That says nothing of the database that was captured.
+        failure = health.drill_failure if health.is_source_damaged else None
+        return replace(health, intact_id=str(result.id), intact_at=at, drill_failure=failure, is_damaged=False)
+    is_known = health.is_damaged or health.is_source_damaged
+    if result.outcome == "failed" and is_known and health.drill_failure is not None:
+        # What was found before is not better for it.
+        failure = replace(health.drill_failure, last_at=at, count=health.drill_failure.count + 1)
+        return replace(health, drill_failure=failure)
+    is_of_store, is_of_source = result.outcome == "damaged-store", result.outcome == "damaged-source"
+    # What mends the one is no try to mend the other.
+    is_news = health.is_source_damaged if is_of_store else health.is_damaged if is_of_source else False
+    return replace(
+        health,
+        drill_failure=_drill_failure(None if is_news else health.drill_failure, result, at),
+        # A source that was damaged was read byte by byte, and every one was right.
+        is_damaged=is_of_store or (health.is_damaged and not is_of_source),
+        is_source_damaged=is_of_source,
+        fingerprint=None if is_of_store else health.fingerprint,
+    )
 
 
 def _after_snapshot(
@@ -182,6 +204,7 @@ def _after_snapshot(
         snapshot_at=result.id.taken_at if result.id else before.snapshot_at,
         seen_at=at,
         failure=None,
+        is_schema_unreadable=not result.is_schema_readable,
     )
 
 

@@ -39,6 +39,8 @@ class Problem:
     since: datetime
     message: str
     hint: str | None = None
+    ends_by_itself: bool = False
+    """With the next drill that succeeds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,15 +92,29 @@ class StoreHealth:
     proven_id: str | None = None
     proven_at: datetime | None = None
     """When the last drill that succeeded was begun."""
+    intact_id: str | None = None
+    intact_at: datetime | None = None
+    """When the last drill was begun that found every stored byte right, and could restore nothing: no identity."""
     last_run: LastRun | None = None
     totals: Totals = NOTHING_YET
     failure: Failure | None = None
     drill_failure: Failure | None = None
+    is_put_only: bool = False
+    """The keys of this machine neither delete nor read packs: nothing is pruned from here, and no drill is due."""
     is_damaged: bool = False
     """A drill found stored bytes that are not the ones that were written, and none has read them right since."""
+    is_schema_unreadable: bool = False
+    """The newest capture was of a database whose tables SQLite cannot tell."""
+    is_source_damaged: bool = False
+    """A drill found that what was captured is a damaged database, and none has found a sound one since."""
     hold: Problem | None = None
     """Pruning would remove something and does not."""
     prune_failure: Failure | None = None
+
+    @property
+    def proofs_at(self) -> tuple[datetime, ...]:
+        """When drills last found every byte right, with and without a restore."""
+        return tuple(moment for moment in (self.proven_at, self.intact_at) if moment is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +126,8 @@ class DatabaseHealth:
     """The daemon looks after it. Otherwise it is known because somebody, or cron, ran `backupd now`."""
     next_run_at: datetime | None = None
     next_drill_at: datetime | None = None
+    proof_due_by: datetime | None = None
+    """When a drill has to have succeeded again, in whatever store, the grace included; None when none is scheduled."""
     running_since: datetime | None = None
     vanished_at: datetime | None = None
     """When a pattern no longer found the file; None while it does, and for a path without wildcards."""

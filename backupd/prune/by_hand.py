@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from backupd.errors import DamageError, NoSuchSnapshotError, UsageError
+from backupd.proofs import read_proofs
 from backupd.prune.naming import read_holdings
 from backupd.prune.pace import Pace
 from backupd.prune.pruning import LOCK_SECONDS
 from backupd.prune.trash import mark_undeleted, move_to_trash, unmark_undeleted
-from backupd.prune.verdicts import newest_proven
 from backupd.retention import newest_regular
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from backupd.format.ids import SnapshotId
-    from backupd.format.manifest import Manifest
+    from backupd.format.manifest import AnyManifest
     from backupd.format.records import TrashEntry
     from backupd.prune.naming import Holdings
     from backupd.repository import Repository
@@ -45,12 +45,15 @@ def forget(repository: Repository, database: str, snapshot_id: SnapshotId, *, no
 def _reject_indispensable(repository: Repository, database: str, holdings: Holdings, snapshot_id: SnapshotId) -> None:
     manifests = holdings.history.manifests
     regular = newest_regular(manifests)
-    proven, perhaps_proven = newest_proven(repository, database, holdings)
+    proofs = read_proofs(repository, database, holdings.survey)
+    proven, intact = proofs.newest_proven(manifests), proofs.newest_intact(manifests)
+    perhaps = proofs.perhaps_proven(manifests)
     reasons = {
         "the newest snapshot": {holdings.history.newest.id} if holdings.history.newest else set(),
         "the newest regular snapshot": {regular.id} if regular else set(),
-        "the newest snapshot that a test restore proved": {proven} if proven else set(),
-        "perhaps the newest snapshot that a test restore proved, whose record is damaged,": perhaps_proven,
+        "the newest snapshot that a test restore proved": {proven.id} if proven else set(),
+        "the newest snapshot that was read and found intact": {intact.id} if intact else set(),
+        "perhaps the newest snapshot that a test restore proved, whose record is damaged,": perhaps,
     }
     for reason, indispensable in reasons.items():
         if snapshot_id in indispensable:
@@ -60,7 +63,7 @@ def _reject_indispensable(repository: Repository, database: str, holdings: Holdi
             )
 
 
-def undelete(repository: Repository, database: str, snapshot_id: SnapshotId) -> Manifest:
+def undelete(repository: Repository, database: str, snapshot_id: SnapshotId) -> AnyManifest:
     """Take one snapshot out of the trash, byte for byte as it was. No rule removes it again; `forget` does.
 
     Raises `NoSuchSnapshotError` when it is not there, `DamageError` when the entry or one of its packs is damaged or

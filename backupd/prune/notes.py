@@ -6,7 +6,7 @@ from datetime import UTC
 from typing import TYPE_CHECKING
 
 from backupd.errors import StoreRefusedError
-from backupd.retention import Hold
+from backupd.holds import Hold
 from backupd.store import canonical_url
 
 if TYPE_CHECKING:

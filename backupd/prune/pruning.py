@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from backupd.errors import BackupdError, NoSuchObjectError
 from backupd.format.records import Accepted, Verdicts
+from backupd.holds import Hold, find_shrink, why_distrusted, why_held
+from backupd.proofs import read_proofs
 from backupd.prune.naming import read_holdings, require_readable_manifests, require_readable_trash
 from backupd.prune.notes import failure_hold
 from backupd.prune.pace import Pace
@@ -14,8 +16,8 @@ from backupd.prune.results import PruneResult
 from backupd.prune.store_clock import StoreClock
 from backupd.prune.sweep import Sweep
 from backupd.prune.trash import bring_back, move_to_trash, purge, unmark_undeleted
-from backupd.prune.verdicts import newest_proven, read_verdicts, write_verdicts
-from backupd.retention import Decision, Hold, decide, find_shrink, newest_regular, why_held
+from backupd.prune.verdicts import read_verdicts, write_verdicts
+from backupd.retention import Decision, decide, newest_regular
 from backupd.store.keys import RecordKey, RecordKind
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from backupd.config import RetentionSettings
     from backupd.format.ids import SnapshotId
+    from backupd.format.records import DrillOutcome
     from backupd.prune.naming import Holdings
     from backupd.repository import Repository
     from backupd.state import StateDirectory
@@ -72,6 +75,7 @@ class _Pruning:
         self._pace = Pace()
         self._clock = StoreClock(repository.store, database, now=now, is_dry_run=is_dry_run)
         self._decisions: list[Decision] = []
+        self._known: dict[SnapshotId, DrillOutcome] = {}
         self._hold: Hold | None = None
         self._removed: list[SnapshotId] = []
         self._purged: list[SnapshotId] = []
@@ -117,7 +121,7 @@ class _Pruning:
         if policy is None:
             return
         failure = failure_hold(self._state, self._database, self._repository.url)
-        doubt = why_held(
+        doubt = why_distrusted(holdings.history.manifests, self._known) or why_held(
             holdings.history.manifests,
             now=self._now,
             accepted=verdicts.accepted_order,
@@ -140,13 +144,12 @@ class _Pruning:
         self._repository.forget_records(self._database, holdings.survey)
 
     def _decided(self, holdings: Holdings, policy: RetentionSettings | None) -> list[Decision]:
-        proven, unknown = newest_proven(self._repository, self._database, holdings)
+        manifests = holdings.history.manifests
+        proofs = read_proofs(self._repository, self._database, holdings.survey)
+        self._known = proofs.verdicts(manifests)
+        unknown = proofs.perhaps_proven(manifests)
         decisions = decide(
-            holdings.history.manifests,
-            policy,
-            now=self._now,
-            proven=() if proven is None else (proven,),
-            undeleted=holdings.survey.undeleted.keys(),
+            manifests, policy, now=self._now, known=self._known, undeleted=holdings.survey.undeleted.keys()
         )
         return [_kept_all_the_same(decision) if decision.manifest.id in unknown else decision for decision in decisions]
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from backupd.errors import BackupdError
     from backupd.format.ids import SnapshotId
-    from backupd.retention import Decision, Hold
+    from backupd.holds import Hold
+    from backupd.retention import Decision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,24 +1,21 @@
-"""Whether a database has shrunk, what people said to that, and what test restores proved of its snapshots."""
+"""Whether a database has shrunk, and what people said to that."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backupd.errors import DamageError, NoSuchObjectError, UnsupportedFormatError
+from backupd.errors import DamageError, UnsupportedFormatError
 from backupd.format import FormatError, NewerFormatError
 from backupd.format.records import (
     MAX_RECORD_BYTES,
     NO_VERDICTS,
-    DrillOutcome,
     Verdicts,
-    decode_drill,
     decode_verdicts,
     encode_verdicts,
 )
 from backupd.store.keys import retention_key
 
 if TYPE_CHECKING:
-    from backupd.format.ids import SnapshotId
     from backupd.prune.naming import Holdings
     from backupd.repository import Repository
 
@@ -45,25 +42,3 @@ def read_verdicts(repository: Repository, database: str, holdings: Holdings) -> 
 def write_verdicts(repository: Repository, database: str, verdicts: Verdicts) -> None:
     """Replace what the store knows of it."""
     repository.put_object(retention_key(database), encode_verdicts(verdicts))
-
-
-def newest_proven(
-    repository: Repository, database: str, holdings: Holdings
-) -> tuple[SnapshotId | None, set[SnapshotId]]:
-    """The newest snapshot that a test restore proved, and newer ones that may be proven: their records are damaged."""
-    damaged: set[SnapshotId] = set()
-    for manifest in reversed(holdings.history.manifests):
-        stored = holdings.survey.drills.get(manifest.id)
-        if stored is None:
-            continue
-        try:
-            drill = repository.record(database, stored, decode_drill)
-            if (drill.snapshot, drill.database) != (manifest.id, database):
-                damaged.add(manifest.id)
-            elif drill.outcome is DrillOutcome.PROVEN:
-                return manifest.id, damaged
-        except FormatError:
-            damaged.add(manifest.id)
-        except NoSuchObjectError:
-            continue
-    return None, damaged

@@ -31,8 +31,8 @@ from backupd.health.planning import (
     without_others,
 )
 from backupd.health.recording import with_drill, with_prune
+from backupd.holds import Hold
 from backupd.prune.results import PruneResult
-from backupd.retention import Hold
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -224,18 +224,101 @@ def test_damage_is_red_until_a_drill_succeeds() -> None:
     alarm = only(status)
     assert (alarm.kind, alarm.is_red) == ("damaged", True)
     assert f"a pack is gone; last proven: {snapshot_id()}, 2026-11-22 12:00:00Z" in alarm.message
-    assert "backupd now app --full" in alarm.hint
+    assert "backupd now app" in alarm.hint
     assert alarms(with_drill(status, Drill("proven", id=snapshot_id()), at=SOON)) == ()
 
 
 def test_a_drill_that_fails_is_red_at_once_unless_another_may_succeed() -> None:
     """Drills are rare: what nobody has to mend may wait for one more."""
-    assert only(with_drill(healthy(), Drill("damaged-source", error=DOWN), at=NOON)).kind == "drill-failed"
     once = with_drill(healthy(), Drill("failed", error=DOWN), at=NOON)
     assert alarms(once) == ()
     alarm = only(with_drill(once, Drill("failed", error=DOWN), at=SOON))
     assert (alarm.kind, alarm.is_red) == ("drill-failed", True)
     assert "does not answer (2 attempts); none was ever proven" in alarm.message
+
+
+def test_a_damaged_source_is_another_alarm_than_a_damaged_store() -> None:
+    """Who mends the one has nothing to mend in the other; each ends with a drill that succeeds."""
+    damaged = DamageError("row 7 is missing from index i", hint="check the live one with: sqlite3 app.db")
+    source = with_drill(healthy(), Drill("damaged-source", id=snapshot_id(), error=damaged), at=NOON)
+    alarm = only(source)
+    assert (alarm.kind, alarm.is_red, alarm.store) == ("damaged-source", True, DISK)
+    assert "row 7 is missing from index i; none was ever proven" in alarm.message
+    assert "backupd now" not in alarm.hint
+    store = with_drill(source, Drill("damaged-store", id=snapshot_id(), error=damaged), at=SOON)
+    assert (only(store).kind, only(store).since) == ("damaged", SOON)
+    back = with_drill(store, Drill("damaged-source", id=snapshot_id(), error=damaged), at=SOON)
+    assert only(back).kind == "damaged-source"
+    assert alarms(with_drill(back, Drill("proven", id=snapshot_id()), at=SOON)) == ()
+
+
+def test_a_schema_that_cannot_be_read_is_a_damaged_source_at_once() -> None:
+    """No drill has to come first, and it is over with the next capture that can read it."""
+    status = recorded(healthy(), replace(created(), is_schema_readable=False), at=NOON)
+    alarm = only(status)
+    assert (alarm.kind, alarm.is_red, alarm.store) == ("damaged-source", True, DISK)
+    assert "its schema cannot be read" in alarm.message
+    found = with_drill(status, Drill("damaged-source", id=snapshot_id(), error=DamageError("malformed")), at=NOON)
+    assert only(found).key == alarm.key
+    assert "malformed" in only(found).message
+    assert alarms(recorded(status, created(), at=SOON)) == ()
+
+
+def test_what_cannot_be_decrypted_is_no_alarm() -> None:
+    """Every stored byte was right: that ends damage of the store, and says nothing of the source."""
+    intact = Drill("intact", id=snapshot_id())
+    damaged = with_drill(healthy(), Drill("damaged-store", error=DamageError("a pack is gone")), at=NOON)
+    assert alarms(with_drill(damaged, intact, at=SOON)) == ()
+    (health,) = (
+        each for url, each in with_drill(damaged, intact, at=SOON).databases["app"].stores.items() if url == DISK
+    )
+    assert (health.intact_id, health.intact_at, health.proven_at) == (str(snapshot_id()), SOON, None)
+    source = with_drill(healthy(), Drill("damaged-source", error=DamageError("row 7")), at=NOON)
+    assert only(with_drill(source, intact, at=SOON)).kind == "damaged-source"
+    late = with_drill(with_drill(healthy(), intact, at=NOON), Drill("failed", error=DamageError("no")), at=SOON)
+    assert f"last found intact: {snapshot_id()}, 2026-11-22 12:00:00Z" in only(late).message
+
+
+def _with_proof_due(status: Status, due_by: datetime | None) -> Status:
+    databases = {name: replace(each, proof_due_by=due_by) for name, each in status.databases.items()}
+    return replace(status, databases=databases)
+
+
+def test_drills_that_stop_are_noticed() -> None:
+    """Whoever is to prove that snapshots restore may not just fall silent; a drill in any store is enough."""
+    never = _with_proof_due(healthy(), SOON)
+    assert alarms(never, SOON) == ()
+    alarm = only(never, SOON + MINUTE)
+    assert (alarm.kind, alarm.is_red, alarm.database, alarm.store) == ("unproven", True, "app", None)
+    assert "none ever succeeded" in alarm.message
+    proven = with_drill(never, Drill("proven", id=snapshot_id()), at=SOON, proof_due_by=LATER)
+    assert alarms(proven, SOON + MINUTE) == ()
+    assert (
+        "the last one that succeeded was that of 2026-11-22 12:01:00Z"
+        in only(_with_proof_due(proven, SOON), SOON + MINUTE).message
+    )
+    assert alarms(_with_proof_due(healthy(), None), LATER - HOUR + MINUTE) == ()
+    empty = with_health(healthy(stores=(DISK,)), snapshot_id=None)
+    assert alarms(_with_proof_due(empty, NOON), SOON) == ()
+
+
+def test_a_drill_that_fails_says_why_nothing_is_proven() -> None:
+    """One alarm for one cause."""
+    failing = with_drill(_with_proof_due(healthy(), NOON), Drill("damaged-store", error=DamageError("gone")), at=NOON)
+    assert only(failing).kind == "damaged"
+
+
+def test_pruning_that_a_drill_holds_is_told_by_the_alarm_of_the_drill() -> None:
+    """Somebody who mends the store ends both; on a machine that knows only of the hold, that is told."""
+    held = PruneResult(database="app", store=DISK, hold=Hold("it is damaged", hint="mend it", ends_by_itself=True))
+    status = with_prune(healthy(), held, at=NOON)
+    assert only(status).kind == "held"
+    assert only(with_drill(status, Drill("damaged-store", error=DamageError("gone")), at=NOON)).kind == "damaged"
+    shrunk = PruneResult(database="app", store=DISK, hold=Hold("it has shrunk", hint="accept it"))
+    both = with_drill(
+        with_prune(healthy(), shrunk, at=NOON), Drill("damaged-store", error=DamageError("gone")), at=NOON
+    )
+    assert [alarm.kind for alarm in alarms(both)] == ["damaged", "held"]
 
 
 def test_pruning_that_is_held_is_told_and_not_red() -> None:

@@ -57,7 +57,8 @@ def samples(status: Status, now: datetime = NOON) -> dict[str, dict[tuple[tuple[
 def test_everything_that_is_documented_is_there_and_nothing_else() -> None:
     """With help for each, and times, bytes and seconds in the names."""
     documented = set(re.findall(r"^    (backupd_\w+) ", metrics.__doc__ or "", flags=re.MULTILINE))
-    status = with_drill(healthy(), Drill("proven", id=snapshot_id()), at=NOON)
+    status = with_drill(healthy(), Drill("intact", id=snapshot_id()), at=NOON)
+    status = with_drill(status, Drill("proven", id=snapshot_id()), at=NOON)
     status = with_times(status, "app", next_run_at=NOON, next_drill_at=NOON)
     status = recorded(recorded(status, failed()), failed())
     assert set(samples(status)) == documented

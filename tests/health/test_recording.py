@@ -44,8 +44,8 @@ from backupd.health.recording import (
     with_snapshots,
 )
 from backupd.health.values import LastRun, Totals
+from backupd.holds import Hold
 from backupd.prune.results import PruneResult
-from backupd.retention import Hold
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -67,6 +67,32 @@ def plan(*stores: str, minutes: int = 15) -> Plan:
         next_drill_at=LATER + HOUR,
         due_after=lambda moment: moment + 2 * minutes * MINUTE,
     )
+
+
+def test_a_proof_is_due_after_the_last_one_in_whatever_store() -> None:
+    """A restart, or a round, changes nothing of that; what was never proven stays due when it was."""
+    daily = replace(plan(), proof_due_after=lambda moment: moment + 48 * HOUR)
+    status = with_plans(healthy(), {"app": daily}, at=NOON)
+    assert status.databases["app"].proof_due_by == NOON + 48 * HOUR
+    assert with_plans(status, {"app": daily}, at=LATER).databases["app"].proof_due_by == NOON + 48 * HOUR
+    over = NOON + 49 * HOUR
+    assert with_plans(status, {"app": daily}, at=over).databases["app"].proof_due_by == NOON + 48 * HOUR
+    drill = Drill("proven", store=BUCKET, id=snapshot_id())
+    proven = with_drill(status, drill, at=LATER, proof_due_by=LATER + 48 * HOUR)
+    assert proven.databases["app"].proof_due_by == LATER + 48 * HOUR
+    by_hand = with_drill(status, Drill("intact", store=BUCKET, id=snapshot_id()), at=LATER)
+    assert by_hand.databases["app"].proof_due_by == NOON + 48 * HOUR
+    assert with_plans(by_hand, {"app": daily}, at=over).databases["app"].proof_due_by == LATER + 48 * HOUR
+    failing = with_drill(status, Drill("failed", error=DOWN), at=LATER, proof_due_by=LATER + 48 * HOUR)
+    assert failing.databases["app"].proof_due_by == NOON + 48 * HOUR
+
+
+def test_no_proof_is_due_where_no_drill_is() -> None:
+    """None is scheduled, or the keys of this machine may read no pack."""
+    daily = replace(plan(), proof_due_after=lambda moment: moment + 48 * HOUR)
+    status = with_plans(healthy(), {"app": daily}, at=NOON)
+    for without in (replace(daily, next_drill_at=None), replace(daily, put_only=frozenset(daily.stores))):
+        assert with_plans(status, {"app": without}, at=NOON).databases["app"].proof_due_by is None
 
 
 def test_a_snapshot_makes_its_store_current() -> None:
@@ -230,6 +256,15 @@ def test_a_drill_proves_or_finds_damage() -> None:
     assert store(unreachable).is_damaged
     again = with_drill(unreachable, Drill("proven", id=snapshot_id()), at=LATER + HOUR)
     assert (store(again).is_damaged, store(again).drill_failure) == (False, None)
+
+
+def test_a_drill_that_cannot_look_leaves_a_damaged_source_as_it_was() -> None:
+    """What was found before is not better for it."""
+    damaged = with_drill(healthy(), Drill("damaged-source", id=snapshot_id(), findings=("row 7",)), at=NOON)
+    health = store(with_drill(damaged, Drill("failed", error=DOWN), at=LATER))
+    assert health.is_source_damaged
+    assert health.drill_failure is not None
+    assert ("row 7" in health.drill_failure.message, health.drill_failure.count) == (True, 2)
 
 
 @pytest.mark.parametrize("outcome", ["failed", "damaged-source"])

@@ -19,8 +19,8 @@ from backupd.health.judging import judge
 from backupd.health.notices import notice_for, with_alarms, with_told
 from backupd.health.planning import with_config_problem, with_daemon_stopped, with_entry_problem, with_running
 from backupd.health.recording import with_drill, with_prune
+from backupd.holds import Hold
 from backupd.prune.results import PruneResult
-from backupd.retention import Hold
 from backupd.state import StateDirectory
 
 if TYPE_CHECKING:
