@@ -8,7 +8,7 @@ from backupd.errors import ExitCode, StoreError, StoreUnavailableError
 from backupd.store import Versioning
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from backupd.doctor.findings import Finding, Subject
     from backupd.store import Bucket, LifecycleRule
@@ -16,11 +16,19 @@ if TYPE_CHECKING:
 
 def findings(subject: Subject, bucket: Bucket) -> Iterator[Finding]:
     """One finding for each question. A bucket that may not or cannot answer is a note: many are set up so."""
-    questions = (
-        ("lifecycle", _lifecycle, "s3:GetLifecycleConfiguration"),
+    yield from answers(
+        subject,
+        bucket,
+        ("lifecycle", lifecycle, "s3:GetLifecycleConfiguration"),
         ("versioning", _versioning, "s3:GetBucketVersioning"),
         ("object lock", _object_lock, "s3:GetBucketObjectLockConfiguration"),
     )
+
+
+def answers(
+    subject: Subject, bucket: Bucket, *questions: tuple[str, Callable[[Subject, Bucket], Finding], str]
+) -> Iterator[Finding]:
+    """A finding for each question: what it checks, how it is asked, and the permission that it needs."""
     for check, question, permission in questions:
         try:
             yield question(subject, bucket)
@@ -34,7 +42,8 @@ def findings(subject: Subject, bucket: Bucket) -> Iterator[Finding]:
             )
 
 
-def _lifecycle(subject: Subject, bucket: Bucket) -> Finding:
+def lifecycle(subject: Subject, bucket: Bucket) -> Finding:
+    """Whether the bucket itself deletes or archives objects of the store. Raises the errors of `Store`."""
     rules = bucket.lifecycle_rules()
     expiring = [rule for rule in rules if rule.expires]
     if expiring:

@@ -173,14 +173,27 @@ def judge_state(look: StateLook, settings: Settings, host: Host, *, largest_byte
     yield STATE.ok("writable", f"{look.path}" if look.exists else f"{look.path} will be made when it is needed")
     mount = host.mount_of(look.real_path)
     if mount is not None and (mount.is_in_memory or host.loses(mount)):
-        yield STATE.note(
-            "mount",
-            f"{mount.kind} at {mount.point}: goes with the {'container' if host.loses(mount) else 'next start'}; "
-            "backups do not need it, but alarms that were told are told again, and `undo` knows less",
-            "put it on a volume",
-        )
+        told = f"{mount.kind} at {mount.point}: goes with the {'container' if host.loses(mount) else 'next start'}; "
+        if blind := _why_packs_are_not_read_back(settings):
+            yield STATE.warning(
+                "mount", f"{told}after that, every page is stored again, because {blind}", "put it on a volume"
+            )
+        else:
+            yield STATE.note(
+                "mount",
+                f"{told}backups do not need it, but alarms that were told are told again, and `undo` knows less",
+                "put it on a volume",
+            )
     if look.free_bytes is not None:
         yield _space(look.free_bytes, settings.packs.spool_limit, largest_bytes)
+
+
+def _why_packs_are_not_read_back(settings: Settings) -> str | None:
+    """Why what is lost here is not found in the stores again; None when it is, in all of them."""
+    if settings.encryption.recipients:
+        return "packs are encrypted, and only who has a key can read what is in them"
+    put_only = [store.url for store in settings.stores if store.put_only]
+    return f"the keys for {', '.join(put_only)} may not read packs (put_only)" if put_only else None
 
 
 def _space(free_bytes: int, spool_bytes: int, largest_bytes: int) -> Finding:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from backupd.doctor import configuration, databases, directories, stores, times
 from backupd.doctor.configuration import Protected, find_protected, look_at_state
+from backupd.doctor.encryption import judge_encryption
 from backupd.doctor.looking import look_at
 from backupd.doctor.mounts import this_host
 from backupd.doctor.stores import StoreExamination
@@ -96,6 +97,7 @@ class _Run:
             *configuration.judge_file(self._settings, self._environ),
             *configuration.judge_secret_files(self._environ, self._host),
             *of_configuration,
+            *judge_encryption(self._settings),
             *of_state,
             *of_databases,
             *of_stores,

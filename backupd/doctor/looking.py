@@ -9,6 +9,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from backupd.children import child_environment
 from backupd.doctor.look import DatabaseLook
 from backupd.errors import BackupdError, BusyError
 
@@ -31,6 +32,7 @@ def look_at(path: Path, *, lock_timeout: float, deadline: float, command: Sequen
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        env=child_environment(),
         process_group=0,
     )
     try:

@@ -15,19 +15,23 @@ if TYPE_CHECKING:
     from backupd.store import Store, StoredObject
 
 _CONTENT_BYTES = 4096
+# One that cannot be removed is the same each time, so that there is never more than one of them.
+_STAYING_TOKEN = "0" * 32
+_STAYING_CONTENT = b"put here by backupd doctor, with keys that may not delete it again\n"
 _OTHERS_ARE_DONE_AFTER = timedelta(hours=1)
 
 
 class Probe:
     """One object under a random key. `remove` is to be called whatever became of the other calls.
 
-    The methods raise the errors of `Store`; `InterruptedByUserError` after `cancel`.
+    One that `stays`, because the store is to refuse its removal, always has the same key and content. The methods raise
+    the errors of `Store`; `InterruptedByUserError` after `cancel`.
     """
 
-    def __init__(self, store: Store) -> None:
-        self.key = probe_key(secrets.token_hex(16))
+    def __init__(self, store: Store, *, stays: bool = False) -> None:
+        self.key = probe_key(_STAYING_TOKEN if stays else secrets.token_hex(16))
         self._store = store
-        self._content = secrets.token_bytes(_CONTENT_BYTES)
+        self._content = _STAYING_CONTENT if stays else secrets.token_bytes(_CONTENT_BYTES)
         self._may_be_there = False
         self._is_cancelled = threading.Event()
 
@@ -58,7 +62,7 @@ class Probe:
         """The object as a listing shows it. Raises `StoreError` when it does not, or with another size."""
         self._reject_cancelled()
         for stored in self._store.list(probes_prefix()):
-            if stored.key == self.key and stored.size_bytes == _CONTENT_BYTES:
+            if stored.key == self.key and stored.size_bytes == len(self._content):
                 return stored
         raise StoreError(
             f"{self._store.url} took {self.key}, and its listing does not show it",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from backupd.doctor import buckets, figures
+from backupd.doctor import buckets, figures, put_only
 from backupd.doctor.directories import look_at
 from backupd.doctor.findings import Finding, Subject
 from backupd.doctor.probe import Probe
@@ -71,11 +71,11 @@ class StoreExamination:
         self._subject = subject_of(settings)
         self._store = store or open_store(self._settings)
         self._state = state
-        self._probe = Probe(self._store)
+        self._probe = Probe(self._store, stays=settings.put_only)
         self._stored_ahead = timedelta()
 
     def run(self) -> StoreLook:
-        """Use the store. Leaves nothing in it, also no version where that is permitted."""
+        """Use the store. Leaves nothing in it, also no version where that is permitted; where it is not, one object."""
         if self._settings.is_s3:
             return StoreLook(self._settings, tuple(self._use()))
         directory = self._settings.directory
@@ -108,7 +108,10 @@ class StoreExamination:
                 return
         bucket = open_bucket(self._settings)
         yield self._clock(bucket)
-        if bucket is not None:
+        if bucket is not None and self._settings.put_only:
+            yield put_only.packs(self._subject, self._store)
+            yield from put_only.bucket_findings(self._subject, bucket, self._probe.key)
+        elif bucket is not None:
             with suppress(StoreError):  # many credentials may not, and a lock may forbid it
                 bucket.remove_versions(self._probe.key)
             yield from buckets.findings(self._subject, bucket)
@@ -124,10 +127,13 @@ class StoreExamination:
     def _list(self) -> Finding:
         stored = self._probe.find()
         self._stored_ahead = stored.modified_at - datetime.now(UTC)
-        self._probe.remove_older_ones(stored)
+        if not self._settings.put_only:
+            self._probe.remove_older_ones(stored)
         return self._subject.ok("list", "shows it, with its size")
 
     def _delete(self) -> Finding:
+        if self._settings.put_only:
+            return put_only.deletion(self._subject, self._probe)
         key = self._probe.key
         try:
             self._probe.remove()

@@ -28,6 +28,9 @@ _NAMES_SHOWN = 3
 
 def judge_schedules(settings: Settings, entries: Mapping[str, DatabaseSettings], now: datetime) -> Iterator[Finding]:
     """The next time of each thing that `backupd run` does. `entries` are by the names of the databases."""
+    put_only = [store.url for store in settings.stores_or_default if store.put_only]
+    elsewhere = "every store is put_only" if len(put_only) == len(settings.stores_or_default) else None
+    but = f"; not in {_some(put_only)}, which is put_only" if put_only else ""
     by_schedule: dict[ScheduleSettings, list[str]] = {}
     for name, entry in entries.items():
         by_schedule.setdefault(settings.schedule_of(entry), []).append(name)
@@ -42,12 +45,20 @@ def judge_schedules(settings: Settings, entries: Mapping[str, DatabaseSettings],
                 f"never{whose}: whether a snapshot can be restored is then found out when it is needed",
                 'set schedule.drills, "0 4 * * *" say',
             )
+        elif elsewhere:
+            yield SCHEDULE.note(
+                "drills",
+                f"none from this machine{whose}: {elsewhere}",
+                "test and prune the snapshots elsewhere, with keys that may: docs/s3-providers.md",
+            )
         else:
-            yield SCHEDULE.ok("drills", f"{_next(schedule.drills, schedule, now)}{whose}")
+            yield SCHEDULE.ok("drills", f"{_next(schedule.drills, schedule, now)}{whose}{but}")
         if schedule.prunes is None:
             yield SCHEDULE.note("prunes", f"never{whose}, besides after snapshots")
+        elif elsewhere:
+            yield SCHEDULE.note("prunes", f"none from this machine{whose}: {elsewhere}")
         else:
-            yield SCHEDULE.ok("prunes", f"{_next(schedule.prunes, schedule, now)}{whose}")
+            yield SCHEDULE.ok("prunes", f"{_next(schedule.prunes, schedule, now)}{whose}{but}")
 
 
 def _next(times: Schedule, schedule: ScheduleSettings, now: datetime) -> str:

@@ -24,6 +24,18 @@ class StoredObject:
     modified_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class ObjectFacts:
+    """What a store tells of one object without giving its content.
+
+    `sha256` (32 bytes, of the whole content) is what the store itself computed or checked when it took the object; None
+    where it keeps none.
+    """
+
+    size_bytes: int
+    sha256: bytes | None
+
+
 class Store(Protocol):
     """Objects by key. Every method may be called from several threads at once and may be repeated.
 
@@ -49,6 +61,9 @@ class Store(Protocol):
 
     def get_range(self, key: str, *, offset: int, length: int) -> bytes:
         """`length` bytes from `offset`, fewer at the object's end. Raises `NoSuchObjectError`."""
+
+    def facts(self, key: str) -> ObjectFacts:
+        """What the store tells of one object without reading it. Raises `NoSuchObjectError`."""
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """Every object whose key begins with `prefix`, in the order of the keys' UTF-8 bytes; empty if there is none.

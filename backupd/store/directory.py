@@ -21,7 +21,7 @@ from backupd.errors import (
     StoreRefusedError,
     StoreUnavailableError,
 )
-from backupd.store import StoredObject
+from backupd.store import ObjectFacts, StoredObject
 from backupd.store.keys import require_safe_key, require_safe_prefix
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _INCOMING = ".incoming"
 _STALE_AFTER_SECONDS = 3600
+_LATEST_SECONDS = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
 _COPY_BLOCK_BYTES = 1 << 20
 _COPY_RANGE_BYTES = 1 << 30
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
@@ -78,6 +79,11 @@ class DirectoryStore:
         """`length` bytes from `offset`, fewer at the object's end."""
         with self._opened(key) as (file, size_bytes):
             return _read_at(file, offset, min(length, max(0, size_bytes - offset)))
+
+    def facts(self, key: str) -> ObjectFacts:
+        """The size of one object; a file system keeps no checksum."""
+        with self._opened(key) as (_, size_bytes):
+            return ObjectFacts(size_bytes, None)
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """Every object whose key begins with `prefix`, in the order of the keys' UTF-8 bytes."""
@@ -191,7 +197,7 @@ class DirectoryStore:
             if key.endswith("/"):
                 yield from self._walk(key, prefix)
             else:
-                yield StoredObject(key, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
+                yield StoredObject(key, status.st_size, _moment(status.st_mtime))
 
     def _no_such_object(self, key: str) -> NoSuchObjectError:
         return NoSuchObjectError(f"there is no {key} in {self._root}")
@@ -260,6 +266,11 @@ def _create_root(root: Path) -> None:
             _flush_names(parent)
         finally:
             os.close(parent)
+
+
+def _moment(seconds: float) -> datetime:
+    """A file's time. A file system can hold some that no calendar has; they count as very early or very late."""
+    return datetime.fromtimestamp(min(max(seconds, 0), _LATEST_SECONDS), UTC)
 
 
 def _flush_names(directory: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import threading
 import time
@@ -24,17 +25,21 @@ from botocore.exceptions import (
 )
 
 from backupd.errors import DamageError, NoSuchObjectError
-from backupd.store import StoredObject
+from backupd.store import ObjectFacts, StoredObject
 from backupd.store.keys import require_safe_key, require_safe_prefix
 from backupd.store.s3_errors import LIBRARY_ERRORS, Asked, is_beyond_end, not_s3, out_of_time, translate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from botocore.awsrequest import AWSRequest
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef, ListObjectsV2OutputTypeDef
+    from mypy_boto3_s3.type_defs import (
+        GetObjectOutputTypeDef,
+        HeadObjectOutputTypeDef,
+        ListObjectsV2OutputTypeDef,
+    )
     from pydantic import SecretStr
 
     from backupd.config import StoreSettings
@@ -44,6 +49,9 @@ _T = TypeVar("_T")
 # Eight threads work on one store at once; requests that were given up on may hold connections a while longer.
 _POOL_CONNECTIONS = 16
 _READ_BLOCK_BYTES = 1 << 18
+# Against a listing that never ends: no repository comes near, and this many take 2 GB of memory.
+_MOST_LISTED = 5_000_000
+_PAGE_COUNTS_AS = 100
 _SIGNER = "s3v4-known-hash"
 
 # Botocore's description of S3 is 1 MB of JSON: parsed once, a client takes 15 ms instead of 130.
@@ -57,8 +65,10 @@ class S3Store:
     gets `StoreUnavailableError` at once; the abandoned request ends at its next sign of life.
     """
 
-    def __init__(self, settings: StoreSettings) -> None:
+    def __init__(self, settings: StoreSettings, *, most_listed: int = _MOST_LISTED) -> None:
+        """`most_listed` objects are taken from one listing, and fewer when its pages have less than a hundred each."""
         self._settings = settings
+        self._most_listed = most_listed
         self._root = f"{settings.prefix}/" if settings.prefix else ""
         self._lock = threading.Lock()
         self._shared_client: S3Client | None = None
@@ -123,24 +133,46 @@ class S3Store:
 
         return self.bounded(asked, get_range)
 
+    def facts(self, key: str) -> ObjectFacts:
+        """What one HEAD tells. A bucket that is gone looks like a missing object: the answer has no words for why."""
+        asked = self._asked("head", key)
+        answer = self.bounded(asked, lambda client: client.head_object(**self._object(key), ChecksumMode="ENABLED"))
+        if "ETag" not in answer or answer.get("ContentType", "").startswith("text/html"):
+            raise not_s3(asked)
+        return ObjectFacts(answer["ContentLength"], _sha256_of_whole(answer))
+
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """Every object whose key begins with `prefix`, in the order of the keys' UTF-8 bytes.
 
         Holds all of them in memory, because not every server lists in this order (SeaweedFS goes by directory).
         """
         require_safe_prefix(prefix)
-        found = [
-            StoredObject(
-                key=item["Key"].removeprefix(self._root),
-                size_bytes=item["Size"],
-                modified_at=item["LastModified"].astimezone(UTC),
-            )
-            for page in self._pages(prefix)
-            for item in page.get("Contents", [])
-            # A "folder" that some tool made for the prefix itself has no key in this store.
-            if item["Key"] != self._root
-        ]
+        found: list[StoredObject] = []
+        room = self._most_listed
+        for page in self._pages(prefix):
+            listed = self._listed(page, prefix)
+            found += listed
+            room -= max(len(listed), _PAGE_COUNTS_AS)
+            if room < 0:
+                raise not_s3(Asked("list", self._settings, prefix))
         yield from sorted(found, key=lambda stored: stored.key.encode())
+
+    def _listed(self, page: ListObjectsV2OutputTypeDef, prefix: str) -> Sequence[StoredObject]:
+        """The objects on one page of a listing. What was not asked for would be taken for ours, and swept."""
+        begins = self._root + prefix
+        try:
+            return [
+                StoredObject(
+                    key=item["Key"].removeprefix(self._root),
+                    size_bytes=item["Size"],
+                    modified_at=item["LastModified"].astimezone(UTC),
+                )
+                for item in page.get("Contents", [])
+                # A "folder" that some tool made for the prefix itself has no key in this store.
+                if item["Key"] != self._root and item["Key"].startswith(begins)
+            ]
+        except (KeyError, OverflowError) as error:
+            raise not_s3(Asked("list", self._settings, prefix)) from error
 
     def delete(self, key: str) -> None:
         """Remove one object; nothing happens when it is not there."""
@@ -221,6 +253,8 @@ class S3Store:
             return outcome.result()
         except LIBRARY_ERRORS as error:
             raise translate(error, asked) from error
+        except ValueError as error:
+            raise not_s3(asked) from error  # a number or a time in the answer that botocore cannot read
 
     def _require_time(self, **_: object) -> None:
         """Raise when this thread's operation was given up on. Also botocore's hook before each attempt."""
@@ -306,6 +340,17 @@ def _new_client(settings: StoreSettings) -> S3Client:
     )
     client.meta.events.register_first("choose-signer.s3.PutObject", _choose_signer)  # type: ignore[arg-type]
     return client
+
+
+def _sha256_of_whole(answer: HeadObjectOutputTypeDef) -> bytes | None:
+    """The SHA-256 that a server keeps of an object, unless it is one over the parts of a multipart upload."""
+    if answer.get("ChecksumType", "FULL_OBJECT") != "FULL_OBJECT":
+        return None
+    try:
+        digest = base64.b64decode(answer.get("ChecksumSHA256", ""), validate=True)
+    except ValueError:
+        return None  # of parts: base64, a hyphen, and how many
+    return digest if len(digest) == hashlib.sha256().digest_size else None
 
 
 def _revealed(secret: SecretStr | None) -> str | None:

@@ -14,7 +14,15 @@ from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
-from backupd.errors import NoSuchObjectError, StoreError, StoreFullError, StoreRefusedError, StoreUnavailableError
+from backupd.errors import (
+    NoSuchObjectError,
+    PutOnlyError,
+    StoreError,
+    StoreFullError,
+    StoreRefusedError,
+    StoreUnavailableError,
+)
+from backupd.store.keys import PackKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +34,7 @@ LIBRARY_ERRORS = (boto.BotoCoreError, boto.ClientError, ResponseParserError, HTT
 # Farther off than this, a server may refuse a signature; Amazon does from 15 minutes on.
 _TOLERATED_SKEW = timedelta(minutes=10)
 
-_VERBS_OF_ONE_OBJECT = {"get", "delete"}
+_VERBS_OF_ONE_OBJECT = {"get", "head", "delete"}
 _SIGNATURE_STATUSES = {400, 401, 403}
 _RANGE_NOT_SATISFIABLE = 416
 _OUT_OF_ORDER = {408, 429, 500, 502, 503, 504}
@@ -68,6 +76,36 @@ _NO_CREDENTIALS = _Meaning(
 )
 _BROKEN_OFF = _Meaning(StoreUnavailableError, "{endpoint} broke off its answer", "check the network and the store")
 
+_DENIED = "{endpoint} denies access with these credentials ({code})"
+_DENIED_ANYTHING = _Meaning(
+    StoreRefusedError,
+    _DENIED,
+    "allow s3:ListBucket on the bucket (without it a missing object is denied too), and s3:GetObject,"
+    " s3:PutObject and s3:DeleteObject on its objects",
+)
+_DENIED_PACK = _Meaning(
+    StoreRefusedError,
+    _DENIED,
+    "allow s3:GetObject on packs too; if these keys are only to put, set `put_only = true` for this store, and restore"
+    " with keys that may read",
+)
+_DENIED_DELETION = _Meaning(
+    StoreRefusedError,
+    _DENIED,
+    "allow s3:DeleteObject; if these keys are only to put, set `put_only = true` for this store, and prune with keys"
+    " that may delete",
+)
+_PUT_ONLY_PACK = _Meaning(
+    PutOnlyError,
+    "the keys for it may only put (put_only), and are not given packs ({code})",
+    "use keys that may read: the policy for restores in docs/s3-providers.md, on a machine without put_only",
+)
+_PUT_ONLY_DELETION = _Meaning(
+    PutOnlyError,
+    "the keys for it may only put (put_only), and not delete ({code})",
+    "use keys that may delete: the policy for pruning in docs/s3-providers.md, on a machine without put_only",
+)
+
 _BY_CODE = {
     code: meaning
     for codes, meaning in (
@@ -95,12 +133,7 @@ _BY_CODE = {
         ),
         (
             "AccessDenied AllAccessDisabled Forbidden Unauthorized 401 403",
-            _Meaning(
-                StoreRefusedError,
-                "{endpoint} denies access with these credentials ({code})",
-                "allow s3:ListBucket on the bucket (without it a missing object is denied too), and s3:GetObject,"
-                " s3:PutObject and s3:DeleteObject on its objects",
-            ),
+            _DENIED_ANYTHING,
         ),
         (
             "PermanentRedirect TemporaryRedirect AuthorizationHeaderMalformed IllegalLocationConstraintException 301",
@@ -226,7 +259,7 @@ _BY_EXCEPTION: tuple[tuple[type[BaseException], _Meaning], ...] = (
 
 
 class Asked(NamedTuple):
-    """What was asked of which store: "get", "put", "list", "delete" and a key or prefix, or "read" and what of it."""
+    """What was asked of which store: get, head, put, list or delete and a key or prefix, or "read" and what of it."""
 
     verb: str
     settings: StoreSettings
@@ -302,10 +335,13 @@ def _of_answer(answer: _Answer, asked: Asked) -> StoreError:
     if (
         asked.verb in _VERBS_OF_ONE_OBJECT
         and answer.code in {"NoSuchKey", "NotFound", "404"}
-        and not answer.is_web_page
+        # An answer to HEAD has no body, and some servers then give the type of a page.
+        and (asked.verb == "head" or not answer.is_web_page)
     ):
         return NoSuchObjectError(f"there is no {asked.key} in {asked.settings.url}")
     meaning = _meaning(answer)
+    if meaning is _DENIED_ANYTHING:
+        meaning = _denied(asked)
     if meaning is not None:
         return _error(
             meaning,
@@ -331,6 +367,15 @@ def _meaning(answer: _Answer) -> _Meaning | None:
     if answer.status in _SIGNATURE_STATUSES and ahead is not None and abs(ahead) > _TOLERATED_SKEW:
         return _CLOCK
     return _BY_CODE.get(answer.code)
+
+
+def _denied(asked: Asked) -> _Meaning:
+    """What is denied says which right is missing, and whether it is meant to be."""
+    if asked.verb == "delete":
+        return _PUT_ONLY_DELETION if asked.settings.put_only else _DENIED_DELETION
+    if asked.verb != "put" and PackKey.parse(asked.key) is not None:
+        return _PUT_ONLY_PACK if asked.settings.put_only else _DENIED_PACK
+    return _DENIED_ANYTHING
 
 
 def _error(meaning: _Meaning, asked: Asked, **facts: str) -> StoreError:

@@ -1,11 +1,11 @@
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from harness.place import change_rows, create_database
 
 from backupd.backup import Wish
-from backupd.config import DatabaseSettings, Settings, StoreSettings, find_databases
+from backupd.config import DatabaseSettings, ScheduleSettings, Settings, StoreSettings, find_databases
 from backupd.drill import Outcome
 from backupd.errors import InterruptedByUserError
 from backupd.health import StatusFile
@@ -111,6 +111,25 @@ def test_stores_that_fail_every_time_keep_no_other_waiting(tmp_path):
         setting.damage("bucket")
         seen += setting.drills(1)
     assert min(seen.count("share"), seen.count("attic")) >= 2, seen
+
+
+def test_the_next_proof_is_due_when_two_drills_could_have_been(setting):
+    """By the schedule and the grace; a drill that fails proves nothing."""
+    setting.take()
+    noon = datetime(2026, 11, 22, 12, tzinfo=UTC)
+    schedule = ScheduleSettings(drills="0 4 * * *", time_zone="UTC")
+    grace = timedelta(minutes=15)
+    daily = Configured(setting.configured.database, schedule)
+    assert daily.proof_due_after(noon, grace) == datetime(2026, 11, 24, 4, 15, tzinfo=UTC)
+    never = Configured(setting.configured.database, ScheduleSettings(drills="never"))
+    assert never.proof_due_after(noon, grace) is None
+    before = datetime.now(UTC)
+    setting.drill()
+    due_by = setting.status.read().databases["app"].proof_due_by
+    assert due_by >= setting.configured.proof_due_after(before, setting.settings.health.grace)
+    setting.damage("bucket")
+    assert setting.drill().outcome is Outcome.DAMAGED_STORE
+    assert setting.status.read().databases["app"].proof_due_by == due_by
 
 
 def test_a_drill_that_is_stopped_leaves_the_turn_where_it_was(setting):
