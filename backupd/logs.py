@@ -60,6 +60,11 @@ class Log:
 log = Log()
 
 
+def printable(text: str) -> str:
+    """`text` on one line: file names and stores can bring line breaks and commands for the terminal with them."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 def _new_logger(*, is_quiet: bool, is_daemon: bool) -> Any:
     import structlog  # noqa: PLC0415  (late, as said above)
 
@@ -100,8 +105,8 @@ def _for_people(_logger: object, level: str, event: MutableMapping[str, Any]) ->
     """`warning: what happened (key value, key value)`, and the hint on a line of its own."""
     hint, what = event.pop("hint", None), event.pop("event")
     details = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in event.items())
-    line = f"{'note' if level == 'info' else level}: {what}" + (f" ({details})" if details else "")
-    return f"{line}\nhint: {hint}" if hint else line
+    line = printable(f"{'note' if level == 'info' else level}: {what}" + (f" ({details})" if details else ""))
+    return f"{line}\nhint: {printable(str(hint))}" if hint else line
 
 
 def _json_line(_logger: object, _level: str, event: MutableMapping[str, Any]) -> str:

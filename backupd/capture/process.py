@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from pydantic import TypeAdapter
 
 from backupd import errors
 from backupd.capture.limits import held_too_long
+from backupd.children import child_environment
 from backupd.errors import BackupdError, BusyError, SourceUnusableError
 from backupd.format.manifest import SourceFacts
 
@@ -46,7 +48,10 @@ class StreamBase:
 
 @dataclass(frozen=True, slots=True)
 class CaptureRequest:
-    """`slots` finished packs at most wait in `spool`, a private directory. Times are in seconds."""
+    """`slots` finished packs at most wait in `spool`, a private directory, encrypted to `recipients` if there are any.
+
+    Times are in seconds.
+    """
 
     path: str
     spool: str
@@ -55,6 +60,7 @@ class CaptureRequest:
     slots: int
     lock_timeout: float
     max_lock: float
+    recipients: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +84,16 @@ class PagesCaptured:
 
 @dataclass(frozen=True, slots=True)
 class PackReady:
-    """A finished pack of stream `stream` lies in `file`. Of two packs that hold one page, the higher `order` counts."""
+    """A finished pack of stream `stream` lies in `file`. Of two packs that hold one page, the higher `order` counts.
+
+    `page_numbers` are those in its index: u32 little-endian, ascending.
+    """
 
     stream: int
     order: int
     file: Path
     sha256: str
-    pages: int
+    page_numbers: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +130,7 @@ class Capture:
         command = [sys.executable, "-P", "-m", "backupd.capture.child"]
         # In a process group of its own, because Ctrl-C goes to the whole group and this one decides what becomes of it.
         self._process = subprocess.Popen(  # noqa: S603
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment(), process_group=0
         )
         return self
 
@@ -236,7 +245,8 @@ def _event(kind: str, values: dict[str, Any]) -> Event | None:
         case "pages":
             return PagesCaptured(values["captured"])
         case "pack":
-            return PackReady(**{**values, "file": Path(values["file"])})
+            page_numbers = base64.b64decode(values["page_numbers"])
+            return PackReady(**{**values, "file": Path(values["file"]), "page_numbers": page_numbers})
         case "held" | "resumed":
             return HeldUp(is_waiting=kind == "held")
         case "captured":

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 import apsw
 
 from backupd.capture import source
+from backupd.capture.image import opened_image
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 _STEPS_BETWEEN_LOOKS_AT_THE_CLOCK = 10_000
@@ -92,17 +90,6 @@ def contents_of_image(file: Path) -> Contents:
         connection.pragma("schema_version")
         connection.pragma("writable_schema", True)  # a damaged schema was captured as it was
         return _contents(connection, source.read_facts(connection, header), _COUNTING_SECONDS)
-
-
-@contextmanager
-def opened_image(file: Path) -> Iterator[apsw.Connection]:
-    """A connection to a file that nobody changes, which leaves nothing beside it."""
-    uri = f"file:{quote(os.fsencode(file))}?immutable=1"
-    connection = apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
-    try:
-        yield connection
-    finally:
-        connection.close()
 
 
 def _contents(connection: apsw.Connection, facts: dict[str, object], counting_seconds: float) -> Contents:

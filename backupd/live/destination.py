@@ -12,8 +12,9 @@ from urllib.parse import quote
 import apsw
 
 from backupd.capture import source
+from backupd.capture.image import opened_image
 from backupd.errors import BackupdError, BusyError, TargetUnwritableError
-from backupd.live.contents import Identity, opened_image
+from backupd.live.contents import Identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

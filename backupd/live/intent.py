@@ -223,10 +223,10 @@ def _read(descriptor: int, file: Path) -> _Intent | None:
     content = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
     try:
         json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     try:
-        intent = _adapter.validate_json(content)
+        intent = _names_only(_adapter.validate_json(content))
         if intent.version != _VERSION:
             raise ValueError("of another version")  # noqa: TRY301
     except (ValidationError, ValueError) as error:
@@ -234,9 +234,23 @@ def _read(descriptor: int, file: Path) -> _Intent | None:
             f"{file} tells of a restore that was interrupted, in words of another backupd",
             hint="run the backupd that restored; or look at the files beside it, and remove it when all is well",
         ) from error
+    return intent
+
+
+def _names_only(intent: _Intent) -> _Intent:
+    """Raise ValueError for a path that leads nowhere."""
     if intent.replacement is None:
         return intent
     replacement = intent.replacement
-    moves = tuple((Path(old).name, Path(new).name) for old, new in replacement.moves)
-    names = Path(replacement.image).name, replacement.inode, Path(replacement.aside).name
-    return _Intent(intent.version, Replacement(*names, moves))
+    moves = tuple((_name(old), _name(new)) for old, new in replacement.moves)
+    return _Intent(
+        intent.version,
+        Replacement(_name(replacement.image), replacement.inode, _name(replacement.aside), moves),
+    )
+
+
+def _name(path: str) -> str:
+    name = Path(path).name
+    if name in {"", ".."} or "\0" in name:
+        raise ValueError(f"{path!r} names no file")
+    return name

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import apsw
 
-from backupd.live.contents import opened_image
+from backupd.capture.image import opened_image
 
 MOST_FINDINGS = 100
 _LONGEST_LINE = 500

@@ -1,0 +1,133 @@
+"""Who can write to a store can write a database to be restored: looking at it runs nothing that it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import apsw
+import pytest
+
+from backupd.capture.image import opened_image, why_unreadable
+from backupd.errors import UnsupportedFormatError
+from backupd.live import intent
+from backupd.live.contents import contents_of_image
+from backupd.live.soundness import examine
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def _image(file: Path, *statements: str) -> Path:
+    with closing(sqlite3.connect(file)) as connection, connection:
+        for statement in statements:
+            connection.execute(statement)
+    return file
+
+
+def test_functions_with_side_effects_are_not_run(tmp_path: Path) -> None:
+    """Neither by a generated column nor by an index, which `integrity_check` evaluates: that is then not checkable."""
+    file = _image(tmp_path / "image.db", "CREATE TABLE t (a)", "INSERT INTO t VALUES ('/tmp/evil.so')")
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_schema SET sql = 'CREATE TABLE t (a, b AS (load_extension(a)) STORED)'")
+    soundness = examine(file)
+    assert "unsafe use of load_extension" in " ".join([*soundness.unchecked, *soundness.findings])
+    assert soundness.rows.get("t") is None
+
+
+def test_views_are_not_run(tmp_path: Path) -> None:
+    """A table that turns out to be a view gives nothing."""
+    file = _image(tmp_path / "image.db", "CREATE TABLE t (a)", "CREATE VIEW v AS SELECT a FROM t")
+    with opened_image(file) as connection, pytest.raises(apsw.SQLError):
+        connection.execute("SELECT * FROM v")
+
+
+def test_no_extension_can_be_loaded(tmp_path: Path) -> None:
+    """Not by SQL that somebody would slip in either."""
+    with (
+        opened_image(_image(tmp_path / "image.db", "CREATE TABLE t (a)")) as connection,
+        pytest.raises(apsw.SQLError, match="not authorized"),
+    ):
+        connection.execute("SELECT load_extension('/tmp/evil.so')")
+
+
+def test_an_honest_image_is_looked_at_as_before(tmp_path: Path) -> None:
+    """With triggers, views, generated columns, expression indexes and full-text search."""
+    file = _image(
+        tmp_path / "image.db",
+        "CREATE TABLE t (a, b AS (upper(a)) STORED)",
+        "CREATE INDEX i ON t (lower(a))",
+        "CREATE VIEW v AS SELECT a FROM t",
+        "CREATE TRIGGER r AFTER INSERT ON t BEGIN UPDATE t SET a = a || '!'; END",
+        "CREATE VIRTUAL TABLE f USING fts5 (x)",
+        "INSERT INTO t (a) VALUES ('one'), ('two')",
+        "INSERT INTO f VALUES ('three')",
+    )
+    soundness = examine(file)
+    assert (soundness.findings, soundness.unchecked) == ([], [])
+    assert (soundness.rows["t"], soundness.rows["f"]) == (2, 1)
+    assert contents_of_image(file).rows["t"] == 2
+    assert why_unreadable(file, contents_of_image(file).page_count, needs_schema=True) is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["image.db"]
+
+
+@pytest.mark.parametrize("position", range(0, 4096, 97))
+def test_turned_bytes_get_an_answer(tmp_path: Path, position: int) -> None:
+    """Whatever a damaged page says, there is an answer."""
+    file = _image(tmp_path / "image.db", "CREATE TABLE t (a UNIQUE)", "INSERT INTO t VALUES (randomblob(3000))")
+    content = bytearray(file.read_bytes())
+    content[position] ^= 0xFF
+    file.write_bytes(content)
+    why_unreadable(file, len(content) // 4096, needs_schema=True)
+    try:
+        soundness = examine(file)
+    except apsw.Error:
+        return  # the program around it says so
+    assert isinstance(soundness.findings, list)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 100_000,
+        b'{"version": 1, "replacement": {"image": "/", "inode": 1, "aside": "a", "moves": []}}',
+        b'{"version": 1, "replacement": {"image": "..", "inode": 1, "aside": "a", "moves": []}}',
+        b'{"version": 1, "replacement": {"image": "a", "inode": 1, "aside": "a\\u0000", "moves": []}}',
+        b'{"version": 1, "replacement": {"image": "a", "inode": 1, "aside": "b", "moves": [["", "x"]]}}',
+        b'{"version": 1, "replacement": 1}',
+        b"",
+    ],
+    ids=range(7),
+)
+def test_an_odd_intent_moves_nothing(tmp_path: Path, content: bytes) -> None:
+    """It lies beside the database, where others may write."""
+    file = tmp_path / "intent"
+    file.write_bytes(content)
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        if content[:1] in {b"[", b""}:
+            assert intent._read(descriptor, file) is None
+            return
+        with pytest.raises(UnsupportedFormatError):
+            intent._read(descriptor, file)
+    finally:
+        os.close(descriptor)
+
+
+def test_an_intent_names_files_beside_the_database(tmp_path: Path) -> None:
+    """Wherever its paths would lead."""
+    file = tmp_path / "intent"
+    moves = [["/etc/a-wal", "../../b-wal"]]
+    replacement = {"image": "/etc/passwd", "inode": 1, "aside": "x/../y", "moves": moves}
+    file.write_text(json.dumps({"version": 1, "replacement": replacement}))
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        found = intent._read(descriptor, file)
+    finally:
+        os.close(descriptor)
+    assert found is not None
+    assert found.replacement == intent.Replacement("passwd", 1, "y", (("a-wal", "b-wal"),))
