@@ -15,8 +15,11 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from backupd.cache import link_atomically, write_atomically
+from backupd.encryption import NO_ENCRYPTION
 from backupd.errors import (
+    BackupdError,
     DamageError,
+    LostManifestError,
     LostPacksError,
     NoSuchObjectError,
     StoreUnavailableError,
@@ -24,8 +27,17 @@ from backupd.errors import (
     UnsupportedFormatError,
 )
 from backupd.format import FORMAT_VERSION, FormatError, NewerFormatError
-from backupd.format.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest, encode_manifest
-from backupd.format.pack import MAX_PACK_BYTES, PackIndex, decode_pack
+from backupd.format.manifest import (
+    MAX_MANIFEST_BYTES,
+    AnyManifest,
+    Manifest,
+    SealedManifest,
+    decode_manifest,
+    encode_manifest,
+    encrypt_manifest,
+    open_manifest,
+)
+from backupd.format.pack import PackIndex, decode_pack, index_bytes, parse_index
 from backupd.format.records import (
     DELETION_COUNTS_FOR,
     MAX_RECORD_BYTES,
@@ -35,6 +47,7 @@ from backupd.format.records import (
     decode_trash,
 )
 from backupd.logs import log
+from backupd.rescue import leave_rescue_objects
 from backupd.store import canonical_url
 from backupd.store.keys import (
     REPOSITORY_KEY,
@@ -53,6 +66,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
+    from backupd.encryption import Encryption
     from backupd.format.ids import SnapshotId
     from backupd.format.manifest import PackEntry
     from backupd.format.pagemap import PageMap
@@ -70,12 +84,14 @@ _LISTINGS_TRIED = 4
 class Repository:
     """All databases in one store. Methods raise the errors of `Store`; those that read raise `DamageError` too."""
 
-    def __init__(self, store: Store, state: StateDirectory) -> None:
+    def __init__(self, store: Store, state: StateDirectory, encryption: Encryption = NO_ENCRYPTION) -> None:
         """Asks the store for nothing yet."""
         self.store = store
+        self.encryption = encryption
         self._state = state
         self._id: str | None = None
-        self._has_told_of_cache = False
+        self._told: set[str] = set()
+        self._has_left_rescue = False
         self._creation = threading.Lock()
 
     @property
@@ -140,6 +156,12 @@ class Repository:
             if self._id is None:
                 self.create_if_missing()
 
+    def _leave_rescue_once(self) -> None:
+        # After the manifest: what a store does not take may cost no snapshot, and is not asked again all day.
+        if not self._has_left_rescue and self._id is not None:
+            self._has_left_rescue = True
+            leave_rescue_objects(self.store, self._state, self._id)
+
     @contextmanager
     def lock(self, database: str, *, timeout: float) -> Iterator[None]:
         """Keep other runs with the same state directory away from `database` in this store. Raises `BusyError`."""
@@ -180,7 +202,7 @@ class Repository:
         listed = survey.manifests
         newest = max(listed, default=None)
 
-        def read(snapshot_id: SnapshotId) -> Manifest | DamagedManifest | None:
+        def read(snapshot_id: SnapshotId) -> AnyManifest | DamagedManifest | None:
             # The newest is read from the store every time: what the next snapshot builds on is not taken on trust.
             cached_bytes = None if snapshot_id == newest else listed[snapshot_id].size_bytes
             return self._manifest_if_there(database, snapshot_id, cached_bytes)
@@ -188,10 +210,20 @@ class Repository:
         with worker_threads(_READERS) as readers:
             found = list(readers.map(read, listed))
         self._forget_removed(database, listed)
-        manifests = sorted((each for each in found if isinstance(each, Manifest)), key=lambda each: each.order)
+        manifests = sorted((each for each in found if isinstance(each, AnyManifest)), key=lambda each: each.order)
         return History(tuple(manifests), tuple(each for each in found if isinstance(each, DamagedManifest)))
 
     def manifest(self, database: str, snapshot_id: SnapshotId) -> Manifest:
+        """The whole of one manifest. Raises as `look_up`, and `IdentityNeededError` when a part cannot be read here."""
+        return self.opened(self.look_up(database, snapshot_id))
+
+    def opened(self, found: AnyManifest) -> Manifest:
+        """`found` with its private part. Raises `IdentityNeededError` when that cannot be read here."""
+        if isinstance(found, SealedManifest):
+            return open_manifest(found, self._decrypted(found))
+        return found
+
+    def look_up(self, database: str, snapshot_id: SnapshotId) -> AnyManifest:
         """One manifest, read from the store itself. Raises `DamageError`, `NoSuchObjectError`."""
         found = self._read_manifest(database, snapshot_id)
         if isinstance(found, DamagedManifest):
@@ -213,24 +245,25 @@ class Repository:
 
     def _manifest_if_there(
         self, database: str, snapshot_id: SnapshotId, cached_bytes: int | None
-    ) -> Manifest | DamagedManifest | None:
+    ) -> AnyManifest | DamagedManifest | None:
         """A manifest; from the cache, if that has one of `cached_bytes` bytes. None when it has gone since."""
         # A manifest never changes, so one that has another size in the store is a damaged one.
         if cached_bytes is not None:
             with suppress(OSError, TargetUnwritableError, FormatError):
                 content = (self.cache(database) / f"{snapshot_id}.json").read_bytes()
                 if len(content) == cached_bytes:
-                    return decode_manifest(content)
+                    return self._opened_if_possible(decode_manifest(content))
         try:
             return self._read_manifest(database, snapshot_id)
         except NoSuchObjectError:
             return None  # removed since the listing
 
-    def _read_manifest(self, database: str, snapshot_id: SnapshotId) -> Manifest | DamagedManifest:
+    def _read_manifest(self, database: str, snapshot_id: SnapshotId) -> AnyManifest | DamagedManifest:
         content = self.store.get(str(SnapshotKey(database, str(snapshot_id))), limit_bytes=MAX_MANIFEST_BYTES)
         try:
-            manifest = decode_manifest(content)
-            _require_own(manifest, database, snapshot_id)
+            found = decode_manifest(content)
+            _require_own(found, database, snapshot_id)
+            manifest = self._opened_if_possible(found)
         except NewerFormatError as error:
             raise UnsupportedFormatError(
                 f"snapshot {snapshot_id} in {self.url} was written by a newer backupd: {error}",
@@ -241,6 +274,29 @@ class Repository:
         with self._losing_cache_is_fine():
             write_atomically(self.cache(database) / f"{snapshot_id}.json", content)
         return manifest
+
+    def _opened_if_possible(self, found: AnyManifest) -> AnyManifest:
+        """`found` with its private part, if that is in the cache or there is a key for it. Raises `FormatError`."""
+        if isinstance(found, Manifest):
+            return found
+        with suppress(OSError, TargetUnwritableError, FormatError):
+            return open_manifest(found, (self.cache(found.database) / f"{found.id}.private").read_bytes())
+        if not self.encryption.can_decrypt:
+            return found
+        try:
+            private = self._decrypted(found)
+        except BackupdError as error:
+            # Other snapshots may be for other keys; who needs this one in full hears of it.
+            self._tell_once("what is encrypted cannot be read", reason=error.message)
+            return found
+        opened = open_manifest(found, private)
+        with self._losing_cache_is_fine():
+            write_atomically(self.cache(found.database) / f"{found.id}.private", private)
+        return opened
+
+    def _decrypted(self, sealed: SealedManifest) -> bytes:
+        what = f"the manifest of snapshot {sealed.id} of {sealed.database} in {self.url}"
+        return self.encryption.decrypt(sealed.private.ciphertext, what=what)
 
     def manifest_bytes(self, database: str, snapshot_id: SnapshotId) -> bytes:
         """A manifest as the store holds it, after it was found right. Raises `DamageError`, `NoSuchObjectError`."""
@@ -300,30 +356,38 @@ class Repository:
             write_atomically(self.cache(database) / _cached_name(stored), content)
         return value
 
-    def put_pack(self, database: str, file: Path, sha256: str) -> None:
+    def put_pack(self, database: str, file: Path, pack: PackEntry) -> None:
         """Upload one pack. Never skipped because the name exists: that heals a damaged object."""
         self._create_once()
-        digest = bytes.fromhex(sha256)
-        self.store.put(str(PackKey(database, digest)), file, sha256=digest)
+        self.store.put(pack_key(database, pack), file, sha256=bytes.fromhex(pack.sha256))
 
     def commit(self, manifest: Manifest, hashes: Path) -> None:
         """Make the snapshot exist. All its packs have been put; `hashes` is the file of its page hashes.
 
-        Atomic: when this raises, the snapshot may exist only if the store did what it did not acknowledge. Raises
-        `LostPacksError` when the store does not show a pack, which the next snapshot writes again.
+        Atomic: when this raises, the snapshot may exist only if the store did what it did not acknowledge, or cannot
+        be asked any more. Raises `LostPacksError` when the store does not show a pack, which the next snapshot writes
+        again, and `LostManifestError`. When it returns, the store has shown everything that the snapshot needs.
         """
         self._create_once()
-        content = encode_manifest(manifest)
+        private: bytes | None = None
+        if self.encryption.is_on:
+            content, private = encrypt_manifest(manifest, self.encryption.encrypt)
+        else:
+            content = encode_manifest(manifest)
         self.publish(manifest, content)
+        self._require_manifest(manifest, content)
+        self._leave_rescue_once()
         with self._losing_cache_is_fine():
             cache = self.cache(manifest.database)
+            if private is not None:
+                write_atomically(cache / f"{manifest.id}.private", private)
             write_atomically(cache / f"{manifest.id}.json", content)
             link_atomically(hashes, cache / f"{manifest.id}.hashes")
             for older in cache.glob("*.hashes"):
                 if older.stem != str(manifest.id):
                     older.unlink(missing_ok=True)
 
-    def publish(self, manifest: Manifest, content: bytes) -> None:
+    def publish(self, manifest: AnyManifest, content: bytes) -> None:
         """Put the bytes of a manifest, after a listing has shown all its packs and no sweep that is deleting one.
 
         Raises `LostPacksError`. Why this is safe beside a sweep on another host: FORMAT.md, "Deleting packs".
@@ -347,7 +411,25 @@ class Repository:
             f"one sweep after the other deletes packs of {manifest.database} in {self.url}", hint="try again"
         )
 
-    def _reject_packs_being_deleted(self, manifest: Manifest, survey: Survey) -> None:
+    def _require_manifest(self, manifest: Manifest, content: bytes) -> None:
+        """Raise `LostManifestError` unless the store gives back the manifest as it was put, at once or put again."""
+        key = str(SnapshotKey(manifest.database, str(manifest.id)))
+        if not self._gives_back(key, content):
+            self.put_object(key, content)
+            if not self._gives_back(key, content):
+                raise LostManifestError(
+                    f"{self.url} took the manifest of snapshot {manifest.id} of {manifest.database} twice, and gives "
+                    "back something else",
+                    hint="the snapshot does not count; look after the disk or the service behind this store",
+                )
+
+    def _gives_back(self, key: str, content: bytes) -> bool:
+        try:
+            return self.store.get(key, limit_bytes=len(content)) == content
+        except (NoSuchObjectError, DamageError):
+            return False
+
+    def _reject_packs_being_deleted(self, manifest: AnyManifest, survey: Survey) -> None:
         for stored in survey.deletions.values():
             # A sweep has given up long before: what was put after that is not deleted by it.
             is_over_at = stored.modified_at + DELETION_COUNTS_FOR
@@ -367,21 +449,43 @@ class Repository:
         """Put one small object."""
         self.store.put(key, content, sha256=hashlib.sha256(content).digest())
 
-    def read_pack(self, database: str, pack: PackEntry) -> tuple[PackIndex, bytes]:
-        """Index and page images of one pack, after its SHA-256 and zstd's checksum were found right.
+    def read_pack_object(self, database: str, pack: PackEntry) -> bytes:
+        """The bytes of one pack as they are stored, after their SHA-256 was found right.
 
         Raises `DamageError` when it is gone or is not what was written.
         """
         key = pack_key(database, pack)
         try:
-            content = self.store.get(key, limit_bytes=MAX_PACK_BYTES)
-            if hashlib.sha256(content).hexdigest() != pack.sha256:
-                raise DamageError(f"pack {key} in {self.url} does not have the SHA-256 that names it")
-            return decode_pack(content)
+            content = self.store.get(key, limit_bytes=pack.most_bytes)
         except NoSuchObjectError as error:
             raise DamageError(f"pack {key} is missing from {self.url}") from error
+        if hashlib.sha256(content).hexdigest() != pack.sha256:
+            raise DamageError(f"pack {key} in {self.url} does not have the SHA-256 that names it")
+        return content
+
+    def read_pack(self, database: str, pack: PackEntry) -> tuple[PackIndex, bytes]:
+        """Index and page images of one pack, after its SHA-256 and zstd's checksum were found right.
+
+        Raises as `read_pack_object`, and `IdentityNeededError` for one that cannot be decrypted here.
+        """
+        content = self.read_pack_object(database, pack)
+        key = pack_key(database, pack)
+        if pack.encryption is not None:
+            content = self.encryption.decrypt(content, what=f"pack {key} in {self.url}")
+        try:
+            return decode_pack(content)
         except FormatError as error:
             raise DamageError(f"pack {key} in {self.url} cannot be read: {error}") from error
+
+    def read_index(self, database: str, pack: PackEntry) -> PackIndex:
+        """The index of one pack, without its images where it can be read alone.
+
+        Raises `FormatError`, `NoSuchObjectError`, and as `read_pack` for a pack that is encrypted as a whole.
+        """
+        if pack.encryption is not None:
+            return self.read_pack(database, pack)[0]
+        head = self.store.get_range(pack_key(database, pack), offset=0, length=index_bytes(pack.pages))
+        return parse_index(head)
 
     def cache(self, database: str) -> Path:
         """What may be kept of `database` between runs. Raises `NoSuchObjectError` when this is no repository."""
@@ -396,9 +500,12 @@ class Repository:
         try:
             yield
         except (OSError, TargetUnwritableError) as error:
-            if not self._has_told_of_cache:
-                log.info("nothing can be cached", reason=str(error))
-            self._has_told_of_cache = True
+            self._tell_once("nothing can be cached", reason=str(error))
+
+    def _tell_once(self, event: str, *, reason: str) -> None:
+        if event not in self._told:
+            log.info(event, reason=reason)
+        self._told.add(event)
 
     def forget_records(self, database: str, survey: Survey) -> None:
         """Drop what the cache has of records that `survey` does not show."""
@@ -413,7 +520,7 @@ class Repository:
         names = {str(snapshot) for snapshot in present}
         with self._losing_cache_is_fine():
             for cached in self.cache(database).iterdir():
-                if cached.stem not in names and cached.suffix in {".json", ".hashes"}:
+                if cached.stem not in names and cached.suffix in {".json", ".hashes", ".private"}:
                     cached.unlink(missing_ok=True)
 
 
@@ -428,7 +535,7 @@ def _checked(version: object, repository_id: object) -> tuple[int, str]:
 
 def pack_key(database: str, pack: PackEntry) -> str:
     """Where the store holds `pack`."""
-    return str(PackKey(database, bytes.fromhex(pack.sha256)))
+    return str(PackKey(database, bytes.fromhex(pack.sha256), is_encrypted=pack.encryption is not None))
 
 
 def snapshots_that_need(
@@ -441,12 +548,12 @@ def snapshots_that_need(
     return needing, spared[-1] if spared else None
 
 
-def _require_own(manifest: Manifest, database: str, snapshot_id: SnapshotId) -> None:
+def _require_own(manifest: AnyManifest, database: str, snapshot_id: SnapshotId) -> None:
     if (manifest.id, manifest.database) != (snapshot_id, database):
         raise FormatError(f"it is that of {manifest.database}@{manifest.id}")
 
 
-def _common(manifest: Manifest, packs: Iterable[str]) -> set[str]:
+def _common(manifest: AnyManifest, packs: Iterable[str]) -> set[str]:
     return {pack.sha256 for pack in manifest.packs}.intersection(packs)
 
 

@@ -5,6 +5,7 @@ locks/<digest>.lock                 one run at a time
 spool/<run>/  spool/<run>.lock      finished packs on their way to the stores
 cache/<repository>/<database>/      manifests, and the page hashes of the newest snapshot
 notes/<digest>                      a few words to a later run
+verifications/<digest>.*            what a verification that was broken off has read
 """
 
 from __future__ import annotations
@@ -98,6 +99,10 @@ class StateDirectory:
     def cache(self, repository_id: str, database: str) -> Path:
         """A directory for what is known of one database in one repository."""
         return self._directory("cache", repository_id, database)
+
+    def verifications(self) -> Path:
+        """A directory for what verifications have read when they are broken off."""
+        return self._directory("verifications")
 
     def note(self, subject: str, text: str | None) -> None:
         """Leave `text` about `subject`, free text, to later runs, in place of what was there; None takes it away."""

@@ -159,14 +159,16 @@ def test_every_store_call_may_fail(place: Place, tmp_path: Path, *, after: bool)
     counting = FaultyStore(place.store)
     shutil.copytree(place.root / "store", tmp_path / "kept")
     place.back_up(counting, state=StateDirectory(tmp_path / "counting"))
+    # The last two are rescue.py and RESTORE.md: without them a snapshot is one too.
+    helpful = [number for number, call in enumerate(counting.calls) if call == "put"][-2:]
     for number, call in enumerate(counting.calls):
         shutil.rmtree(place.root / "store")
         shutil.copytree(tmp_path / "kept", place.root / "store")
         faulty = FaultyStore(place.store, fail_at=number, after=after)
         state = StateDirectory(tmp_path / f"state-{number}")
         (result,) = place.back_up(faulty, state=state)
-        assert result.outcome is Outcome.FAILED, call
-        assert isinstance(result.error, StoreUnavailableError)
+        assert result.outcome is (Outcome.CREATED if number in helpful else Outcome.FAILED), call
+        assert number in helpful or isinstance(result.error, StoreUnavailableError)
         for manifest in place.manifests():
             assert place.content(manifest) in {f"{0:01000}", "second"}
         (result,) = place.back_up(state=state)

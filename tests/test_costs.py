@@ -13,10 +13,12 @@ from harness.faults import FaultyStore
 from harness.pages import DOCS, rows, section
 
 from backupd.backup import Wish
+from backupd.catalog import list_snapshots
 from backupd.config import Database, RetentionSettings, ScheduleSettings, Settings
 from backupd.daemon.asking import Questions
 from backupd.drill import drill
 from backupd.health import StatusFile
+from backupd.proofs import read_proofs
 from backupd.repository import Repository
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
@@ -24,6 +26,7 @@ from backupd.upkeep.configured import Configured
 from backupd.upkeep.rotation import rotate_after
 from backupd.upkeep.snapshots import take_snapshot
 from backupd.upkeep.stores import RotatedStore
+from backupd.verify import Level, VerifyWish, verify
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,8 +42,8 @@ class Place:
         self._path = root / "app.db"
         self.state = StateDirectory(root / "state")
         self.status = StatusFile(self.state)
-        self._store = FaultyStore(DirectoryStore(root / "store"))
-        self.repository = Repository(self._store, self.state)
+        self.store = FaultyStore(DirectoryStore(root / "store"))
+        self.repository = Repository(self.store, self.state)
         self.rotated = RotatedStore(self.repository, {"app": policy}, policy.grace)
         self.configured = Configured(Database("app", self._path), ScheduleSettings())
         with closing(sqlite3.connect(self._path)) as connection, connection:
@@ -66,7 +69,7 @@ class Place:
 
     def counted(self) -> Counter[str]:
         """Requests since this was asked last, by their names on the page; deletions are free."""
-        calls, self._store.calls = self._store.calls, []
+        calls, self.store.calls = self.store.calls, []
         return Counter("get" if call == "get_range" else call for call in calls if call != "delete")
 
 
@@ -77,7 +80,7 @@ def costs() -> dict[str, Counter[str]]:
     return {
         what: Counter(
             {
-                name: int(cell.split(" to ")[0].removesuffix(" + P"))
+                name: int(cell.split(" to ")[0].split(" + ")[0])
                 for name, cell in zip(_COLUMNS, cells, strict=True)
                 if cell
             }
@@ -118,6 +121,19 @@ def test_snapshot_of_a_changed_database(tmp_path: Path, costs: dict[str, Counter
     assert place.counted() == _line(costs, "besides, a snapshot")
 
 
+def test_first_snapshot_of_a_version(tmp_path: Path, costs: dict[str, Counter[str]]) -> None:
+    """The way to restore without backupd is put once, and again when a new version brings another."""
+    place = Place(tmp_path, RetentionSettings())
+    for note in (tmp_path / "state/notes").iterdir():
+        note.write_text("of another version")
+    again = Repository(place.store, place.state)
+    place.rotated = RotatedStore(again, {"app": RetentionSettings()}, RetentionSettings().grace)
+    place.counted()
+    place.change_and_look_after()
+    usual = _line(costs, "besides, a snapshot") + _line(costs, "besides, once for each version")
+    assert place.counted() == usual
+
+
 def test_snapshot_for_which_another_goes(tmp_path: Path, costs: dict[str, Counter[str]]) -> None:
     """What the removal of one adds."""
     policy = RetentionSettings(keep_last=2, daily=0, weekly=0, monthly=0)
@@ -126,6 +142,18 @@ def test_snapshot_for_which_another_goes(tmp_path: Path, costs: dict[str, Counte
     place.counted()
     place.change_and_look_after()
     assert place.counted() == _line(costs, "besides, a snapshot") + _line(costs, "besides, the removal")
+
+
+def test_list(tmp_path: Path, costs: dict[str, Counter[str]]) -> None:
+    """Of one database by its name; what was read before is not read again."""
+    place = Place(tmp_path, RetentionSettings())
+    result = drill(place.repository, "app", place.state, _SETTINGS, now=datetime.now(UTC), should_stop=lambda: None)
+    assert result.error is None
+    read_proofs(place.repository, "app")
+    place.counted()
+    list_snapshots([place.repository], "app")
+    read_proofs(place.repository, "app")
+    assert place.counted() == _line(costs, "`backupd list")
 
 
 def test_drill(tmp_path: Path, costs: dict[str, Counter[str]]) -> None:
@@ -137,3 +165,17 @@ def test_drill(tmp_path: Path, costs: dict[str, Counter[str]]) -> None:
     result = drill(place.repository, "app", place.state, _SETTINGS, now=datetime.now(UTC), should_stop=lambda: None)
     assert result.error is None
     assert place.counted() == _line(costs, "a test restore") + Counter(get=len(newest.packs))
+
+
+@pytest.mark.parametrize(("level", "line"), [(Level.PACKS, "`backupd verify --all`"), (Level.RECEIPT, "the same with")])
+def test_verification(tmp_path: Path, costs: dict[str, Counter[str]], level: Level, line: str) -> None:
+    """Each manifest, and each pack once, however many snapshots need it; asking for a checksum counts as reading."""
+    place = Place(tmp_path, RetentionSettings())
+    manifests = place.repository.history("app").manifests
+    packs = {pack.sha256 for manifest in manifests for pack in manifest.packs}
+    place.counted()
+    wish = VerifyWish(wants_all=True, level=level)
+    verify([place.repository], place.state, _SETTINGS, wish, now=datetime.now(UTC))
+    counted = place.counted()
+    counted["get"] += counted.pop("head", 0)
+    assert counted == _line(costs, line) + Counter(get=len(manifests) + len(packs))

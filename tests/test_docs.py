@@ -26,6 +26,7 @@ _VERBS = (
     "list",
     "status",
     "show",
+    "verify",
     "restore",
     "undo",
     "prune",
@@ -33,6 +34,7 @@ _VERBS = (
     "undelete",
     "init",
     "doctor",
+    "keygen",
     "completion",
 )
 _CONFIGURATION = """

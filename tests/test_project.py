@@ -63,7 +63,7 @@ def test_make_lists_what_it_can_do():
     listed = _make()
     assert listed.returncode == 0
     names = set(re.findall(r"^ +make ([a-z-]+)", listed.stdout, re.MULTILINE))
-    assert names == {"help", "try", "test", "test-container", "check", "bench", "clean"}
+    assert names == {"help", "try", "test", "test-container", "check", "bench", "soak", "clean"}
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")

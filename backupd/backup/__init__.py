@@ -132,6 +132,7 @@ def _run(
         slots=max(_FEWEST_SLOTS, settings.packs.spool_limit // _SLOT_BYTES),
         lock_timeout=settings.capture.lock_timeout.total_seconds(),
         max_lock=settings.capture.max_lock.total_seconds(),
+        recipients=settings.encryption.recipients,
     )
     feed = Feed(request, parts, capture, settings.capture.max_wal_growth)
     for event in capture.events(request, deadline=settings.capture.deadline.total_seconds()):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from backupd.errors import BackupdError
     from backupd.format.ids import SnapshotId
+    from backupd.receipt import Receipt
 
 
 class Outcome(StrEnum):
@@ -36,6 +37,12 @@ class BackupResult:
     page_count: int | None = None
     changed_pages: int | None = None
     stored_bytes: int = 0
+    receipt: Receipt | None = None
+    """What the store has shown of the snapshot at the end of the run; None when failed."""
+    replaced_packs: int = 0
+    """Damaged packs of the snapshot before this one whose pages were stored again: this one needs none of them."""
+    is_schema_readable: bool = True
+    """False when the database is so damaged that SQLite cannot tell its tables. It is captured all the same."""
     duration_seconds: float = 0.0
     error: BackupdError | None = None
     warnings: tuple[str, ...] = ()
@@ -51,6 +58,8 @@ class BackupResult:
             "page_count": self.page_count,
             "changed_pages": self.changed_pages,
             "stored_bytes": self.stored_bytes,
+            "receipt": None if self.receipt is None else self.receipt.values(),
+            "replaced_packs": self.replaced_packs,
             "duration_seconds": round(self.duration_seconds, 3),
             "error": None if self.error is None else self.error.values(),
             "warnings": list(self.warnings),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backupd.config import StoreSettings
-    from backupd.store import Store, StoredObject
+    from backupd.store import ObjectFacts, Store, StoredObject
 
 _SLACK_SECONDS = 10.0
 
@@ -94,6 +94,11 @@ class WatchedStore:
         """As the other store."""
         with self._watched("get", key):
             return self._store.get_range(key, offset=offset, length=length)
+
+    def facts(self, key: str) -> ObjectFacts:
+        """As the other store."""
+        with self._watched("head", key):
+            return self._store.facts(key)
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """As the other store."""

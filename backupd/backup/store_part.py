@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from backupd import __version__
 from backupd.backup.assembly import assemble, count_changed
-from backupd.backup.remarks import remarks
+from backupd.backup.remarks import remarks, source_remarks
 from backupd.backup.results import BackupResult, Outcome
 from backupd.backup.silence import HINT, WatchedStore
 from backupd.backup.spooled import spool_failure
@@ -21,14 +21,16 @@ from backupd.base import find_base
 from backupd.cache import map_hashes
 from backupd.capture.process import StreamBase
 from backupd.cleaning import pages_to_relocate
-from backupd.errors import BackupdError, StoreUnavailableError
+from backupd.errors import BackupdError, StoreRefusedError, StoreUnavailableError
 from backupd.format.manifest import Manifest, Writer
 from backupd.format.pagemap import encode_page_map
+from backupd.proofs import read_proofs
+from backupd.receipt import receipt_of
 from backupd.repository import Repository
 from backupd.survey import History
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
     from backupd.backup.results import Wish
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from backupd.config import Database, Settings
     from backupd.state import StateDirectory
     from backupd.store import Store
+    from backupd.survey import Survey
 
 _TICK_SECONDS = 0.1
 _ANY_PAGE_SIZE = 512
@@ -57,7 +60,7 @@ class StorePart:
         patience: Patience,
     ) -> None:
         self._watched = WatchedStore(store)
-        self.repository = Repository(self._watched, state)
+        self.repository = Repository(self._watched, state, settings.open_encryption())
         self.stream = 0
         self.error: BackupdError | None = None
         self.uploaded_bytes = 0
@@ -68,6 +71,8 @@ class StorePart:
         self._wish = wish
         self._base: BaseSnapshot | None = None
         self._history = History((), ())
+        self._is_newest_unreadable = False
+        self._unread_drills: BackupdError | None = None
         self._relocate: list[int] = []
         self._packs: list[SpooledPack] = []
         self._uploads = ThreadPoolExecutor(settings.packs.upload_threads, thread_name_prefix="upload")
@@ -157,12 +162,21 @@ class StorePart:
                 # Another host removes snapshots. It keeps the newest, which may be newer than those that were listed.
                 survey = self.repository.survey(self._database.name)
                 self._history = self.repository.history(self._database.name, survey)
-            if self._history.newest is not None:
-                self._base = find_base(self.repository, self._history.newest, survey)
-                newest = self._base.manifest
+            newest = self._history.newest
+            self._is_newest_unreadable = _is_newest_unreadable(self._history, survey)
+            if isinstance(newest, Manifest):
+                condemned = self._condemned_packs(newest, survey)
+                self._base = find_base(self.repository, newest, survey, condemned=condemned)
                 self._relocate = pages_to_relocate(newest.packs, self._base.page_map, newest.page_size)
         except BackupdError as error:
             self.fail(error)
+
+    def _condemned_packs(self, newest: Manifest, survey: Survey) -> Collection[str]:
+        try:
+            return read_proofs(self.repository, self._database.name, survey).condemned_packs(newest)
+        except StoreRefusedError as error:  # keys that may do no more than put are enough for a snapshot
+            self._unread_drills = error
+            return ()
 
     @property
     def _compares(self) -> bool:
@@ -202,7 +216,7 @@ class StorePart:
     def _upload(self, pack: SpooledPack) -> None:
         try:
             if self.error is None:
-                self.repository.put_pack(self._database.name, pack.file, pack.written.entry.sha256)
+                self.repository.put_pack(self._database.name, pack.file, pack.written.entry)
                 with self._lock:
                     self.uploaded_bytes += pack.written.entry.stored_bytes
         except BackupdError as error:
@@ -233,13 +247,14 @@ class StorePart:
 
     def _commit(self, image: Image) -> BackupResult:
         base = self._base
-        if base is not None and not self._packs and not self._wish.needs_snapshot and image.is_that_of(base.manifest):
+        if base is not None and not self._needs_snapshot and image.is_that_of(base.manifest):
             manifest, outcome = base.manifest, Outcome.UNCHANGED
-            changed = stored = 0
+            changed = stored = replaced = 0
         else:
             manifest = self._manifest(image)
             self.repository.commit(manifest, image.hashes)
             outcome, changed, stored = Outcome.CREATED, manifest.changed_pages, manifest.stored_bytes
+            replaced = 0 if base is None else base.damaged_packs
         return BackupResult(
             database=self._database.name,
             store=self.repository.url,
@@ -249,8 +264,34 @@ class StorePart:
             page_count=manifest.page_count,
             changed_pages=changed,
             stored_bytes=stored,
-            warnings=tuple(remarks(self.repository.url, self._history, self._describe_writer(image.pinned), image.id)),
+            receipt=receipt_of(manifest),
+            replaced_packs=replaced,
+            is_schema_readable=image.pinned.facts.tables is not None,
+            warnings=(
+                *self._told_of_unread(),
+                *source_remarks(image.pinned.facts, self._database.path),
+                *remarks(self.repository.url, self._history, self._describe_writer(image.pinned), image.id),
+            ),
         )
+
+    @property
+    def _needs_snapshot(self) -> bool:
+        """Whether there is a new one even of an unchanged database: the last one cannot be restored as it should."""
+        is_damaged = self._base is not None and self._base.damaged_packs > 0
+        return bool(self._packs) or is_damaged or self._is_newest_unreadable or self._wish.needs_snapshot
+
+    def _told_of_unread(self) -> Iterator[str]:
+        unread = self._base.unread if self._base is not None and self._compares else None
+        if unread is not None:
+            yield (
+                f"pages that had not changed were stored again in {self.repository.url}, because the state directory "
+                f"does not know the snapshot before this one: {unread.message}; keep state_dir"
+            )
+        if self._unread_drills is not None:
+            yield (
+                "what test restores have found cannot be read, so damaged packs are not stored again by themselves: "
+                f"{self._unread_drills.message}"
+            )
 
     def _manifest(self, image: Image) -> Manifest:
         pinned, newest = image.pinned, self._history.newest
@@ -304,3 +345,11 @@ class StorePart:
                 error=error,
             )
         return replace(self._result, duration_seconds=duration_seconds)
+
+
+def _is_newest_unreadable(history: History, survey: Survey) -> bool:
+    """Whether the manifest that the store got last is damaged: what it said of its own place cannot be known."""
+    if history.newest is None:
+        return bool(history.damaged)
+    put_at = survey.manifests[history.newest.id].modified_at
+    return any(survey.manifests[damaged.id].modified_at > put_at for damaged in history.damaged)

@@ -25,6 +25,7 @@ _MODULES = {
     "list": "listing",
     "status": "status",
     "show": "show",
+    "verify": "verify",
     "restore": "restore",
     "undo": "undo",
     "prune": "prune",
@@ -32,6 +33,7 @@ _MODULES = {
     "undelete": "undelete",
     "init": "init",
     "doctor": "doctor",
+    "keygen": "keygen",
     "run": "run",
     "completion": "completion",
 }

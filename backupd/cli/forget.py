@@ -19,7 +19,7 @@ from backupd.cli.options import (
     global_options,
     store_option,
 )
-from backupd.errors import BackupdError, ExitCode, NoSuchSnapshotError
+from backupd.errors import BackupdError, ExitCode, NoSuchSnapshotError, PutOnlyError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,6 +109,12 @@ def _forget(database: str, snapshot_id: SnapshotId, stores: Sequence[RotatedStor
         try:
             if snapshot_id not in rotated.repository.survey(database).manifests:
                 continue
+            if rotated.is_put_only:
+                raise PutOnlyError(
+                    f"{snapshot_id} cannot be removed from {rotated.url} by the keys of this machine, which may only "
+                    "put (put_only)",
+                    hint="run this elsewhere: no put_only, and keys that may delete (docs/s3-providers.md)",
+                )
             forget(rotated.repository, database, snapshot_id, now=now)
             until = now + rotated.grace(database)
         except BackupdError as failure:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from backupd.cli import output, quantities
-from backupd.cli.options import Invocation, Verb, complete_databases, global_options, store_option
+from backupd.cli.options import Invocation, Verb, complete_databases, global_options, identity_option, store_option
 from backupd.errors import ExitCode, NoSuchSnapshotError
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from backupd.catalog import ListedSnapshot, Listing
     from backupd.cli.session import Session
     from backupd.cli.tables import Cells
+    from backupd.cli.verdicts import Verdicts
+    from backupd.format.manifest import AnyManifest
+    from backupd.proofs import Verdict
     from backupd.repository import Repository
 
 
@@ -37,13 +40,15 @@ if TYPE_CHECKING:
 @click.argument("database", required=False, shell_complete=complete_databases)
 @click.option("--trash", is_flag=True, help="List what was removed and can be undeleted.")
 @store_option
+@identity_option
 @global_options
 @click.pass_obj
 def command(invocation: Invocation, database: str | None, store: str | None, *, trash: bool) -> int:
     """List the snapshots of DATABASE, or of every database, the newest last.
 
     DATABASE is a name, or the path of its file. SIZE is that of the database; STORED is what the snapshot added to the
-    store. What cannot be read is reported, and the rest is listed all the same.
+    store; PROVEN is how long ago a test restore succeeded, or that one found it damaged. What cannot be read is
+    reported, and the rest is listed all the same.
 
     With --trash, list the snapshots that were removed, by whatever way, and until when `backupd undelete` brings each
     of them back.
@@ -51,6 +56,7 @@ def command(invocation: Invocation, database: str | None, store: str | None, *, 
     from backupd.catalog import list_snapshots
     from backupd.cli.session import Session
     from backupd.cli.snapshot_values import listed_values
+    from backupd.cli.verdicts import Verdicts
 
     session = Session(invocation)
     name = None if database is None else session.name_meant(database)
@@ -62,15 +68,16 @@ def command(invocation: Invocation, database: str | None, store: str | None, *, 
     listing = list_snapshots(repositories, name)
     if name and not listing.snapshots and not listing.problems:
         reject_unknown_database(name, repositories, session)
+    verdicts = Verdicts(listing)
     if session.is_json:
         output.print_document(
             {
-                "snapshots": [listed_values(snapshot) for snapshot in listing.snapshots],
+                "snapshots": [listed_values(snapshot, verdicts.of(snapshot)) for snapshot in listing.snapshots],
                 "problems": [output.error_values(problem) for problem in listing.problems],
             }
         )
         return _exit_code(listing)
-    _print(listing, name, repositories)
+    _print(listing, verdicts, name, repositories)
     for problem in listing.problems:
         output.print_error(problem)
     return _exit_code(listing)
@@ -87,7 +94,7 @@ def reject_unknown_database(name: str, repositories: Sequence[Repository], sessi
     )
 
 
-def _print(listing: Listing, name: str | None, repositories: Iterable[Repository]) -> None:
+def _print(listing: Listing, verdicts: Verdicts, name: str | None, repositories: Iterable[Repository]) -> None:
     from backupd.cli.tables import render
 
     if not listing.snapshots and not listing.problems:
@@ -96,18 +103,20 @@ def _print(listing: Listing, name: str | None, repositories: Iterable[Repository
         output.print_hint("take one with: backupd now")
         return
     groups = [
-        (f"{database} in {url}", [_cells(snapshot) for snapshot in group])
+        (f"{database} in {url}", [_cells(snapshot, verdicts.of(snapshot)) for snapshot in group])
         for (database, url), group in groupby(listing.snapshots, key=_group)
     ]
     if groups:
-        output.print_result(render(("ID", "TAKEN", "AGE", ">SIZE", ">STORED", "TAGS", "ALEMBIC"), groups))
+        output.print_result(render(("ID", "TAKEN", "AGE", ">SIZE", ">STORED", "PROVEN", "TAGS", "ALEMBIC"), groups))
 
 
 def _group(snapshot: ListedSnapshot) -> tuple[str, str]:
     return snapshot.manifest.database, snapshot.repository.url
 
 
-def _cells(snapshot: ListedSnapshot) -> Cells:
+def _cells(snapshot: ListedSnapshot, verdict: Verdict | None) -> Cells:
+    from backupd.cli.verdicts import verdict_cell
+
     manifest = snapshot.manifest
     tags = [*manifest.tags, *([str(manifest.kind)] if manifest.kind != "regular" else [])]
     return (
@@ -116,9 +125,18 @@ def _cells(snapshot: ListedSnapshot) -> Cells:
         quantities.age(manifest.id.taken_at, datetime.now(UTC)),
         quantities.size(manifest.image_bytes),
         quantities.size(manifest.stored_bytes),
+        verdict_cell(verdict),
         ", ".join(tags) or "-",
-        ", ".join(manifest.source.alembic_revisions or ()) or "-",
+        _alembic(manifest),
     )
+
+
+def _alembic(manifest: AnyManifest) -> str:
+    from backupd.format.manifest import SealedManifest
+
+    if isinstance(manifest, SealedManifest):
+        return "encrypted"
+    return ", ".join(manifest.source.alembic_revisions or ()) or "-"
 
 
 def _places(repositories: Iterable[Repository]) -> str:

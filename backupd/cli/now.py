@@ -187,6 +187,12 @@ def _line(result: BackupResult) -> str:
         pages = quantities.count(result.page_count or 0, "page")
         stored = quantities.size(result.stored_bytes)
         what = f"{image}, {changed} of {pages} changed, {stored} stored in {duration}"
+        if result.replaced_packs:
+            were = "was" if result.replaced_packs == 1 else "were"
+            what += f", {quantities.count(result.replaced_packs, 'damaged pack')} {were} stored again"
+    if result.receipt is not None:
+        shown = quantities.count(result.receipt.packs, "pack")
+        what += f"; receipt for {shown}, {quantities.size(result.receipt.stored_bytes)}"
     snapshot = f"  {result.id}" if result.id else ""
     return output.printable(f"{result.database}  {result.outcome}{snapshot}  {what}  -> {result.store}")
 

@@ -20,6 +20,7 @@ class Invocation:
     """What the options that every verb has were set to, before or after the verb."""
 
     config_file: Path | None = None
+    identity_file: Path | None = None
     is_json: bool = False
     is_quiet: bool = False
 
@@ -94,6 +95,18 @@ def global_options(command: _Command) -> _Command:
     ):
         command = option(command)
     return command
+
+
+def identity_option(command: _Command) -> _Command:
+    """Add --identity, for what reads encrypted snapshots; it ends in the context's `Invocation`."""
+    return click.option(
+        "--identity",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        expose_value=False,
+        callback=_remember("identity_file"),
+        help="The age or SSH key that decrypts; else identity_file of the configuration.",
+    )(command)
 
 
 def in_place_options(command: _Command) -> _Command:

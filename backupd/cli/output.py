@@ -13,11 +13,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from backupd.errors import BackupdError, ExitCode, TargetUnwritableError
+from backupd.logs import printable as printable  # noqa: PLC0414  (for all that print)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-_COMMAND_WITH_STORE = re.compile(r"\bbackupd (?:now|list|show|restore|undo|prune|forget|undelete)\b(?! --help)")
+_COMMAND_WITH_STORE = re.compile(r"\bbackupd (?:now|list|show|verify|restore|undo|prune|forget|undelete)\b(?! --help)")
 
 _unusual_stores: list[str] = []
 
@@ -109,11 +110,6 @@ def error_values(error: BackupdError, *, store: str | None = None) -> dict[str, 
     """An error as JSON shows it; `store` as for `print_hint`."""
     hint = None if error.hint is None else completed_hint(error.hint, store=store)
     return {**error.values(), "hint": hint}
-
-
-def printable(text: str) -> str:
-    """`text` on one line: file names and stores can bring line breaks and commands for the terminal with them."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def bug(error: Exception) -> BackupdError:

@@ -105,6 +105,9 @@ class _Pruning:
         """Prune one database in one store."""
         from backupd.prune import prune
 
+        if rotated.is_put_only and not self._is_dry_run:
+            self._refuse(rotated)
+            return
         now = datetime.now(UTC)
         result = prune(
             rotated.repository,
@@ -120,6 +123,18 @@ class _Pruning:
         if not self._is_dry_run and rotated.policy(database) is not None:
             self._record(result, at=now)
         self._results.append(result)
+
+    def _refuse(self, rotated: RotatedStore) -> None:
+        """Say once of a store whose keys may not delete who can prune there."""
+        from backupd.errors import PutOnlyError
+
+        refusal = PutOnlyError(
+            f"nothing can be removed from {rotated.url} by the keys of this machine, which may only put (put_only)",
+            hint="run backupd prune elsewhere: same databases and [retention], no put_only, and keys that may delete "
+            "(docs/s3-providers.md)",
+        )
+        if refusal.message not in [problem.message for problem in self.problems]:
+            self.problems.append(refusal)
 
     def _record(self, result: PruneResult, *, at: datetime) -> None:
         from backupd.upkeep.rotation import record_prune
@@ -222,7 +237,7 @@ def _cells(decision: Decision, result: PruneResult) -> Cells:
 
 
 def _accepted(result: PruneResult) -> str:
-    from backupd.retention import used_bytes
+    from backupd.holds import used_bytes
 
     accepted = [each.manifest for each in result.decisions if each.manifest.id == result.accepted]
     if not accepted:

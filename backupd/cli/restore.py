@@ -15,6 +15,7 @@ from backupd.cli.options import (
     Verb,
     database_option,
     global_options,
+    identity_option,
     in_place_options,
     snapshot_argument,
     store_option,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 @click.option("--to", metavar="FILE", type=click.Path(path_type=Path), help="Restore to this file instead.")
 @click.option("--force", is_flag=True, help="With --to: replace the file that is there.")
 @in_place_options
+@identity_option
 @global_options
 @click.pass_obj
 def command(
@@ -65,7 +67,7 @@ def command(
     --replace puts another file in place instead, which needs the application to be stopped.
     """
     from backupd.cli.session import Session
-    from backupd.cli.sought import sought_snapshot
+    from backupd.cli.sought import snapshot_to_restore
     from backupd.cli.to_file import print_restored_file, restored_to_file
     from backupd.restore import reject_unusable_target
 
@@ -76,7 +78,7 @@ def command(
 
         if force:
             raise UsageError("--force goes with --to", hint="to put another file in place: --replace --app-stopped")
-        found = sought_snapshot(session, snapshot, database, store)
+        found = snapshot_to_restore(session, snapshot, database, store)
         restore_in_place(session, found, database_to_restore(session, found, database), wanted)
         return
     if wanted != InPlaceWish(is_yes=wanted.is_yes):
@@ -84,7 +86,7 @@ def command(
     target = _given_target(to)
     _reject_configured(target, session)
     reject_unusable_target(target, force=force)
-    found = sought_snapshot(session, snapshot, database, store)
+    found = snapshot_to_restore(session, snapshot, database, store)
     result = restored_to_file(found, target, session, force=force, as_source=False)
     print_restored_file(found, result, session)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from backupd.cli import output
 from backupd.cli.selection import name_meant, select_databases
 from backupd.config import entries_by_name, load, look_for_databases, store_from_url
+from backupd.config.values import absolute_path
 from backupd.health import StatusFile
 from backupd.logs import log
 from backupd.owner import run_as_owner
@@ -19,9 +20,10 @@ from backupd.upkeep.stores import each_once, open_repositories, rotated_stores, 
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from backupd.cli.options import Invocation
-    from backupd.config import Database, StoreSettings
+    from backupd.config import Database, Settings, StoreSettings
     from backupd.errors import UsageError
     from backupd.store import Store
     from backupd.upkeep.stores import RotatedStore
@@ -34,7 +36,7 @@ class Session:
         log.configure(is_quiet=invocation.is_quiet)
         self.is_json = invocation.is_json
         self.is_quiet = invocation.is_quiet
-        self.settings = run_as_owner(load(invocation.config_file))
+        self.settings = run_as_owner(_with_identity(load(invocation.config_file), invocation.identity_file))
         self.state = StateDirectory(self.settings.state_dir)
         self.status = StatusFile(self.state)
         self._has_told_of_twins = False
@@ -91,12 +93,15 @@ class Session:
     def rotated(self, urls: Sequence[str]) -> list[RotatedStore]:
         """The same stores, each with its policies. Raises `UsageError`."""
         self._tell_of_twins()
-        return rotated_stores(open_repositories(self._chosen(urls), self.state), self.settings)
+        return rotated_stores(
+            open_repositories(self._chosen(urls), self.state, self.settings.open_encryption()), self.settings
+        )
 
     def repositories(self, url: str | None) -> list[Repository]:
         """The repositories in the store at `url`, or in all configured stores. Raises `UsageError`."""
         self._tell_of_twins()
-        return [Repository(store, self.state) for store in self.stores([url] if url else [])]
+        encryption = self.settings.open_encryption()
+        return [Repository(store, self.state, encryption) for store in self.stores([url] if url else [])]
 
     def _tell_of_twins(self) -> None:
         """Warn of two configured stores that are one, once in a run: whoever has one copy is not to think it is two."""
@@ -115,6 +120,11 @@ class Session:
         chosen = each_once(chosen)
         output.remember_unusual_stores(store.url for store in chosen if store not in usual)
         return chosen
+
+
+def _with_identity(settings: Settings, file: Path | None) -> Settings:
+    """The settings with the key that was named on the command line, if one was."""
+    return settings if file is None else settings.model_copy(update={"identity_file": absolute_path(file)})
 
 
 def _is_same(store: StoreSettings, given: StoreSettings) -> bool:

@@ -10,13 +10,22 @@ from typing import TYPE_CHECKING
 import click
 
 from backupd.cli import output, quantities
-from backupd.cli.options import Invocation, Verb, database_option, global_options, snapshot_argument, store_option
+from backupd.cli.options import (
+    Invocation,
+    Verb,
+    database_option,
+    global_options,
+    identity_option,
+    snapshot_argument,
+    store_option,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from backupd.catalog import ListedSnapshot
-    from backupd.format.manifest import Manifest
+    from backupd.format.manifest import AnyManifest, Manifest
+    from backupd.proofs import Verdict
 
 _OWN_WIDTH = 16
 
@@ -33,6 +42,7 @@ _OWN_WIDTH = 16
 @snapshot_argument
 @database_option
 @store_option
+@identity_option
 @global_options
 @click.pass_obj
 def command(invocation: Invocation, snapshot: str, database: str | None, store: str | None) -> None:
@@ -44,34 +54,57 @@ def command(invocation: Invocation, snapshot: str, database: str | None, store: 
     from backupd.cli.session import Session
     from backupd.cli.snapshot_values import all_values
     from backupd.cli.sought import sought_snapshot
+    from backupd.proofs import read_proofs
 
     session = Session(invocation)
     found = sought_snapshot(session, snapshot, database, store)
+    verdict = read_proofs(found.repository, found.manifest.database).verdict(found.manifest)
     if session.is_json:
-        output.print_document({"snapshot": all_values(found)})
+        output.print_document({"snapshot": all_values(found, verdict)})
         return
-    lines = (f"{label:{_OWN_WIDTH}}{output.printable(text)}" for label, text in _facts(found))
+    lines = (f"{label:{_OWN_WIDTH}}{output.printable(text)}" for label, text in _facts(found, verdict))
     output.print_result("\n".join(lines))
 
 
-def _facts(found: ListedSnapshot) -> Iterator[tuple[str, str]]:
+def _facts(found: ListedSnapshot, verdict: Verdict | None) -> Iterator[tuple[str, str]]:
+    from backupd.cli.verdicts import verdict_text
+    from backupd.format.manifest import SealedManifest
+
     manifest = found.manifest
-    taken_at, writer = manifest.id.taken_at, manifest.writer
+    taken_at = manifest.id.taken_at
     yield "snapshot", f"{manifest.database}@{manifest.id}"
     yield "taken", f"{quantities.local_time(taken_at)}, {quantities.age(taken_at, datetime.now(UTC))}"
     yield "store", found.repository.url
+    yield "proven", verdict_text(verdict)
     yield "tags", ", ".join(manifest.tags) or "none"
     yield "kind", str(manifest.kind)
     yield "sequence", f"{quantities.count(manifest.sequence)}, after {manifest.base or 'nothing: the first one'}"
-    yield "source", f"{writer.path} on {writer.host}"
-    yield "owner", f"uid {writer.uid}, gid {writer.gid}, mode {writer.mode:04o}"
-    yield "written by", f"backupd {writer.backupd_version}, installation {writer.id}"
     yield from _size_facts(manifest)
+    yield "encryption", _encryption(manifest)
+    if isinstance(manifest, SealedManifest):
+        yield "written by", f"installation {manifest.writer_id}"
+        yield "everything else", "is encrypted: give the key with --identity FILE"
+        return
+    yield from _writer_facts(manifest)
     yield from _database_facts(manifest)
     yield "image digest", manifest.image_digest
 
 
-def _size_facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
+def _encryption(manifest: AnyManifest) -> str:
+    encrypted = sum(pack.encryption is not None for pack in manifest.packs)
+    if encrypted in {0, len(manifest.packs)}:
+        return "age" if encrypted else "none"
+    return f"age, but for {quantities.count(len(manifest.packs) - encrypted, 'pack')} of before it was switched on"
+
+
+def _writer_facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    writer = manifest.writer
+    yield "source", f"{writer.path} on {writer.host}"
+    yield "owner", f"uid {writer.uid}, gid {writer.gid}, mode {writer.mode:04o}"
+    yield "written by", f"backupd {writer.backupd_version}, installation {writer.id}"
+
+
+def _size_facts(manifest: AnyManifest) -> Iterator[tuple[str, str]]:
     pages = quantities.count(manifest.page_count, "page")
     size = quantities.size(manifest.image_bytes)
     yield "size", f"{size}, {pages} of {quantities.count(manifest.page_size, 'byte')}"

@@ -203,21 +203,33 @@ def _cells(name: str, database: DatabaseHealth, url: str, health: StoreHealth, f
         _state(name, database, url, health, found.alarms),
         "never" if health.current_at is None else quantities.age(health.current_at, found.now),
         health.snapshot_id or "-",
-        "never" if health.proven_at is None else quantities.age(health.proven_at, found.now),
+        _proven(health, found.now),
         "-" if database.next_run_at is None or not _runs(found) else quantities.local_time(database.next_run_at),
     )
+
+
+def _proven(health: StoreHealth, now: datetime) -> str:
+    """The last proof, or that every byte was right, when that is newer or all there is."""
+    proven_at, intact_at = health.proven_at, health.intact_at
+    if intact_at is not None and (proven_at is None or intact_at > proven_at):
+        return f"intact {quantities.age(intact_at, now)}"
+    if proven_at is None:
+        return "-" if health.is_put_only else "never"  # nobody here is to prove anything there
+    return quantities.age(proven_at, now)
 
 
 def _state(name: str, database: DatabaseHealth, url: str, health: StoreHealth, alarms: Sequence[Alarm]) -> str:
     """One word; the worst one that is true."""
     if database.vanished_at is not None:
         return "vanished"
-    kinds = {alarm.kind for alarm in alarms if (alarm.database, alarm.store) == (name, url)}
+    kinds = {alarm.kind for alarm in alarms if alarm.database == name and alarm.store in {None, url}}
     for kind, word in (
         ("stale", "late"),
         ("damaged", "damaged"),
+        ("damaged-source", "source damaged"),
         ("failing", "failing"),
         ("drill-failed", "drill failed"),
+        ("unproven", "unproven"),
     ):
         if kind in kinds:
             return word

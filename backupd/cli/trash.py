@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from backupd.cli.session import Session
     from backupd.cli.tables import Cells
-    from backupd.format.manifest import Manifest
+    from backupd.format.manifest import AnyManifest
     from backupd.format.records import TrashEntry
     from backupd.upkeep.stores import RotatedStore
 
@@ -30,7 +30,7 @@ class Trashed:
     entry: TrashEntry
 
     @property
-    def manifest(self) -> Manifest:
+    def manifest(self) -> AnyManifest:
         """What the snapshot was, and is again once it is undeleted."""
         return self.entry.manifest
 

@@ -14,6 +14,7 @@ from backupd.cli.options import (
     Verb,
     complete_databases,
     global_options,
+    identity_option,
     in_place_options,
     store_option,
 )
@@ -32,6 +33,7 @@ from backupd.errors import UsageError
 @click.argument("database", required=False, shell_complete=complete_databases)
 @store_option
 @in_place_options
+@identity_option
 @global_options
 @click.pass_obj
 def command(invocation: Invocation, /, database: str | None, store: str | None, **wish: Any) -> None:
@@ -43,7 +45,7 @@ def command(invocation: Invocation, /, database: str | None, store: str | None, 
     """
     from backupd.cli.in_place import database_to_restore, restore_in_place, snapshot_to_undo
     from backupd.cli.session import Session
-    from backupd.cli.sought import sought_snapshot
+    from backupd.cli.sought import snapshot_to_restore
 
     session = Session(invocation)
     configured = session.databases()
@@ -52,7 +54,7 @@ def command(invocation: Invocation, /, database: str | None, store: str | None, 
             raise UsageError(f"{len(configured)} databases are configured", hint="say which one: backupd undo DATABASE")
         database = configured[0].name
     if database is None:
-        found = sought_snapshot(session, "before-restore", None, store)
+        found = snapshot_to_restore(session, "before-restore", None, store)
     else:
         found = snapshot_to_undo(session, database, store)
     restore_in_place(session, found, database_to_restore(session, found, database), InPlaceWish(**wish))

@@ -33,13 +33,15 @@ def _plan_entry(entry: DatabaseSettings, charge: Charge, timetable: Timetable, s
     schedule = charge.settings.schedule_of(entry)
     known = [status.databases.get(each.name) for each in charge.databases(entry)[0]]
     urls = [repository.url for _, repository in charge.repositories]
+    # Where every store is put-only, nothing can be restored to test or pruned from here: it is not promised either.
+    has_full_keys = any(not store.put_only for store, _ in charge.repositories)
     is_missed = is_round_missed(known, urls, schedule, now)
     for kind, call, times, comes_at_once in (
         ("snapshots", Rounds(charge, entry, timetable).run, schedule.snapshots, is_missed),
         ("drills", partial(chores.run_drills, charge, entry), schedule.drills, is_drill_missed(known, schedule, now)),
         ("prunes", partial(chores.run_prunes, charge, entry), schedule.prunes, False),
     ):
-        if times is not None:
+        if times is not None and (has_full_keys or kind == "snapshots"):
             key = f"{kind} {entry.path}"
             timetable.add(
                 key,
@@ -86,7 +88,7 @@ def is_drill_missed(known: Sequence[DatabaseHealth | None], schedule: ScheduleSe
     if schedule.drills is None:
         return False
     for database in known:
-        stores = database.stores.values() if database else ()
+        stores = [health for health in database.stores.values() if not health.is_put_only] if database else []
         drilled_at = max((at for health in stores if (at := last_drill(health)) is not None), default=None)
         first_at = min((health.snapshot_at for health in stores if health.snapshot_at is not None), default=None)
         since = drilled_at or first_at

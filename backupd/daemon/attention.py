@@ -70,7 +70,7 @@ class Attention:
         if time.monotonic() > self._caught_up_at:
             return [*alarms]
         known = self._status.read().alarms
-        return [alarm for alarm in alarms if alarm.kind != "stale" or alarm.key in known]
+        return [alarm for alarm in alarms if alarm.kind not in {"stale", "unproven"} or alarm.key in known]
 
     def _work(self) -> None:
         while not self._is_ending:

@@ -88,8 +88,8 @@ def _prune(configured: Configured, stores: dict[str, RotatedStore], charge: Char
 
 
 def _answering(charge: Charge) -> dict[str, RotatedStore]:
-    """The stores that are there, by their URLs."""
-    stores = charge.stores()
+    """The stores that are there and whose keys may read packs and delete, by their URLs."""
+    stores = [rotated for rotated in charge.stores() if not rotated.is_put_only]
     answers = charge.questions.ask(stores)
     for url, error in answers.errors.items():
         log.error("store not asked", store=url, error=error.values())

@@ -170,14 +170,17 @@ class Rounds:
         self, databases: Sequence[Configured], due_after: Callable[[datetime], datetime]
     ) -> dict[str, planning.Plan]:
         urls = tuple(repository.url for _, repository in self._charge.repositories)
+        put_only = frozenset(repository.url for store, repository in self._charge.repositories if store.put_only)
         next_run_at = self._timetable.next_at(self.key)
         next_drill_at = self._timetable.next_at(f"drills {self._entry.path}")
         return {
             each.name: planning.Plan(
                 path=each.database.path,
                 stores=urls,
+                put_only=put_only,
                 next_run_at=next_run_at,
                 next_drill_at=next_drill_at,
+                proof_due_after=partial(each.proof_due_after, grace=self._charge.settings.health.grace),
                 due_after=due_after,
             )
             for each in databases

@@ -77,6 +77,7 @@ class _Service:
         self._status.update(lambda status: planning.with_daemon(status, pid=os.getpid(), version=__version__, at=now))
         source = self._charge.settings.source
         log.info("backupd has started", version=__version__, pid=os.getpid(), config=source and str(source))
+        _tell_encryption(self._charge.settings)
         self._timetable.start()
         self._plan()
         self._attention.start()
@@ -137,6 +138,7 @@ class _Service:
         self._charge.note(lambda status: planning.with_config_problem(status, None, at=datetime.now(UTC)))
         self._attention.wake()
         log.info("the configuration was reloaded", config=charge.settings.source and str(charge.settings.source))
+        _tell_encryption(charge.settings)
         self._plan()
 
     def _loaded_anew(self) -> Settings:
@@ -154,7 +156,9 @@ class _Service:
             runs=self._runs,
             heartbeats=self._heartbeats,
             rotations=self._rotations,
-            repositories=open_repositories(each_once(settings.stores_or_default), self._state),
+            repositories=open_repositories(
+                each_once(settings.stores_or_default), self._state, settings.open_encryption()
+            ),
             wake=self._attention.wake,
         )
 
@@ -224,3 +228,13 @@ def _signals() -> Iterator[queue.SimpleQueue[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _tell_encryption(settings: Settings) -> None:
+    """Say what encryption needs, and what it takes away, before somebody finds out."""
+    if not settings.encryption.recipients:
+        return
+    hint = f"keep {settings.state_dir}: what is encrypted cannot be read back, and without it the next snapshot is full"
+    if settings.identity_file is None:
+        hint += "; without identity_file, test restores check the stored bytes alone"
+    log.info("snapshots are encrypted", recipients=len(settings.encryption.recipients), hint=hint)

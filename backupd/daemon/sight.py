@@ -55,7 +55,7 @@ class Sight:
             for entry in self._settings.databases:
                 policy = self._settings.retention.overridden_by(entry.retention, store.retention)
                 policies.update((configured.name, policy) for configured in self._by_entry[id(entry)])
-            stores.append(RotatedStore(repository, policies, self._settings.grace(store)))
+            stores.append(RotatedStore(repository, policies, self._settings.grace(store), store.put_only))
         return stores
 
 

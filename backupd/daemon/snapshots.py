@@ -29,8 +29,8 @@ def look_after(
 ) -> BackupdError | None:
     """Have a snapshot in each of `stores`, rotate after it, and tell of both. Gives the first error of the snapshot.
 
-    A store in which a drill found damage gets every page again, once: after that, `drill_soon` is called to see whether
-    it is sound now.
+    A store in which a drill found damage gets the damaged pages again, and every page when it is still damaged after
+    that: each time `drill_soon` is called to see whether it is sound now.
     """
     started_at = datetime.now(UTC)
     charge.note(lambda status: planning.with_running(status, configured.name, since=started_at))
@@ -56,14 +56,22 @@ def look_after(
 def _take_all(
     configured: Configured, stores: Sequence[RotatedStore], charge: Charge
 ) -> tuple[list[BackupResult], bool]:
-    """The results, and whether a damaged store has got every page again."""
+    """The results, and whether a damaged store has got what was damaged again."""
     known = charge.status.read().databases.get(configured.name)
     health = known.stores if known else {}
-    condemned = [rotated for rotated in stores if is_condemned(health.get(rotated.url))]
-    sound = [rotated for rotated in stores if rotated not in condemned]
-    mended = _take(configured, condemned, charge, Wish(is_full=True))
-    results = [*_take(configured, sound, charge, Wish()), *mended]
-    return results, any(result.error is None for result in mended)
+    condemned = {rotated.url for rotated in stores if is_condemned(health.get(rotated.url))}
+    beyond = [rotated for rotated in stores if rotated.url in condemned and is_still_damaged(health[rotated.url])]
+    others = [rotated for rotated in stores if rotated not in beyond]
+    # The others in one run: which pages of which store are damaged, a snapshot reads from that store itself.
+    results = [
+        *_take(configured, others, charge, Wish()),
+        *_take(configured, beyond, charge, Wish(is_full=True)),
+    ]
+    known_damaged = {url for url, each in health.items() if each.is_damaged}
+    # What another machine, or somebody by hand, has found is known to the store alone.
+    unknown = {result.store for result in results if result.replaced_packs} - known_damaged
+    mended = {result.store for result in results if result.error is None}
+    return results, bool(mended & (condemned | unknown))
 
 
 def _take(configured: Configured, stores: Sequence[RotatedStore], charge: Charge, wish: Wish) -> list[BackupResult]:
@@ -78,9 +86,15 @@ def _take(configured: Configured, stores: Sequence[RotatedStore], charge: Charge
 
 
 def is_condemned(health: StoreHealth | None) -> bool:
-    """Whether a drill found stored bytes damaged, and no snapshot since has written every page again."""
+    """Whether a drill found stored bytes damaged, and no snapshot since has written their pages again."""
     if health is None or not health.is_damaged or health.drill_failure is None:
         return False
     if health.drill_failure.count > _MOST_TRIES:  # the store damages whatever it gets: somebody has to look at it
         return False
     return health.snapshot_at is None or health.snapshot_at <= health.drill_failure.last_at
+
+
+def is_still_damaged(health: StoreHealth) -> bool:
+    """Whether a drill found damage once more after a snapshot that had stored the damaged pages again."""
+    failure, snapshot_at = health.drill_failure, health.snapshot_at
+    return failure is not None and snapshot_at is not None and failure.since < snapshot_at <= failure.last_at

@@ -81,7 +81,8 @@ def _reject_unusable(target: Path, *, force: bool) -> None:
 
 
 def _reject_store(target: Path) -> None:
-    for directory in target.absolute().parents:
+    parent = target.parent.resolve()  # `../restored.db` is not in the store where somebody stands
+    for directory in (parent, *parent.parents):
         if (directory / REPOSITORY_KEY).is_file():
             raise TargetUnwritableError(
                 f"{target} is inside the store {directory}", hint="restore to a file elsewhere: --to FILE"

@@ -27,3 +27,15 @@ class Configured:
         """When it has to be current again after it was so at `moment`: the next run, the jitter, and the grace."""
         next_run = self.schedule.snapshots.next_after(moment, self.schedule.zone)
         return next_run + self.schedule.latest_start + grace
+
+    def proof_due_after(self, moment: datetime, grace: timedelta) -> datetime | None:
+        """When a drill has to have succeeded again after one did at `moment`: one may fail or be missed, not two.
+
+        None when none is scheduled.
+        """
+        drills = self.schedule.drills
+        if drills is None:
+            return None
+        for _ in range(2):
+            moment = drills.next_after(moment, self.schedule.zone) + self.schedule.latest_start
+        return moment + grace

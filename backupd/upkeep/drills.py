@@ -48,7 +48,8 @@ def drill_next(
     if isinstance(result.error, InterruptedByUserError):
         raise result.error
     try:
-        status.update(lambda found: with_drill(found, result, at=now))
+        due_by = configured.proof_due_after(now, settings.health.grace)
+        status.update(lambda found: with_drill(found, result, at=now, proof_due_by=due_by))
     except BackupdError as error:
         log.error("the status cannot be written", error=error.values())
     return result
@@ -74,5 +75,5 @@ def _may_be_mended(health: StoreHealth) -> bool:
 
 def last_drill(health: StoreHealth) -> datetime | None:
     """When it was tried last, with whatever result: a store that fails every time must not keep others waiting."""
-    failed_at = health.drill_failure.last_at if health.drill_failure else None
-    return max((at for at in (health.proven_at, failed_at) if at is not None), default=None)
+    failed_at = (health.drill_failure.last_at,) if health.drill_failure else ()
+    return max((*health.proofs_at, *failed_at), default=None)

@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 
 
 def is_rotated_after(result: BackupResult, rotated: RotatedStore) -> bool:
-    """Whether a snapshot's success is to be followed by a prune, by the policy of its database there."""
+    """Whether a snapshot's success is to be followed by a prune, by the policy of its database there.
+
+    Never where the keys may not delete: somebody else prunes there.
+    """
     policy = rotated.policy(result.database)
-    return result.error is None and policy is not None and policy.after_snapshot
+    return result.error is None and policy is not None and policy.after_snapshot and not rotated.is_put_only
 
 
 def rotate_after(

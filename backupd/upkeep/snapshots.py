@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from backupd import prune
 from backupd.backup import back_up
 from backupd.errors import BackupdError, InterruptedByUserError
+from backupd.health.planning import with_put_only
 from backupd.health.recording import with_snapshots
 from backupd.upkeep.unchanged import fingerprint
 
@@ -56,7 +57,7 @@ def take_snapshot(
     def recorded(found: Status) -> Status:
         known = found.databases.get(configured.name)
         is_awaited = known is not None and known.is_scheduled
-        return with_snapshots(
+        found = with_snapshots(
             found,
             lasting,
             path=configured.database.path,
@@ -64,6 +65,7 @@ def take_snapshot(
             due_by=configured.due_after(started_at, settings.health.grace) if is_awaited else None,
             fingerprint=looked_like,
         )
+        return with_put_only(found, configured.name, {rotated.url: rotated.is_put_only for rotated in stores})
 
     try:
         status.update(recorded)

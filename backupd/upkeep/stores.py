@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from backupd.encryption import NO_ENCRYPTION
 from backupd.repository import Repository
 from backupd.store import canonical_url, open_store
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from backupd.config import RetentionSettings, Settings, StoreSettings
+    from backupd.encryption import Encryption
     from backupd.state import StateDirectory
 
 
@@ -23,6 +25,8 @@ class RotatedStore:
     repository: Repository
     _policies: Mapping[str, RetentionSettings]
     _grace: timedelta
+    is_put_only: bool = False
+    """The keys of this machine neither delete nor read packs: it prunes nothing there, and restores nothing to test."""
 
     @property
     def url(self) -> str:
@@ -39,15 +43,18 @@ class RotatedStore:
         return policy.grace if policy else self._grace
 
 
-def open_repositories(stores: Iterable[StoreSettings], state: StateDirectory) -> list[tuple[StoreSettings, Repository]]:
+def open_repositories(
+    stores: Iterable[StoreSettings], state: StateDirectory, encryption: Encryption = NO_ENCRYPTION
+) -> list[tuple[StoreSettings, Repository]]:
     """A repository in each of `stores`. Asks them for nothing yet."""
-    return [(store, Repository(open_store(store), state)) for store in stores]
+    return [(store, Repository(open_store(store), state, encryption)) for store in stores]
 
 
 def rotated_stores(repositories: Iterable[tuple[StoreSettings, Repository]], settings: Settings) -> list[RotatedStore]:
     """The repositories with the policies of the databases that are there at this moment."""
     return [
-        RotatedStore(repository, settings.policies(store), settings.grace(store)) for store, repository in repositories
+        RotatedStore(repository, settings.policies(store), settings.grace(store), store.put_only)
+        for store, repository in repositories
     ]
 
 

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from harness.command_line import CommandLine
 
+from backupd.format.ids import SnapshotId
+from backupd.format.records import Drill, DrillOutcome, encode_drill
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -34,14 +37,35 @@ def test_table_has_whole_ids_and_the_newest_last(stored: CommandLine) -> None:
     result = stored.run("list", expect=0)
     title, heading, *rows = result.lines
     assert title == f"app in {stored.directory}/backups"
-    assert heading.split() == ["ID", "TAKEN", "AGE", "SIZE", "STORED", "TAGS", "ALEMBIC"]
+    assert heading.split() == ["ID", "TAKEN", "AGE", "SIZE", "STORED", "PROVEN", "TAGS", "ALEMBIC"]
     ids = [row.split()[0] for row in rows]
     assert len(ids) == 3
     assert ids == sorted(ids)
-    pattern = rf"{ID}  [0-9-]+ [0-9:]+\+0[12]:00  [0-9]+ (s|min) ago +[0-9.]+ kB +[0-9.]+ k?B  (-|upgrade) +5f3a9b"
+    pattern = rf"{ID}  [0-9-]+ [0-9:]+\+0[12]:00  [0-9]+ (s|min) ago +[0-9.]+ kB +[0-9.]+ k?B  - +(-|upgrade) +5f3a9b"
     assert all(re.fullmatch(pattern, row) for row in rows)
     assert [row.split()[-2] for row in rows] == ["-", "upgrade", "-"]
     assert result.stderr == ""
+
+
+def test_what_test_restores_found_is_shown(
+    stored: CommandLine, copied: CommandLine, snapshots: list[dict[str, Any]]
+) -> None:
+    """When a snapshot was proven, or that it is damaged, in the table, in JSON, and by `show`."""
+    outcomes = (DrillOutcome.PROVEN, DrillOutcome.DAMAGED_SOURCE, DrillOutcome.FAILED)
+    at = datetime.now(UTC) - timedelta(hours=2)
+    (copied.directory / "backups/app/drills").mkdir()
+    for snapshot, outcome in zip(snapshots, outcomes, strict=True):
+        drill = Drill(snapshot=SnapshotId(snapshot["id"]), database="app", outcome=outcome, at=at)
+        (copied.directory / f"backups/app/drills/{snapshot['id']}.json").write_bytes(encode_drill(drill))
+    rows = copied.run("list", expect=0).lines[2:]
+    assert [cell in row for row, cell in zip(rows, ("2 h ago", "damaged source", "DAMAGED"), strict=True)] == [True] * 3
+    shown = f"{at:%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03}Z"
+    found = copied.run("list", "--json", expect=0).document["snapshots"]
+    assert [(each["proven_at"], each["damage"]) for each in found] == [(shown, None), (None, "source"), (None, "store")]
+    assert "DAMAGED in the store" in copied.run("show", "latest", expect=0).stdout
+    document = copied.run("show", snapshots[0]["id"], "--json", expect=0).document["snapshot"]
+    assert (document["proven_at"], document["intact_at"], document["damage"]) == (shown, None, None)
+    assert "never: no test restore has looked at it" in stored.run("show", "latest", expect=0).stdout
 
 
 def test_json_document_is_complete(stored: CommandLine) -> None:
@@ -65,6 +89,10 @@ def test_json_document_is_complete(stored: CommandLine) -> None:
         "changed_pages": second["changed_pages"],
         "image_bytes": first["page_count"] * 4096,
         "stored_bytes": second["stored_bytes"],
+        "proven_at": None,
+        "intact_at": None,
+        "damage": None,
+        "is_encrypted": False,
         "image_digest": second["image_digest"],
         "journal_mode": "wal",
         "encoding": "UTF-8",

@@ -22,6 +22,7 @@ def test_first_run_needs_no_configuration(cli: CommandLine) -> None:
     result = cli.run("now", "app.db", expect=0)
     assert re.fullmatch(
         rf"app  created  {ID}  [0-9.]+ kB, ([0-9]+) of \1 pages changed, [0-9.]+ kB stored in [0-9.]+ s"
+        r"; receipt for 1 pack, [0-9.]+ kB"
         rf"  -> {cli.directory}/backups\n",
         result.stdout,
     )
@@ -57,6 +58,8 @@ def test_json_document_is_complete(cli: CommandLine) -> None:
         "page_count": page_count,
         "changed_pages": page_count,
         "stored_bytes": good["stored_bytes"],
+        "receipt": {"packs": 1, "stored_bytes": good["stored_bytes"]},
+        "replaced_packs": 0,
         "duration_seconds": good["duration_seconds"],
         "error": None,
         "warnings": [],
@@ -74,6 +77,8 @@ def test_json_document_is_complete(cli: CommandLine) -> None:
         "page_count": None,
         "changed_pages": None,
         "stored_bytes": 0,
+        "receipt": None,
+        "replaced_packs": 0,
         "duration_seconds": bad["duration_seconds"],
         "error": {"message": bad["error"]["message"], "hint": bad["error"]["hint"], "exit_code": 10},
         "warnings": [],
@@ -282,11 +287,13 @@ def test_snapshot_that_was_killed_counts_as_failed(cli: CommandLine) -> None:
     """Nobody could say that it failed, so it is noted before: nothing is removed until one succeeds."""
     (cli.directory / "backupd.toml").write_text(_ROTATION)
     cli.run("now", expect=0)
+    notes = cli.directory / "state/notes"
+    lasting = {*notes.glob("[!.]*")}
     with closing(sqlite3.connect(cli.directory / "app.db", isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode = DELETE")
         connection.execute("BEGIN EXCLUSIVE")
         with cli.started("now") as process:
-            wait_until(lambda: [*(cli.directory / "state/notes").glob("[!.]*")])
+            wait_until(lambda: {*notes.glob("[!.]*")} - lasting)
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
     held = cli.run("prune", expect=3)

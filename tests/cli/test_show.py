@@ -21,9 +21,11 @@ def test_everything_in_human_terms(stored: CommandLine) -> None:
     assert facts == {
         "snapshot": f"app@{snapshot['id']}",
         "store": f"{stored.directory}/backups",
+        "proven": "never: no test restore has looked at it",
         "tags": "upgrade",
         "kind": "regular",
         "sequence": f"2, after {snapshot['base']}",
+        "encryption": "none",
         "source": f"{stored.directory}/app.db on {writer['host']}",
         "owner": f"uid {writer['uid']}, gid {writer['gid']}, mode {writer['mode']:04o}",
         "written by": f"backupd {writer['backupd_version']}, installation {writer['id']}",
@@ -41,11 +43,11 @@ def test_everything_in_human_terms(stored: CommandLine) -> None:
 
 
 def test_json_has_every_value_of_the_manifest(stored: CommandLine) -> None:
-    """The manifest's own keys, and the three that follow from where and when."""
+    """The manifest's own keys, and those that follow from where, when, and what test restores found."""
     document = stored.run("show", "latest", "--json", expect=0).document
     assert document.keys() == {"snapshot"}
     assert document["snapshot"].keys() == {
-        *("store", "taken_at", "image_bytes"),
+        *("store", "taken_at", "image_bytes", "proven_at", "intact_at", "damage"),
         *("format", "id", "sequence", "base", "database", "kind", "tags", "page_size", "page_count", "changed_pages"),
         *("stored_bytes", "image_digest", "packs", "page_map", "source", "writer"),
     }

@@ -114,11 +114,13 @@ def test_what_is_wrong_is_one_line_too(cli: CommandLine, state: Path) -> None:
     [
         (lambda status: with_health(status, due_by=NOON - MINUTE), "1 of 1 database: app is not current in /backups"),
         (lambda status: with_drill(status, Drill("damaged-store", error=DOWN), at=NOON), "1 of 1 database: snapshots"),
+        (lambda status: with_drill(status, Drill("damaged-source", error=DOWN), at=NOON), "app was a damaged database"),
+        (lambda status: with_times(status, "app", proof_due_by=NOON - MINUTE), "no test restore of app has succeeded"),
         (lambda status: replace(status, databases={}), "no database is known yet: the daemon has just started"),
         (lambda status: with_health(status, current_at=NOON + HOUR), "dated in the future"),
         (lambda status: replace(status, daemon=None), "backupd run has not run here yet"),
     ],
-    ids=["late", "damaged", "empty", "future", "no daemon"],
+    ids=["late", "damaged", "source", "unproven", "empty", "future", "no daemon"],
 )
 def test_whatever_is_red_ends_in_one(
     cli: CommandLine, state: Path, change: Callable[[Status], Status], told: str

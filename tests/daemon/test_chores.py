@@ -1,3 +1,4 @@
+import os
 import sqlite3
 from datetime import UTC, datetime, timedelta
 
@@ -10,7 +11,11 @@ from backupd.config import RetentionSettings
 from backupd.daemon.charge import missing
 from backupd.daemon.chores import run_drill, run_drills, run_prunes
 from backupd.daemon.snapshots import is_condemned, look_after
+from backupd.drill import Outcome, drill
 from backupd.health.planning import with_daemon
+from backupd.repository import Repository
+from backupd.state import StateDirectory
+from backupd.store.directory import DirectoryStore
 
 
 class Setting(Charged):
@@ -112,26 +117,113 @@ def test_a_store_that_hangs_in_a_prune_is_left_behind(make):
     wait_until(lambda: setting.charge.rotations.rotate("shop", rotated, lambda: None) is not None)
 
 
-def test_a_damaged_store_gets_every_page_again_and_a_drill(make):
+def damage(setting, store, number):
+    """Turn a bit in a pack of that store, by its age; its size."""
+    packs = sorted((setting.home / store / "app/packs").iterdir(), key=lambda file: file.stat().st_mtime_ns)
+    content = bytearray(packs[number].read_bytes())
+    content[-1] ^= 1
+    packs[number].write_bytes(content)
+    return len(content)
+
+
+def drill_until(setting, configured, is_so):
+    """Drill store after store until something is known of the disk."""
+    for _ in range(4):
+        run_drill(setting.charge, configured)
+        if is_so(setting.health("app", setting.disk)):
+            return
+    pytest.fail("no drill has found that")
+
+
+def test_a_damaged_store_gets_the_damaged_pages_again_and_a_drill(make):
     """Nobody has to do that by hand; where nothing is damaged, nothing is stored twice."""
     setting = make("app")
     (configured,) = setting.databases
-    for pack in (setting.home / "disk/app/packs").iterdir():
-        pack.chmod(0o600)
-        content = bytearray(pack.read_bytes())
-        content[-1] ^= 1
-        pack.write_bytes(content)
-    while not setting.health("app", setting.disk).is_damaged:
-        run_drill(setting.charge, configured)
+    change_rows(setting.home / "app.db", "changed")
+    setting.snapshot(configured)
+    damaged_bytes = damage(setting, "disk", -1)
+    drill_until(setting, configured, lambda health: health.is_damaged)
     assert is_condemned(setting.health("app", setting.disk))
     packs = {url: setting.health("app", url).totals.stored_bytes for url in (setting.disk, setting.bucket)}
     assert setting.snapshot(configured) is None
     assert setting.drilled_soon == [configured]
-    assert setting.health("app", setting.disk).totals.stored_bytes > packs[setting.disk]
+    assert setting.health("app", setting.disk).totals.stored_bytes == packs[setting.disk] + damaged_bytes
     assert setting.health("app", setting.bucket).totals.stored_bytes == packs[setting.bucket]
     assert not is_condemned(setting.health("app", setting.disk))
     run_drill(setting.charge, configured)
     assert not setting.health("app", setting.disk).is_damaged
+
+
+def test_a_store_that_is_still_damaged_after_that_gets_every_page(make):
+    """Once more, each time with a drill after it; then somebody has to look."""
+    setting = make("app")
+    (configured,) = setting.databases
+    before = setting.health("app", setting.disk).totals.stored_bytes
+    with sqlite3.connect(setting.home / "app.db") as connection:
+        connection.executemany("INSERT INTO report (body) VALUES (?)", ((os.urandom(1000),) for _ in range(100)))
+    connection.close()
+    setting.snapshot(configured)
+    image_bytes = setting.health("app", setting.disk).totals.stored_bytes - before
+    change_rows(setting.home / "app.db", "changed")
+    setting.snapshot(configured)
+    stored = []
+    for _ in range(4):
+        damage(setting, "disk", -1)
+        drilled = setting.health("app", setting.disk).drill_failure
+        count = drilled.count if drilled else 0
+        drill_until(
+            setting, configured, lambda health, count=count: health.drill_failure and health.drill_failure.count > count
+        )
+        before = setting.health("app", setting.disk).totals.stored_bytes
+        setting.snapshot(configured)
+        stored.append(setting.health("app", setting.disk).totals.stored_bytes - before)
+    assert stored[0] < image_bytes / 2
+    assert stored[1:3] == [pytest.approx(image_bytes, rel=0.2)] * 2
+    assert len(setting.drilled_soon) == 3
+
+
+def test_damage_that_only_the_store_knows_of_is_mended_and_drilled_too(make):
+    """Somebody else has found it, on another machine or with `backupd verify`."""
+    setting = make("app")
+    (configured,) = setting.databases
+    damage(setting, "disk", -1)
+    elsewhere = StateDirectory(setting.home / "elsewhere")
+    found = drill(
+        Repository(DirectoryStore(setting.home / "disk"), elsewhere),
+        "app",
+        elsewhere,
+        setting.charge.settings,
+        now=datetime.now(UTC),
+        should_stop=lambda: None,
+    )
+    assert found.outcome is Outcome.DAMAGED_STORE
+    assert not setting.health("app", setting.disk).is_damaged
+    setting.snapshot(configured)
+    assert setting.drilled_soon == [configured]
+
+
+def test_a_damaged_source_is_no_reason_to_mend_a_store(make):
+    """It is told, the store gets nothing twice, and a sound database ends it with the next drill."""
+    setting = make("app")
+    (configured,) = setting.databases
+    path = setting.home / "app.db"
+    sound = path.read_bytes()
+    change_rows(path, "soon broken", rows=2)
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("DELETE FROM sqlite_schema WHERE name = 'report_title'")
+    connection.close()
+    setting.snapshot(configured)
+    drill_until(setting, configured, lambda health: health.is_source_damaged)
+    health = setting.health("app", setting.disk)
+    assert (health.is_damaged, is_condemned(health)) == (False, False)
+    setting.snapshot(configured)
+    assert setting.drilled_soon == []
+    assert setting.health("app", setting.disk).totals.snapshots == health.totals.snapshots
+    path.write_bytes(sound)
+    setting.snapshot(configured)
+    drill_until(setting, configured, lambda health: not health.is_source_damaged)
+    assert setting.health("app", setting.disk).drill_failure is None
 
 
 def test_what_cannot_be_reached_is_not_gone(make):

@@ -182,8 +182,9 @@ def test_drills(tmp_path: Path) -> None:
         drilled = daemon.wait_for("drill", after=position)
         assert drilled["outcome"] == "damaged-store"
         assert "damaged" in daemon.require_red("damaged", database="app").stdout
-        site.backupd.run("now", "app", "--full")
-        position = _drill_again(daemon)
+        position = daemon.run_again()
+        mended = daemon.wait_for("snapshot", after=position)
+        assert (mended["outcome"], mended["changed_pages"], mended["replaced_packs"]) == ("created", 0, 1)
         assert daemon.wait_for("drill", after=position)["outcome"] == "proven"
         daemon.require_green()
 

@@ -95,6 +95,23 @@ def test_what_does_not_need_a_missing_pack(place: Place) -> None:
 
 
 @pytest.mark.parametrize("is_cached", [True, False], ids=["cached", "on another host"])
+def test_what_verify_found_is_stored_again_by_the_next_snapshot(place: Place, *, is_cached: bool) -> None:
+    """Although nothing has changed, and on a machine that knows of it by the store alone; `list` marks it."""
+    (pack,) = _packs(place, 2)
+    _flip(place.store / f"app/packs/{pack}.zst", 5000)
+    place.backupd.run("verify", "latest", "--level", "packs", code=DAMAGE_FOUND)
+    assert ["DAMAGED" in row for row in place.backupd.run("list").stdout.splitlines()[2:]] == [False, False, True]
+    if not is_cached:
+        shutil.rmtree(place.backupd.state)
+    said = place.backupd.run("now", "app.db").stdout
+    assert "1 damaged pack was stored again" in said
+    place.backupd.run("verify", "latest", "--level", "drill")
+    place.backupd.run("restore", "latest", "--to", "healed.db")
+    assert content_digest(place.home / "healed.db") == content_digest(place.database)
+    assert "unchanged" in place.backupd.run("now", "app.db").stdout
+
+
+@pytest.mark.parametrize("is_cached", [True, False], ids=["cached", "on another host"])
 def test_damaged_manifest_of_the_newest_snapshot(place: Place, *, is_cached: bool) -> None:
     """`latest` is refused rather than an older snapshot handed out for it; older ones restore by their ids."""
     _flip(place.manifest(2), 300)

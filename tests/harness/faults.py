@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from backupd.store import Store, StoredObject
+    from backupd.store import ObjectFacts, Store, StoredObject
 
 
 class FaultyStore:
@@ -57,6 +57,13 @@ class FaultyStore:
         if is_chosen:
             self._fail("get_range")
         return content
+
+    def facts(self, key: str) -> ObjectFacts:
+        is_chosen = self._count("head")
+        found = self._store.facts(key)
+        if is_chosen:
+            self._fail("head")
+        return found
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         is_chosen = self._count("list")

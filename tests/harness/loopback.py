@@ -76,7 +76,7 @@ def loopback(answer: Callable[[Handler, Request], None], *, tls: ssl.SSLContext 
                 answer(self, request)
             self.close_connection = self.close_connection or self.loopback.closing.is_set()
 
-        do_GET = do_PUT = do_DELETE = do_HEAD = handle_any  # noqa: N815
+        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any  # noqa: N815
 
     class _Server(ThreadingHTTPServer):
         def handle_error(self, request: object, client_address: object) -> None:

@@ -16,7 +16,12 @@ _FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 
 def blocks(page: Path, language: str) -> list[str]:
     """The fenced blocks of a page in one language."""
-    return [content for found, content in _FENCED.findall(page.read_text()) if found == language]
+    return blocks_of(page.read_text(), language)
+
+
+def blocks_of(text: str, language: str) -> list[str]:
+    """The fenced blocks of a part of a page in one language."""
+    return [content for found, content in _FENCED.findall(text) if found == language]
 
 
 def prose(page: Path) -> str:

@@ -155,6 +155,8 @@ def _arguments(directory: Path) -> tuple[dict[str, int], list[str]]:
         "-admin.ui=false",
         "-webdav=false",
         "-s3.autoCreateBucket=false",
+        # Its keys may make others, by the API of AWS IAM at the same address.
+        "-s3.iam.readOnly=false",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         "-master.telemetry=false",
