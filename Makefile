@@ -4,6 +4,8 @@ PYTHON = python3
 DB =
 SIZE = 1GB
 ROUNDS = 3
+MINUTES = 10
+SEED =
 ARGS =
 
 VENV = .venv
@@ -11,7 +13,7 @@ IN_VENV = $(VENV)/bin/python
 export DB
 
 .DEFAULT_GOAL = help
-.PHONY: help try test test-container check bench clean
+.PHONY: help try test test-container check bench soak clean
 .DELETE_ON_ERROR:
 
 help: ## list these commands
@@ -39,6 +41,9 @@ check: $(VENV)/.installed-dev ## lint, formatting, types, import layers, contain
 bench: $(VENV)/.installed ## compare time, memory and bytes with the usual method (SIZE=1GB ROUNDS=3)
 	@mkdir -p build
 	@PYTHONPATH=tests $(IN_VENV) -m bench --size $(SIZE) --rounds $(ROUNDS) --scratch build
+
+soak: $(VENV)/.installed-test ## break everything on purpose, and check every snapshot (MINUTES=10 SEED=)
+	@PYTHONPATH=tests $(IN_VENV) -m faults --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 clean: ## remove the virtual environment and whatever else can be made again; never ./backups
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

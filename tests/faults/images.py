@@ -1,0 +1,47 @@
+"""Restored files, held against what the application wrote."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING, NamedTuple
+
+from faults.ledger import CELLS, State, body, digest_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class NotAStateError(Exception):
+    """A restored file that is no state that the application can have committed."""
+
+
+class Seen(NamedTuple):
+    """The state that a file holds, and the digest of its content."""
+
+    state: State
+    digest: str
+
+
+def read_state(path: Path) -> Seen:
+    """What is in a file that nobody has open. Raises `NotAStateError` unless every byte of its content is right."""
+    try:
+        with closing(sqlite3.connect(f"file:{path}?immutable=1", uri=True)) as connection:
+            problems = [row[0] for row in connection.execute("PRAGMA integrity_check") if row[0] != "ok"]
+            states = connection.execute("SELECT generation, number, digest FROM state").fetchall()
+            cells = connection.execute("SELECT id, number, body FROM cell ORDER BY id").fetchall()
+    except sqlite3.Error as error:
+        raise NotAStateError(f"SQLite cannot read it: {error}") from error
+    if problems:
+        raise NotAStateError(f"integrity_check: {problems[0]}")
+    if len(states) != 1:
+        raise NotAStateError(f"{len(states)} rows say which state it is in")
+    ((generation, number, digest),) = states
+    if [cell for cell, _, _ in cells] != [*range(CELLS)]:
+        raise NotAStateError(f"it has {len(cells)} of {CELLS} cells")
+    if f"{digest_of((cell, version) for cell, version, _ in cells):064x}" != digest:
+        raise NotAStateError(f"its cells are of different commits: they do not make up number {number}")
+    wrong = [cell for cell, version, content in cells if body(State(generation, version), cell) != content]
+    if wrong:
+        raise NotAStateError(f"the content of {len(wrong)} cells is wrong, of {wrong[0]} first")
+    return Seen(State(generation, number), digest)

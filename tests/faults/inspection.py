@@ -1,0 +1,131 @@
+"""What stands in the stores, looked at from outside of the daemon: what is listed, restored, reported, left over."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from harness.cli import CommandLine
+
+from backupd.config import StoreSettings
+from backupd.errors import BackupdError
+from backupd.format.ids import SnapshotId
+from backupd.prune.naming import read_holdings
+from backupd.repository import Repository
+from backupd.repository.manifests import opened, read_manifest
+from backupd.restore import restore_to_file
+from backupd.state import StateDirectory
+from backupd.store import open_store
+from faults.oracle import Named
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from faults.world import World
+
+_OLD_ENOUGH = timedelta(hours=1, minutes=5)
+_PRUNES = 4
+_AHEAD_OF_EVERY_SNAPSHOT_SECONDS = 240
+
+
+class Inspection:
+    """Looks into the stores as somebody who has nothing but them: without cached manifests, past the proxy."""
+
+    def __init__(self, world: World, scratch: Path) -> None:
+        self._world = world
+        self._scratch = scratch
+        self._repositories: dict[str, Repository] = {}
+        self._damaged: set[Named] | None = None
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Forget what was read."""
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._scratch.mkdir()
+        self._damaged = None
+        self._repositories = {
+            self._world.disk: self._repository(self._world.disk, None),
+            self._world.s3: self._repository(self._world.s3, self._world.server.server.endpoint_url),
+        }
+
+    def _repository(self, url: str, endpoint_url: str | None) -> Repository:
+        server = self._world.server.server
+        keys = {"access_key_id": server.access_key_id, "secret_access_key": server.secret_access_key}
+        values = {"url": url} if endpoint_url is None else {"url": url, "endpoint_url": endpoint_url, **keys}
+        store, state = open_store(StoreSettings.model_validate(values)), StateDirectory(self._scratch / "state")
+        return Repository(store, state, self._world.encryption)
+
+    def listed(self) -> list[Named]:
+        """What `backupd list --json` shows."""
+        finished = self._world.run("list", "--json")
+        return [Named(each["store"], each["database"], each["id"]) for each in finished.document["snapshots"]]
+
+    def restore(self, snapshot: Named, target: Path) -> str | None:
+        """Restore to `target`; why it could not be done."""
+        repository = self._repositories[snapshot.store]
+        try:
+            manifest = opened(repository, read_manifest(repository, snapshot.database, SnapshotId(snapshot.id)))
+            restore_to_file(repository, manifest, target, force=False, as_source=False, on_progress=lambda _: None)
+        except BackupdError as error:
+            return error.message
+        return None
+
+    def is_reported(self, snapshot: Named) -> bool:
+        """Whether `backupd verify`, which restores everything to scratch at this level, says that it is damaged."""
+        if self._damaged is None:
+            found = self._world.run("verify", "--all", "--level", "drill", "--json").document["findings"]
+            self._damaged = {
+                Named(each["store"], each["database"], snapshot_id)
+                for each in found
+                if each["is_damage"]
+                for snapshot_id in each["snapshots"]
+            }
+        return snapshot in self._damaged
+
+    def leftovers(self) -> list[str]:
+        """What the stores still hold, after enough prunes a grace apart, that no snapshot needs."""
+        world = self._world
+        for mend in world.mends:
+            mend()
+        world.mends.clear()
+        problems = []
+        # What damage was found holds rotation until something newer is proven; the daemon would do that in its time.
+        world.snapshot("--full")
+        world.run("verify", "--level", "drill")
+        for number in range(_PRUNES):
+            world.age_stores(_OLD_ENOUGH)
+            if number == 0:
+                for database in sorted(world.writers):
+                    self._pruned(database, "--accept-shrink")
+            problems += self._pruned("--json")
+        self.begin_anew()
+        for url, repository in self._repositories.items():
+            problems += [f"{url} still holds {each}" for each in self._unneeded(repository)]
+        problems += [f"{path} is left of an upload" for path in world.store.glob(".incoming/*")]
+        return problems
+
+    def _pruned(self, *arguments: str) -> list[str]:
+        """A prune after every time that a snapshot can be dated; what is wrong with it."""
+        world = self._world
+        if world.clock is None or time.monotonic() > world.ahead_until:
+            finished = world.run("prune", *arguments)
+        else:
+            world.clock.set(_AHEAD_OF_EVERY_SNAPSHOT_SECONDS)
+            finished = world.run_as(CommandLine(world.home, runner=world.by_the_clock), "prune", *arguments)
+            world.clock.set(0)
+        if finished.code == 0:
+            return []
+        return [f"prune {' '.join(arguments)} ended with {finished.code}: {finished.stdout}{finished.stderr}"]
+
+    def _unneeded(self, repository: Repository) -> list[str]:
+        unneeded = []
+        for database in self._world.writers:
+            holdings = read_holdings(repository, database)
+            survey = holdings.survey
+            manifests = survey.manifests.keys()
+            unneeded += [f"pack {each}, which nothing names" for each in survey.packs.keys() - holdings.named_packs]
+            unneeded += [f"the record of a deletion {each.key}" for each in survey.deletions.values()]
+            unneeded += [f"trash {each}" for each in survey.trash.keys() - manifests]
+        return unneeded

@@ -1,0 +1,166 @@
+"""The judge: each snapshot that is listed is a state of the ledger or reported, and the health check was truthful."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from faults.images import NotAStateError, Seen, read_state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping
+    from pathlib import Path
+
+    from faults.ledger import Ledger, State
+    from faults.watch import Sample, Taken
+
+
+class Named(NamedTuple):
+    """A snapshot in one store."""
+
+    store: str
+    database: str
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.database}@{self.id} in {self.store}"
+
+
+class Restorer(Protocol):
+    """Restores a snapshot to a file that does not exist yet."""
+
+    def __call__(self, snapshot: Named, target: Path) -> str | None:
+        """Why it could not; None when it is there."""
+
+
+@dataclass(slots=True)
+class Known:
+    """What is known of a snapshot since it was listed first."""
+
+    state: State | None
+    """None for one that did not restore when it was listed first."""
+    from_at: float
+    """It was in the store at this time, or later (monotonic)."""
+    gone_at: float | None = None
+
+
+@dataclass(slots=True)
+class Oracle:
+    """Collects violations; none is what a run has to end with."""
+
+    ledgers: Mapping[str, Ledger]
+    scratch: Path
+    allowed_seconds: float
+    """How long a database may be without a current snapshot before the health check has to be red."""
+    violations: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    known: dict[Named, Known] = field(default_factory=dict)
+    reported: set[Named] = field(default_factory=set)
+    _listed_at: float = field(default_factory=time.monotonic)
+
+    def judge(
+        self,
+        listed: Collection[Named],
+        restore: Restorer,
+        *,
+        taken: Iterable[Taken],
+        is_reported: Callable[[Named], bool],
+        listed_at: float,
+    ) -> None:
+        """Restore everything that was `listed` at `listed_at`. What does not restore, backupd has to have reported."""
+        windows = {Named(each.store, each.database, each.id): each for each in taken}
+        for ledger in self.ledgers.values():
+            ledger.read()
+        now = time.monotonic()
+        for snapshot in listed:
+            try:
+                seen = self._restored(snapshot, restore)
+            except NotAStateError as error:
+                self._judge_broken(snapshot, str(error), is_reported)
+                self.known.setdefault(snapshot, Known(None, now))
+                continue
+            self._judge_state(snapshot, seen.state, seen.digest, windows.get(snapshot), now)
+        for snapshot, known in self.known.items():
+            if snapshot not in listed and known.gone_at is None:
+                known.gone_at = now
+        self._listed_at = listed_at
+
+    def _restored(self, snapshot: Named, restore: Restorer) -> Seen:
+        target = self.scratch / f"{snapshot.id}.db"
+        target.unlink(missing_ok=True)
+        try:
+            problem = restore(snapshot, target)
+            if problem is not None:
+                raise NotAStateError(problem)
+            return read_state(target)
+        finally:
+            target.unlink(missing_ok=True)
+
+    def _judge_broken(self, snapshot: Named, problem: str, is_reported: Callable[[Named], bool]) -> None:
+        if is_reported(snapshot):
+            self.reported.add(snapshot)
+        else:
+            self.counts["lost"] += 1
+            self.violations.append(f"{snapshot} is listed, is no state of the ledger, and nobody said so: {problem}")
+
+    def _judge_state(self, snapshot: Named, state: State, digest: str, taken: Taken | None, now: float) -> None:
+        self.counts["checked"] += 1
+        ledger = self.ledgers[snapshot.database]
+        entries = ledger.entries_of(state)
+        if not any(entry.digest == digest for entry in entries):
+            self.counts["lost"] += 1
+            self.violations.append(f"{snapshot} restores to {state}, which was never committed")
+            return
+        before = self.known.get(snapshot)
+        if before is not None and before.state is not None:
+            if before.state != state:
+                self.violations.append(f"{snapshot} restores to {state}, and restored to {before.state} before")
+            return
+        self.counts["snapshots"] += before is None
+        after, until = (taken.after, taken.before) if taken else (self._listed_at, now)
+        if before is None and not ledger.was_current(state, after=after, before=until):
+            self.violations.append(
+                f"{snapshot} holds {state}, which was not current while it was captured: "
+                f"{[(entry.begun_at - after, entry.ended_at and entry.ended_at - after) for entry in entries]}, "
+                f"captured within {until - after:.2f} s"
+            )
+        self.known[snapshot] = Known(state, after)
+
+    def judge_health(self, samples: Iterable[Sample], stores: Collection[str]) -> None:
+        """Whether the check was ever green although a database was not current in a store for too long."""
+        green = [sample for sample in samples if sample.is_green]
+        if green:
+            self._forget_what_was_gone_before(green[0].at)
+        for sample in green:
+            for store in stores:
+                for database, ledger in self.ledgers.items():
+                    since = self._outdated_since(store, database, ledger, sample.at)
+                    if sample.at - since > self.allowed_seconds:
+                        self.violations.append(
+                            f"the health check was green although {database} had not been current in {store} "
+                            f"for {sample.at - since:.0f} s"
+                        )
+                        return
+
+    def _forget_what_was_gone_before(self, at: float) -> None:
+        """What was no longer listed then says nothing of any later time."""
+        self.known = {
+            snapshot: known for snapshot, known in self.known.items() if known.gone_at is None or known.gone_at >= at
+        }
+
+    def _outdated_since(self, store: str, database: str, ledger: Ledger, at: float) -> float:
+        """Since when the store has lacked the current state at `at`; `at` itself when it does not."""
+        there = [
+            known.state
+            for snapshot, known in self.known.items()
+            if (snapshot.store, snapshot.database) == (store, database)
+            and known.state is not None
+            and known.from_at <= at
+            and (known.gone_at is None or at < known.gone_at)
+        ]
+        if not there:
+            return ledger.entries[0].begun_at
+        times = [ledger.outdated_since(state, at) for state in there]
+        return at if None in times else max(time for time in times if time is not None)

@@ -1,0 +1,225 @@
+"""A soak: rounds of one fault each, chosen by a seed, with the judge after every one."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING
+
+from faults import system_calls
+from faults.catalogue import FAULTS
+from faults.inspection import Inspection
+from faults.oracle import Oracle
+from faults.watch import Watch
+from faults.world import GRACE_SECONDS, SCHEDULE_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from faults.fault import Fault, Felt
+    from faults.watch import Sample
+    from faults.world import World
+
+_SLACK_SECONDS = 10.0
+_GREEN_WITHIN_SECONDS = 150.0
+_FELT_WITHIN_SECONDS = 40.0
+_TIDY_EVERY = 20
+_ASKED_AGAIN_SECONDS = 5.0
+_BUSY = 11
+_TRIES = 5
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was done so far."""
+
+    seed: int
+    rounds: int = 0
+    injected: Counter[str] = field(default_factory=Counter)
+    impossible: dict[str, str] = field(default_factory=dict)
+    """Faults that cannot be injected here, and why."""
+    untold: list[str] = field(default_factory=list)
+    """Faults that had a turn, and never an effect."""
+    violations: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    prunes_checked: int = 0
+    slowest_red: float = 0.0
+    slowest_green: float = 0.0
+
+
+def deck(seed: int, turn: int) -> list[Fault]:
+    """Every fault once, in an order that the seed decides; another one in each turn."""
+    faults = [*FAULTS]
+    Random(f"{seed} deck {turn}").shuffle(faults)
+    return faults
+
+
+class BrokenPromiseError(Exception):
+    """A violation: the soak ends there, with everything as it is."""
+
+
+class Soak:
+    """Rounds in a world. `run` returns after the first violation, and else when its time is over."""
+
+    def __init__(self, world: World, *, seed: int, first: int = 1, say: Callable[[str], None] = print) -> None:
+        scratch = world.home / "judge"
+        scratch.mkdir()
+        self.tally = Tally(seed)
+        self.oracle = Oracle(
+            {name: writer.ledger for name, writer in world.writers.items()},
+            scratch,
+            SCHEDULE_SECONDS + GRACE_SECONDS + _SLACK_SECONDS,
+        )
+        self.is_encrypted = world.encryption.is_on
+        self._world = world
+        self._say = say
+        self._first = first
+        self._watch = Watch(world)
+        self._inspection = Inspection(world, scratch / "reader")
+        self._judged_samples = 0
+        self._possible = self._possible_faults()
+
+    def run(self, seconds: float) -> None:
+        """Go on for so long; a round that has begun is finished, and the stores are tidied at the end."""
+        began = time.monotonic()
+        try:
+            self._wait_for_green(0)
+            self._judge()
+            number = self._first
+            while time.monotonic() - began < seconds:
+                self._round(number)
+                number += 1
+                if self.tally.rounds % _TIDY_EVERY == 0:
+                    self._tidy()
+            self._tidy()
+            self._require_every_fault()
+        except BrokenPromiseError:
+            return
+        finally:
+            self.tally.seconds = time.monotonic() - began
+            self._watch.close()
+
+    def _round(self, number: int) -> None:
+        turn, position = divmod(number - 1, len(FAULTS))
+        fault = deck(self.tally.seed, turn)[position]
+        if fault.name in self.tally.impossible:
+            return
+        chosen = Random(f"{self.tally.seed} round {number}")
+        began = time.monotonic()
+        self.tally.rounds += 1
+        self._say(f"round {number:3} {fault.name}")
+        trigger = chosen.choice([self._world.request_snapshots, self._world.miss_a_round, self._world.snapshot])
+        with fault.injected(self._world, chosen) as felt:
+            red = self._suffer(fault, felt, trigger)
+            if felt():
+                self.tally.injected[fault.name] += 1
+        green = self._wait_for_green(number)
+        self._snapshot_by_hand(number)
+        self._judge(number)
+        self._say(
+            f"round {number:3}: {'felt' if felt() else 'not felt'}, red after {red:.1f} s, green after {green:.1f} s,"
+            f" in all {time.monotonic() - began:.1f} s; {self._shown()}"
+        )
+
+    def _suffer(self, fault: Fault, felt: Felt, trigger: Callable[[], object]) -> float:
+        """Have snapshots tried while a fault lasts; seconds until the health check was red."""
+        began = time.monotonic()
+        trigger()
+        is_told = not fault.stops
+        while not is_told and time.monotonic() - began < fault.told_within_seconds:
+            is_told = self._watch.wait_for(self._is_told(fault.stops), seconds=_ASKED_AGAIN_SECONDS)
+            self._world.request_snapshots()
+        if not is_told:
+            self._violated(
+                f"{fault.name}: not told within {fault.told_within_seconds:.0f} s: {self._watch.samples[-1]}"
+            )
+        red = time.monotonic() - began
+        while not felt() and time.monotonic() - began < _FELT_WITHIN_SECONDS:
+            self._world.snapshot("--full")
+        return red if fault.stops else 0.0
+
+    def _is_told(self, places: Sequence[str]) -> Callable[[Sample], bool]:
+        shown = {"disk": self._world.disk, "s3": self._world.s3}
+        wanted = [shown.get(place, place) for place in places]
+
+        def is_told(sample: Sample) -> bool:
+            return sample.is_green is False and all(any(each in alarm for alarm in sample.alarms) for each in wanted)
+
+        return is_told
+
+    def _wait_for_green(self, number: int) -> float:
+        began = time.monotonic()
+        if not self._watch.wait_for(lambda sample: bool(sample.is_green), seconds=_GREEN_WITHIN_SECONDS):
+            self._violated(f"round {number}: not green within {_GREEN_WITHIN_SECONDS:.0f} s: {self._watch.samples[-1]}")
+        taken = time.monotonic() - began
+        self.tally.slowest_green = max(self.tally.slowest_green, taken)
+        return taken
+
+    def _snapshot_by_hand(self, number: int) -> None:
+        """An ordinary run, which has to succeed."""
+        for _ in range(_TRIES):
+            finished = self._world.snapshot()
+            if finished.code != _BUSY:
+                break
+        if finished.code != 0:
+            self._violated(
+                f"round {number}: `backupd now` ended with {finished.code}: {finished.stdout}{finished.stderr}"
+            )
+
+    def _judge(self, number: int = 0) -> None:
+        self._inspection.begin_anew()
+        before = len(self.oracle.violations)
+        at = time.monotonic()
+        listed = self._inspection.listed()
+        self.oracle.judge(
+            listed,
+            self._inspection.restore,
+            taken=self._world.taken,
+            is_reported=self._inspection.is_reported,
+            listed_at=at,
+        )
+        samples = self._watch.samples[self._judged_samples :]
+        self._judged_samples += len(samples)
+        self.oracle.judge_health(samples[::2], (self._world.disk, self._world.s3))
+        for each in [*self.oracle.violations[before:], *self._world.take_bugs()]:
+            self._violated(f"round {number}: {each}")
+
+    def _shown(self) -> str:
+        counts = self.oracle.counts
+        return f"{counts['snapshots']} snapshots, {counts['checked']} checks, {len(self.oracle.reported)} reported"
+
+    def _tidy(self) -> None:
+        """Nothing unreferenced stays beyond the grace."""
+        self._world.stop_daemon()
+        for each in self._inspection.leftovers():
+            self._violated(each)
+        self.tally.prunes_checked += 1
+        self._world.start_daemon()
+        self._wait_for_green(0)
+        self._judge()
+
+    def _require_every_fault(self) -> None:
+        if self.tally.rounds < len(self._possible):
+            return
+        for fault in self._possible:
+            if not self.tally.injected[fault.name]:
+                self._violated(f"{fault.name} was never injected, although there was time for each fault")
+
+    def _possible_faults(self) -> list[Fault]:
+        lacking = {
+            "disks": None if self._world.disks else "file systems cannot be mounted here",
+            "clock": None if self._world.clock else "faketime is not installed",
+            "strace": system_calls.why_not(),
+        }
+        for fault in FAULTS:
+            reason = lacking.get(fault.needs)
+            if reason is not None:
+                self.tally.impossible[fault.name] = reason
+        return [fault for fault in FAULTS if fault.name not in self.tally.impossible]
+
+    def _violated(self, what: str) -> None:
+        self._say(f"VIOLATION: {what}")
+        self.tally.violations.append(what)
+        raise BrokenPromiseError(what)

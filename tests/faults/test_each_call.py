@@ -1,0 +1,162 @@
+"""Every call of a store fails once, before and after it was done: of snapshots, prunes, drills, verification, restores.
+
+After each: what is listed restores to a state that the application had, the same command then succeeds without help,
+and nothing stays that no snapshot needs.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+from harness.faults import FaultyStore
+from harness.place import content_digest
+from harness.rotation import Rotation, make_ripe
+
+from backupd.backup import Outcome
+from backupd.config import Settings
+from backupd.drill import drill
+from backupd.drill.results import Outcome as Drilled
+from backupd.errors import BackupdError
+from backupd.repository.manifests import read_history
+from backupd.restore import restore_to_file
+from backupd.verify import Level, VerifyWish, verify
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def _now(rotation: Rotation, store: FaultyStore) -> bool:
+    rotation.become("after")
+    return rotation.back_up(store=store).outcome is not Outcome.FAILED
+
+
+def _now_elsewhere(rotation: Rotation, store: FaultyStore) -> bool:
+    """On a host that has to find out everything from the store, and another state of the database."""
+    rotation.become("elsewhere")
+    return rotation.back_up("b", store).outcome is not Outcome.FAILED
+
+
+def _prune(rotation: Rotation, store: FaultyStore) -> bool:
+    return rotation.prune(store=store).error is None
+
+
+def _drill(rotation: Rotation, store: FaultyStore) -> bool:
+    result = drill(
+        rotation.repository(store=store),
+        "app",
+        rotation.host("a"),
+        Settings(),
+        now=datetime.now(UTC),
+        should_stop=lambda: None,
+    )
+    return result.outcome is Drilled.PROVEN
+
+
+def _verify(level: Level) -> Callable[[Rotation, FaultyStore], bool]:
+    def verified(rotation: Rotation, store: FaultyStore) -> bool:
+        wish = VerifyWish(wants_all=True, level=level)
+        repositories, state = [rotation.repository(store=store)], rotation.host("a")
+        found = verify(repositories, state, Settings(), wish, now=datetime.now(UTC))
+        assert not any(finding.is_damage for finding in found.findings), "what cannot be read is not damaged"
+        return found.problems == []
+
+    return verified
+
+
+def _restore(rotation: Rotation, store: FaultyStore) -> bool:
+    target = rotation.home / "restored.db"
+    repository = rotation.repository("b", store)
+    newest = read_history(repository, "app").manifests[-1]
+    try:
+        restore_to_file(repository, newest, target, force=True, as_source=False, on_progress=lambda _: None)
+    except BackupdError:
+        assert not target.exists(), "a failure leaves no target"
+        raise
+    return True
+
+
+_ACTIONS: dict[str, Callable[[Rotation, FaultyStore], bool]] = {
+    "now": _now,
+    "now on another host": _now_elsewhere,
+    "prune": _prune,
+    "drill": _drill,
+    "verify packs": _verify(Level.PACKS),
+    "verify receipt": _verify(Level.RECEIPT),
+    "restore": _restore,
+}
+_READING = {_restore, _ACTIONS["verify packs"], _ACTIONS["verify receipt"]}
+"""What writes next to nothing, and so leaves nothing."""
+
+
+@pytest.fixture(scope="module")
+def ripe(tmp_path_factory: pytest.TempPathFactory) -> Rotation:
+    """A store with something to do for everyone; only to be copied from."""
+    home = tmp_path_factory.mktemp("ripe") / "home"
+    rotation = make_ripe(home).rotation
+    for content in ("after", "elsewhere", "base"):
+        rotation.become(content)
+    return rotation
+
+
+def _succeeds(action: Callable[[Rotation, FaultyStore], bool], rotation: Rotation, store: FaultyStore) -> bool:
+    try:
+        return action(rotation, store)
+    except BackupdError:
+        return False
+
+
+def _require_promises(rotation: Rotation, action: Callable[[Rotation, FaultyStore], bool]) -> None:
+    """What holds after a failure, and after what mends it."""
+    states = {content_digest(file) for file in rotation.home.glob("content-*.db")}
+    for _ in range(2):
+        for manifest in rotation.manifests():
+            target = rotation.home / "looked-at.db"
+            restore_to_file(
+                rotation.repository(), manifest, target, force=True, as_source=False, on_progress=lambda _: None
+            )
+            assert content_digest(target) in states
+        # Once more, without help.
+        assert _succeeds(action, rotation, FaultyStore(rotation.store))
+    if action not in _READING:
+        rotation.assert_no_leftovers()
+
+
+@pytest.mark.parametrize("name", _ACTIONS)
+def test_each_call_fails_once(ripe: Rotation, tmp_path: Path, name: str):
+    """Before it was done, and after that, when only the answer is lost; until there is no call of that number."""
+    action = _ACTIONS[name]
+    for after in (False, True):
+        number = 0
+        while _fails(action, ripe.copy(tmp_path / f"{number}-{after}"), number, after=after):
+            number += 1
+        # One more or less, now and then: packs are fetched side by side.
+        assert number >= len(_calls_of(action, ripe, tmp_path / f"clean-{after}")) - 1
+
+
+def _fails(action: Callable[[Rotation, FaultyStore], bool], rotation: Rotation, number: int, *, after: bool) -> bool:
+    """Let one call fail; whether there was such a call. The promises hold."""
+    store = FaultyStore(rotation.store, fail_at=number, after=after)
+    _succeeds(action, rotation, store)
+    if len(store.calls) <= number:
+        return False
+    _require_promises(rotation, action)
+    return True
+
+
+def test_each_kind_of_call_is_among_them(ripe: Rotation, tmp_path: Path):
+    """The commands above make every call that a store knows; one that is new has to be made by one of them."""
+    made = [_calls_of(action, ripe, tmp_path / name) for name, action in _ACTIONS.items()]
+    known = {name for name in vars(FaultyStore) if not name.startswith("_")} - {"calls", "url"}
+    assert {call for calls in made for call in calls} == {"head" if name == "facts" else name for name in known}
+
+
+def _calls_of(action: Callable[[Rotation, FaultyStore], bool], ripe: Rotation, home: Path) -> list[str]:
+    """The calls of a run in which nothing fails."""
+    rotation = ripe.copy(home)
+    store = FaultyStore(rotation.store)
+    assert action(rotation, store)
+    assert store.calls
+    return store.calls
