@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backupd.cache import is_hashes_file, map_hashes, write_atomically
+from backupd.cache import hashes_name, is_hashes_file, map_hashes, write_atomically
 from backupd.errors import DamageError, IdentityNeededError, NoSuchObjectError, PutOnlyError
 from backupd.format import FormatError
-from backupd.format.pack import page_hash
-from backupd.format.pagemap import image_digest, page_hashes
+from backupd.format.fitting import Fitting
+from backupd.format.pagemap import image_digest
 from backupd.logs import log
+from backupd.repository.manifests import checked_map
+from backupd.repository.packs import read_index
 from backupd.threads import worker_threads
 
 if TYPE_CHECKING:
@@ -60,14 +62,14 @@ def find_base(
     The packs in `condemned` (SHA-256, hex) count as lost, as do those that `survey` does not show with their size.
     Raises the errors of `Store` and `DamageError`.
     """
-    page_map = repository.checked_map(newest)
+    page_map = checked_map(repository, newest)
     is_lost = np.zeros(len(newest.packs) + 1, dtype=bool)
     missing = set(survey.missing(newest.packs))
     for position, pack in enumerate(newest.packs, 1):
         is_lost[position] = pack in missing or pack.sha256 in condemned
     is_damaged = is_lost.copy()
     unread: list[BackupdError] = []
-    file = repository.cache(newest.database) / f"{newest.id}.hashes"
+    file = repository.cache.file(newest.database, hashes_name(newest.id))
     if not is_hashes_file(file, newest):
         log.info("rebuilding the base from pack indexes", database=newest.database, store=repository.url)
         hashes = _gather_hashes(repository, newest, page_map, is_lost, unread)
@@ -97,12 +99,11 @@ def _gather_hashes(
 
     `unread` gets the reason where that is no damage.
     """
-    hashes = np.zeros((manifest.page_count, 2), dtype=np.uint64)
-    hashes[page_map == 0] = page_hashes(page_hash(bytes(manifest.page_size)))
+    fitting = Fitting(manifest, page_map)
     for position, index in _indexes(repository, manifest, is_lost, unread):
-        if index is None or not _place_hashes(index, position, page_map, hashes):
+        if index is None or fitting.place(index, position) is not None:
             is_lost[position] = True
-    return hashes
+    return fitting.hashes
 
 
 def _indexes(
@@ -113,23 +114,14 @@ def _indexes(
         if any(isinstance(error, PutOnlyError) for error in unread):
             return None  # these keys would be refused the next pack too
         try:
-            index = repository.read_index(manifest.database, pack)
+            index = read_index(repository, manifest.database, pack)
         except (PutOnlyError, IdentityNeededError) as error:
             unread.append(error)
             return None
         except (NoSuchObjectError, FormatError, DamageError):
             return None
-        return index if (index.pages, index.page_size) == (pack.pages, manifest.page_size) else None
+        return index if index.pages == pack.pages else None
 
     positions = [position for position in range(1, len(manifest.packs) + 1) if not is_lost[position]]
     with worker_threads(_READERS) as readers:
         yield from zip(positions, readers.map(read, positions), strict=True)
-
-
-def _place_hashes(index: PackIndex, position: int, page_map: PageMap, hashes: PageHashes) -> bool:
-    """Put the live hashes of one pack in their places; whether the index lists every page that it should."""
-    indices = np.frombuffer(index.page_numbers, dtype="<u4").astype(np.int64) - 1
-    within = indices < len(page_map)
-    within[within] = page_map[indices[within]] == position
-    hashes[indices[within]] = page_hashes(index.hashes)[within]
-    return int(within.sum()) == int((page_map == position).sum())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from backupd.errors import BackupdError, DamageError, NoSuchObjectError, NoSuchSnapshotError
 from backupd.logs import log
 from backupd.reference import parse_reference, resolve
+from backupd.repository.manifests import opened, read_history, read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +54,7 @@ def list_snapshots(repositories: Sequence[Repository], database: str | None) -> 
             if not is_repository(repository):
                 continue
             for name in [database] if database else repository.databases():
-                history = repository.history(name)
+                history = read_history(repository, name)
                 listing.snapshots.extend(ListedSnapshot(repository, manifest) for manifest in history.manifests)
                 listing.problems.extend(_damage(repository, history))
         except BackupdError as error:
@@ -114,7 +115,7 @@ def find_snapshot(
         raise failed or _nothing_found(reference, repositories, wanted)
     best = max(candidates, key=lambda candidate: candidate.manifest.id.taken_at)
     try:
-        return ListedSnapshot(best.repository, best.repository.look_up(best.manifest.database, best.manifest.id))
+        return ListedSnapshot(best.repository, read_manifest(best.repository, best.manifest.database, best.manifest.id))
     except NoSuchObjectError as error:
         raise NoSuchSnapshotError(
             f"snapshot {best.manifest.id} was removed from {best.repository.url} in this moment",
@@ -124,7 +125,7 @@ def find_snapshot(
 
 def whole(found: ListedSnapshot) -> WholeSnapshot:
     """`found` with everything that a restore needs. Raises `IdentityNeededError`."""
-    return WholeSnapshot(found.repository, found.repository.opened(found.manifest))
+    return WholeSnapshot(found.repository, opened(found.repository, found.manifest))
 
 
 def _find_in(repository: Repository, reference: Reference, names: list[str], now: datetime) -> AnyManifest | None:
@@ -135,7 +136,7 @@ def _find_in(repository: Repository, reference: Reference, names: list[str], now
         )
     found = []
     for name in names:
-        history = repository.history(name)
+        history = read_history(repository, name)
         manifest = resolve(reference, history.manifests, now)
         _reject_if_damage_may_be_meant(repository, reference, history, manifest)
         if manifest is not None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _AGE, _SSH = "age1", "ssh-"
 _SECRET = "AGE-SECRET-KEY-"  # noqa: S105  (how one begins, and none)
 _PEM = "-----BEGIN "
+_ENCRYPTED = (b"age-encryption.org/v1", b"-----BEGIN AGE ENCRYPTED FILE-----")
 _MOST_IDENTITY_BYTES = 1 << 20
 
 
@@ -116,10 +117,12 @@ def read_identities(file: Path) -> list[Any]:
     from pyrage import IdentityError, ssh, x25519  # noqa: PLC0415  (as above)
 
     content = _content_of(file)
+    if content.startswith(_ENCRYPTED):
+        raise _unusable(file, "it is encrypted itself, and `age -d` decrypts it")
     try:
         if _PEM.encode() in content:
             return [ssh.Identity.from_buffer(content)]
-        lines = [line.strip() for line in content.decode().splitlines()]
+        lines = [line.strip() for line in content.decode("utf-8-sig").splitlines()]
         found = [x25519.Identity.from_str(line) for line in lines if line and not line.startswith("#")]
     except IdentityError as error:
         raise _unusable(file, _lower(error)) from None

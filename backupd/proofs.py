@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from backupd.errors import NoSuchObjectError
 from backupd.format import FormatError
 from backupd.format.records import Drill, DrillOutcome, decode_drill
+from backupd.repository.records import read_record
 from backupd.store.keys import drills_prefix
 from backupd.survey import survey_of
 from backupd.threads import worker_threads
@@ -91,6 +92,11 @@ class Proofs:
             return frozenset(named)
         return frozenset(named & self._condemned.keys())
 
+    def condemning(self, manifests: Iterable[AnyManifest]) -> set[SnapshotId]:
+        """The snapshots, gone or not, whose drills say that a pack which one of `manifests` names is damaged."""
+        named = {pack.sha256 for manifest in manifests for pack in manifest.packs}
+        return {found.drill.snapshot for sha256, found in self._condemned.items() if sha256 in named}
+
     def verdicts(self, manifests: Iterable[AnyManifest]) -> dict[SnapshotId, DrillOutcome]:
         """What is known of each of the snapshots, as far as anything is."""
         found = {manifest.id: self.verdict(manifest) for manifest in manifests}
@@ -129,7 +135,7 @@ def read_proofs(repository: Repository, database: str, survey: Survey | None = N
 
     def read(snapshot_id: SnapshotId) -> _Found | None:
         stored = shown.drills[snapshot_id]
-        drill = repository.record(database, stored, decode_drill)
+        drill = read_record(repository, database, stored, decode_drill)
         if (drill.snapshot, drill.database) != (snapshot_id, database):
             raise FormatError("it is that of another snapshot")
         return _Found(drill, stored.modified_at)

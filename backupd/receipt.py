@@ -11,7 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from backupd.errors import NoSuchObjectError, StoreRefusedError
-from backupd.repository import pack_key
+from backupd.repository.packs import pack_key
 from backupd.threads import worker_threads
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 writer                              id of this installation, told apart in manifests
 locks/<digest>.lock                 one run at a time
 spool/<run>/  spool/<run>.lock      finished packs on their way to the stores
-cache/<repository>/<database>/      manifests, and the page hashes of the newest snapshot
+cache/<repository>-<place>/<database>/  manifests, and the page hashes of the newest snapshot
 notes/<digest>                      a few words to a later run
 verifications/<digest>.*            what a verification that was broken off has read
 """

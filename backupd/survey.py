@@ -102,6 +102,13 @@ class History:
         """The snapshot with the highest sequence, of any kind."""
         return self.manifests[-1] if self.manifests else None
 
+    @property
+    def newest_id(self) -> SnapshotId | None:
+        """That of the newest snapshot, also when its manifest is what is damaged."""
+        known = [] if self.newest is None else [self.newest.id]
+        # A damaged manifest does not say its place in the order: its id has to do.
+        return max([*known, *(damaged.id for damaged in self.damaged)], default=None)
+
     def lacks_some_of(self, survey: Survey) -> bool:
         """Whether manifests that `survey` shows had gone before they could be read."""
         return len(self.manifests) + len(self.damaged) < len(survey.manifests)

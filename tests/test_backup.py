@@ -19,6 +19,7 @@ from backupd.errors import AnotherRunError, SourceUnusableError, StoreUnavailabl
 from backupd.format.ids import SnapshotId
 from backupd.format.manifest import Manifest, SnapshotKind, encode_manifest
 from backupd.repository import Repository
+from backupd.repository.manifests import read_history
 from backupd.restore import restore_to_file
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
@@ -70,7 +71,7 @@ class Place:
         return result
 
     def manifests(self, store: Store | None = None) -> tuple[Manifest, ...]:
-        return Repository(store or self.store, StateDirectory(self.root / "other state")).history("app").manifests
+        return read_history(Repository(store or self.store, StateDirectory(self.root / "other state")), "app").manifests
 
     def content(self, manifest: Manifest, store: Store | None = None) -> str:
         """The value of row 1 in a snapshot, restored by somebody who has no cache."""

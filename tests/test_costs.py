@@ -20,6 +20,7 @@ from backupd.drill import drill
 from backupd.health import StatusFile
 from backupd.proofs import read_proofs
 from backupd.repository import Repository
+from backupd.repository.manifests import read_history
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
 from backupd.upkeep.configured import Configured
@@ -159,7 +160,7 @@ def test_list(tmp_path: Path, costs: dict[str, Counter[str]]) -> None:
 def test_drill(tmp_path: Path, costs: dict[str, Counter[str]]) -> None:
     """Some requests, and one for each pack."""
     place = Place(tmp_path, RetentionSettings())
-    newest = place.repository.history("app").newest
+    newest = read_history(place.repository, "app").newest
     assert newest is not None
     place.counted()
     result = drill(place.repository, "app", place.state, _SETTINGS, now=datetime.now(UTC), should_stop=lambda: None)
@@ -171,7 +172,7 @@ def test_drill(tmp_path: Path, costs: dict[str, Counter[str]]) -> None:
 def test_verification(tmp_path: Path, costs: dict[str, Counter[str]], level: Level, line: str) -> None:
     """Each manifest, and each pack once, however many snapshots need it; asking for a checksum counts as reading."""
     place = Place(tmp_path, RetentionSettings())
-    manifests = place.repository.history("app").manifests
+    manifests = read_history(place.repository, "app").manifests
     packs = {pack.sha256 for manifest in manifests for pack in manifest.packs}
     place.counted()
     wish = VerifyWish(wants_all=True, level=level)

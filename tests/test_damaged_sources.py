@@ -21,6 +21,7 @@ from backupd.format.records import DrillOutcome
 from backupd.proofs import read_proofs
 from backupd.prune import prune
 from backupd.repository import Repository
+from backupd.repository.manifests import read_history
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
 
@@ -82,7 +83,7 @@ class Place:
 
     def known(self) -> list[DrillOutcome | None]:
         proofs = read_proofs(self.repository, "app")
-        verdicts = [proofs.verdict(manifest) for manifest in self.repository.history("app").manifests]
+        verdicts = [proofs.verdict(manifest) for manifest in read_history(self.repository, "app").manifests]
         return [None if verdict is None else verdict.outcome for verdict in verdicts]
 
     def first_free_page(self) -> int:

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from harness.s3_server import S3Server
 
 _SHELL_BLOCKS = blocks(README, "sh")
-# In the order in which somebody may try them: `init` comes before `doctor`, which needs a configuration.
+# In the order in which somebody may try them: `keygen` makes the key that `verify` shows, `init` what `doctor` needs.
 _VERBS = (
+    "keygen",
     "now",
     "list",
     "status",
@@ -34,7 +35,6 @@ _VERBS = (
     "undelete",
     "init",
     "doctor",
-    "keygen",
     "completion",
 )
 _CONFIGURATION = """

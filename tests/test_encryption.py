@@ -113,6 +113,26 @@ def test_a_file_without_keys_is_told(tmp_path: Path, content: bytes) -> None:
     assert "1ABC" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "content", ["\ufeff{}", "\ufeff  {}  \r\n", "# mine\r\n\r\n{}\r\n"], ids=["byte order mark", "blanks", "CRLF"]
+)
+def test_a_file_that_an_editor_has_saved_is_read(tmp_path: Path, content: str) -> None:
+    """The key is the same, whatever an editor of another system puts around it."""
+    public, file = _pair(tmp_path, "key")
+    secret = next(line for line in file.read_text().splitlines() if not line.startswith("#"))
+    (tmp_path / "saved").write_bytes(content.format(secret).encode())
+    encryption = Encryption([public], tmp_path / "saved")
+    assert encryption.decrypt(encryption.encrypt(b"content"), what="it") == b"content"
+
+
+@pytest.mark.parametrize("content", [b"age-encryption.org/v1\n-> scrypt", b"-----BEGIN AGE ENCRYPTED FILE-----\nYWdl"])
+def test_an_encrypted_file_of_keys_is_told(tmp_path: Path, content: bytes) -> None:
+    """Nobody is there to type its passphrase."""
+    (tmp_path / "key").write_bytes(content)
+    with pytest.raises(UsageError, match="it is encrypted itself"):
+        Encryption(identity_file=tmp_path / "key").decrypt(b"", what="it")
+
+
 def test_a_missing_file_of_keys_is_told(tmp_path: Path) -> None:
     """Where it was looked for, and what to check."""
     with pytest.raises(UsageError, match=r"the file of keys .*/none cannot be read: No such file"):

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from backupd.backup import BackupResult, Outcome, Wish, back_up
 from backupd.config import Database, Settings
 from backupd.repository import Repository
+from backupd.repository.manifests import read_history
 from backupd.restore import restore_to_file
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
@@ -118,7 +119,7 @@ class Protected:
 
     def manifests(self, store: DirectoryStore, state: Path | None = None) -> tuple[Manifest, ...]:
         """The snapshots in a store, oldest first."""
-        return Repository(store, StateDirectory(state or self.state)).history("app").manifests
+        return read_history(Repository(store, StateDirectory(state or self.state)), "app").manifests
 
 
 def restored(store: DirectoryStore, manifest: Manifest, scratch: Path) -> bytes:

@@ -21,6 +21,7 @@ from backupd.errors import (
 )
 from backupd.format.manifest import SnapshotKind
 from backupd.repository import Repository
+from backupd.repository.manifests import opened, read_history, read_manifest
 from backupd.restore import InPlaceRestore, InPlaceResult, Plan, TableChange, Way
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
@@ -46,7 +47,7 @@ class Service:
         self.first = content_digest(self.path)
         self.save(SnapshotKind.REGULAR)
         self.repository = Repository(self._store, self._state)
-        self.manifest: Manifest = self.repository.history("app").manifests[0]
+        self.manifest: Manifest = read_history(self.repository, "app").manifests[0]
 
     def save(self, kind: SnapshotKind = SnapshotKind.BEFORE_RESTORE) -> SnapshotId:
         database = Database("app", self.path)
@@ -93,7 +94,7 @@ class Service:
 
     def of(self, safety: SnapshotId | None) -> Manifest:
         assert safety is not None
-        return self.repository.manifest("app", safety)
+        return opened(self.repository, read_manifest(self.repository, "app", safety))
 
 
 @MODES

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ import pytest
 from harness.cli import PLAIN, CommandLine, Runner
 from harness.confinement import ANOTHER_UID, another_user, shared_directory
 from harness.place import change_rows, create_database
+from harness.watching import looking_all_the_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -70,20 +70,9 @@ class _Seen:
 
 @contextmanager
 def _watched(*roots: Path) -> Iterator[_Seen]:
-    seen, is_over = _Seen(*roots), threading.Event()
-
-    def look() -> None:
-        while not is_over.wait(0.005):
-            seen.look()
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
+    seen = _Seen(*roots)
+    with looking_all_the_time(seen.look):
         yield seen
-    finally:
-        is_over.set()
-        thread.join()
-        seen.look()
 
 
 @contextmanager

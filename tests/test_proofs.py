@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from harness.damage import flip
 from harness.faults import FaultyStore
 
 from backupd.backup import BackupResult, Wish, back_up
@@ -21,6 +22,7 @@ from backupd.errors import StoreRefusedError
 from backupd.format.records import Drill, DrillOutcome, encode_drill
 from backupd.proofs import read_proofs
 from backupd.repository import Repository
+from backupd.repository.manifests import opened, read_history
 from backupd.restore import restore_to_file
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
@@ -90,10 +92,10 @@ class Place:
         )
 
     def manifests(self) -> tuple[AnyManifest, ...]:
-        return self.repository(machine="reader").history("app").manifests
+        return read_history(self.repository(machine="reader"), "app").manifests
 
     def newest(self) -> Manifest:
-        return self.repository(machine="reader").manifest("app", self.manifests()[-1].id)
+        return opened(self.repository(machine="reader"), self.manifests()[-1])
 
     def pack(self, sha256: str, name: str = "store") -> Path:
         return self.root / name / "app/packs" / f"{sha256}.zst"
@@ -129,13 +131,6 @@ class Place:
             query = "SELECT id, a FROM t ORDER BY id"
             assert restored.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
             assert restored.execute(query).fetchall() == live.execute(query).fetchall()
-
-
-def flip(file: Path) -> None:
-    """Turn one bit in the middle."""
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 0x10
-    file.write_bytes(content)
 
 
 def live_pages(manifest: Manifest, sha256: str) -> int:

@@ -13,6 +13,7 @@ from backupd.backup import Wish, back_up
 from backupd.config import Database, Settings
 from backupd.errors import BusyError, TargetExistsError, TargetUnwritableError
 from backupd.repository import Repository
+from backupd.repository.manifests import read_history
 from backupd.restore import RestoreResult, reject_unusable_target, restore_to_file
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
@@ -33,7 +34,7 @@ class Snapshotted:
         back_up(Database(name="app", path=path), [store], Settings(), state, wish=Wish(), on_progress=lambda _: None)
         self.image = path.read_bytes()
         self.repository = Repository(store, state)
-        self.manifest: Manifest = self.repository.history("app").manifests[0]
+        self.manifest: Manifest = read_history(self.repository, "app").manifests[0]
 
     def restore(self, target: Path, *, force: bool = False) -> RestoreResult:
         return restore_to_file(

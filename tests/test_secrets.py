@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from harness.cli import CommandLine, Finished, finish
 from harness.loopback import loopback
 from harness.place import change_rows, create_database
 from harness.site import new_site
+from harness.watching import looking_all_the_time
 
 from backupd.children import child_environment
 
@@ -78,19 +78,9 @@ class _Processes:
 @contextmanager
 def _watched() -> Iterator[_Processes]:
     """Look all the time, in a thread, until the block ends."""
-    processes, is_over = _Processes(), threading.Event()
-
-    def look() -> None:
-        while not is_over.wait(0.005):
-            processes.look()
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
+    processes = _Processes()
+    with looking_all_the_time(processes.look):
         yield processes
-    finally:
-        is_over.set()
-        thread.join()
 
 
 def _refusing(handler: Handler, request: Request) -> None:

@@ -18,6 +18,7 @@ from backupd.prune.pace import Pace
 from backupd.prune.store_clock import StoreClock
 from backupd.prune.sweep import Sweep
 from backupd.repository import Repository
+from backupd.repository.manifests import read_history
 from backupd.store import open_store
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ def test_a_bucket_is_rotated_to_its_end(rotation: Rotation, seaweed: S3Server) -
     assert (len(removed), deleted) == (2, 1)
     keys = [stored.key for stored in store.list("app/")]
     assert [key for key in keys if "/trash/" in key or "/deletions/" in key] == []
-    (manifest,) = Repository(store, rotation.host("reader")).history("app").manifests
+    (manifest,) = read_history(Repository(store, rotation.host("reader")), "app").manifests
     assert {key for key in keys if "/packs/" in key} == {f"app/packs/{pack.sha256}.zst" for pack in manifest.packs}
     rotation.become("x")
     assert rotation.back_up(store=store).outcome is Outcome.CREATED

@@ -147,9 +147,9 @@ def _share_streams(parts: Sequence[StorePart], spool: Path) -> list[StreamBase]:
     """One stream of packs for all parts that need the same pages stored: nearly always one for all."""
     streams: dict[object, tuple[int, StreamBase]] = {}
     for part in parts:
-        key = part.stream_key()
+        key = part.ground.stream_key()
         if key not in streams:
-            streams[key] = (len(streams), part.stream_base(spool / f"expected-{len(streams)}"))
+            streams[key] = (len(streams), part.ground.stream_base(spool / f"expected-{len(streams)}"))
         part.stream = streams[key][0]
     return [base for _, base in streams.values()]
 

@@ -13,38 +13,31 @@ from typing import TYPE_CHECKING
 
 from backupd import __version__
 from backupd.backup.assembly import assemble, count_changed
+from backupd.backup.ground import Ground, find_ground
 from backupd.backup.remarks import remarks, source_remarks
 from backupd.backup.results import BackupResult, Outcome
 from backupd.backup.silence import HINT, WatchedStore
 from backupd.backup.spooled import spool_failure
-from backupd.base import find_base
 from backupd.cache import map_hashes
-from backupd.capture.process import StreamBase
-from backupd.cleaning import pages_to_relocate
-from backupd.errors import BackupdError, StoreRefusedError, StoreUnavailableError
+from backupd.errors import BackupdError, StoreUnavailableError
 from backupd.format.manifest import Manifest, Writer
 from backupd.format.pagemap import encode_page_map
-from backupd.proofs import read_proofs
 from backupd.receipt import receipt_of
 from backupd.repository import Repository
-from backupd.survey import History
+from backupd.repository.writing import commit, put_pack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
-    from pathlib import Path
+    from collections.abc import Callable
 
     from backupd.backup.results import Wish
     from backupd.backup.silence import Patience
     from backupd.backup.spooled import Image, SpooledPack
-    from backupd.base import BaseSnapshot
     from backupd.capture.process import Pinned
     from backupd.config import Database, Settings
     from backupd.state import StateDirectory
     from backupd.store import Store
-    from backupd.survey import Survey
 
 _TICK_SECONDS = 0.1
-_ANY_PAGE_SIZE = 512
 
 
 class StorePart:
@@ -61,6 +54,7 @@ class StorePart:
     ) -> None:
         self._watched = WatchedStore(store)
         self.repository = Repository(self._watched, state, settings.open_encryption())
+        self.ground = Ground(wish.is_full)
         self.stream = 0
         self.error: BackupdError | None = None
         self.uploaded_bytes = 0
@@ -69,11 +63,6 @@ class StorePart:
         self._longest_silence_seconds = patience.longest_for(store, settings.stores)
         self._lock_timeout = settings.capture.lock_timeout.total_seconds()
         self._wish = wish
-        self._base: BaseSnapshot | None = None
-        self._history = History((), ())
-        self._is_newest_unreadable = False
-        self._unread_drills: BackupdError | None = None
-        self._relocate: list[int] = []
         self._packs: list[SpooledPack] = []
         self._uploads = ThreadPoolExecutor(settings.packs.upload_threads, thread_name_prefix="upload")
         self._pending: list[Future[None]] = []
@@ -149,57 +138,11 @@ class StorePart:
             self.fail(error)
 
     def prepare(self) -> None:
-        """Find out what the snapshot builds on. Writes nothing: the source may turn out to be unusable."""
+        """Find out what the snapshot builds on."""
         try:
-            is_repository = self.repository.exists()
-            survey = self.repository.survey(self._database.name)
-            if not survey.manifests:
-                return
-            if not is_repository:
-                self.repository.create_if_missing()  # somebody removed the one object that says what this is
-            self._history = self.repository.history(self._database.name, survey)
-            if self._history.lacks_some_of(survey):
-                # Another host removes snapshots. It keeps the newest, which may be newer than those that were listed.
-                survey = self.repository.survey(self._database.name)
-                self._history = self.repository.history(self._database.name, survey)
-            newest = self._history.newest
-            self._is_newest_unreadable = _is_newest_unreadable(self._history, survey)
-            if isinstance(newest, Manifest):
-                condemned = self._condemned_packs(newest, survey)
-                self._base = find_base(self.repository, newest, survey, condemned=condemned)
-                self._relocate = pages_to_relocate(newest.packs, self._base.page_map, newest.page_size)
+            self.ground = find_ground(self.repository, self._database.name, is_full=self._wish.is_full)
         except BackupdError as error:
             self.fail(error)
-
-    def _condemned_packs(self, newest: Manifest, survey: Survey) -> Collection[str]:
-        try:
-            return read_proofs(self.repository, self._database.name, survey).condemned_packs(newest)
-        except StoreRefusedError as error:  # keys that may do no more than put are enough for a snapshot
-            self._unread_drills = error
-            return ()
-
-    @property
-    def _compares(self) -> bool:
-        return self._base is not None and not self._wish.is_full
-
-    def stream_key(self) -> object:
-        """Equal for parts that need the same pages stored."""
-        if self._base is None or not self._compares:
-            return None
-        manifest = self._base.manifest
-        return (manifest.page_size, manifest.image_digest, self._base.lost.tobytes(), tuple(self._relocate))
-
-    def stream_base(self, expected: Path) -> StreamBase:
-        """What this part's stream is compared with; `expected` is a file that may be written for it."""
-        if self._base is None or not self._compares:
-            return StreamBase(page_size=_ANY_PAGE_SIZE, hashes=None, relocate=())
-        file = self._base.hashes
-        if len(self._base.lost):
-            hashes = self._base.read_hashes().copy()
-            hashes[self._base.lost] = 0
-            expected.write_bytes(hashes.tobytes())
-            file = expected
-        return StreamBase(page_size=self._base.manifest.page_size, hashes=str(file), relocate=self._relocate)
 
     def upload(self, pack: SpooledPack) -> None:
         """Send one pack of this part's stream, in the background."""
@@ -216,7 +159,7 @@ class StorePart:
     def _upload(self, pack: SpooledPack) -> None:
         try:
             if self.error is None:
-                self.repository.put_pack(self._database.name, pack.file, pack.written.entry)
+                put_pack(self.repository, self._database.name, pack.file, pack.written.entry)
                 with self._lock:
                     self.uploaded_bytes += pack.written.entry.stored_bytes
         except BackupdError as error:
@@ -246,13 +189,14 @@ class StorePart:
             self.fail(error)
 
     def _commit(self, image: Image) -> BackupResult:
-        base = self._base
-        if base is not None and not self._needs_snapshot and image.is_that_of(base.manifest):
+        base = self.ground.base
+        needs_snapshot = bool(self._packs) or self.ground.needs_snapshot or self._wish.needs_snapshot
+        if base is not None and not needs_snapshot and image.is_that_of(base.manifest):
             manifest, outcome = base.manifest, Outcome.UNCHANGED
             changed = stored = replaced = 0
         else:
             manifest = self._manifest(image)
-            self.repository.commit(manifest, image.hashes)
+            commit(self.repository, manifest, image.hashes)
             outcome, changed, stored = Outcome.CREATED, manifest.changed_pages, manifest.stored_bytes
             replaced = 0 if base is None else base.damaged_packs
         return BackupResult(
@@ -268,35 +212,18 @@ class StorePart:
             replaced_packs=replaced,
             is_schema_readable=image.pinned.facts.tables is not None,
             warnings=(
-                *self._told_of_unread(),
+                *self.ground.warnings(self.repository.url),
                 *source_remarks(image.pinned.facts, self._database.path),
-                *remarks(self.repository.url, self._history, self._describe_writer(image.pinned), image.id),
+                *remarks(self.repository.url, self.ground.history, self._describe_writer(image.pinned), image.id),
             ),
         )
 
-    @property
-    def _needs_snapshot(self) -> bool:
-        """Whether there is a new one even of an unchanged database: the last one cannot be restored as it should."""
-        is_damaged = self._base is not None and self._base.damaged_packs > 0
-        return bool(self._packs) or is_damaged or self._is_newest_unreadable or self._wish.needs_snapshot
-
-    def _told_of_unread(self) -> Iterator[str]:
-        unread = self._base.unread if self._base is not None and self._compares else None
-        if unread is not None:
-            yield (
-                f"pages that had not changed were stored again in {self.repository.url}, because the state directory "
-                f"does not know the snapshot before this one: {unread.message}; keep state_dir"
-            )
-        if self._unread_drills is not None:
-            yield (
-                "what test restores have found cannot be read, so damaged packs are not stored again by themselves: "
-                f"{self._unread_drills.message}"
-            )
-
     def _manifest(self, image: Image) -> Manifest:
-        pinned, newest = image.pinned, self._history.newest
-        base = self._base if self._base is not None and self._base.manifest.page_size == pinned.page_size else None
-        builds_on = base if self._compares else None
+        pinned, newest = image.pinned, self.ground.history.newest
+        base = self.ground.base
+        if base is not None and base.manifest.page_size != pinned.page_size:
+            base = None
+        builds_on = None if self._wish.is_full else base
         packs, page_map = assemble(
             pinned.page_size,
             pinned.page_count,
@@ -345,11 +272,3 @@ class StorePart:
                 error=error,
             )
         return replace(self._result, duration_seconds=duration_seconds)
-
-
-def _is_newest_unreadable(history: History, survey: Survey) -> bool:
-    """Whether the manifest that the store got last is damaged: what it said of its own place cannot be known."""
-    if history.newest is None:
-        return bool(history.damaged)
-    put_at = survey.manifests[history.newest.id].modified_at
-    return any(survey.manifests[damaged.id].modified_at > put_at for damaged in history.damaged)

@@ -47,8 +47,9 @@ def command(invocation: Invocation, database: str | None, store: str | None, *, 
     """List the snapshots of DATABASE, or of every database, the newest last.
 
     DATABASE is a name, or the path of its file. SIZE is that of the database; STORED is what the snapshot added to the
-    store; PROVEN is how long ago a test restore succeeded, or that one found it damaged. What cannot be read is
-    reported, and the rest is listed all the same.
+    store; PROVEN is how long ago a test restore succeeded, or what else was found of it: `intact`, where every stored
+    byte is right and there was no key to restore it, or that it is damaged. What cannot be read is reported, and the
+    rest is listed all the same.
 
     With --trash, list the snapshots that were removed, by whatever way, and until when `backupd undelete` brings each
     of them back.

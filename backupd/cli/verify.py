@@ -44,7 +44,7 @@ _SNAPSHOTS_SHOWN = 3
         "backupd verify app@latest --level receipt",
         "backupd verify --all --bandwidth 10MB",
         "backupd verify --all --sample 10% --json",
-        "backupd verify latest --level drill",
+        "backupd verify latest --level drill --identity backupd.key",
     ),
 )
 @click.argument("snapshots", metavar="[SNAPSHOT]...", nargs=-1, shell_complete=complete_snapshots)
@@ -62,7 +62,11 @@ _SNAPSHOTS_SHOWN = 3
     show_default=True,
     help="How closely to look, see above.",
 )
-@click.option("--sample", metavar="PERCENT", help="Read only such a share of the packs, others each time: 10%.")
+@click.option(
+    "--sample",
+    metavar="PERCENT",
+    help="Look only at such a share of the packs (drill: of the snapshots), others each time: 10%.",
+)
 @click.option("--bandwidth", metavar="SIZE", help="Read no more than this in a second: 10MB.")
 @click.option("--restart", is_flag=True, help="Begin anew what was broken off, instead of going on with it.")
 @store_option
@@ -90,9 +94,11 @@ def command(
     The level `receipt` reads no pack: every object is there, has the right size, and the right checksum where the store
     keeps one. `packs` reads every byte: the SHA-256 of each pack, the checksum of its content, the hash of each page,
     and whether they make up the image. `drill` restores to scratch and has SQLite check the database, as every night.
+    What is encrypted, and no key here decrypts, is compared with its SHA-256 at both of them.
 
     A pack that several snapshots need is read once. Interrupted at the level `packs`, the same command goes on within 7
-    days. What is damaged is recorded in the store, so that the next snapshot stores it again; the exit code is 20 then.
+    days. Damage is recorded in the store, so that the next snapshot stores it again, and is an alarm until then; the
+    exit code is 20.
     """
     from backupd.cli.session import Session
     from backupd.verify import verify
@@ -111,11 +117,26 @@ def command(
             rate=rate,
             watch=watch,
         )
+    _note(found, session, wish)
     if session.is_json:
         output.print_document(_values(found))
     else:
         _print(found, session)
     return found.exit_code
+
+
+def _note(found: Verification, session: Session, wish: VerifyWish) -> None:
+    """Let `status`, alarms and the daemon know; that it did not work is a warning."""
+    from backupd.errors import BackupdError
+    from backupd.upkeep.verifications import note_verified
+    from backupd.verify import Level
+
+    try:
+        configured = {each.name: session.configured(each) for each in session.databases()}
+        is_drill = wish.level is Level.DRILL
+        note_verified(found.verdicts, configured, session.settings, session.status, is_drill=is_drill)
+    except BackupdError as error:
+        found.warnings.append(f"the status does not know of this: {error.message}")
 
 
 def _wish(
@@ -244,11 +265,16 @@ def _line(snapshot: VerifiedSnapshot) -> str:
         "sample": f"{packs}, some of them read",
         "ciphertext": f"{packs}, every byte read, and not decrypted",
         "pages": f"{packs}, every byte and every page read",
-        "restored": f"{packs}, restored and looked through by SQLite",
+        "restored": f"{packs}, restored and looked through by SQLite: {_counted(snapshot)}",
     }[snapshot.looked]
     if snapshot.outcome == "damaged":
         how = "does not restore to a sound database from there"
     return f"{snapshot.database}  {snapshot.outcome}  {snapshot.id}  {how}  -> {snapshot.store}"
+
+
+def _counted(snapshot: VerifiedSnapshot) -> str:
+    counted = [number for number in snapshot.rows.values() if number is not None]
+    return f"{quantities.count(sum(counted), 'row')} in {quantities.count(len(snapshot.rows), 'table')}"
 
 
 def _summary(found: Verification) -> str:

@@ -234,7 +234,11 @@ def _tell_encryption(settings: Settings) -> None:
     """Say what encryption needs, and what it takes away, before somebody finds out."""
     if not settings.encryption.recipients:
         return
-    hint = f"keep {settings.state_dir}: what is encrypted cannot be read back, and without it the next snapshot is full"
-    if settings.identity_file is None:
-        hint += "; without identity_file, test restores check the stored bytes alone"
+    if settings.identity_file is not None:
+        hint = f"{settings.identity_file} is here: whoever has this machine can read the past"
+    else:
+        hint = (
+            f"keep {settings.state_dir}: what is encrypted cannot be read back here, and without it the next snapshot "
+            "is full; without identity_file, test restores check the stored bytes alone"
+        )
     log.info("snapshots are encrypted", recipients=len(settings.encryption.recipients), hint=hint)

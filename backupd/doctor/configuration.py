@@ -172,9 +172,10 @@ def judge_state(look: StateLook, settings: Settings, host: Host, *, largest_byte
         return
     yield STATE.ok("writable", f"{look.path}" if look.exists else f"{look.path} will be made when it is needed")
     mount = host.mount_of(look.real_path)
+    blind = _why_packs_are_not_read_back(settings)
     if mount is not None and (mount.is_in_memory or host.loses(mount)):
         told = f"{mount.kind} at {mount.point}: goes with the {'container' if host.loses(mount) else 'next start'}; "
-        if blind := _why_packs_are_not_read_back(settings):
+        if blind:
             yield STATE.warning(
                 "mount", f"{told}after that, every page is stored again, because {blind}", "put it on a volume"
             )
@@ -184,14 +185,20 @@ def judge_state(look: StateLook, settings: Settings, host: Host, *, largest_byte
                 f"{told}backups do not need it, but alarms that were told are told again, and `undo` knows less",
                 "put it on a volume",
             )
+    elif blind:
+        yield STATE.note(
+            "lasts",
+            f"without {look.path}, the next snapshot stores every page again, because {blind}",
+            "keep it: it alone knows the hashes of the pages that the stores have",
+        )
     if look.free_bytes is not None:
         yield _space(look.free_bytes, settings.packs.spool_limit, largest_bytes)
 
 
 def _why_packs_are_not_read_back(settings: Settings) -> str | None:
     """Why what is lost here is not found in the stores again; None when it is, in all of them."""
-    if settings.encryption.recipients:
-        return "packs are encrypted, and only who has a key can read what is in them"
+    if settings.encryption.recipients and settings.identity_file is None:
+        return "packs are encrypted, and there is no key here to read what is in them"
     put_only = [store.url for store in settings.stores if store.put_only]
     return f"the keys for {', '.join(put_only)} may not read packs (put_only)" if put_only else None
 

@@ -30,16 +30,11 @@ def judge_encryption(settings: Settings) -> Iterator[Finding]:
         return
     count = f"{len(recipients)} public keys" if len(recipients) > 1 else "one public key"
     yield _SUBJECT.ok("recipients", f"snapshots are encrypted to {count}")
-    yield _SUBJECT.note(
-        "state",
-        "what is encrypted cannot be read back: page hashes are only in the state directory",
-        f"let {settings.state_dir} last (a volume); without it, the next snapshot stores every page again",
-    )
     if identity_file is None:
         yield _SUBJECT.note(
             "identity",
-            "there is no secret key here: a stolen machine cannot read the past, and test restores only prove that "
-            "every stored byte is what was written",
+            "there is no secret key here: a stolen machine cannot read the past, and drills restore nothing: they find "
+            "a snapshot `intact` (every stored byte is what was written), and never proven",
             "now and then, where the key is: backupd verify --level drill --identity FILE --store URL",
         )
 

@@ -23,18 +23,6 @@ _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "glusterfs", "lustre
 _SHARED_BY_HOST = {"9p", "virtiofs", "vboxsf", "vmhgfs", "prl_fs", "fakeowner", "osxfs", "drvfs"}
 _IN_MEMORY = {"tmpfs", "ramfs"}
 _LAYERED = {"overlay", "aufs", "overlayfs"}
-_NOT_FOR_FILES = {
-    "proc",
-    "sysfs",
-    "devtmpfs",
-    "devpts",
-    "cgroup",
-    "cgroup2",
-    "debugfs",
-    "tracefs",
-    "securityfs",
-    "mqueue",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +53,6 @@ class Mount:
     def is_layer(self) -> bool:
         """Whether this is the file system that a container was given for itself, and that goes with it."""
         return self.kind in _LAYERED
-
-    @property
-    def is_for_files(self) -> bool:
-        """Whether people keep files there: not the kernel's own file systems."""
-        return self.kind not in _NOT_FOR_FILES
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,8 @@
 
 results      what became of a drill
 scratch      where the image goes for a while
-packs        one pack by itself, each byte and page of it proven
-image        the image out of its packs, each byte of it proven, and which packs are damaged
-ciphertext   the same of what cannot be decrypted here: every stored byte, and no image
+packs        each pack by itself, every byte and page of it proven, as far as it can be decrypted here
+image        the image out of its packs, each byte of it proven
 examination  what SQLite finds in it, in a process of its own
 drilling     the drill, and its record in the store
 """

@@ -8,9 +8,9 @@ from datetime import UTC
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from backupd.drill.ciphertext import read_ciphertext
 from backupd.drill.examination import examine
-from backupd.drill.image import DamagedPacksError, fetch_proven
+from backupd.drill.image import fetch_proven
+from backupd.drill.packs import DamagedPacksError, reject_damaged_packs
 from backupd.drill.results import DrillResult, Outcome
 from backupd.drill.scratch import scratch_file
 from backupd.errors import (
@@ -24,6 +24,8 @@ from backupd.errors import (
 from backupd.format.records import MAX_RECORD_PACKS, Drill, DrillOutcome, encode_drill
 from backupd.live.soundness import MOST_FINDINGS
 from backupd.logs import log
+from backupd.proofs import read_proofs
+from backupd.repository.manifests import opened, read_history, read_manifest
 from backupd.store import canonical_url
 from backupd.store.keys import RecordKey, RecordKind
 
@@ -99,6 +101,7 @@ class _Drilling:
         self._state = state
         self._deadline = deadline
         self._should_stop = should_stop
+        self._is_proven = False
 
     def drilled(self, blank: DrillResult) -> DrillResult:
         """`blank` with what was found, or with why nothing was."""
@@ -112,10 +115,13 @@ class _Drilling:
             result = replace(result, image_bytes=found.image_bytes)
             if self._repository.encryption.can_decrypt or not any(pack.encryption for pack in found.packs):
                 try:
-                    return self._restored(result, self._repository.opened(found))
+                    return self._restored(result, opened(self._repository, found))
                 except IdentityNeededError:
                     pass  # there are keys here, and they are those of others
-            fetched_bytes = read_ciphertext(self._repository, found, self._should_stop)
+            reject_damaged_packs(self._repository, found, self._should_stop)
+            fetched_bytes = sum(pack.stored_bytes for pack in found.packs)
+            known = read_proofs(self._repository, self._database).verdict(found)
+            self._is_proven = known is not None and known.outcome is DrillOutcome.PROVEN
             return replace(result, outcome=Outcome.INTACT, fetched_bytes=fetched_bytes)
         except DamageError as error:
             return self._damaged(result, error)
@@ -131,20 +137,17 @@ class _Drilling:
 
     def _newest(self) -> SnapshotId:
         """The newest snapshot, also when its manifest is what is damaged."""
-        history = self._repository.history(self._database)
-        known = [] if history.newest is None else [history.newest.id]
-        # A damaged manifest does not say its place in the order: its id has to do.
-        ids = [*known, *(damaged.id for damaged in history.damaged)]
-        if not ids:
+        newest = read_history(self._repository, self._database).newest_id
+        if newest is None:
             raise NoSuchSnapshotError(
                 f"{self._repository.url} holds no snapshot of {self._database}",
                 hint=f"make one with: backupd now {self._database}",
             )
-        return max(ids)
+        return newest
 
     def _look_up(self, snapshot_id: SnapshotId) -> AnyManifest:
         try:
-            return self._repository.look_up(self._database, snapshot_id)
+            return read_manifest(self._repository, self._database, snapshot_id)
         except NoSuchObjectError as error:
             raise NoSuchSnapshotError(
                 f"{self._repository.url} holds no snapshot {snapshot_id} of {self._database}",
@@ -207,6 +210,8 @@ class _Drilling:
         """`result`, of which the store knows when it is a verdict. A proof that could not be recorded is none."""
         if result.id is None or result.outcome not in _RECORDED:
             return result
+        if result.outcome is Outcome.INTACT and self._is_proven:
+            return result  # what a machine with a key has found says more, and keeps the snapshot from being removed
         record = Drill(
             snapshot=result.id,
             database=self._database,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from backupd.drill.packs import damaged_packs
+from backupd.drill.packs import reject_damaged_packs
 from backupd.errors import DamageError, TargetUnwritableError
 from backupd.format.pack import page_hash
 from backupd.format.pagemap import image_digest, page_hashes
@@ -21,14 +21,6 @@ if TYPE_CHECKING:
 _READ_BYTES = 4 << 20
 
 
-class DamagedPacksError(DamageError):
-    """Packs of a snapshot are damaged or missing; `packs` are their SHA-256."""
-
-    def __init__(self, message: str, *, hint: str | None, packs: tuple[str, ...]) -> None:
-        super().__init__(message, hint=hint)
-        self.packs = packs
-
-
 def fetch_proven(repository: Repository, manifest: Manifest, descriptor: int, should_stop: Callable[[], None]) -> int:
     """Write the image into an empty file and prove each byte of what is then in it; how many bytes that fetched.
 
@@ -39,7 +31,7 @@ def fetch_proven(repository: Repository, manifest: Manifest, descriptor: int, sh
     try:
         fetched_bytes = _fetch(repository, manifest, descriptor, should_stop)
     except DamageError as error:
-        _blame_packs(repository, manifest, error, should_stop)
+        reject_damaged_packs(repository, manifest, should_stop, seen=error)
         # A byte was turned on its way here, and not in the store: or the second time says the same.
         fetched_bytes = _fetch(repository, manifest, descriptor, should_stop)
         log.warning(
@@ -51,7 +43,7 @@ def fetch_proven(repository: Repository, manifest: Manifest, descriptor: int, sh
             hint="look after the memory and the network of this machine and of the store",
         )
     if _digest_of(descriptor, manifest, should_stop) != manifest.image_digest:
-        _blame_packs(repository, manifest, DamageError("a pack holds other pages than it says"), should_stop)
+        reject_damaged_packs(repository, manifest, should_stop)
         raise TargetUnwritableError(
             "the disk of the state directory does not give back what was written to it",
             hint="look at the system log, and replace the disk; nothing is known about the store",
@@ -73,14 +65,3 @@ def _digest_of(descriptor: int, manifest: Manifest, should_stop: Callable[[], No
         for offset in range(0, len(chunk), page_size):
             hashes += page_hash(chunk[offset : offset + page_size])
     return image_digest(page_hashes(bytes(hashes)))
-
-
-def _blame_packs(
-    repository: Repository, manifest: Manifest, error: DamageError, should_stop: Callable[[], None]
-) -> None:
-    """Look at each pack of the snapshot by itself; raise `DamagedPacksError` when one is not as it should be."""
-    damaged = {pack.sha256: found.message for pack, found in damaged_packs(repository, manifest, should_stop).items()}
-    if damaged:
-        first = error.message if next(iter(damaged)) in error.message else next(iter(damaged.values()))
-        more = f"; {len(damaged)} of its {len(manifest.packs)} packs are damaged" if len(damaged) > 1 else ""
-        raise DamagedPacksError(f"{first}{more}", hint=error.hint, packs=tuple(damaged))

@@ -1,29 +1,32 @@
-"""One pack by itself: whether every byte of it is what was written, and whether it is what its manifests say."""
+"""Packs one by one: whether every byte is what was written, and whether they are what their manifests say."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import deque
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from backupd.errors import DamageError, IdentityNeededError, NoSuchObjectError
 from backupd.format import FormatError
-from backupd.format.pack import HASH_BYTES, page_hash
-from backupd.format.pagemap import page_hashes
+from backupd.format.fitting import Fitting
+from backupd.format.manifest import Manifest
+from backupd.format.pack import HASH_BYTES, PackIndex, page_hash
 from backupd.logs import log
 from backupd.receipt import PackFault
-from backupd.repository import pack_key
+from backupd.repository.manifests import checked_map
+from backupd.repository.packs import pack_key, read_pack
 from backupd.threads import worker_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Future
 
-    from backupd.format.manifest import Manifest, PackEntry
-    from backupd.format.pack import PackIndex
-    from backupd.format.pagemap import PageMap
+    from backupd.format.manifest import AnyManifest, PackEntry
     from backupd.repository import Repository
 
 _READERS = 4
+_AHEAD = 2 * _READERS
 _PAGES_SHOWN = 3
 
 
@@ -33,6 +36,18 @@ class DamagedPackError(DamageError):
     def __init__(self, message: str, fault: PackFault) -> None:
         super().__init__(message)
         self.fault = fault
+
+
+class DamagedPacksError(DamageError):
+    """Packs of a snapshot are damaged or missing; `packs` are their SHA-256."""
+
+    def __init__(self, message: str, *, hint: str | None, packs: tuple[str, ...]) -> None:
+        super().__init__(message, hint=hint)
+        self.packs = packs
+
+
+Looked: TypeAlias = PackIndex | DamagedPackError | None
+"""What is in a pack that is right (None: it cannot be decrypted here), or what is wrong with it."""
 
 
 def read_proven(repository: Repository, database: str, pack: PackEntry) -> PackIndex | None:
@@ -58,7 +73,7 @@ def read_proven(repository: Repository, database: str, pack: PackEntry) -> PackI
 
 def _read_once(repository: Repository, database: str, pack: PackEntry) -> PackIndex | None:
     try:
-        index, images = repository.read_pack(database, pack)
+        index, images = read_pack(repository, database, pack)
     except IdentityNeededError:
         return None
     except DamageError as error:
@@ -91,48 +106,62 @@ def _wrong_pages(index: PackIndex, images: bytes) -> list[int]:
     return [int(number) for number in np.frombuffer(index.page_numbers, dtype="<u4")[differs]]
 
 
-class Fitting:
-    """What one manifest says of its packs, to be compared with their indexes."""
+def read_each(
+    repository: Repository, database: str, packs: Iterable[PackEntry], should_stop: Callable[[], None]
+) -> Iterator[tuple[PackEntry, Looked]]:
+    """Look at each of `packs`, several at once, in their order. Raises `StoreError`, and what `should_stop` raises.
 
-    def __init__(self, manifest: Manifest, page_map: PageMap) -> None:
-        self._page_size = manifest.page_size
-        self._page_map = page_map
-        self._needed = np.bincount(page_map, minlength=len(manifest.packs) + 1)
-        self.hashes = np.zeros((manifest.page_count, 2), dtype=np.uint64)
-        """Those of the image: of holes, and of what was placed."""
-        self.hashes[page_map == 0] = page_hashes(page_hash(bytes(manifest.page_size)))
+    `should_stop` is called before each pack, from several threads. What was read is not kept.
+    """
 
-    def place(self, index: PackIndex, position: int) -> str | None:
-        """Take the hashes of what the image has in the pack at `position` (from 1); or why that is not as it says."""
-        if index.page_size != self._page_size:
-            return f"it holds pages of {index.page_size} bytes, and the snapshot has {self._page_size}"
-        indices = np.frombuffer(index.page_numbers, dtype="<u4").astype(np.int64) - 1
-        within = np.flatnonzero(indices < len(self._page_map))
-        live = within[self._page_map[indices[within]] == position]
-        self.hashes[indices[live]] = page_hashes(index.hashes)[live]
-        lacking = int(self._needed[position]) - len(live)
-        return f"it lacks {lacking} of the pages that the snapshot has in it" if lacking else None
-
-
-def damaged_packs(
-    repository: Repository, manifest: Manifest, should_stop: Callable[[], None]
-) -> dict[PackEntry, DamagedPackError]:
-    """The packs of one snapshot that are not as they should be. `should_stop` is called from several threads."""
-    fitting = Fitting(manifest, repository.checked_map(manifest))
-
-    def look(position: int, pack: PackEntry) -> DamagedPackError | None:
+    def look(pack: PackEntry) -> Looked:
         should_stop()
         try:
-            index = read_proven(repository, manifest.database, pack)
-        except DamagedPackError as found:
-            return found
-        reason = None if index is None else fitting.place(index, position)
-        if reason is None:
-            return None
-        key = pack_key(manifest.database, pack)
-        return DamagedPackError(f"pack {key} in {repository.url}: {reason}", PackFault.DOES_NOT_FIT)
+            return read_proven(repository, database, pack)
+        except DamagedPackError as error:
+            return error
 
+    waiting: deque[tuple[PackEntry, Future[Looked]]] = deque()
     with worker_threads(_READERS, name="look") as threads:
-        futures = [threads.submit(look, *each) for each in enumerate(manifest.packs, 1)]
-        found = {pack: future.result() for pack, future in zip(manifest.packs, futures, strict=True)}
-    return {pack: error for pack, error in found.items() if error is not None}
+        for pack in packs:
+            waiting.append((pack, threads.submit(look, pack)))
+            if len(waiting) == _AHEAD:
+                first, looking = waiting.popleft()
+                yield first, looking.result()
+        while waiting:
+            first, looking = waiting.popleft()
+            yield first, looking.result()
+
+
+def reject_damaged_packs(
+    repository: Repository,
+    manifest: AnyManifest,
+    should_stop: Callable[[], None],
+    *,
+    seen: DamageError | None = None,
+) -> None:
+    """Read each pack of the snapshot by itself; raise `DamagedPacksError` when one is not as it should be.
+
+    Of packs that no key here decrypts, that is their SHA-256. `seen` is what gave rise to this; its words are used
+    where they are about the same. Raises as `read_each`, and `DamageError` for a damaged page map.
+    """
+    reasons = _reasons(repository, manifest, should_stop)
+    if reasons:
+        first, reason = next(iter(reasons.items()))
+        if seen is not None and first in seen.message:
+            reason = seen.message
+        more = f"; {len(reasons)} of its {len(manifest.packs)} packs are damaged" if len(reasons) > 1 else ""
+        raise DamagedPacksError(f"{reason}{more}", hint=None if seen is None else seen.hint, packs=tuple(reasons))
+
+
+def _reasons(repository: Repository, manifest: AnyManifest, should_stop: Callable[[], None]) -> dict[str, str]:
+    """What is wrong with packs of the snapshot, by SHA-256."""
+    fitting = Fitting(manifest, checked_map(repository, manifest)) if isinstance(manifest, Manifest) else None
+    reasons = {}
+    looked_at = read_each(repository, manifest.database, manifest.packs, should_stop)
+    for position, (pack, looked) in enumerate(looked_at, 1):
+        if isinstance(looked, DamagedPackError):
+            reasons[pack.sha256] = looked.message
+        elif looked is not None and fitting is not None and (reason := fitting.place(looked, position)):
+            reasons[pack.sha256] = f"pack {pack_key(manifest.database, pack)} in {repository.url}: {reason}"
+    return reasons

@@ -142,6 +142,8 @@ def with_drill(status: Status, result: DrillResult, *, at: datetime, proof_due_b
 def _after_drill(health: StoreHealth, result: DrillResult, at: datetime) -> StoreHealth:
     if _says_nothing(result.error):
         return health
+    if result.outcome in _SUCCEEDED and health.hold is not None and health.hold.ends_by_itself:
+        health = replace(health, hold=None)
     if result.outcome in {"proven", "not-checkable"}:
         return replace(
             health,

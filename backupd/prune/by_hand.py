@@ -10,6 +10,7 @@ from backupd.prune.naming import read_holdings
 from backupd.prune.pace import Pace
 from backupd.prune.pruning import LOCK_SECONDS
 from backupd.prune.trash import mark_undeleted, move_to_trash, unmark_undeleted
+from backupd.repository.writing import publish
 from backupd.retention import newest_regular
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def undelete(repository: Repository, database: str, snapshot_id: SnapshotId) -> 
         # First, so that whoever removes it at this moment finds that it is to stay, and puts the manifest back.
         mark_undeleted(repository, database, snapshot_id)
         if snapshot_id not in repository.survey(database).manifests:
-            repository.publish(entry.manifest, entry.content)
+            publish(repository, entry.manifest, entry.content)
         # The trash entry stays. It means nothing beside a manifest, and may by now be that of another removal.
         return entry.manifest
 

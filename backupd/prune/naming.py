@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backupd.errors import BusyError, DamageError
+from backupd.repository.manifests import read_history
+from backupd.repository.records import read_trash
 from backupd.store.keys import RecordKey, RecordKind, SnapshotKey
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ class Holdings:
 def read_holdings(repository: Repository, database: str) -> Holdings:
     """What the store has of `database` now. Raises the errors of `Store` and `UnsupportedFormatError`."""
     survey = repository.survey(database)
-    return Holdings(survey, repository.history(database, survey), repository.trash(database, survey))
+    return Holdings(survey, read_history(repository, database, survey), read_trash(repository, database, survey))
 
 
 def require_readable_manifests(repository: Repository, database: str, holdings: Holdings) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from backupd.errors import BackupdError, NoSuchObjectError
 from backupd.format.records import Accepted, Verdicts
 from backupd.holds import Hold, find_shrink, why_distrusted, why_held
-from backupd.proofs import read_proofs
+from backupd.proofs import Proofs, read_proofs
 from backupd.prune.naming import read_holdings, require_readable_manifests, require_readable_trash
 from backupd.prune.notes import failure_hold
 from backupd.prune.pace import Pace
@@ -17,6 +17,7 @@ from backupd.prune.store_clock import StoreClock
 from backupd.prune.sweep import Sweep
 from backupd.prune.trash import bring_back, move_to_trash, purge, unmark_undeleted
 from backupd.prune.verdicts import read_verdicts, write_verdicts
+from backupd.repository.records import forget_records
 from backupd.retention import Decision, decide, newest_regular
 from backupd.store.keys import RecordKey, RecordKind
 
@@ -75,6 +76,7 @@ class _Pruning:
         self._pace = Pace()
         self._clock = StoreClock(repository.store, database, now=now, is_dry_run=is_dry_run)
         self._decisions: list[Decision] = []
+        self._proofs = Proofs()
         self._known: dict[SnapshotId, DrillOutcome] = {}
         self._hold: Hold | None = None
         self._removed: list[SnapshotId] = []
@@ -141,13 +143,13 @@ class _Pruning:
             self._repository, self._database, self._clock, self._pace, grace=policy.grace, now=self._now
         )
         self._sweep.run(holdings, is_dry_run=self._is_dry_run)
-        self._repository.forget_records(self._database, holdings.survey)
+        forget_records(self._repository, self._database, holdings.survey)
 
     def _decided(self, holdings: Holdings, policy: RetentionSettings | None) -> list[Decision]:
         manifests = holdings.history.manifests
-        proofs = read_proofs(self._repository, self._database, holdings.survey)
-        self._known = proofs.verdicts(manifests)
-        unknown = proofs.perhaps_proven(manifests)
+        self._proofs = read_proofs(self._repository, self._database, holdings.survey)
+        self._known = self._proofs.verdicts(manifests)
+        unknown = self._proofs.perhaps_proven(manifests)
         decisions = decide(
             manifests, policy, now=self._now, known=self._known, undeleted=holdings.survey.undeleted.keys()
         )
@@ -192,11 +194,13 @@ class _Pruning:
             self._left += purge(self._repository, self._database, due, self._purged, self._pace)
 
     def _forget_what_is_gone(self, holdings: Holdings, policy: RetentionSettings) -> None:
-        """Delete what is kept about snapshots that are neither there nor in the trash."""
+        """Delete what is kept about snapshots that are neither there nor in the trash, and says nothing of others."""
         if self._is_dry_run:
             return
         known = holdings.survey.manifests.keys() | (holdings.survey.trash.keys() - self._purged)
-        drills = [each for each in holdings.survey.drills if each not in known]
+        left = [each.manifest for each in holdings.trash.entries if each.manifest.id in known]
+        condemning = self._proofs.condemning([*holdings.history.manifests, *left])
+        drills = [each for each in holdings.survey.drills if each not in known and each not in condemning]
         self._pace.each(
             lambda each: self._repository.store.delete(str(RecordKey(RecordKind.DRILL, self._database, str(each)))),
             drills,

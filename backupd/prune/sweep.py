@@ -26,6 +26,7 @@ from backupd.format.records import (
 )
 from backupd.prune.naming import read_holdings, require_readable_manifests, require_readable_trash
 from backupd.prune.trash import not_deleted
+from backupd.repository.records import read_record
 from backupd.store.keys import RecordKey, RecordKind
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class Sweep:
         recorded = []
         for stored in holdings.survey.findings.values():
             try:
-                finding = self._repository.record(self._database, stored, decode_finding)
+                finding = read_record(self._repository, self._database, stored, decode_finding)
             except NoSuchObjectError:
                 continue  # another host's sweep is done with it
             except FormatError:

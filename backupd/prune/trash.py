@@ -12,6 +12,8 @@ from backupd.errors import BackupdError, NoSuchObjectError, StoreRefusedError
 from backupd.format.manifest import decode_manifest
 from backupd.format.records import TrashEntry, decode_trash, encode_trash
 from backupd.logs import log
+from backupd.repository.manifests import manifest_as_stored
+from backupd.repository.writing import publish
 from backupd.store.keys import RecordKey, RecordKind, SnapshotKey
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ def move_to_trash(
 
     def move(snapshot_id: SnapshotId) -> None:
         try:
-            content = repository.manifest_bytes(database, snapshot_id)
+            content = manifest_as_stored(repository, database, snapshot_id)
         except NoSuchObjectError:
             return  # another host was faster
         entry = TrashEntry(now, reasons[snapshot_id], content, decode_manifest(content))
@@ -77,7 +79,7 @@ def _check(repository: Repository, database: str, written: Mapping[SnapshotId, b
             continue
         if snapshot_id in survey.undeleted:
             entry = decode_trash(content)
-            repository.publish(entry.manifest, entry.content)  # it came back before its manifest had gone
+            publish(repository, entry.manifest, entry.content)  # it came back before its manifest had gone
         elif snapshot_id not in survey.trash:
             repository.put_object(_key(database, snapshot_id), content)
     if remaining:
@@ -106,7 +108,7 @@ def bring_back(repository: Repository, database: str, holdings: Holdings) -> boo
                 store=repository.url,
             )
             continue
-        repository.publish(entry.manifest, entry.content)
+        publish(repository, entry.manifest, entry.content)
         is_any = True
     return is_any
 

@@ -14,6 +14,9 @@ by SQLite itself. With --check-pages also each page against its hash, at about 2
 
 Whatever comes from the repository is taken for forged until it is proven: names are matched whole, sizes are bounded
 before anything is allocated, and no program is given anything but bytes on its standard input.
+
+To read it, begin at the end: `run` does what was asked for, `restore` makes the file, and `Image` puts its content
+together. What they need stands above them, and what any of it means in FORMAT.md, in the source of backupd.
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
 # Exit codes, the same as those of backupd.
 USAGE, UNAVAILABLE, NO_SUCH_SNAPSHOT, DAMAGE, NEWER_FORMAT, INTERRUPTED = 2, 10, 12, 20, 21, 130
 
+# The format that this program reads, and the bounds that FORMAT.md sets.
 FORMAT = 1
 DATABASE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 SNAPSHOT_ID = r"[0-9]{8}T[0-9]{9}Z-[0-9a-f]{8}"

@@ -11,9 +11,10 @@ import numpy as np
 
 from backupd.capture.image import why_unreadable
 from backupd.errors import BackupdError, DamageError
-from backupd.format.pack import page_hash
-from backupd.format.pagemap import image_digest, page_hashes
-from backupd.repository import pack_key, snapshots_that_need
+from backupd.format.fitting import Fitting
+from backupd.format.pagemap import image_digest
+from backupd.repository.manifests import checked_map, snapshots_that_need
+from backupd.repository.packs import pack_key, read_pack
 from backupd.threads import worker_threads
 
 if TYPE_CHECKING:
@@ -77,12 +78,10 @@ class _Fetch:
         self._manifest = manifest
         self._descriptor = descriptor
         self._on_progress = on_progress
-        self._page_map = repository.checked_map(manifest)
+        self._fitting = Fitting(manifest, checked_map(repository, manifest))
         self._restored_bytes = 0
         self._flushed_bytes = 0
         self._lock = threading.Lock()
-        self._hashes = np.zeros((manifest.page_count, 2), dtype=np.uint64)
-        self._hashes[self._page_map == 0] = page_hashes(page_hash(bytes(manifest.page_size)))
 
     def run(self) -> None:
         """Fetch everything and compare the image digest. Stops at the first damage or failure."""
@@ -93,7 +92,7 @@ class _Fetch:
             ]
             for future in futures:
                 future.result()
-        if image_digest(self._hashes) != self._manifest.image_digest:
+        if image_digest(self._fitting.hashes) != self._manifest.image_digest:
             raise DamageError(
                 f"the packs of snapshot {self._manifest.id} in {self._repository.url} do not make up its image",
                 hint="restore another snapshot, or this one from another store with --store",
@@ -101,7 +100,7 @@ class _Fetch:
 
     def _fetch(self, position: int, pack: PackEntry) -> None:
         try:
-            index, images = self._repository.read_pack(self._manifest.database, pack)
+            index, images = read_pack(self._repository, self._manifest.database, pack)
             pages = self._place(position, pack, index, images)
         except DamageError as error:
             raise self._with_victims(error, pack) from error
@@ -117,17 +116,13 @@ class _Fetch:
 
     def _place(self, position: int, pack: PackEntry, index: PackIndex, images: bytes) -> int:
         """Write the live pages of one pack where they belong; how many that were."""
-        key = pack_key(self._manifest.database, pack)
-        if index.page_size != self._manifest.page_size:
-            raise DamageError(f"pack {key} in {self._repository.url} holds pages of another size")
-        indices = np.frombuffer(index.page_numbers, dtype="<u4").astype(np.int64) - 1
-        within = np.flatnonzero(indices < len(self._page_map))
-        live = within[self._page_map[indices[within]] == position]
-        if len(live) != np.count_nonzero(self._page_map == position):
-            raise DamageError(f"pack {key} in {self._repository.url} lacks pages that the snapshot has in it")
-        self._hashes[indices[live]] = page_hashes(index.hashes)[live]
-        _write_runs(self._descriptor, images, live, indices[live], self._manifest.page_size)
-        return len(live)
+        reason = self._fitting.place(index, position)
+        if reason is not None:
+            key = pack_key(self._manifest.database, pack)
+            raise DamageError(f"pack {key} in {self._repository.url}: {reason}")
+        places, indices = self._fitting.live(index, position)
+        _write_runs(self._descriptor, images, places, indices, self._manifest.page_size)
+        return len(places)
 
     def _with_victims(self, error: DamageError, pack: PackEntry) -> DamageError:
         """`error` with the snapshots that need the same pack, and the newest that does not."""
@@ -146,19 +141,19 @@ class _Fetch:
 def _write_runs(
     descriptor: int,
     images: bytes,
-    positions: npt.NDArray[np.intp],
+    places: npt.NDArray[np.intp],
     indices: npt.NDArray[np.int64],
     page_size: int,
 ) -> None:
-    """Write the pages at `positions` of a pack to `indices` of the file: one call for each run of neighbours."""
-    if not len(positions):
+    """Write the pages at `places` of a pack to `indices` of the file: one call for each run of neighbours."""
+    if not len(places):
         return
     view = memoryview(images)
-    breaks = np.flatnonzero((np.diff(positions) != 1) | (np.diff(indices) != 1)) + 1
+    breaks = np.flatnonzero((np.diff(places) != 1) | (np.diff(indices) != 1)) + 1
     starts = [0, *breaks.tolist()]
-    ends = [*breaks.tolist(), len(positions)]
+    ends = [*breaks.tolist(), len(places)]
     for start, end in zip(starts, ends, strict=True):
-        first = int(positions[start]) * page_size
+        first = int(places[start]) * page_size
         _write_all(descriptor, view[first : first + (end - start) * page_size], int(indices[start]) * page_size)
 
 

@@ -7,7 +7,6 @@ import os
 import secrets
 import stat
 import threading
-import time
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,20 +21,24 @@ from backupd.errors import (
     StoreUnavailableError,
 )
 from backupd.store import ObjectFacts, StoredObject
+from backupd.store.descriptors import (
+    create_with_parents,
+    flush_names,
+    read_at,
+    remove_stale,
+    sorted_entries,
+    write_durably,
+)
 from backupd.store.keys import require_safe_key, require_safe_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _INCOMING = ".incoming"
-_STALE_AFTER_SECONDS = 3600
 _LATEST_SECONDS = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
-_COPY_BLOCK_BYTES = 1 << 20
-_COPY_RANGE_BYTES = 1 << 30
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 _IN_THE_WAY = {errno.ENOTDIR, errno.ELOOP, errno.EISDIR}
-_NOT_SUPPORTED = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 class DirectoryStore:
@@ -73,12 +76,12 @@ class DirectoryStore:
         with self._opened(key) as (file, size_bytes):
             if size_bytes > limit_bytes:
                 raise DamageError(f"{self._root / key} has {size_bytes} bytes where at most {limit_bytes} can be right")
-            return _read_at(file, 0, size_bytes)
+            return read_at(file, 0, size_bytes)
 
     def get_range(self, key: str, *, offset: int, length: int) -> bytes:
         """`length` bytes from `offset`, fewer at the object's end."""
         with self._opened(key) as (file, size_bytes):
-            return _read_at(file, offset, min(length, max(0, size_bytes - offset)))
+            return read_at(file, offset, min(length, max(0, size_bytes - offset)))
 
     def facts(self, key: str) -> ObjectFacts:
         """The size of one object; a file system keeps no checksum."""
@@ -104,13 +107,13 @@ class DirectoryStore:
         with self._translated(key), self._parent(key, create=True) as parent, self._incoming() as incoming:
             temporary = f"{os.getpid()}-{secrets.token_hex(8)}"
             try:
-                _write_durably(temporary, incoming, content)
+                write_durably(temporary, incoming, content)
                 os.rename(temporary, _name(key), src_dir_fd=incoming, dst_dir_fd=parent)
             except BaseException:
                 with suppress(OSError):
                     os.unlink(temporary, dir_fd=incoming)
                 raise
-            _flush_names(parent)
+            flush_names(parent)
 
     @contextmanager
     def _opened(self, key: str) -> Iterator[tuple[int, int]]:
@@ -147,7 +150,7 @@ class DirectoryStore:
             with self._lock:
                 is_first_put, self._has_put = not self._has_put, True
             if is_first_put:
-                _remove_stale(incoming)
+                remove_stale(incoming)
             yield incoming
 
     @contextmanager
@@ -165,7 +168,7 @@ class DirectoryStore:
 
     def _open_root(self, *, create: bool) -> int:
         if create and not self._root.exists():
-            _create_root(self._root)
+            create_with_parents(self._root)
         try:
             return os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
         except NotADirectoryError as error:
@@ -178,7 +181,7 @@ class DirectoryStore:
             os.mkdir(name, mode=0o700, dir_fd=parent)
         # Once, also for one that existed: who created it may have been killed before it flushed the name.
         if path not in self._durable:
-            _flush_names(parent)
+            flush_names(parent)
             self._durable.add(path)
 
     def _walk(self, directory: str, prefix: str) -> Iterator[StoredObject]:
@@ -187,7 +190,7 @@ class DirectoryStore:
             return
         try:
             with self._directory(directory.split("/")[:-1]) as descriptor:
-                entries = _sorted_entries(descriptor)
+                entries = sorted_entries(descriptor)
         except (FileNotFoundError, NotADirectoryError):
             return
         for name, status in entries:
@@ -257,94 +260,6 @@ def _name(key: str) -> str:
     return key.rpartition("/")[2]
 
 
-def _create_root(root: Path) -> None:
-    missing = [directory for directory in (root, *root.parents) if not directory.exists()]
-    for directory in reversed(missing):
-        directory.mkdir(mode=0o700, exist_ok=True)
-        parent = os.open(directory.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            _flush_names(parent)
-        finally:
-            os.close(parent)
-
-
 def _moment(seconds: float) -> datetime:
     """A file's time. A file system can hold some that no calendar has; they count as very early or very late."""
     return datetime.fromtimestamp(min(max(seconds, 0), _LATEST_SECONDS), UTC)
-
-
-def _flush_names(directory: int) -> None:
-    try:
-        os.fsync(directory)
-    except OSError as error:
-        # Some network file systems cannot flush a directory, and write names through instead.
-        if error.errno not in _NOT_SUPPORTED:
-            raise
-
-
-def _remove_stale(incoming: int) -> None:
-    """Remove what a killed process left; another process may be writing the younger ones right now."""
-    stale_before = time.time() - _STALE_AFTER_SECONDS
-    for name, status in _sorted_entries(incoming):
-        if not name.endswith("/") and status.st_mtime < stale_before:
-            with suppress(OSError):
-                os.unlink(name, dir_fd=incoming)
-
-
-def _sorted_entries(directory: int) -> list[tuple[str, os.stat_result]]:
-    """Regular files and directories, the latter with a `/` at the end, which makes this the order of whole keys.
-
-    Python compares code points, which orders strings as their UTF-8 bytes. Links, pipes, names that are not UTF-8,
-    and files that vanish meanwhile are left out.
-    """
-    entries = []
-    with os.scandir(directory) as found:
-        for entry in found:
-            with suppress(FileNotFoundError, UnicodeEncodeError):
-                entry.name.encode()
-                status = entry.stat(follow_symlinks=False)
-                if stat.S_ISDIR(status.st_mode):
-                    entries.append((f"{entry.name}/", status))
-                elif stat.S_ISREG(status.st_mode):
-                    entries.append((entry.name, status))
-    return sorted(entries, key=lambda entry: entry[0])
-
-
-def _write_durably(name: str, directory: int, content: bytes | int) -> None:
-    file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode=0o600, dir_fd=directory)
-    try:
-        if isinstance(content, int):
-            _copy(content, file)
-        else:
-            _write(file, content)
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
-def _copy(source: int, target: int) -> None:
-    try:
-        while os.copy_file_range(source, target, _COPY_RANGE_BYTES):
-            pass
-    except OSError as error:
-        if error.errno not in _NOT_SUPPORTED:
-            raise
-    # The rest: everything where the kernel cannot copy between these file systems, and nothing where it did.
-    while block := os.read(source, _COPY_BLOCK_BYTES):
-        _write(target, block)
-
-
-def _write(file: int, content: bytes) -> None:
-    rest = memoryview(content)
-    while rest:
-        rest = rest[os.write(file, rest) :]
-
-
-def _read_at(file: int, offset: int, length: int) -> bytes:
-    """`length` bytes from `offset`, fewer when the file ends before."""
-    blocks = []
-    while length > 0 and (block := os.pread(file, length, offset)):
-        blocks.append(block)
-        offset += len(block)
-        length -= len(block)
-    return b"".join(blocks)

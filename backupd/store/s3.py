@@ -1,4 +1,4 @@
-"""A store in an S3-compatible bucket. Only this module, `s3_bucket` and `s3_errors` know boto3."""
+"""A store in an S3-compatible bucket. Only the modules that are called after S3 know boto3."""
 
 from __future__ import annotations
 
@@ -12,11 +12,6 @@ from contextlib import closing
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import boto3
-import botocore.loaders
-import botocore.session
-from botocore.auth import AUTH_TYPE_MAPS, S3SigV4Auth
-from botocore.config import Config
 from botocore.exceptions import (
     ClientError,
     IncompleteReadError,
@@ -27,35 +22,28 @@ from botocore.exceptions import (
 from backupd.errors import DamageError, NoSuchObjectError
 from backupd.store import ObjectFacts, StoredObject
 from backupd.store.keys import require_safe_key, require_safe_prefix
+from backupd.store.s3_client import new_client
 from backupd.store.s3_errors import LIBRARY_ERRORS, Asked, is_beyond_end, not_s3, out_of_time, translate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from botocore.awsrequest import AWSRequest
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import (
         GetObjectOutputTypeDef,
         HeadObjectOutputTypeDef,
         ListObjectsV2OutputTypeDef,
     )
-    from pydantic import SecretStr
 
     from backupd.config import StoreSettings
 
 _T = TypeVar("_T")
 
-# Eight threads work on one store at once; requests that were given up on may hold connections a while longer.
-_POOL_CONNECTIONS = 16
 _READ_BLOCK_BYTES = 1 << 18
 # Against a listing that never ends: no repository comes near, and this many take 2 GB of memory.
 _MOST_LISTED = 5_000_000
 _PAGE_COUNTS_AS = 100
-_SIGNER = "s3v4-known-hash"
-
-# Botocore's description of S3 is 1 MB of JSON: parsed once, a client takes 15 ms instead of 130.
-_DESCRIPTIONS = botocore.loaders.create_loader()
 
 
 class S3Store:
@@ -265,7 +253,7 @@ class S3Store:
         with self._lock:
             if self._shared_client is None:
                 try:
-                    self._shared_client = _new_client(self._settings)
+                    self._shared_client = new_client(self._settings)
                 except ValueError as error:
                     raise translate(error, self._operation.asked) from error
                 self._shared_client.meta.events.register("before-send.s3", self._require_time)
@@ -288,60 +276,6 @@ class S3Store:
         return {name: value for name, value in wanted.items() if value is not None}
 
 
-class _KnownHashAuth(S3SigV4Auth):
-    """Signs a PUT with the hash that its checksum header has; botocore would read and hash the body once more."""
-
-    def payload(self, request: AWSRequest) -> str:
-        return base64.b64decode(request.headers["x-amz-checksum-sha256"]).hex()
-
-
-AUTH_TYPE_MAPS[_SIGNER] = _KnownHashAuth
-
-
-def _choose_signer(signature_version: str, **_: object) -> str | None:
-    # Everything else (S3 Express, access points in several regions) is signed in its own way.
-    return _SIGNER if signature_version in {"v4", "s3v4"} else None
-
-
-def _new_client(settings: StoreSettings) -> S3Client:
-    """A client with the given keys, or those of the usual AWS chain. Raises ValueError for unusable settings."""
-    if settings.ca_bundle is not None and not settings.ca_bundle.is_file():
-        raise ValueError(f"the CA certificate {settings.ca_bundle} does not exist")
-    botocore_session = botocore.session.Session()
-    botocore_session.register_component("data_loader", _DESCRIPTIONS)
-    session = boto3.Session(
-        botocore_session=botocore_session,
-        profile_name=settings.profile,
-        region_name=settings.region,
-        aws_access_key_id=settings.access_key_id,
-        aws_secret_access_key=_revealed(settings.secret_access_key),
-        aws_session_token=_revealed(settings.session_token),
-    )
-    style = settings.addressing_style
-    if style == "auto" and settings.endpoint_url is not None:
-        style = "path"
-    client: S3Client = session.client(
-        "s3",
-        # Every server but Amazon's takes this region, or names the right one in its refusal.
-        region_name=session.region_name or "us-east-1",
-        endpoint_url=settings.endpoint_url,
-        verify=str(settings.ca_bundle) if settings.ca_bundle else None,
-        config=Config(
-            s3={"addressing_style": style},
-            connect_timeout=settings.connect_timeout.total_seconds(),
-            read_timeout=settings.read_timeout.total_seconds(),
-            retries={"mode": "standard", "total_max_attempts": settings.max_attempts},
-            max_pool_connections=_POOL_CONNECTIONS,
-            tcp_keepalive=True,
-            # R2, B2 and older MinIO and Ceph refuse or mangle the trailers of the default; each PUT carries SHA-256.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-        ),
-    )
-    client.meta.events.register_first("choose-signer.s3.PutObject", _choose_signer)  # type: ignore[arg-type]
-    return client
-
-
 def _sha256_of_whole(answer: HeadObjectOutputTypeDef) -> bytes | None:
     """The SHA-256 that a server keeps of an object, unless it is one over the parts of a multipart upload."""
     if answer.get("ChecksumType", "FULL_OBJECT") != "FULL_OBJECT":
@@ -351,7 +285,3 @@ def _sha256_of_whole(answer: HeadObjectOutputTypeDef) -> bytes | None:
     except ValueError:
         return None  # of parts: base64, a hyphen, and how many
     return digest if len(digest) == hashlib.sha256().digest_size else None
-
-
-def _revealed(secret: SecretStr | None) -> str | None:
-    return None if secret is None else secret.get_secret_value()

@@ -6,9 +6,9 @@ choosing   which snapshots of which databases in which stores are meant
 watch      who is told how it goes on
 metering   how much is read, and no faster than allowed
 journal    what was read already, when a long run is broken off
-reading    every byte of the packs
 inspection one database in one store, step by step
 drilled    the same by test restores
+verdicts   what the status of this machine is to know
 recording  damage in the stores, where every later run sees it
 verifying  all of it together
 """

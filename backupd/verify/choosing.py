@@ -9,6 +9,7 @@ from backupd.catalog import is_repository
 from backupd.errors import BackupdError, NoSuchSnapshotError
 from backupd.format.manifest import SnapshotKind
 from backupd.reference import resolve
+from backupd.repository.manifests import read_history
 from backupd.store.keys import SnapshotKey
 from backupd.survey import survey_of
 
@@ -71,7 +72,7 @@ def _holdings(repository: Repository, database: str | None) -> list[Holding]:
     else:
         surveys = {name: survey_of(name, found) for name, found in _by_database(repository.store.list("")).items()}
     return [
-        Holding(repository, name, survey, repository.history(name, survey))
+        Holding(repository, name, survey, read_history(repository, name, survey))
         for name, survey in surveys.items()
         if survey.manifests
     ]

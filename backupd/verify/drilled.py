@@ -48,12 +48,15 @@ def drill_each(
             snapshot=snapshot,
             should_stop=should_stop,
         )
+        if snapshot == inspection.holding.history.newest_id:
+            inspection.newest_drill = result
         if result.outcome is not Verdict.FAILED or result.error is None:
             recorded.add(snapshot)
             _take(inspection, snapshot, result)
         elif isinstance(result.error, StoreUnavailableError | InterruptedByUserError):
             raise result.error
         else:
+            inspection.looked.pop(snapshot, None)  # that it has all its packs is not what was asked
             yield result.error
 
 
@@ -62,9 +65,11 @@ def _take(inspection: Inspection, snapshot: SnapshotId, result: DrillResult) -> 
     key = str(SnapshotKey(inspection.database, str(snapshot)))
     reason = "it does not restore" if result.error is None else result.error.message
     looked = Looked.RESTORED
+    inspection.rows[snapshot] = result.rows
     match result.outcome:
         case Verdict.PROVEN:
-            pass
+            if result.findings:
+                inspection.findings.add(Kind.ORPHANED_ROWS, key, "; ".join(result.findings), [snapshot])
         case Verdict.NOT_CHECKABLE:
             inspection.findings.add(Kind.NOT_CHECKABLE, key, "; ".join(result.findings), [snapshot])
         case Verdict.DAMAGED_SOURCE:

@@ -33,13 +33,15 @@ class Kind(StrEnum):
     """Every byte is what was captured, and that was a damaged database."""
     NOT_CHECKABLE = "not-checkable"
     """Information: something could not be looked at here, or only in part."""
+    ORPHANED_ROWS = "orphaned-rows"
+    """Information: foreign keys that lead nowhere. The application may live with it."""
     ORPHAN = "orphan"
     """Information: packs that no snapshot needs."""
 
     @property
     def is_damage(self) -> bool:
         """Whether a snapshot does not restore to a sound database."""
-        return self not in {Kind.NOT_CHECKABLE, Kind.ORPHAN}
+        return self not in {Kind.NOT_CHECKABLE, Kind.ORPHANED_ROWS, Kind.ORPHAN}
 
     @property
     def is_of_store(self) -> bool:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backupd.drill.packs import DamagedPackError, Fitting
+from backupd.drill.packs import DamagedPackError, read_each
 from backupd.errors import BackupdError, DamageError, NoSuchObjectError, StoreUnavailableError
+from backupd.format.fitting import Fitting
 from backupd.format.manifest import Manifest
 from backupd.format.pagemap import image_digest
 from backupd.receipt import compare_checksums, faults_in_listing
-from backupd.repository import pack_key
+from backupd.repository.manifests import checked_map, read_manifest
+from backupd.repository.packs import pack_key
+from backupd.repository.records import read_trash
 from backupd.store.keys import SnapshotKey, packs_prefix
 from backupd.threads import worker_threads
 from backupd.verify.findings import Findings, Kind
-from backupd.verify.reading import read_packs
 from backupd.verify.results import Level, Looked, Outcome, VerifiedSnapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
+    from backupd.drill import DrillResult
     from backupd.format.ids import SnapshotId
     from backupd.format.manifest import AnyManifest, PackEntry
     from backupd.repository import Repository
@@ -41,8 +44,14 @@ class Inspection:
         self.wanted = [*wanted]
         self.manifests: dict[SnapshotId, AnyManifest] = {}
         self.looked: dict[SnapshotId, Looked] = {}
+        self.rows: dict[SnapshotId, Mapping[str, int | None]] = {}
+        """By table, of snapshots that were restored; None where the rows cannot be counted."""
         self.error: BackupdError | None = None
         """Why it was not looked at to the end."""
+        self.newest_drill: DrillResult | None = None
+        """Of the newest snapshot in the store, when that was drilled."""
+        self.known_damaged: frozenset[SnapshotId] = frozenset()
+        """Those that an earlier run has recorded as damaged."""
         self._should_stop = should_stop
         self._naming: dict[str, list[SnapshotId]] = {}
 
@@ -76,7 +85,7 @@ class Inspection:
     def _read(self, snapshot: SnapshotId) -> AnyManifest | None:
         key = str(SnapshotKey(self.database, str(snapshot)))
         try:
-            manifest = self.repository.look_up(self.database, snapshot)
+            manifest = read_manifest(self.repository, self.database, snapshot)
         except NoSuchObjectError:
             return None
         except DamageError as error:
@@ -84,7 +93,7 @@ class Inspection:
             return None
         try:
             if isinstance(manifest, Manifest):
-                self.repository.checked_map(manifest)
+                checked_map(self.repository, manifest)
         except DamageError as error:
             self.findings.add(Kind.PAGE_MAP_DAMAGED, key, error.message, [snapshot])
         return manifest
@@ -114,7 +123,7 @@ class Inspection:
 
     def read_packs(self, packs: Iterable[PackEntry], journal: Journal, on_read: Callable[[int], None]) -> None:
         """Read every byte of `packs`, and note in `journal` which are right. `on_read` gets the bytes of the pages."""
-        for pack, looked in read_packs(self.repository, self.database, packs, self._should_stop):
+        for pack, looked in read_each(self.repository, self.database, packs, self._should_stop):
             if isinstance(looked, DamagedPackError):
                 self.add_fault(pack, Kind(looked.fault.value), looked.message)
             else:
@@ -167,7 +176,7 @@ class Inspection:
         unnamed = set(survey.packs) - {sha for sha, _ in self._naming.items()}
         if not unnamed or self.holding.history.damaged or self.holding.history.lacks_some_of(survey):
             return
-        trash = self.repository.trash(self.database, survey)
+        trash = read_trash(self.repository, self.database, survey)
         unnamed -= {pack.sha256 for entry in trash.entries for pack in entry.manifest.packs}
         if unnamed and not trash.damaged:
             size_bytes = sum(survey.packs[sha].size_bytes for sha in unnamed)
@@ -204,6 +213,7 @@ class Inspection:
                 level=level,
                 outcome=self._outcome(snapshot, damaged),
                 looked=self.looked.get(snapshot),
+                rows=self.rows.get(snapshot) or {},
                 packs=len(self.manifests[snapshot].packs) if snapshot in self.manifests else 0,
             )
             for snapshot in self.wanted

@@ -22,7 +22,7 @@ from backupd.errors import TargetUnwritableError
 from backupd.format.pack import HASH_BYTES, PackIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 GOES_ON_FOR = timedelta(days=7)
@@ -112,6 +112,11 @@ class Journal:
             )
             self._places[sha256] = place
 
+    def forget(self, packs: Iterable[str]) -> None:
+        """Take back what was noted of `packs` (SHA-256, hex), for this run."""
+        for sha256 in packs:
+            self._places.pop(sha256, None)
+
     def index(self, sha256: str) -> PackIndex | None:
         """What a pack that was noted holds; None for one that could not be decrypted."""
         place = self._places[sha256]
@@ -141,7 +146,7 @@ class Journal:
         return 0
 
     def _believe(self, line: dict[str, Any] | None, indexes: int) -> None:
-        with suppress(LookupError, TypeError, ValueError):
+        with suppress(LookupError, TypeError, ValueError, OverflowError, OSError, MemoryError):
             if line is None or "offset" not in line:
                 self._places[line["pack"]] = None  # type: ignore[index]
                 return

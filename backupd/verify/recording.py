@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from backupd.errors import BackupdError, NoSuchObjectError
 from backupd.format import FormatError
 from backupd.format.records import MAX_RECORD_PACKS, Drill, DrillOutcome, decode_drill, encode_drill
+from backupd.repository.records import read_record
 from backupd.store.keys import RecordKey, RecordKind
 from backupd.threads import worker_threads
 
@@ -19,6 +20,19 @@ if TYPE_CHECKING:
     from backupd.verify.findings import Finding
 
 _WRITERS = 8
+_FAILED = DrillOutcome.FAILED
+
+
+def recorded_damaged(holding: Holding) -> frozenset[SnapshotId]:
+    """The snapshots that a record says are damaged. Raises the errors of `Store`."""
+
+    def is_damaged(snapshot: SnapshotId) -> bool:
+        before = _recorded(holding, snapshot)
+        return before is not None and before.outcome is DrillOutcome.FAILED
+
+    with worker_threads(_WRITERS, name="records") as threads:
+        answers = threads.map(is_damaged, holding.survey.drills)
+        return frozenset(snapshot for snapshot, answer in zip(holding.survey.drills, answers, strict=True) if answer)
 
 
 def record_damage(
@@ -31,8 +45,9 @@ def record_damage(
 ) -> str | None:
     """Record every listed snapshot that stored bytes are missing or wrong for as failed, with its damaged packs.
 
-    Packs that were recorded as damaged before stay so, unless they are among `right`, those that were read and are
-    right. Snapshots of `already` have a record of this run. Gives why something could not be recorded, or None.
+    Packs that were recorded as damaged before stay so, unless they were put again since, or are among `right`, those
+    that were read and are right. Snapshots of `already` have a record of this run. Gives why something could not be
+    recorded, or None.
     """
     packs: dict[SnapshotId, set[str]] = {}
     for finding in findings:
@@ -42,7 +57,7 @@ def record_damage(
 
     def record(snapshot: SnapshotId) -> str | None:
         before = _recorded(holding, snapshot)
-        earlier = set(before.damaged_packs) - set(right) if before else set()
+        earlier = _still_condemned(holding, snapshot, before) - set(right) if before else set()
         damaged = sorted(packs[snapshot] | earlier)[:MAX_RECORD_PACKS]
         return _put(holding, snapshot, DrillOutcome.FAILED, at, tuple(damaged))
 
@@ -53,15 +68,25 @@ def record_damage(
 def record_healed(holding: Holding, snapshots: Iterable[SnapshotId], *, at: datetime) -> str | None:
     """Record those of `snapshots` as intact that a record says are damaged: every byte of them is right now.
 
-    What is proven stays so, and what nobody has said anything of gets no record. Gives why it did not work, or None.
+    What is proven stays so, and what nobody has said anything of gets no record. Nor does what somebody has looked at
+    since the listing: that was later. Gives why it did not work, or None.
     """
-    for snapshot in snapshots:
-        before = _recorded(holding, snapshot)
-        if before is not None and before.outcome is DrillOutcome.FAILED:
-            reason = _put(holding, snapshot, DrillOutcome.INTACT, at, ())
-            if reason:
-                return reason
-    return None
+    failed = [each for each in snapshots if (before := _recorded(holding, each)) and before.outcome is _FAILED]
+    if not failed:
+        return None
+    try:
+        shown = holding.repository.survey(holding.database).drills
+    except BackupdError as error:
+        return error.message
+    same = (each for each in failed if shown.get(each) == holding.survey.drills[each])
+    return next((reason for each in same if (reason := _put(holding, each, DrillOutcome.INTACT, at, ()))), None)
+
+
+def _still_condemned(holding: Holding, snapshot: SnapshotId, before: Drill) -> set[str]:
+    """The damaged packs in the record of `snapshot`, but for those that were put again since: a new one is later."""
+    recorded_at = holding.survey.drills[snapshot].modified_at
+    put = holding.survey.packs
+    return {each for each in before.damaged_packs if each not in put or put[each].modified_at <= recorded_at}
 
 
 def _recorded(holding: Holding, snapshot: SnapshotId) -> Drill | None:
@@ -70,7 +95,7 @@ def _recorded(holding: Holding, snapshot: SnapshotId) -> Drill | None:
     if stored is None:
         return None
     try:
-        return holding.repository.record(holding.database, stored, decode_drill)
+        return read_record(holding.repository, holding.database, stored, decode_drill)
     except (FormatError, NoSuchObjectError):
         return None  # it is written anew
 

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 from backupd.errors import ExitCode
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from backupd.drill import DrillResult
     from backupd.errors import BackupdError
     from backupd.format.ids import SnapshotId
     from backupd.reference import Reference
@@ -77,6 +80,8 @@ class VerifiedSnapshot:
     outcome: Outcome
     looked: Looked | None
     packs: int
+    rows: Mapping[str, int | None] = field(default_factory=dict)
+    """By table, after a restore; None where the rows cannot be counted."""
 
     def values(self) -> dict[str, object]:
         """As JSON documents show it."""
@@ -88,6 +93,7 @@ class VerifiedSnapshot:
             "outcome": str(self.outcome),
             "looked_at": None if self.looked is None else str(self.looked),
             "packs": self.packs,
+            "rows": dict(self.rows),
         }
 
 
@@ -100,6 +106,8 @@ class Verification:
     problems: list[BackupdError] = field(default_factory=list)
     """Why stores, or parts of them, could not be looked at."""
     warnings: list[str] = field(default_factory=list)
+    verdicts: list[DrillResult] = field(default_factory=list)
+    """What the status of this machine is to know, at most one of each database in each store."""
     packs_read: int = 0
     """In this run."""
     packs_known: int = 0

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from backupd.errors import BackupdError, InterruptedByUserError, NoSuchSnapshotError, StoreUnavailableError
+from backupd.proofs import read_proofs
 from backupd.store import canonical_url
 from backupd.verify.choosing import choose, look_around
 from backupd.verify.drilled import drill_each
@@ -16,8 +17,9 @@ from backupd.verify.findings import Finding, Kind
 from backupd.verify.inspection import Inspection, VanishedStoreError
 from backupd.verify.journal import Journal
 from backupd.verify.metering import Meter, MeteredStore
-from backupd.verify.recording import record_damage, record_healed
+from backupd.verify.recording import record_damage, record_healed, recorded_damaged
 from backupd.verify.results import Level, Looked, Outcome, Verification
+from backupd.verify.verdicts import verdict_on
 from backupd.verify.watch import Progress, Watch
 
 if TYPE_CHECKING:
@@ -83,6 +85,7 @@ class _Verifying:
         self._result = Verification()
         self._whole_bytes = self._all_packs = self._page_bytes = 0
         self._recorded_at = time.monotonic()
+        self._recorded: set[Inspection] = set()
 
     def run(self) -> Verification:
         began = time.monotonic()
@@ -124,7 +127,11 @@ class _Verifying:
     def _nothing_found(self) -> NoSuchSnapshotError:
         whose = f" of {self._wish.database}" if self._wish.database else ""
         places = ", ".join(repository.url for repository in self._repositories)
-        return NoSuchSnapshotError(f"no snapshots{whose} in {places}", hint="take one with: backupd now")
+        return NoSuchSnapshotError(
+            f"no snapshots{whose} in {places}",
+            hint="if there should be some, see that the store is mounted, and that its URL is right; "
+            "else take one with: backupd now",
+        )
 
     def _some_snapshots(
         self, chosen: Sequence[tuple[Holding, tuple[SnapshotId, ...]]]
@@ -188,6 +195,8 @@ class _Verifying:
             yield journal
 
     def _read(self, inspection: Inspection, packs: Sequence[PackEntry], journal: Journal) -> None:
+        if len(journal):
+            journal.forget(self._condemned(inspection))
         known = [pack for pack in packs if pack.sha256 in journal]
         self._result.packs_known += len(known)
         self._whole_bytes -= sum(pack.stored_bytes for pack in known)
@@ -213,8 +222,14 @@ class _Verifying:
             healed = [each.id for each in inspection.results(Level.PACKS) if each.outcome is Outcome.RIGHT]
             self._warn(inspection, record_healed(inspection.holding, healed, at=self._now))
 
+    def _condemned(self, inspection: Inspection) -> set[str]:
+        """The packs that a record says are damaged: that may have been found since an earlier run read them."""
+        proofs = read_proofs(inspection.repository, inspection.database, inspection.holding.survey)
+        return {pack for manifest in inspection.manifests.values() for pack in proofs.condemned_packs(manifest)}
+
     def _drill(self, inspection: Inspection) -> None:
         recorded: set[SnapshotId] = set()
+        inspection.known_damaged = recorded_damaged(inspection.holding)  # before drills write records of their own
         self._result.problems += drill_each(
             inspection,
             self._state,
@@ -241,6 +256,9 @@ class _Verifying:
         if not damage:
             return
         inspection.reject_vanished_store()
+        if inspection not in self._recorded and self._wish.level is not Level.DRILL:
+            inspection.known_damaged = recorded_damaged(inspection.holding)
+        self._recorded.add(inspection)
         self._warn(inspection, record_damage(inspection.holding, damage, at=self._now, right=right, already=already))
 
     def _warn(self, inspection: Inspection, reason: str | None) -> None:
@@ -260,6 +278,8 @@ class _Verifying:
             self._result.problems.append(inspection.error)
         self._result.findings += inspection.findings.found
         self._result.snapshots += inspection.results(self._wish.level)
+        verdict = verdict_on(inspection, began_at=self._now)
+        self._result.verdicts += [verdict] if verdict is not None else []
 
     @contextmanager
     def _failing(self, inspection: Inspection) -> Iterator[None]:

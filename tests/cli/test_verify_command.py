@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from harness.damage import flip
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,6 +43,7 @@ def test_document_is_complete(stored: CommandLine, snapshots: list[dict[str, Any
                 "outcome": "right",
                 "looked_at": "sizes",
                 "packs": document["snapshots"][0]["packs"],
+                "rows": {},
             }
         ],
         "findings": [
@@ -116,3 +120,71 @@ def test_sample_and_bandwidth_are_taken(stored: CommandLine) -> None:
     document = stored.run("verify", "--all", "--sample", "10%", "--bandwidth", "50MB/s", "--json", expect=0).document
     assert document["packs_read"] == 1
     assert [each["outcome"] for each in document["snapshots"]] == ["right"] * 3
+
+
+@pytest.fixture
+def configured(cli: CommandLine) -> CommandLine:
+    """`app.db` is configured, and has one snapshot."""
+    (cli.directory / "backupd.toml").write_text('[[databases]]\npath = "app.db"\n[[stores]]\nurl = "backups"\n')
+    cli.run("now", expect=0)
+    return cli
+
+
+def _status(cli: CommandLine) -> tuple[dict[str, Any], list[str]]:
+    """What is known of the database in its store, and the kinds of alarms."""
+    document = cli.run("status", "--json", expect=0).document["status"]
+    (health,) = document["databases"]["app"]["stores"].values()
+    return health, [alarm["kind"] for alarm in document["alarms"]]
+
+
+def test_drill_by_hand_is_in_the_status(configured: CommandLine) -> None:
+    """And no other look is a proof."""
+    (snapshot,) = configured.run("list", "--json", expect=0).document["snapshots"]
+    configured.run("verify", expect=0)
+    health, _ = _status(configured)
+    assert (health["proven_id"], health["intact_id"]) == (None, None)
+    (line,) = configured.run("verify", "--level", "drill", expect=0).lines
+    assert "restored and looked through by SQLite: 2,001 rows in 2 tables  -> " in line
+    health, _ = _status(configured)
+    assert health["proven_id"] == snapshot["id"]
+
+
+def test_damage_found_by_hand_is_an_alarm_until_it_is_healed(configured: CommandLine) -> None:
+    """By the snapshot that the alarm's hint asks for, and a look at it."""
+    flip(_packs(configured)[0], -20)
+    configured.run("verify", expect=20)
+    health, kinds = _status(configured)
+    assert (health["is_damaged"], health["fingerprint"], kinds) == (True, None, ["damaged"])
+    assert "a verification found damage that touches 1 snapshot: pack app/packs/" in health["drill_failure"]["message"]
+    assert (
+        "backupd now app; then look at the new snapshot: backupd verify app@latest --level drill"
+        in health["drill_failure"]["hint"]
+    )
+    configured.run("now", "app", expect=0)
+    assert _status(configured)[1] == ["damaged"]
+    configured.run("verify", "app@latest", "--level", "drill", expect=0)
+    health, kinds = _status(configured)
+    assert (health["is_damaged"], health["drill_failure"], health["hold"], kinds) == (False, None, None, [])
+
+
+def test_damage_of_an_old_snapshot_is_told_once(configured: CommandLine) -> None:
+    """The newest does not need that pack: it cannot be healed, and whoever verifies every night knows already."""
+    (old,) = _packs(configured)
+    with closing(sqlite3.connect(configured.directory / "app.db")) as connection, connection:
+        connection.execute("DELETE FROM users WHERE id = 1")
+    configured.run("now", "app", "--full", expect=0)
+    flip(old, -20)
+    configured.run("verify", "--all", expect=20)
+    assert _status(configured)[1] == ["damaged"]
+    configured.run("verify", expect=0)
+    assert _status(configured)[1] == []
+    for level in ("packs", "drill"):
+        configured.run("verify", "--all", "--level", level, expect=20)
+        assert _status(configured)[1] == []
+
+
+def test_databases_that_are_not_looked_after_are_in_no_status(cli: CommandLine) -> None:
+    """Such as on the machine where the key is, and nothing else."""
+    cli.run("now", "app.db", expect=0)
+    cli.run("verify", "--level", "drill", expect=0)
+    assert not (cli.directory / "state/status.json").exists()

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from backupd.config import load
+from backupd.config import EncryptionSettings, load
 from backupd.doctor.configuration import (
     StateLook,
     find_protected,
@@ -18,6 +19,7 @@ from backupd.doctor.configuration import (
 )
 from backupd.doctor.findings import Finding, Subject, Verdict, exit_code_of
 from backupd.doctor.mounts import Host, Mount
+from backupd.encryption import generate_identity
 from backupd.errors import BusyError, ExitCode
 
 _MACHINE = Host((Mount("/", "ext4", "/dev/sda1", is_read_only=False),), is_container=False)
@@ -170,6 +172,25 @@ def test_state_that_does_not_last_is_a_note() -> None:
     settings = load(None, {"HOME": "/"})
     found = {each.check: each.verdict for each in judge_state(_STATE, settings, _CONTAINER, largest_bytes=0)}
     assert found == {"writable": Verdict.OK, "mount": Verdict.NOTE, "space": Verdict.OK}
+
+
+@pytest.mark.parametrize("has_key", [False, True])
+def test_state_is_worth_keeping_where_packs_cannot_be_read_back(*, has_key: bool) -> None:
+    """With encryption and no key here, on a disk that lasts as well; it is said once, by the state directory."""
+    settings = load(None, {"HOME": "/"})
+    settings = settings.model_copy(
+        update={
+            "encryption": EncryptionSettings(recipients=(generate_identity(datetime.now(UTC))[0],)),
+            "identity_file": Path("/key") if has_key else None,
+        }
+    )
+    found = {each.check: each for each in judge_state(_STATE, settings, _MACHINE, largest_bytes=0)}
+    assert [*found] == (["writable", "space"] if has_key else ["writable", "lasts", "space"])
+    if not has_key:
+        assert found["lasts"].verdict is Verdict.NOTE
+        assert "stores every page again, because packs are encrypted" in found["lasts"].message
+    lost = {each.check: each.verdict for each in judge_state(_STATE, settings, _CONTAINER, largest_bytes=0)}
+    assert lost["mount"] is (Verdict.NOTE if has_key else Verdict.WARNING)
 
 
 def test_the_gravest_error_gives_the_exit_code() -> None:

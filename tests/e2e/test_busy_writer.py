@@ -13,6 +13,7 @@ from harness.ledger import bookkeeper, create_ledger, imbalance
 from backupd.backup import Outcome, Wish, back_up
 from backupd.config import CaptureSettings, Database, PackSettings, Settings
 from backupd.repository import Repository
+from backupd.repository.manifests import read_history
 from backupd.restore import restore_to_file
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
@@ -42,7 +43,7 @@ def test_every_snapshot_under_full_load_is_a_balanced_state(tmp_path: Path, jour
             assert result.error is None
             assert result.outcome is Outcome.CREATED
         assert application.poll() is None
-    manifests = Repository(store, state).history("ledger").manifests
+    manifests = read_history(Repository(store, state), "ledger").manifests
     assert [manifest.tags for manifest in manifests] == [(f"n{number}",) for number in range(_SNAPSHOTS)]
     assert len({manifest.image_digest for manifest in manifests}) == _SNAPSHOTS
     for manifest in manifests:
@@ -83,7 +84,7 @@ def test_growing_log_ends_the_patience_with_a_store_that_hangs(tmp_path: Path, b
     assert created.error is None
     assert all("is too slow" in str(result.error) for result in failed)
     assert len(failed) == blocked_stores
-    (manifest,) = Repository(good, state).history("ledger").manifests
+    (manifest,) = read_history(Repository(good, state), "ledger").manifests
     restored = tmp_path / "restored.db"
     restore_to_file(
         Repository(good, state), manifest, restored, force=False, as_source=False, on_progress=lambda _: None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from harness.daemon import wait_until
+from harness.damage import flip
 from harness.place import change_rows, create_database
 from harness.site import new_site, not_within_a_test, on_s3
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from harness.daemon import Daemon
     from harness.s3_server import S3Server
     from harness.site import Site
-
-    from backupd.health import StoreHealth
 
 AN_HOUR_AND_MORE = timedelta(minutes=61)
 
@@ -152,16 +151,6 @@ def _empty(server: S3Server, url: str) -> None:
             client.delete_object(Bucket=bucket, Key=each["Key"])
 
 
-def _drill_was_missed(health: StoreHealth) -> StoreHealth:
-    failure = health.drill_failure
-    return replace(
-        health,
-        snapshot_at=health.snapshot_at and health.snapshot_at - AN_HOUR_AND_MORE,
-        proven_at=health.proven_at and health.proven_at - AN_HOUR_AND_MORE,
-        drill_failure=failure and replace(failure, last_at=failure.last_at - AN_HOUR_AND_MORE),
-    )
-
-
 def test_drills(tmp_path: Path) -> None:
     """A drill that was missed is made up for and proves the snapshot; one flipped bit is found, told, and mended."""
     site = new_site(tmp_path)
@@ -169,7 +158,7 @@ def test_drills(tmp_path: Path) -> None:
     site.configure(schedule={"drills": not_within_a_test()})
     with site.daemon() as daemon:
         created = daemon.wait_for("snapshot", outcome="created")
-        position = _drill_again(daemon)
+        position = daemon.drill_again()
         assert daemon.wait_for("drill", after=position)["outcome"] == "proven"
         (health,) = site.status.read().databases["app"].stores.values()
         assert (health.proven_id, health.drill_failure) == (created["id"], None)
@@ -177,8 +166,8 @@ def test_drills(tmp_path: Path) -> None:
         assert site.backupd.spooled() == []
 
         for pack in site.store.glob("app/packs/*"):
-            _flip_a_bit(pack)
-        position = _drill_again(daemon)
+            flip(pack)
+        position = daemon.drill_again()
         drilled = daemon.wait_for("drill", after=position)
         assert drilled["outcome"] == "damaged-store"
         assert "damaged" in daemon.require_red("damaged", database="app").stdout
@@ -187,14 +176,3 @@ def test_drills(tmp_path: Path) -> None:
         assert (mended["outcome"], mended["changed_pages"], mended["replaced_packs"]) == ("created", 0, 1)
         assert daemon.wait_for("drill", after=position)["outcome"] == "proven"
         daemon.require_green()
-
-
-def _drill_again(daemon: Daemon) -> int:
-    daemon.site.change_status(_drill_was_missed)
-    return daemon.reload()
-
-
-def _flip_a_bit(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from harness.cli import finish
+from harness.damage import flip
 from harness.place import change_rows, content_digest
 
 if TYPE_CHECKING:
@@ -19,12 +20,6 @@ if TYPE_CHECKING:
 DAMAGE_FOUND = 20
 
 
-def _flip(file: Path, offset: int) -> None:
-    content = bytearray(file.read_bytes())
-    content[offset] ^= 0x10
-    file.write_bytes(content)
-
-
 def _swap(file: Path) -> None:
     other = next(pack for pack in file.parent.iterdir() if pack != file)
     content = file.read_bytes()
@@ -33,11 +28,11 @@ def _swap(file: Path) -> None:
 
 
 _DAMAGE: dict[str, Callable[[Path], object]] = {
-    "flipped bit in the magic": lambda pack: _flip(pack, 0),
-    "flipped bit in a page number": lambda pack: _flip(pack, 25),
-    "flipped bit in a page hash": lambda pack: _flip(pack, 24 + 4 * 80 + 3),
-    "flipped bit in the pages": lambda pack: _flip(pack, pack.stat().st_size // 2),
-    "flipped bit in the checksum": lambda pack: _flip(pack, -1),
+    "flipped bit in the magic": lambda pack: flip(pack, 0),
+    "flipped bit in a page number": lambda pack: flip(pack, 25),
+    "flipped bit in a page hash": lambda pack: flip(pack, 24 + 4 * 80 + 3),
+    "flipped bit in the pages": lambda pack: flip(pack, pack.stat().st_size // 2),
+    "flipped bit in the checksum": lambda pack: flip(pack, -1),
     "one byte less": lambda pack: pack.write_bytes(pack.read_bytes()[:-1]),
     "one byte more": lambda pack: pack.write_bytes(pack.read_bytes() + b"\0"),
     "empty": lambda pack: pack.write_bytes(b""),
@@ -98,7 +93,7 @@ def test_what_does_not_need_a_missing_pack(place: Place) -> None:
 def test_what_verify_found_is_stored_again_by_the_next_snapshot(place: Place, *, is_cached: bool) -> None:
     """Although nothing has changed, and on a machine that knows of it by the store alone; `list` marks it."""
     (pack,) = _packs(place, 2)
-    _flip(place.store / f"app/packs/{pack}.zst", 5000)
+    flip(place.store / f"app/packs/{pack}.zst", 5000)
     place.backupd.run("verify", "latest", "--level", "packs", code=DAMAGE_FOUND)
     assert ["DAMAGED" in row for row in place.backupd.run("list").stdout.splitlines()[2:]] == [False, False, True]
     if not is_cached:
@@ -114,7 +109,7 @@ def test_what_verify_found_is_stored_again_by_the_next_snapshot(place: Place, *,
 @pytest.mark.parametrize("is_cached", [True, False], ids=["cached", "on another host"])
 def test_damaged_manifest_of_the_newest_snapshot(place: Place, *, is_cached: bool) -> None:
     """`latest` is refused rather than an older snapshot handed out for it; older ones restore by their ids."""
-    _flip(place.manifest(2), 300)
+    flip(place.manifest(2), 300)
     if not is_cached:
         shutil.rmtree(place.backupd.state)
     place.backupd.refusals(

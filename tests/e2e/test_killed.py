@@ -6,11 +6,12 @@ import os
 import random
 import subprocess
 import sys
-import time
 from contextlib import suppress
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from harness.command_line import wait_until
+from harness.killing import processes_of
 from harness.ledger import create_ledger, imbalance
 
 from backupd.catalog import list_snapshots
@@ -18,6 +19,9 @@ from backupd.repository import Repository
 from backupd.restore import restore_to_file
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _KILLS = 12
 
@@ -34,23 +38,6 @@ def _run(directory: Path, *arguments: str) -> subprocess.Popen[bytes]:
     )
 
 
-def _processes_of_session(session: int) -> list[int]:
-    """Living processes (zombies do not count) that belong to the session of a killed command."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            fields = status.read_text().rpartition(")")[2].split()
-            if int(fields[3]) == session and fields[0] != "Z":
-                found.append(int(status.parent.name))
-    return found
-
-
-def _wait_until_gone(session: int) -> None:
-    give_up_at = time.monotonic() + 10
-    while _processes_of_session(session):
-        assert time.monotonic() < give_up_at, "the capturing process outlives its parent"
-
-
 @pytest.mark.parametrize("journal_mode", ["wal", "delete"])
 def test_killed_runs_leave_only_restorable_snapshots(tmp_path: Path, journal_mode: str) -> None:
     """Random moments, the same store again and again; afterwards one ordinary run succeeds and tidies up."""
@@ -63,7 +50,8 @@ def test_killed_runs_leave_only_restorable_snapshots(tmp_path: Path, journal_mod
             process.wait(timeout=moments.uniform(0.2, 1.0))
         process.kill()
         process.wait()
-        _wait_until_gone(process.pid)
+        # The process that captures ends by itself.
+        wait_until(lambda session=process.pid: not processes_of(session))  # type: ignore[misc]
     assert _run(tmp_path, "now", "ledger.db", "--tag", "last").wait() == 0
     state = StateDirectory(tmp_path / "state")
     listing = list_snapshots([Repository(DirectoryStore(tmp_path / "backups"), state)], "ledger")

@@ -54,6 +54,7 @@ from backupd.format.records import (
 from backupd.proofs import read_proofs
 from backupd.prune.naming import read_holdings
 from backupd.repository import Repository
+from backupd.repository.manifests import opened, read_history, read_manifest
 from backupd.restore import restore_to_file
 from backupd.restore.image import fetch_image
 from backupd.state import StateDirectory
@@ -285,10 +286,10 @@ def vectors(directory: Path, kind: str) -> dict[str, Path]:
 def only_snapshot(repository: Repository) -> Manifest:
     """The manifest of the one snapshot in `app`, by the id in its key."""
     (snapshot_id,) = repository.survey("app").manifests
-    return repository.manifest("app", snapshot_id)
+    return opened(repository, read_manifest(repository, "app", snapshot_id))
 
 
-def opened(root: Path, scratch: Path) -> Repository:
+def repository_at(root: Path, scratch: Path) -> Repository:
     """The repository below `root`, with its cache in `scratch`."""
     return Repository(DirectoryStore(root), StateDirectory(scratch / "state"))
 
@@ -426,7 +427,7 @@ def test_invalid_private_parts_are_rejected(name: str):
 def test_the_encrypted_repository_is_restored(tmp_path: Path):
     """With the key the golden page comes back; without it the snapshot is listed, and is not damaged."""
     store, state = DirectoryStore(_VALID / "encrypted"), StateDirectory(tmp_path / "state")
-    history = Repository(store, state).history("app")
+    history = read_history(Repository(store, state), "app")
     assert ([type(each) for each in history.manifests], history.damaged) == ([SealedManifest], ())
     repository = Repository(store, state, Encryption(identity_file=_VALID / "private.key"))
     manifest = only_snapshot(repository)
@@ -528,7 +529,7 @@ def test_records_of_packs_have_an_end(codec: tuple[Any, str | None]):
 def test_a_trash_entry_belongs_to_its_key(tmp_path: Path):
     """One that holds another snapshot is damaged, and does not count as that one."""
     root = shutil.copytree(_INVALID / "repository-trash-of-another-id", tmp_path / "store")
-    trash = read_holdings(opened(root, tmp_path), "app").trash
+    trash = read_holdings(repository_at(root, tmp_path), "app").trash
     assert trash.entries == ()
     assert [(str(each.id), each.reason) for each in trash.damaged] == [
         ("20261122T091500000Z-0badcafe", "it is that of app@20261122T085557123Z-7f3a91c2")
@@ -537,8 +538,8 @@ def test_a_trash_entry_belongs_to_its_key(tmp_path: Path):
 
 def test_a_drill_belongs_to_its_key(tmp_path: Path):
     """One of another snapshot proves nothing; that it may have been another is kept in mind."""
-    repository = opened(_INVALID / "repository-drill-of-another-id", tmp_path)
-    proofs, manifests = read_proofs(repository, "app"), repository.history("app").manifests
+    repository = repository_at(_INVALID / "repository-drill-of-another-id", tmp_path)
+    proofs, manifests = read_proofs(repository, "app"), read_history(repository, "app").manifests
     assert proofs.newest_proven(manifests) is None
     assert {str(each) for each in proofs.perhaps_proven(manifests)} == {"20261122T085557123Z-7f3a91c2"}
 
@@ -549,14 +550,14 @@ def test_invalid_repository_objects_are_rejected(tmp_path: Path, name: str):
     (tmp_path / "store").mkdir()
     shutil.copy(_INVALID / f"repository-{name}.json", tmp_path / "store" / "backupd.json")
     with pytest.raises(BackupdError, match=_INVALID_REPOSITORY_OBJECTS[name]) as raised:
-        opened(tmp_path / "store", tmp_path).exists()
+        repository_at(tmp_path / "store", tmp_path).exists()
     assert type(raised.value) is (UnsupportedFormatError if name == "format-2" else DamageError)
 
 
 @pytest.mark.parametrize("name", _INVALID_REPOSITORIES)
 def test_objects_that_do_not_fit_together_are_rejected(tmp_path: Path, name: str):
     """A restore from a repository that breaks one rule fails because of it, and leaves nothing behind."""
-    repository = opened(_INVALID / f"repository-{name}", tmp_path)
+    repository = repository_at(_INVALID / f"repository-{name}", tmp_path)
     target = tmp_path / "restored" / "app.db"
     target.parent.mkdir()
     with pytest.raises(DamageError, match=_INVALID_REPOSITORIES[name]):
@@ -568,11 +569,11 @@ def test_objects_that_do_not_fit_together_are_rejected(tmp_path: Path, name: str
 
 def test_the_golden_repository_is_restored(tmp_path: Path):
     """Every snapshot of the golden repository restores to the image whose SHA-256 was recorded with it."""
-    repository = opened(_VALID / "repository", tmp_path)
+    repository = repository_at(_VALID / "repository", tmp_path)
     expected = json.loads((_VALID / "repository.expected.json").read_text())
     assert repository.databases() == ["app"]
     restored = {}
-    for manifest in repository.history("app").manifests:
+    for manifest in read_history(repository, "app").manifests:
         target = tmp_path / f"{manifest.id}.db"
         restore_to_file(repository, manifest, target, force=False, as_source=False, on_progress=lambda _: None)
         image = target.read_bytes()
@@ -582,8 +583,8 @@ def test_the_golden_repository_is_restored(tmp_path: Path):
 
 def test_todays_writer_digests_the_same_schema(tmp_path: Path):
     """The digest of the schema of a golden image is the one that was recorded with it."""
-    repository = opened(_VALID / "repository", tmp_path)
-    newest = repository.history("app").manifests[-1]
+    repository = repository_at(_VALID / "repository", tmp_path)
+    newest = read_history(repository, "app").manifests[-1]
     target = tmp_path / "app.db"
     restore_to_file(repository, newest, target, force=False, as_source=False, on_progress=lambda _: None)
     with closing(sqlite3.connect(target)) as connection:
@@ -598,7 +599,7 @@ def test_any_golden_snapshot_stands_alone(tmp_path: Path):
         for manifest in (root / "app" / "snapshots").iterdir():
             if manifest.stem != kept:
                 manifest.unlink()
-        repository = opened(root, tmp_path)
+        repository = repository_at(root, tmp_path)
         restore_to_file(
             repository,
             only_snapshot(repository),

@@ -126,7 +126,7 @@ def _repository_object(data: bytes) -> None:
         repository = Repository(DirectoryStore(Path(home) / "store"), StateDirectory(Path(home) / "state"))
         with suppress(DamageError, UnsupportedFormatError):
             assert repository.exists()
-            assert repository.cache("app").is_relative_to(Path(home) / "state/cache")
+            assert repository.cache.file("app", "name").is_relative_to(Path(home) / "state/cache")
 
 
 def _listing(data: bytes) -> None:

@@ -24,6 +24,7 @@ from backupd.format.records import (
 from backupd.prune import PruneResult, forget, prune
 from backupd.prune.naming import read_holdings
 from backupd.repository import Repository
+from backupd.repository.manifests import read_history
 from backupd.restore import restore_to_file
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
@@ -133,7 +134,7 @@ class Rotation:
     def manifests(self) -> tuple[Manifest, ...]:
         """What the store lists, for somebody without a cache."""
         self.restored += 1
-        return self.repository(f"reader-{self.restored}").history("app").manifests
+        return read_history(self.repository(f"reader-{self.restored}"), "app").manifests
 
     def ids(self) -> list[SnapshotId]:
         return [manifest.id for manifest in self.manifests()]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 TOKEN = "a token of the tests, long enough"
 _NOT_WITHIN_A_TEST = timedelta(minutes=30)
+_A_MISSED_TIME = timedelta(minutes=61)
 
 # apprise imports a module that newer Pythons do not have.
 _WARNINGS = "error,ignore:'imghdr' is deprecated:DeprecationWarning"
@@ -111,9 +112,24 @@ class Site:
 
         def earlier(health: StoreHealth) -> StoreHealth:
             current_at = health.current_at
-            return replace(health, current_at=current_at and current_at - timedelta(minutes=61))
+            return replace(health, current_at=current_at and current_at - _A_MISSED_TIME)
 
         self.change_status(earlier, *names)
+
+    def make_drills_due(self) -> None:
+        """Let the status say that every snapshot and every drill was an hour earlier and more: a drill was missed."""
+
+        def earlier(health: StoreHealth) -> StoreHealth:
+            failure = health.drill_failure
+            return replace(
+                health,
+                snapshot_at=health.snapshot_at and health.snapshot_at - _A_MISSED_TIME,
+                proven_at=health.proven_at and health.proven_at - _A_MISSED_TIME,
+                intact_at=health.intact_at and health.intact_at - _A_MISSED_TIME,
+                drill_failure=failure and replace(failure, last_at=failure.last_at - _A_MISSED_TIME),
+            )
+
+        self.change_status(earlier)
 
     def change_status(self, change: Callable[[StoreHealth], StoreHealth], *names: str) -> None:
         """Put something else in place of what is known of these databases (all) in their stores."""

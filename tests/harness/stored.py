@@ -90,10 +90,3 @@ class Stored:
         """What the store knows of a snapshot."""
         file = self.store_root / name / "drills" / f"{snapshot}.json"
         return decode_drill(file.read_bytes()) if file.exists() else None
-
-
-def flip(file: Path, offset: int | None = None) -> None:
-    """Turn one bit, in the middle if not elsewhere."""
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2 if offset is None else offset] ^= 0x10
-    file.write_bytes(content)

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 import pytest
 from harness.cli import CommandLine, finish
 from harness.command_line import wait_until
+from harness.damage import flip
 from harness.killing import kill
 from harness.place import create_database
-from harness.stored import flip
 
 from backupd.errors import InterruptedByUserError
 from backupd.format.pack import PackIndex
-from backupd.verify import Outcome
+from backupd.format.records import DrillOutcome
+from backupd.reference import parse_reference
+from backupd.verify import Level, Outcome
 from backupd.verify.journal import GOES_ON_FOR, Journal
 
 if TYPE_CHECKING:
@@ -163,6 +165,42 @@ def test_run_that_was_broken_off_goes_on(stored: Stored) -> None:
     assert stored.notes[0].startswith(f"app: going on: {found.packs_known} of 10 packs were read since ")
     assert [each.outcome for each in found.snapshots] == [Outcome.DAMAGED] + [Outcome.RIGHT] * 9
     assert stored.verify(wants_all=True).packs_known == 0
+
+
+def test_pack_that_was_found_damaged_since_is_read_again(stored: Stored) -> None:
+    """What a drill has recorded since a pack was noted as right is damage, until the pack has shown otherwise."""
+    ids = [stored.back_up(is_full=True) for _ in range(10)]
+    looks = 0
+
+    def stop() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == len(ids) + 9:
+            raise InterruptedByUserError("enough")
+
+    with pytest.raises(InterruptedByUserError):
+        stored.verify(wants_all=True, should_stop=stop)
+    first, *_ = sorted(stored.packs(), key=lambda file: file.stat().st_mtime_ns)
+    flip(first)
+    assert stored.verify(references=(parse_reference(str(ids[0])),), level=Level.DRILL).exit_code == 20
+    found = stored.verify(wants_all=True)
+    assert found.packs_known > 0
+    assert [each.outcome for each in found.snapshots] == [Outcome.DAMAGED] + [Outcome.RIGHT] * 9
+    recorded = stored.recorded(ids[0])
+    assert recorded is not None
+    assert recorded.outcome is DrillOutcome.FAILED
+
+
+def test_line_that_no_file_can_be_read_by_is_left_out(tmp_path: Path) -> None:
+    """A number may be any after a power cut; a journal never keeps a verification from being done."""
+    with journal(tmp_path) as first:
+        first.note(sha(1), index(5))
+    (file,) = tmp_path.glob("*.journal")
+    written = file.read_bytes()
+    for number in (b"-1", b"1" * 30):
+        file.write_bytes(written.replace(b'"offset": 0', b'"offset": ' + number))
+        with journal(tmp_path) as again:
+            assert len(again) == 0
 
 
 def test_only_the_same_selection_goes_on(stored: Stored) -> None:

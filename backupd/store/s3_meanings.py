@@ -1,0 +1,227 @@
+"""What the errors of S3 servers, and of the way to them, mean: which of ours they are, and what to do about them."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import NamedTuple
+
+from botocore import exceptions as boto
+from botocore.parsers import ResponseParserError
+from urllib3.exceptions import HTTPError
+
+from backupd.errors import PutOnlyError, StoreError, StoreFullError, StoreRefusedError, StoreUnavailableError
+
+
+class Meaning(NamedTuple):
+    """An error to raise. The texts may name the fields that `s3_errors` fills in."""
+
+    error: type[StoreError]
+    message: str
+    hint: str
+
+
+NO_SPACE = Meaning(
+    StoreFullError, "{endpoint} has no space or quota left", "enlarge the quota, or free space in the store"
+)
+OUT_OF_TIME = Meaning(
+    StoreUnavailableError,
+    "{endpoint} did not finish within {time_limit:g} s",
+    "check the network and the store; a slow connection may need a longer `time_limit`",
+)
+OVERLOADED = Meaning(
+    StoreUnavailableError,
+    "{endpoint} is overloaded or out of order ({code})",
+    "wait, and look at the store's own state",
+)
+NOT_S3 = Meaning(
+    StoreRefusedError,
+    "what answers at {endpoint} is not an S3 server, but perhaps a web page, a proxy or a login",
+    "check `endpoint_url`: scheme, host name, and the port of the S3 interface itself",
+)
+CLOCK = Meaning(StoreRefusedError, "{endpoint} refuses, because {clocks}", "set this machine's clock, best by NTP")
+NO_CREDENTIALS = Meaning(
+    StoreRefusedError,
+    "no credentials were found",
+    "set `access_key_id` and `secret_access_key`, or `profile`, or what else the AWS tools use",
+)
+BROKEN_OFF = Meaning(StoreUnavailableError, "{endpoint} broke off its answer", "check the network and the store")
+
+_DENIED = "{endpoint} denies access with these credentials ({code})"
+DENIED_ANYTHING = Meaning(
+    StoreRefusedError,
+    _DENIED,
+    "allow s3:ListBucket on the bucket (without it a missing object is denied too), and s3:GetObject,"
+    " s3:PutObject and s3:DeleteObject on its objects",
+)
+DENIED_PACK = Meaning(
+    StoreRefusedError,
+    _DENIED,
+    "allow s3:GetObject on packs too; if these keys are only to put, set `put_only = true` for this store, and restore"
+    " with keys that may read",
+)
+DENIED_DELETION = Meaning(
+    StoreRefusedError,
+    _DENIED,
+    "allow s3:DeleteObject; if these keys are only to put, set `put_only = true` for this store, and prune with keys"
+    " that may delete",
+)
+PUT_ONLY_PACK = Meaning(
+    PutOnlyError,
+    "the keys for it may only put (put_only), and are not given packs ({code})",
+    "use keys that may read: the policy for restores in docs/s3-providers.md, on a machine without put_only",
+)
+PUT_ONLY_DELETION = Meaning(
+    PutOnlyError,
+    "the keys for it may only put (put_only), and not delete ({code})",
+    "use keys that may delete: the policy for pruning in docs/s3-providers.md, on a machine without put_only",
+)
+
+BY_CODE = {
+    code: meaning
+    for codes, meaning in (
+        (
+            "NoSuchBucket",
+            Meaning(
+                StoreRefusedError,
+                "bucket {bucket} does not exist at {endpoint}",
+                "create it, or correct its name in `url`",
+            ),
+        ),
+        (
+            "InvalidAccessKeyId InvalidAccessKey InvalidSecurity",
+            Meaning(StoreRefusedError, "{endpoint} does not know this access key", "check `access_key_id`"),
+        ),
+        (
+            "SignatureDoesNotMatch",
+            Meaning(StoreRefusedError, "{endpoint} says that the secret key is wrong", "check `secret_access_key`"),
+        ),
+        (
+            "ExpiredToken ExpiredTokenException InvalidToken TokenRefreshRequired",
+            Meaning(StoreRefusedError, "{endpoint} says that the session token is invalid or expired", "get a new one"),
+        ),
+        (
+            "AccessDenied AllAccessDisabled Forbidden Unauthorized 401 403",
+            DENIED_ANYTHING,
+        ),
+        (
+            "PermanentRedirect TemporaryRedirect AuthorizationHeaderMalformed IllegalLocationConstraintException 301",
+            Meaning(
+                StoreRefusedError, "{endpoint} says that the bucket is in another region", "set `region` to {region}"
+            ),
+        ),
+        ("RequestTimeTooSkewed RequestExpired", CLOCK),
+        ("InternalError OperationAborted RequestTimeout ServiceUnavailable SlowDown Throttling", OVERLOADED),
+        (
+            "BadDigest InvalidDigest IncompleteBody XAmzContentChecksumMismatch XAmzContentSHA256Mismatch",
+            Meaning(
+                StoreUnavailableError,
+                "{endpoint} received other bytes than were meant ({code})",
+                "check the network and this machine's memory, if it happens again",
+            ),
+        ),
+        (
+            "InvalidObjectState",
+            Meaning(
+                StoreRefusedError,
+                "{endpoint} has moved the object to an archive",
+                "restore it in the store first; `storage_class` should be one that answers at once",
+            ),
+        ),
+        (
+            "NotImplemented 501",
+            Meaning(StoreRefusedError, "{endpoint} does not implement this", "use another server or a newer version"),
+        ),
+    )
+    for code in codes.split()
+}
+
+# The first that is the error, or among its causes.
+BY_EXCEPTION: tuple[tuple[type[BaseException], Meaning], ...] = (
+    (boto.NoCredentialsError, NO_CREDENTIALS),
+    (boto.PartialCredentialsError, NO_CREDENTIALS),
+    (boto.CredentialRetrievalError, NO_CREDENTIALS),
+    (boto.TokenRetrievalError, NO_CREDENTIALS),
+    (ResponseParserError, NOT_S3),
+    (
+        boto.ProxyConnectionError,
+        Meaning(
+            StoreUnavailableError,
+            "the proxy does not let it through to {endpoint}",
+            "check HTTPS_PROXY, HTTP_PROXY and NO_PROXY in the environment",
+        ),
+    ),
+    (
+        ssl.SSLCertVerificationError,
+        Meaning(
+            StoreRefusedError,
+            "the certificate of {endpoint} is not trusted: {reason}",
+            "set `ca_bundle` to the CA certificate of a private store; check the host name in `endpoint_url`",
+        ),
+    ),
+    (
+        boto.SSLError,
+        Meaning(
+            StoreRefusedError,
+            "{endpoint} does not speak TLS as it should: {reason}",
+            "check whether `endpoint_url` should begin with http://, and its port",
+        ),
+    ),
+    (
+        boto.ConnectTimeoutError,
+        Meaning(
+            StoreUnavailableError,
+            "{endpoint} took no connection within {connect_timeout:g} s",
+            "check the network, a firewall, and `endpoint_url`",
+        ),
+    ),
+    (
+        boto.ReadTimeoutError,
+        Meaning(
+            StoreUnavailableError,
+            "{endpoint} took the connection and then said nothing for {read_timeout:g} s",
+            "look at the store's own state; if it never answers, check the port in `endpoint_url`",
+        ),
+    ),
+    (boto.IncompleteReadError, BROKEN_OFF),
+    (boto.ResponseStreamingError, BROKEN_OFF),
+    (
+        socket.gaierror,
+        Meaning(
+            StoreUnavailableError,
+            "the host name of {endpoint} is not known",
+            "check `endpoint_url` for a typing error, and this machine's name server",
+        ),
+    ),
+    (
+        ConnectionRefusedError,
+        Meaning(
+            StoreUnavailableError,
+            "nothing listens at {endpoint} (connection refused)",
+            "check that the store is running, and the port in `endpoint_url`",
+        ),
+    ),
+    (
+        boto.ConnectionClosedError,
+        Meaning(
+            StoreUnavailableError,
+            "{endpoint} closed the connection without an answer",
+            "check that the store is running, and whether `endpoint_url` should begin with https://",
+        ),
+    ),
+    (
+        boto.HTTPClientError,
+        Meaning(StoreUnavailableError, "cannot reach {endpoint}: {reason}", "check the network and `endpoint_url`"),
+    ),
+    (
+        boto.EndpointConnectionError,
+        Meaning(StoreUnavailableError, "cannot reach {endpoint}: {reason}", "check the network and `endpoint_url`"),
+    ),
+    (HTTPError, BROKEN_OFF),
+    (
+        boto.ProfileNotFound,
+        Meaning(StoreRefusedError, "{reason}", "correct `profile`, or mount the AWS configuration"),
+    ),
+    (boto.ParamValidationError, Meaning(StoreRefusedError, "{reason}", "correct this store's configuration")),
+    (ValueError, Meaning(StoreRefusedError, "{reason}", "correct this store's configuration")),
+)
