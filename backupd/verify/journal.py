@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 GOES_ON_FOR = timedelta(days=7)
-"""What was read longer ago says too little of now."""
+"""After its beginning. What was read longer ago says too little of now, however often the run was broken off since."""
 
 _VERSION = 1
 _NUMBER_BYTES = 4
+_MOST_HEAD_BYTES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +133,12 @@ class Journal:
 
     def _take_up(self) -> int:
         """Believe what can be believed; how many bytes of the file of lines are worth keeping."""
-        with suppress(FileNotFoundError, LookupError, TypeError, ValueError):
+        with suppress(FileNotFoundError):
             content = self._lines.read_bytes()
             whole = content[: content.rfind(b"\n") + 1]
             head, *lines = [*map(_parsed, whole.splitlines())] or [None]
-            if head is not None and head.get("version") == _VERSION:
-                self.begun_at = datetime.fromisoformat(head["begun_at"])
+            if (begun_at := _begun_at(head)) is not None:
+                self.begun_at = begun_at
                 with self._indexes.open("rb") as indexes:
                     for line in lines:
                         self._believe(line, indexes.fileno())
@@ -165,10 +166,24 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 def _remove_old(directory: Path, now: datetime) -> None:
     for lines in directory.glob("*.journal"):
-        with suppress(FileNotFoundError):
-            if datetime.fromtimestamp(lines.stat().st_mtime, UTC) < now - GOES_ON_FOR:
-                lines.with_suffix(".indexes").unlink(missing_ok=True)
-                lines.unlink()
+        try:
+            with lines.open("rb") as file:
+                begun_at = _begun_at(_parsed(file.readline(_MOST_HEAD_BYTES)))
+        except FileNotFoundError:
+            continue  # a verification of another database has just ended
+        if begun_at is None or begun_at < now - GOES_ON_FOR:
+            lines.with_suffix(".indexes").unlink(missing_ok=True)
+            lines.unlink(missing_ok=True)
+
+
+def _begun_at(head: dict[str, Any] | None) -> datetime | None:
+    """When the run began that wrote this first line of a journal; None when this version did not write it."""
+    if head is None or head.get("version") != _VERSION:
+        return None
+    try:
+        return datetime.fromisoformat(head["begun_at"]).astimezone(UTC)
+    except (LookupError, TypeError, ValueError, OverflowError):
+        return None
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import apsw
 import pytest
 from harness.capturing import Capturing, capture
 
-from backupd.capture.process import PagesCaptured, Pinned, StreamBase
+from backupd.capture.process import Pinned, StreamBase
 from backupd.errors import BusyError, SourceUnusableError
 from backupd.format import lock_page
 
@@ -326,14 +326,15 @@ def test_file_that_changes_under_the_capture_fails_it(tmp_path: Path, meddle: ob
     _fill(database, "PRAGMA journal_mode = WAL", rows=60_000)
     _checkpointed(database)
 
-    def at_first_pages(event: Event | None) -> None:
-        if isinstance(event, PagesCaptured) and not met:
-            met.append(event)
+    def at_pinned(event: Event | None) -> None:
+        if isinstance(event, Pinned):
+            (child,) = _children_that_capture()
+            os.kill(child, signal.SIGSTOP)  # else it may be through before this process has its turn
             meddle(database)  # type: ignore[operator]
+            os.kill(child, signal.SIGCONT)
 
-    met: list[Event] = []
     with pytest.raises(SourceUnusableError, match=r"truncated|replaced"):
-        capture(database, tmp_path / "spool", on_event=at_first_pages)
+        capture(database, tmp_path / "spool", on_event=at_pinned)
 
 
 def test_checkpoint_that_shrinks_the_file_is_no_truncation(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from harness.stored import Stored
 
-NOW = datetime.now(UTC)
+NOW = datetime(2026, 11, 22, 8, 55, tzinfo=UTC)
 
 
 def index(pages: int, page_size: int = 4096) -> PackIndex:
@@ -122,15 +122,19 @@ def test_file_that_makes_no_sense_is_begun_anew(tmp_path: Path, content: bytes) 
 
 
 def test_old_journals_go(tmp_path: Path) -> None:
-    """Whatever they were about; a younger one stays."""
-    for subject in ("old", "young"):
-        with journal(tmp_path, subject=subject) as first:
+    """By when they were begun, however often they went on since; a younger one stays."""
+    for subject, begun_at in (("old", NOW), ("young", NOW + timedelta(days=1))):
+        with journal(tmp_path, subject=subject, now=begun_at) as first:
             first.note(sha(1), index(5))
     with journal(tmp_path, subject="old", now=NOW + GOES_ON_FOR - timedelta(minutes=5)) as still:
         assert len(still) == 1
-    with journal(tmp_path, subject="third", now=NOW + GOES_ON_FOR + timedelta(minutes=5)) as third:
+        still.note(sha(2), index(5))
+    late = NOW + GOES_ON_FOR + timedelta(minutes=5)
+    with journal(tmp_path, subject="third", now=late) as third:
         third.remove()
-    assert list(tmp_path.iterdir()) == []
+    assert len(list(tmp_path.glob("*.journal"))) == 1
+    with journal(tmp_path, subject="old", now=late) as again, journal(tmp_path, subject="young", now=late) as young:
+        assert (len(again), len(young)) == (0, 1)
 
 
 def test_begun_anew_when_it_is_asked_for(tmp_path: Path) -> None:
