@@ -64,6 +64,11 @@ class Proofs:
     unreadable: frozenset[SnapshotId] = frozenset()
     """Snapshots whose drill cannot be read, or is another's: perhaps proven."""
 
+    def own(self, snapshot: SnapshotId) -> Verdict | None:
+        """What the last drill of the snapshot itself has found."""
+        found = self._found.get(snapshot)
+        return None if found is None else found.verdict
+
     def verdict(self, manifest: AnyManifest) -> Verdict | None:
         """What is known of the snapshot: by its own drill, or by that of another one that names a damaged pack of it.
 

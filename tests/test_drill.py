@@ -441,6 +441,45 @@ def test_what_cannot_be_decrypted_here_is_read_in_full(place: Place, state: str,
     assert place.recorded(result.id) is DrillOutcome.PROVEN  # which says more, and keeps it from being removed
 
 
+def test_a_look_without_a_key_takes_no_finding_back(place: Place) -> None:
+    """Of a damaged database, found where the key is: that is told again; and of a proof, which is known then."""
+    encrypted = Encrypted(place)
+    place.fill()
+    sound = place.path.read_bytes()
+    corrupt(place.path, "t")
+    encrypted.back_up()
+    found = encrypted.drill(identity=encrypted.identity, state="another")
+    assert (found.outcome, found.id is not None) == (Outcome.DAMAGED_SOURCE, True)
+    assert found.id is not None
+    record = place.store_root / f"app/drills/{found.id}.json"
+    recorded_at = record.stat().st_mtime_ns
+    again = encrypted.drill()
+    assert (again.outcome, again.id, again.proven_at) == (Outcome.DAMAGED_SOURCE, found.id, None)
+    assert isinstance(again.error, DamageError)
+    assert f"test restore found {NOW:%Y-%m-%d %H:%M:%SZ}" in again.error.message
+    assert "no key" in again.error.message
+    assert record.stat().st_mtime_ns == recorded_at
+    place.path.write_bytes(sound)
+    place.fill(10)
+    encrypted.back_up()
+    assert encrypted.drill(identity=encrypted.identity, state="another").outcome is Outcome.PROVEN
+    seen = encrypted.drill()
+    assert (seen.outcome, seen.proven_at) == (Outcome.INTACT, NOW)
+    assert seen.note is not None
+    assert "it was proven 2026-11-22 04:00:00Z" in seen.note
+
+
+def test_damage_tells_which_other_snapshots_need_the_same_packs(place: Place) -> None:
+    """Whoever recommends one has to know."""
+    place.fill()
+    first = place.back_up()
+    (shared,) = place.packs()
+    place.fill(3)
+    second = place.back_up()
+    shared.unlink()
+    assert place.drill().damaged_snapshots == (first, second)
+
+
 def test_damage_is_found_and_mended_without_a_key(place: Place) -> None:
     """The SHA-256 of what is stored tells; the next snapshot encrypts the pages once more."""
     encrypted = Encrypted(place)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from backupd import __version__
 from backupd.backup.assembly import assemble, count_changed
 from backupd.backup.ground import Ground, find_ground
+from backupd.backup.recipients import remark_on_recipients
 from backupd.backup.remarks import remarks, source_remarks
 from backupd.backup.results import BackupResult, Outcome
 from backupd.backup.silence import HINT, WatchedStore
@@ -212,10 +213,17 @@ class StorePart:
             replaced_packs=replaced,
             is_schema_readable=image.pinned.facts.tables is not None,
             warnings=(
+                *filter(None, [self._remark_on_recipients(manifest)]),
                 *self.ground.warnings(self.repository.url),
                 *source_remarks(image.pinned.facts, self._database.path),
                 *remarks(self.repository.url, self.ground.history, self._describe_writer(image.pinned), image.id),
             ),
+        )
+
+    def _remark_on_recipients(self, manifest: Manifest) -> str | None:
+        base = None if self.ground.base is None else self.ground.base.manifest
+        return remark_on_recipients(
+            manifest, base, self.repository.url, self.repository.encryption.recipients, self._state
         )
 
     def _manifest(self, image: Image) -> Manifest:

@@ -35,7 +35,8 @@ def command(invocation: Invocation, *, send_test: bool) -> int:
     """Check the configuration, every database and every store, and say what to do about what is wrong.
 
     Databases are opened read-only, as for a snapshot. Into each store an object is written, read back, listed and
-    deleted. Nothing is changed, and nothing stays. What hangs is given up on, after about two minutes at most.
+    deleted. Nothing is changed, and nothing stays, but for one small object in stores with `put_only`, whose keys may
+    not delete it: the same at every run. What hangs is given up on, after about two minutes at most.
 
     The verdicts: ok; note, good to know; warning, it works and somebody should look at it; error, backups or restores
     do not work. The exit code is 0 without an error, else that of the gravest one: the table is in README.

@@ -117,12 +117,22 @@ class _Pruning:
             now=now,
             is_dry_run=self._is_dry_run,
             accepts_shrink=self._accepts_shrink,
+            damaged_sources=self._damaged_sources(database),
         )
         if not self._session.is_json:
             self._print(result, rotated)
         if not self._is_dry_run and rotated.policy(database) is not None:
             self._record(result, at=now)
         self._results.append(result)
+
+    def _damaged_sources(self, database: str) -> frozenset[str]:
+        from backupd.upkeep.rotation import damaged_sources
+
+        try:
+            status = self._session.status.find()
+        except BackupdError:
+            return frozenset()  # what the stores say is left; and that the prune cannot be recorded is a warning
+        return frozenset() if status is None else damaged_sources(status, database)
 
     def _refuse(self, rotated: RotatedStore) -> None:
         """Say once of a store whose keys may not delete who can prune there."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from backupd.cli import output, quantities
+from backupd.store.keys import REPOSITORY_KEY
 from backupd.upkeep.rotation import is_news
 
 if TYPE_CHECKING:
@@ -57,11 +58,21 @@ def done(result: PruneResult) -> list[str]:
 
 
 def strangers_told(keys: Sequence[str]) -> str:
-    """`2 objects not of backupd, left alone: notes.txt, photo.jpg`."""
-    shown = ", ".join(keys[:_STRANGERS_SHOWN])
+    """`2 objects not of backupd, left alone: notes.txt, photo.jpg`; and which of them are another store's."""
+    others = [key.removesuffix(REPOSITORY_KEY) for key in keys if key.endswith(f"/{REPOSITORY_KEY}")]
+    strange = [key for key in keys if not key.startswith(tuple(others))]
+    told = []
+    if others:
+        objects = quantities.count(len(keys) - len(strange), "object")
+        told.append(f"{objects} of another backupd store that lies below this one, left alone: {_first_of(others)}")
+    if strange:
+        told.append(f"{quantities.count(len(strange), 'object')} not of backupd, left alone: {_first_of(strange)}")
+    return "; ".join(told)
+
+
+def _first_of(keys: Sequence[str]) -> str:
     more = len(keys) - _STRANGERS_SHOWN
-    objects = quantities.count(len(keys), "object")
-    return f"{objects} not of backupd, left alone: {shown}" + (f" and {more} more" if more > 0 else "")
+    return ", ".join(keys[:_STRANGERS_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def packs(number: int, size_bytes: int) -> str:

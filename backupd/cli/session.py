@@ -9,6 +9,7 @@ from backupd.cli import output
 from backupd.cli.selection import name_meant, select_databases
 from backupd.config import entries_by_name, load, look_for_databases, store_from_url
 from backupd.config.values import absolute_path
+from backupd.encryption import read_identities
 from backupd.health import StatusFile
 from backupd.logs import log
 from backupd.owner import run_as_owner
@@ -123,8 +124,12 @@ class Session:
 
 
 def _with_identity(settings: Settings, file: Path | None) -> Settings:
-    """The settings with the key that was named on the command line, if one was."""
-    return settings if file is None else settings.model_copy(update={"identity_file": absolute_path(file)})
+    """The settings with the key that was named on the command line, if one was. Raises `UsageError` for none."""
+    if file is None:
+        return settings
+    identity_file = absolute_path(file)
+    read_identities(identity_file)
+    return settings.model_copy(update={"identity_file": identity_file})
 
 
 def _is_same(store: StoreSettings, given: StoreSettings) -> bool:

@@ -94,7 +94,7 @@ def _encryption(manifest: AnyManifest) -> str:
     encrypted = sum(pack.encryption is not None for pack in manifest.packs)
     if encrypted in {0, len(manifest.packs)}:
         return "age" if encrypted else "none"
-    return f"age, but for {quantities.count(len(manifest.packs) - encrypted, 'pack')} of before it was switched on"
+    return f"age, but for {quantities.count(len(manifest.packs) - encrypted, 'pack')} of {len(manifest.packs)}"
 
 
 def _writer_facts(manifest: Manifest) -> Iterator[tuple[str, str]]:

@@ -209,9 +209,10 @@ def _cells(name: str, database: DatabaseHealth, url: str, health: StoreHealth, f
 
 
 def _proven(health: StoreHealth, now: datetime) -> str:
-    """The last proof, or that every byte was right, when that is newer or all there is."""
+    """The last proof, or that every byte of another snapshot was right, when that is newer or all there is."""
     proven_at, intact_at = health.proven_at, health.intact_at
-    if intact_at is not None and (proven_at is None or intact_at > proven_at):
+    is_other = health.intact_id != health.proven_id
+    if intact_at is not None and (proven_at is None or (is_other and intact_at > proven_at)):
         return f"intact {quantities.age(intact_at, now)}"
     if proven_at is None:
         return "-" if health.is_put_only else "never"  # nobody here is to prove anything there

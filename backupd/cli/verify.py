@@ -128,13 +128,16 @@ def command(
 def _note(found: Verification, session: Session, wish: VerifyWish) -> None:
     """Let `status`, alarms and the daemon know; that it did not work is a warning."""
     from backupd.errors import BackupdError
-    from backupd.upkeep.verifications import note_verified
+    from backupd.upkeep.verifications import note_verified, tell_others
     from backupd.verify import Level
 
     try:
+        damaged = [*found.damaged_sources, *(each for each in found.verdicts if each.earlier is not None)]
+        told = tell_others(damaged, session.rotated([]) if damaged else [])
+        found.warnings += [warning for each in told.values() for warning in each.warnings]
         configured = {each.name: session.configured(each) for each in session.databases()}
         is_drill = wish.level is Level.DRILL
-        note_verified(found.verdicts, configured, session.settings, session.status, is_drill=is_drill)
+        note_verified(found.verdicts, configured, session.settings, session.status, told=told, is_drill=is_drill)
     except BackupdError as error:
         found.warnings.append(f"the status does not know of this: {error.message}")
 

@@ -46,6 +46,7 @@ def run_drill(charge: Charge, configured: Configured) -> None:
 
 
 def _drill(configured: Configured, stores: dict[str, RotatedStore], charge: Charge) -> None:
+    others = [rotated for rotated in charge.stores() if rotated.url not in stores]
     # A turn of its own, beside snapshots: whoever stops the daemon waits until the copy is gone from scratch.
     with charge.runs.turn(f"{configured.name} (drill)", timeout=None):
         result = drill_next(
@@ -54,6 +55,7 @@ def _drill(configured: Configured, stores: dict[str, RotatedStore], charge: Char
             charge.settings,
             charge.state,
             charge.status,
+            others=others,
             should_stop=charge.runs.go_on_unless_stopping,
         )
     if result is not None:

@@ -9,6 +9,6 @@
     times           schedules, time zones, and whether anybody would be told
     mounts          what this host has mounted where
 
-Nothing is changed in a database, and nothing stays in a store. Imports nothing here: the processes that look at
-databases have to start fast.
+Nothing is changed in a database, and nothing stays in a store, but for one object where keys may only put. Imports
+nothing here: the processes that look at databases have to start fast.
 """

@@ -26,7 +26,7 @@ def deletion(subject: Subject, probe: Probe) -> Finding:
     try:
         probe.remove()
     except PutOnlyError:
-        return subject.ok("delete", f"is refused to these keys, as put_only says; so {probe.key} stays there")
+        return subject.ok("delete", f"deleting is refused to these keys, as put_only says: {probe.key} stays there")
     return subject.warning(
         "delete", "put_only is set, and these keys may delete: whoever steals them can remove every snapshot", _POLICY
     )
@@ -37,7 +37,7 @@ def packs(subject: Subject, store: Store) -> Finding:
     try:
         store.get_range(str(_NO_PACK), offset=0, length=1)
     except PutOnlyError:
-        return subject.ok("packs", "are not given to these keys, as put_only says")
+        return subject.ok("packs", "reading packs is refused to these keys, as put_only says")
     except NoSuchObjectError:
         return subject.warning(
             "packs", "put_only is set, and these keys may read packs: whoever steals them has the databases", _POLICY

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from backupd.drill.examination import examine
 from backupd.drill.image import fetch_proven
 from backupd.drill.packs import DamagedPacksError, reject_damaged_packs
-from backupd.drill.results import DrillResult, Outcome
+from backupd.drill.results import DrillResult, Outcome, found_before
 from backupd.drill.scratch import scratch_file
 from backupd.errors import (
     BackupdError,
@@ -30,7 +30,7 @@ from backupd.store import canonical_url
 from backupd.store.keys import RecordKey, RecordKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from datetime import datetime
 
     from backupd.config import Settings
@@ -48,6 +48,7 @@ _RECORDED = {
     Outcome.DAMAGED_SOURCE: DrillOutcome.DAMAGED_SOURCE,
 }
 """What the store is told; a drill without a verdict leaves what an earlier one said."""
+_RESTORED = frozenset((DrillOutcome.PROVEN, DrillOutcome.DAMAGED_SOURCE))
 
 
 def drill(
@@ -65,9 +66,10 @@ def drill(
     Everything is read from the store, each time: that it was right yesterday proves nothing. Checked are each pack's
     SHA-256 and zstd checksum, each page's hash, the image digest, and the database by SQLite, which gets as long as a
     capture (`capture.deadline`). Of what is encrypted and cannot be decrypted here, every stored byte is read, and
-    nothing is restored. Expected failures are in the result, never exceptions. `now` is aware. `should_stop`
-    is called often, from several threads; a `BackupdError` that it raises ends the drill without a verdict. Nothing
-    stays in scratch. Repeatable; one drill of a database in a store at a time, on one machine.
+    nothing is restored: then what an earlier drill found that could restore the same snapshot stands. Expected failures
+    are in the result, never exceptions. `now` is aware. `should_stop` is called often, from several threads; a
+    `BackupdError` that it raises ends the drill without a verdict. Nothing stays in scratch. Repeatable; one drill of a
+    database in a store at a time, on one machine.
     """
     drilling = _Drilling(repository, database, state, settings.capture.deadline.total_seconds(), should_stop)
     began = time.monotonic()
@@ -101,7 +103,7 @@ class _Drilling:
         self._state = state
         self._deadline = deadline
         self._should_stop = should_stop
-        self._is_proven = False
+        self._is_known = False  # the store says already what there is to record
 
     def drilled(self, blank: DrillResult) -> DrillResult:
         """`blank` with what was found, or with why nothing was."""
@@ -119,10 +121,8 @@ class _Drilling:
                 except IdentityNeededError:
                     pass  # there are keys here, and they are those of others
             reject_damaged_packs(self._repository, found, self._should_stop)
-            fetched_bytes = sum(pack.stored_bytes for pack in found.packs)
-            known = read_proofs(self._repository, self._database).verdict(found)
-            self._is_proven = known is not None and known.outcome is DrillOutcome.PROVEN
-            return replace(result, outcome=Outcome.INTACT, fetched_bytes=fetched_bytes)
+            result = replace(result, fetched_bytes=sum(pack.stored_bytes for pack in found.packs))
+            return self._unopened(result, found)
         except DamageError as error:
             return self._damaged(result, error)
         except BackupdError as error:
@@ -134,6 +134,21 @@ class _Drilling:
             result = replace(result, fetched_bytes=fetched_bytes)
             soundness = examine(file, deadline=self._deadline, should_stop=self._should_stop)
         return self._judged(result, manifest, soundness)
+
+    def _unopened(self, result: DrillResult, found: AnyManifest) -> DrillResult:
+        """`result` with the verdict on stored bytes that are all right: with what is known of the same bytes by others.
+
+        Who could restore them has seen more, and that stands until somebody restores them again.
+        """
+        proofs = read_proofs(self._repository, self._database)
+        own = proofs.own(found.id)
+        if own is None or own.outcome not in _RESTORED:
+            return replace(result, outcome=Outcome.INTACT)
+        self._is_known = proofs.verdict(found) == own
+        if own.outcome is DrillOutcome.PROVEN:
+            return replace(result, outcome=Outcome.INTACT, earlier=own)
+        error = found_before(self._database, self._repository.url, found.id, own)
+        return replace(result, outcome=Outcome.DAMAGED_SOURCE, earlier=own, error=error, manifest=found)
 
     def _newest(self) -> SnapshotId:
         """The newest snapshot, also when its manifest is what is damaged."""
@@ -169,7 +184,7 @@ class _Drilling:
                 hint=f"check the live one with: sqlite3 {quote(manifest.writer.path)} 'PRAGMA integrity_check'; if it "
                 f"is damaged too, restore a snapshot from before that: backupd list {self._database}",
             )
-            return replace(result, outcome=Outcome.DAMAGED_SOURCE, error=error)
+            return replace(result, outcome=Outcome.DAMAGED_SOURCE, error=error, manifest=manifest)
         return replace(result, outcome=Outcome.NOT_CHECKABLE if soundness.unchecked else Outcome.PROVEN)
 
     def _damaged(self, result: DrillResult, error: DamageError) -> DrillResult:
@@ -181,7 +196,23 @@ class _Drilling:
         except BackupdError as gone:
             return replace(result, error=gone)
         packs = error.packs if isinstance(error, DamagedPacksError) else ()
-        return replace(result, outcome=Outcome.DAMAGED_STORE, error=self._told(result.id, error), damaged_packs=packs)
+        return replace(
+            result,
+            outcome=Outcome.DAMAGED_STORE,
+            error=self._told(result.id, error),
+            damaged_packs=packs,
+            damaged_snapshots=self._touched(result.id, packs),
+        )
+
+    def _touched(self, snapshot_id: SnapshotId | None, packs: Collection[str]) -> tuple[SnapshotId, ...]:
+        """The snapshot, and every other one that needs one of its damaged `packs`, as far as that can be told."""
+        touched = set() if snapshot_id is None else {snapshot_id}
+        try:
+            manifests = read_history(self._repository, self._database).manifests if packs else ()
+        except BackupdError:
+            manifests = ()  # what was found is to be told all the same
+        touched |= {each.id for each in manifests if any(pack.sha256 in packs for pack in each.packs)}
+        return tuple(sorted(touched))
 
     def _reject_vanished_store(self) -> None:
         """Raise `StoreUnavailableError` for a store that has gone: all that it held looks like missing then.
@@ -210,13 +241,14 @@ class _Drilling:
         """`result`, of which the store knows when it is a verdict. A proof that could not be recorded is none."""
         if result.id is None or result.outcome not in _RECORDED:
             return result
-        if result.outcome is Outcome.INTACT and self._is_proven:
-            return result  # what a machine with a key has found says more, and keeps the snapshot from being removed
+        if self._is_known:
+            return result  # what a machine with a key has found says more than this look
+        earlier = result.earlier
         record = Drill(
             snapshot=result.id,
             database=self._database,
-            outcome=_RECORDED[result.outcome],
-            at=result.started_at,
+            outcome=_RECORDED[result.outcome] if earlier is None else earlier.outcome,
+            at=result.started_at if earlier is None else earlier.at,
             damaged_packs=result.damaged_packs[:MAX_RECORD_PACKS],
         )
         key = RecordKey(RecordKind.DRILL, self._database, str(result.id))

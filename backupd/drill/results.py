@@ -6,12 +6,16 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from backupd.errors import DamageError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
     from backupd.errors import BackupdError
     from backupd.format.ids import SnapshotId
+    from backupd.format.manifest import AnyManifest
+    from backupd.proofs import Verdict
 
 
 class Outcome(StrEnum):
@@ -29,6 +33,17 @@ class Outcome(StrEnum):
     """Every stored byte is what was written. Nothing was restored: it is encrypted, and no key here decrypts it."""
     FAILED = "failed"
     """No verdict: the drill could not be done, or was stopped."""
+
+
+def found_before(database: str, store: str, snapshot: SnapshotId, verdict: Verdict) -> DamageError:
+    """That a snapshot is of a damaged database, by a drill which could restore it."""
+    return DamageError(
+        f"every stored byte of snapshot {snapshot} of {database} in {store} is right, and a test restore found "
+        f"{verdict.at:%Y-%m-%d %H:%M:%SZ} that it is a damaged database as it was captured; nobody has restored it "
+        "again since: this machine has no key, or was not asked to",
+        hint=f"check the live one with PRAGMA integrity_check; when it is repaired: backupd now {database}, then where "
+        f"the key is: backupd verify {database}@latest --level drill --identity FILE",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,15 +65,27 @@ class DrillResult:
     """What SQLite said of the database, the first hundred lines: damage, what it could not check, and orphaned rows."""
     damaged_packs: tuple[str, ...] = ()
     """SHA-256 of each pack of the snapshot that is damaged or missing."""
+    damaged_snapshots: tuple[SnapshotId, ...] = ()
+    """Every one in that store that is known to be damaged by what was found: others may need the same packs."""
+    manifest: AnyManifest | None = None
+    """Of a snapshot whose source was damaged: the same one in another store is no better."""
+    earlier: Verdict | None = None
+    """What an earlier drill found that could restore it, when this one could not: that holds for the same bytes."""
     rows: Mapping[str, int | None] = field(default_factory=dict)
     """By table; None where the rows cannot be counted."""
+
+    @property
+    def proven_at(self) -> datetime | None:
+        """When an earlier drill proved an intact snapshot, elsewhere maybe (aware, UTC)."""
+        return None if self.outcome is not Outcome.INTACT or self.earlier is None else self.earlier.at
 
     @property
     def note(self) -> str | None:
         """What `outcome` leaves out, for people."""
         if self.outcome is not Outcome.INTACT:
             return None
-        return "not restored: this machine has no identity that decrypts it; every stored byte is what was written"
+        why = "not restored: this machine has no identity that decrypts it; every stored byte is what was written"
+        return why if self.proven_at is None else f"{why}, and it was proven {self.proven_at:%Y-%m-%d %H:%M:%SZ}"
 
     def values(self) -> dict[str, object]:
         """The result as JSON documents and logs show it."""

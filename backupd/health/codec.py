@@ -213,6 +213,7 @@ _STORE = _Record(
     is_damaged=_BOOL,
     is_schema_unreadable=_BOOL,
     is_source_damaged=_BOOL,
+    damaged_source_id=_TEXT,
     hold=_PROBLEM,
     prune_failure=_FAILURE,
 )

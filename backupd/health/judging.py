@@ -138,7 +138,7 @@ def _database_alarms(name: str, database: DatabaseHealth, now: datetime) -> Iter
         )
         return
     drills = {
-        url: _drill(name, url, health) or _schema(name, database, url, health, now)
+        url: _drill(name, url, health, database) or _schema(name, database, url, health, now)
         for url, health in database.stores.items()
     }
     for url, health in database.stores.items():
@@ -197,7 +197,7 @@ def _attempts(failure: Failure | None) -> str:
     return f" ({failure.count} attempts)" if failure and failure.count > 1 else ""
 
 
-def _drill(name: str, url: str, health: StoreHealth) -> Alarm | None:
+def _drill(name: str, url: str, health: StoreHealth, database: DatabaseHealth) -> Alarm | None:
     failure = health.drill_failure
     is_found = health.is_damaged or health.is_source_damaged
     if failure is None or (failure.is_transient and failure.count <= _ATTEMPTS_THAT_MAY_FAIL and not is_found):
@@ -221,7 +221,7 @@ def _drill(name: str, url: str, health: StoreHealth) -> Alarm | None:
         database=name,
         store=url,
         title=f"drill of {name} in {url}",
-        message=f"{what}: {failure.message}{attempts}; {_last_proven(health)}",
+        message=f"{what}: {failure.message}{attempts}; {_last_proven(database)}",
         hint=_hint(failure.hint, hint),
         since=failure.since,
         is_red=True,
@@ -238,7 +238,7 @@ def _schema(name: str, database: DatabaseHealth, url: str, health: StoreHealth, 
         store=url,
         title=f"drill of {name} in {url}",
         message=f"{name} is damaged: its schema cannot be read. It was captured into {url} as it is; "
-        f"{_last_proven(health)}",
+        f"{_last_proven(database)}",
         hint=f"check it with: sqlite3 {database.path} 'PRAGMA integrity_check'; if it cannot be repaired, restore a "
         f"snapshot from before that: backupd list {name}",
         since=min(health.snapshot_at or now, now),
@@ -246,12 +246,18 @@ def _schema(name: str, database: DatabaseHealth, url: str, health: StoreHealth, 
     )
 
 
-def _last_proven(health: StoreHealth) -> str:
-    if health.proven_at is not None:
-        return f"last proven: {health.proven_id}, {_time(health.proven_at)}"
-    if health.intact_at is not None:
-        return f"none was ever proven, and last found intact: {health.intact_id}, {_time(health.intact_at)}"
-    return "none was ever proven"
+def _last_proven(database: DatabaseHealth) -> str:
+    """The newest snapshot to go back to, and in which store: those that turned out damaged are not proven any more."""
+    stores = [(not each.is_damaged, url, each) for url, each in database.stores.items()]
+    proven = [(each.proven_id or "", is_sound, url, each.proven_at) for is_sound, url, each in stores if each.proven_at]
+    if proven:
+        snapshot, _, url, at = max(proven)
+        return f"last proven: {snapshot} in {url}, {_time(at)}"
+    intact = [(each.intact_id or "", is_sound, url, each.intact_at) for is_sound, url, each in stores if each.intact_at]
+    if intact:
+        snapshot, _, url, at = max(intact)
+        return f"no snapshot is known to be proven, and last found intact: {snapshot} in {url}, {_time(at)}"
+    return "no snapshot is known to be proven"
 
 
 def _unproven(name: str, database: DatabaseHealth, now: datetime) -> Alarm | None:

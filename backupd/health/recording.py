@@ -42,11 +42,19 @@ class DrillResult(Protocol):
 
     @property
     def outcome(self) -> str:
-        """One of "proven", "damaged-store", "damaged-source", "not-checkable", "failed"."""
+        """One of "proven", "damaged-store", "damaged-source", "not-checkable", "intact", "failed"."""
 
     @property
     def error(self) -> BackupdError | None:
         """What stopped it, or what it found."""
+
+    @property
+    def proven_at(self) -> datetime | None:
+        """When an earlier drill proved what this one found intact."""
+
+    @property
+    def damaged_snapshots(self) -> Collection[SnapshotId]:
+        """Every snapshot in that store that stored bytes are damaged or missing for."""
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -139,6 +147,48 @@ def with_drill(status: Status, result: DrillResult, *, at: datetime, proof_due_b
     return with_database(status, result.database, lambda database: replace(database, proof_due_by=proof_due_by))
 
 
+def with_damaged_source(status: Status, result: DrillResult, stores: Iterable[str], *, at: datetime) -> Status:
+    """What a drill found of a captured database, in other `stores` (URLs) that have the same snapshot of it.
+
+    Not where a newer one is proven. When those are drilled themselves stays as it is.
+    """
+    for url in stores:
+        status = with_stores(status, {result.database: url}, lambda health: _after_drill_elsewhere(health, result, at))
+    return status
+
+
+def _after_drill_elsewhere(health: StoreHealth, result: DrillResult, at: datetime) -> StoreHealth:
+    health = _without_proof_of(health, result)
+    known = health.damaged_source_id == str(result.id)
+    if known or health.is_damaged or (health.proven_id or "") > str(result.id):
+        return health
+    earlier = health.drill_failure if health.is_source_damaged else None
+    failure = _drill_failure(earlier, result, at)
+    if failure is not None and earlier is not None:
+        failure = replace(failure, last_at=earlier.last_at)
+    return replace(health, drill_failure=failure, is_source_damaged=True, damaged_source_id=str(result.id))
+
+
+def _without_proof_of(health: StoreHealth, result: DrillResult) -> StoreHealth:
+    """Without what was found right of snapshots that are damaged, as has turned out."""
+    damaged = {str(each) for each in (result.id, *result.damaged_snapshots)}
+    if health.proven_id in damaged:
+        health = replace(health, proven_id=None, proven_at=None)
+    if result.outcome == "damaged-store" and health.intact_id in damaged:
+        health = replace(health, intact_id=None, intact_at=None)
+    return health
+
+
+def _with_proof_elsewhere(health: StoreHealth, result: DrillResult, at: datetime) -> StoreHealth:
+    """With what somebody else has proven, of the snapshot that was found intact here."""
+    if result.proven_at is None:
+        return health
+    health = replace(health, drill_failure=None, is_source_damaged=False, damaged_source_id=None)
+    if result.proven_at > at or (health.proven_at is not None and result.proven_at <= health.proven_at):
+        return health
+    return replace(health, proven_id=str(result.id), proven_at=result.proven_at)
+
+
 def _after_drill(health: StoreHealth, result: DrillResult, at: datetime) -> StoreHealth:
     if _says_nothing(result.error):
         return health
@@ -152,11 +202,13 @@ def _after_drill(health: StoreHealth, result: DrillResult, at: datetime) -> Stor
             drill_failure=None,
             is_damaged=False,
             is_source_damaged=False,
+            damaged_source_id=None,
         )
     if result.outcome == "intact":
-        # That says nothing of the database that was captured.
+        # That says nothing of the database that was captured, unless somebody else has proven it.
         failure = health.drill_failure if health.is_source_damaged else None
-        return replace(health, intact_id=str(result.id), intact_at=at, drill_failure=failure, is_damaged=False)
+        health = replace(health, intact_id=str(result.id), intact_at=at, drill_failure=failure, is_damaged=False)
+        return _with_proof_elsewhere(health, result, at)
     is_known = health.is_damaged or health.is_source_damaged
     if result.outcome == "failed" and is_known and health.drill_failure is not None:
         # What was found before is not better for it.
@@ -166,11 +218,12 @@ def _after_drill(health: StoreHealth, result: DrillResult, at: datetime) -> Stor
     # What mends the one is no try to mend the other.
     is_news = health.is_source_damaged if is_of_store else health.is_damaged if is_of_source else False
     return replace(
-        health,
+        _without_proof_of(health, result) if is_of_store or is_of_source else health,
         drill_failure=_drill_failure(None if is_news else health.drill_failure, result, at),
         # A source that was damaged was read byte by byte, and every one was right.
         is_damaged=is_of_store or (health.is_damaged and not is_of_source),
         is_source_damaged=is_of_source,
+        damaged_source_id=str(result.id) if is_of_source and result.id is not None else None,
         fingerprint=None if is_of_store else health.fingerprint,
     )
 

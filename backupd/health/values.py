@@ -106,7 +106,9 @@ class StoreHealth:
     is_schema_unreadable: bool = False
     """The newest capture was of a database whose tables SQLite cannot tell."""
     is_source_damaged: bool = False
-    """A drill found that what was captured is a damaged database, and none has found a sound one since."""
+    """A drill, in this store or another, found what was captured damaged, and none has found a sound one since."""
+    damaged_source_id: str | None = None
+    """The snapshot in which that was found."""
     hold: Problem | None = None
     """Pruning would remove something and does not."""
     prune_failure: Failure | None = None

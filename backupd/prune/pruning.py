@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from backupd.errors import BackupdError, NoSuchObjectError
-from backupd.format.records import Accepted, Verdicts
+from backupd.format.records import Accepted, DrillOutcome, Verdicts
 from backupd.holds import Hold, find_shrink, why_distrusted, why_held
 from backupd.proofs import Proofs, read_proofs
 from backupd.prune.naming import read_holdings, require_readable_manifests, require_readable_trash
@@ -22,11 +22,11 @@ from backupd.retention import Decision, decide, newest_regular
 from backupd.store.keys import RecordKey, RecordKind
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from datetime import datetime
 
     from backupd.config import RetentionSettings
     from backupd.format.ids import SnapshotId
-    from backupd.format.records import DrillOutcome
     from backupd.prune.naming import Holdings
     from backupd.repository import Repository
     from backupd.state import StateDirectory
@@ -45,14 +45,16 @@ def prune(
     accepts_shrink: bool = False,
     lock_seconds: float = LOCK_SECONDS,
     pace: Pace | None = None,
+    damaged_sources: Collection[str] = (),
 ) -> PruneResult:
     """Remove what `policy` does not keep, purge the trash, and sweep. None as a policy removes and deletes nothing.
 
     Expected failures are in the result, never exceptions. Repeatable, after a failure too. A dry run writes nothing to
     the store. `accepts_shrink` ends the hold of a snapshot that lost much, for every host: the newest is right. `now`
-    is aware. What takes longer than `pace` allows is left to the next prune.
+    is aware. What takes longer than `pace` allows is left to the next prune. `damaged_sources` are the ids of snapshots
+    that were found damaged as they were captured, in another store maybe: they count where this one knows no better.
     """
-    pruning = _Pruning(repository, database, state, now, is_dry_run=is_dry_run)
+    pruning = _Pruning(repository, database, state, now, frozenset(damaged_sources), is_dry_run=is_dry_run)
     error: BackupdError | None = None
     try:
         with repository.lock(database, timeout=lock_seconds):
@@ -66,12 +68,20 @@ class _Pruning:
     """What a prune has done so far, so that an error in the middle hides nothing of it."""
 
     def __init__(
-        self, repository: Repository, database: str, state: StateDirectory, now: datetime, *, is_dry_run: bool
+        self,
+        repository: Repository,
+        database: str,
+        state: StateDirectory,
+        now: datetime,
+        damaged_sources: frozenset[str],
+        *,
+        is_dry_run: bool,
     ) -> None:
         self._repository = repository
         self._database = database
         self._state = state
         self._now = now
+        self._damaged_sources = damaged_sources
         self._is_dry_run = is_dry_run
         self._pace = Pace()
         self._clock = StoreClock(repository.store, database, now=now, is_dry_run=is_dry_run)
@@ -149,6 +159,9 @@ class _Pruning:
         manifests = holdings.history.manifests
         self._proofs = read_proofs(self._repository, self._database, holdings.survey)
         self._known = self._proofs.verdicts(manifests)
+        for snapshot_id in (each.id for each in manifests if str(each.id) in self._damaged_sources):
+            if self._known.get(snapshot_id) in {None, DrillOutcome.INTACT}:
+                self._known[snapshot_id] = DrillOutcome.DAMAGED_SOURCE
         unknown = self._proofs.perhaps_proven(manifests)
         decisions = decide(
             manifests, policy, now=self._now, known=self._known, undeleted=holdings.survey.undeleted.keys()

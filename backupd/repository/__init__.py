@@ -55,6 +55,7 @@ class Repository:
         self._state = state
         self._id: str | None = None
         self._told: set[str] = set()
+        self._telling = threading.Lock()
         self._has_left_rescue = False
         self._creation = threading.Lock()
 
@@ -82,9 +83,10 @@ class Repository:
             version, repository_id = _checked(values["format"], values["repository"])
         except (ValueError, KeyError, TypeError) as error:
             raise DamageError(
-                f"{REPOSITORY_KEY} in {self.url} cannot be read",
-                hint="if this place was never a backupd repository, choose another; otherwise put back its content: "
-                '{"format": 1, "repository": "0123456789abcdef"}',
+                f"{REPOSITORY_KEY} in {self.url} cannot be read: it is not what backupd writes",
+                hint="if this place was never a backupd repository, choose another; otherwise somebody, or a broken "
+                "disk, wrote over it: look what else is gone, as docs/restore.md says (After somebody overwrote the "
+                "store); if it is that object alone, delete it, and the next `backupd now` writes it again",
             ) from error
         if version > FORMAT_VERSION:
             raise UnsupportedFormatError(
@@ -166,10 +168,12 @@ class Repository:
         self.store.put(key, content, sha256=hashlib.sha256(content).digest())
 
     def tell_once(self, event: str, *, reason: str) -> None:
-        """Log `event`, however often it happens."""
-        if event not in self._told:
+        """Log `event` once, however often it happens, in however many threads."""
+        with self._telling:
+            is_told = event in self._told
+            self._told.add(event)
+        if not is_told:
             log.info(event, reason=reason)
-        self._told.add(event)
 
     def _cache_directory(self, database: str) -> Path:
         if self._id is None and not self.exists():

@@ -1,8 +1,9 @@
 """Restore SQLite databases from a backupd repository, without backupd.
 
-    python3 rescue.py                                     list the snapshots
-    python3 rescue.py restore app@latest ../restored.db   write one to a new file
-    python3 rescue.py needs app@latest                    the objects that it needs, to copy only these
+    python3 rescue.py                                             list the snapshots
+    python3 rescue.py restore app@latest ../restored.db           write one to a new file
+    python3 rescue.py restore app@2026-11-22T08:00 ../old.db      the newest at or before that time (local; Z for UTC)
+    python3 rescue.py needs app@latest                            the objects that it needs, to copy only these
 
 This file needs Python 3.8 or later, with nothing installed into it. It needs the program `zstd`, unless Python is 3.14
 or later, and for encrypted snapshots the program `age`. It reads a directory: the repository itself, or a copy of the
@@ -37,12 +38,14 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.parse
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 # Exit codes, the same as those of backupd.
 USAGE, UNAVAILABLE, NO_SUCH_SNAPSHOT, DAMAGE, NEWER_FORMAT, INTERRUPTED = 2, 10, 12, 20, 21, 130
@@ -55,6 +58,8 @@ SHA256 = r"[0-9a-f]{64}"
 MAX_MANIFEST_BYTES, MAX_TRASH_BYTES = 1 << 28, 1 << 30
 MAX_PACK_BYTES, MAX_ENCRYPTED_PACK_BYTES, MAX_PACK_IMAGE_BYTES = 17563672, 17633528, 1 << 24
 MAX_IMAGE_PAGES = 1 << 26
+
+REFERENCES = "a snapshot is NAME@latest, NAME@ID, NAME@ and the beginning of an id, or a time: NAME@2026-11-22T08:00"
 
 
 class Failure(Exception):
@@ -275,8 +280,11 @@ def pack_key(snapshot: Snapshot, pack: dict[str, Any]) -> str:
 # ---------------------------------------------------------------- the programs zstd and age
 
 
-def filtered(command: list[str], data: bytes, limit: int) -> bytes:
-    """What a program makes of `data`: at most `limit` bytes, and it is stopped when it has more to say."""
+def filtered(command: list[str], data: bytes, limit: int, refusal: Callable[[str], Failure]) -> bytes:
+    """What a program makes of `data`: at most `limit` bytes, and it is stopped when it has more to say.
+
+    `refusal` makes its last words, when it fails, into an error.
+    """
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as told:
         given.write(data)
         given.seek(0)
@@ -292,16 +300,33 @@ def filtered(command: list[str], data: bytes, limit: int) -> bytes:
                 raise Failure(f"{command[0]} gives more than the {limit} bytes that can be right")
         if process.returncode:
             told.seek(0)
-            words = printable(told.read(500).decode(errors="replace"))
-            raise Failure(f"{command[0]} refuses: {words}")
+            raise refusal(told.read(500).decode(errors="replace"))
     return output
 
 
 def decrypted(data: bytes, identity: str | None) -> bytes:
     """The content of an age file, which is never longer than that."""
     if identity is None:
-        raise Failure("the snapshot is encrypted", "name the file with the secret key: --identity FILE", USAGE)
-    return filtered(["age", "--decrypt", "--identity", identity], data, len(data))
+        raise Failure("it is encrypted", "name the file with the secret key: --identity FILE", USAGE)
+    if not os.path.exists(identity) or os.path.isdir(identity):
+        raise Failure(f"there is no file {identity}", "name the file with the secret key: --identity FILE", USAGE)
+    command = ["age", "--decrypt", "--identity", identity]
+    return filtered(command, data, len(data), lambda words: refusal_of_age(words, identity))
+
+
+def refusal_of_age(words: str, identity: str) -> Failure:
+    """What age means. The SHA-256 of what it was given is right: it is the key, or whoever wrote it wrote no age."""
+    lines = [line for line in words.splitlines() if "age/report" not in line]
+    words = printable(" ".join(lines)).replace("age: error: ", "").replace("age: ", "")
+    if re.search("(?i)no identity matched|no matching keys|incorrect identity", words):
+        hint = "it was encrypted to other keys: look for another file, and name that with --identity"
+        return Failure(f"no secret key in {identity} opens it", hint, USAGE)
+    if re.search('(?i)reading "|no secret keys|unknown identity', words):
+        hint = "it has a line that begins with AGE-SECRET-KEY-1, or is an SSH key, and this user may read it"
+        return Failure(f"age finds no secret key in {identity}", hint, USAGE)
+    if re.search("(?i)passphrase|identity", words):
+        return Failure(f"age cannot use {identity}: {words}", "try it by itself: age --decrypt --identity FILE", USAGE)
+    return Failure(f"age refuses: {words}")
 
 
 def decompressed(frame: bytes, size: int) -> bytes:
@@ -310,7 +335,8 @@ def decompressed(frame: bytes, size: int) -> bytes:
     try:
         zstd = importlib.import_module("compression.zstd")  # Python 3.14
     except ImportError:
-        content = filtered(["zstd", "--decompress", "--stdout", "--quiet"], frame, size)
+        command = ["zstd", "--decompress", "--stdout", "--quiet"]
+        content = filtered(command, frame, size, lambda words: Failure(f"zstd refuses: {printable(words)}"))
     else:
         try:
             content = zstd.ZstdDecompressor().decompress(frame, size + 1)
@@ -440,7 +466,11 @@ def private_part(snapshot: Snapshot, identity: str | None) -> dict[str, Any]:
         return snapshot.values
     if not isinstance(sealed, dict):
         raise Failure("the private part of the manifest is no object")
-    plain = decrypted(from_base64("the private part of the manifest", field(sealed, "age", str)), identity)
+    secret = from_base64("the private part of the manifest", field(sealed, "age", str))
+    try:
+        plain = decrypted(secret, identity)
+    except Failure as error:
+        raise Failure(f"snapshot {snapshot.database}@{snapshot.id}: {error}", error.hint, error.code) from error
     if hashlib.sha256(plain).hexdigest() != field(sealed, "sha256", str, form=SHA256):
         raise Failure("the private part of the manifest does not have its SHA-256")
     values = parsed("the private part of the manifest", plain)
@@ -504,11 +534,18 @@ def read_pack(data: bytes, page_size: int, pages: int) -> Pack:
 
 
 class Image:
-    """The image of one snapshot on its way into an empty file."""
+    """The image of one of the `snapshots` on its way into an empty file."""
 
-    def __init__(self, repository: Repository, snapshot: Snapshot, file: Any, arguments: argparse.Namespace) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        snapshots: list[Snapshot],
+        snapshot: Snapshot,
+        file: Any,
+        arguments: argparse.Namespace,
+    ) -> None:
         self.repository, self.file, self.identity = repository, file, arguments.identity
-        self.check_pages, self.snapshot = arguments.check_pages, snapshot
+        self.check_pages, self.snapshots, self.snapshot = arguments.check_pages, snapshots, snapshot
         private = private_part(snapshot, self.identity)
         self.digest = private["image_digest"]
         self.page_map = read_page_map(snapshot, private)
@@ -529,9 +566,10 @@ class Image:
                 try:
                     self.place(position, self.read(key, pack))
                 except FileNotFoundError:
-                    raise missing(self.snapshot, [key]) from None
+                    raise missing(self.snapshots, self.snapshot, [key]) from None
                 except Failure as error:
-                    raise Failure(f"pack {key}: {error}", error.hint or "try another snapshot", error.code) from error
+                    hint = error.hint or without(self.snapshots, self.snapshot, [key])
+                    raise Failure(f"pack {key}: {error}", hint, error.code) from error
         progress("the digest of the image")
         if blake3(bytes(self.hashes)) != self.digest:
             hint = "try another snapshot"
@@ -561,11 +599,20 @@ class Image:
             raise Failure("it lacks pages that the snapshot has in it")
 
 
-def missing(snapshot: Snapshot, keys: list[str]) -> Failure:
+def missing(snapshots: list[Snapshot], snapshot: Snapshot, keys: list[str]) -> Failure:
     """That objects were not copied, or are gone."""
     more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
     hint = f"copy what this prints, and try again: python3 rescue.py needs {snapshot.database}@{snapshot.id}"
+    hint += f"; if it is gone where you copy from, too: {without(snapshots, snapshot, keys)}"
     return Failure(f"{keys[0]}{more} is missing here, and snapshot {snapshot.id} needs it", hint)
+
+
+def without(snapshots: list[Snapshot], snapshot: Snapshot, keys: list[str]) -> str:
+    """What to do when the packs `keys`, which `snapshot` needs, are lost."""
+    for each in reversed(snapshots):
+        if each.database == snapshot.database and not set(keys) & set(needs(each)):
+            return f"the newest snapshot that does not need it is {each.database}@{each.id}"
+    return "no snapshot here does without it: look for another copy of this repository"
 
 
 def sqlite_findings(file: Path) -> tuple[list[str], str]:
@@ -589,14 +636,20 @@ def sqlite_findings(file: Path) -> tuple[list[str], str]:
         connection.close()
 
 
-def restore(repository: Repository, snapshot: Snapshot, target: Path, arguments: argparse.Namespace) -> None:
-    """A new file with the image of the snapshot, or none."""
+def restore(
+    repository: Repository,
+    snapshots: list[Snapshot],
+    snapshot: Snapshot,
+    target: Path,
+    arguments: argparse.Namespace,
+) -> None:
+    """A new file with the image of one of the `snapshots`, or none."""
     reject_target(target)
     if repository.root.resolve() in target.resolve().parents:
         raise Failure(f"{target} would lie in the repository", "name a file elsewhere: ../restored.db", USAGE)
     absent = [key for key in needs(snapshot)[1:] if not os.path.lexists(repository.root / key)]
     if absent:
-        raise missing(snapshot, absent)
+        raise missing(snapshots, snapshot, absent)
     image_bytes = snapshot.page_size * snapshot.page_count
     free = shutil.disk_usage(target.parent).free
     if image_bytes > free:
@@ -606,7 +659,7 @@ def restore(repository: Repository, snapshot: Snapshot, target: Path, arguments:
     partial = Path(name)
     try:
         with open(descriptor, "r+b") as file:
-            Image(repository, snapshot, file, arguments).write()
+            Image(repository, snapshots, snapshot, file, arguments).write()
             file.flush()
             os.fsync(file.fileno())
         progress("SQLite looks through it")
@@ -657,19 +710,37 @@ def needs(snapshot: Snapshot) -> list[str]:
 
 
 def chosen(snapshots: list[Snapshot], reference: str) -> Snapshot:
-    """The snapshot that `reference` names: DATABASE@latest, DATABASE@ID, or either alone; an id may be cut short."""
+    """The snapshot that `reference` names: an id, its beginning, `latest`, or a time; DATABASE@ may stand before it."""
     database, at, name = reference.rpartition("@")
     among = [each for each in snapshots if not at or each.database == database]
-    if name == "latest":
+    last_id = last_before(name)
+    if name == "latest" or last_id:
         if len({each.database for each in among}) > 1:
-            raise Failure("there are several databases", "put the name of one before it: NAME@latest", USAGE)
-        found = [each for each in among if each.kind == "regular"][-1:]
+            raise Failure("there are several databases", f"put the name of one before it: NAME@{name}", USAGE)
+        regular = [each for each in among if each.kind == "regular"]
+        found = [each for each in regular if not last_id or each.id <= last_id][-1:]
     else:
         found = [each for each in among if name and each.id.startswith(name)]
     if len(found) != 1:
         how_many = "several snapshots answer" if found else "no snapshot answers"
-        raise Failure(f"{how_many} to {reference!r}", "python3 rescue.py shows what there is", NO_SUCH_SNAPSHOT)
+        hint = f"{REFERENCES}; python3 rescue.py shows what there is"
+        if reference in {each.database for each in snapshots}:
+            hint = f"that is a database; its newest snapshot is {reference}@latest"
+        raise Failure(f"{how_many} to {reference!r}", hint, NO_SUCH_SNAPSHOT)
     return found[0]
+
+
+def last_before(text: str) -> str:
+    """What no id of a snapshot taken at or before a time is above; "" for what is no time. Local, if not UTC."""
+    if not re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}", text):
+        return ""
+    try:
+        moment = datetime.fromisoformat(re.sub(" ?(UTC|Z)$", "+00:00", text))
+        seconds, milliseconds = divmod(round(moment.timestamp() * 1000), 1000)
+        return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(seconds))}{milliseconds:03}Z~"
+    except (ValueError, OverflowError, OSError) as error:
+        hint = "write 2026-11-22T08:00, by the clock of this machine, or 2026-11-22T08:00Z"
+        raise Failure(f"{text!r} is no time: {error}", hint, USAGE) from error
 
 
 def listed(snapshot: Snapshot) -> str:
@@ -708,12 +779,13 @@ def parsed_arguments() -> argparse.Namespace:
     parser.add_argument("--trash", action="store_true", help="look at snapshots that were removed, instead")
     verbs = parser.add_subparsers(dest="verb", metavar="restore | needs")
     restoring = verbs.add_parser("restore", help="write one snapshot to a new file")
-    restoring.add_argument("snapshot", help="DATABASE@latest, DATABASE@ID, or the beginning of an id")
+    restoring.add_argument("snapshot", help="DATABASE@latest, DATABASE@ID, the beginning of an id, or a local time")
     restoring.add_argument("target", type=Path, help="a new file")
     restoring.add_argument("--identity", metavar="FILE", help="secret key of age, for encrypted snapshots")
     restoring.add_argument("--check-pages", action="store_true", help="also compare each page with its hash: slow")
     needing = verbs.add_parser("needs", help="print the names of the objects that one snapshot needs")
-    needing.add_argument("snapshot", help="as above")
+    needing.add_argument("snapshot", help="as for restore")
+    needing.add_argument("--identity", metavar="FILE", help="also try whether this secret key opens it")
     return parser.parse_args()
 
 
@@ -729,9 +801,11 @@ def run() -> int:
         return DAMAGE if damaged else 0
     snapshot = chosen(snapshots, arguments.snapshot)
     if arguments.verb == "needs":
+        if arguments.identity is not None:
+            private_part(snapshot, arguments.identity)
         print("\n".join(needs(snapshot)))
     else:
-        restore(repository, snapshot, Path(os.path.abspath(arguments.target)), arguments)
+        restore(repository, snapshots, snapshot, Path(os.path.abspath(arguments.target)), arguments)
     return 0
 
 

@@ -142,7 +142,7 @@ class S3Store:
             found += listed
             room -= max(len(listed), _PAGE_COUNTS_AS)
             if room < 0:
-                raise not_s3(Asked("list", self._settings, prefix))
+                raise not_s3(self.asked("list", prefix))
         yield from sorted(found, key=lambda stored: stored.key.encode())
 
     def _listed(self, page: ListObjectsV2OutputTypeDef, prefix: str) -> Sequence[StoredObject]:
@@ -160,7 +160,7 @@ class S3Store:
                 if item["Key"] != self._root and item["Key"].startswith(begins)
             ]
         except (KeyError, OverflowError) as error:
-            raise not_s3(Asked("list", self._settings, prefix)) from error
+            raise not_s3(self.asked("list", prefix)) from error
 
     def delete(self, key: str) -> None:
         """Remove one object; nothing happens when it is not there."""
@@ -172,7 +172,7 @@ class S3Store:
             return
 
     def _pages(self, prefix: str) -> Iterator[ListObjectsV2OutputTypeDef]:
-        asked = Asked("list", self._settings, prefix)
+        asked = self.asked("list", prefix)
         continuation: dict[str, Any] = {}
         while True:
             parameters = {"Bucket": self._settings.bucket, "Prefix": self._root + prefix, **continuation}
@@ -218,6 +218,10 @@ class S3Store:
             most_bytes -= len(block)
         return b"".join(blocks)
 
+    def asked(self, verb: str, what: str) -> Asked:
+        """The account of an operation, for its errors."""
+        return Asked(verb, self._settings, what, self._found_endpoint)
+
     def bounded(self, asked: Asked, operation: Callable[[S3Client], _T]) -> _T:
         """What `operation` returns, or its error as a `StoreError`, within the time limit.
 
@@ -259,9 +263,14 @@ class S3Store:
                 self._shared_client.meta.events.register("before-send.s3", self._require_time)
             return self._shared_client
 
+    def _found_endpoint(self) -> str | None:
+        # Without the lock: who makes the client, and cannot, holds it.
+        client = self._shared_client
+        return None if client is None else client.meta.endpoint_url
+
     def _asked(self, verb: str, key: str) -> Asked:
         require_safe_key(key)
-        return Asked(verb, self._settings, key)
+        return self.asked(verb, key)
 
     def _object(self, key: str) -> Mapping[str, Any]:
         return {"Bucket": self._settings.bucket, "Key": self._root + key}

@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 from backupd.store import LifecycleRule, Versioning
 from backupd.store.keys import require_safe_key
 from backupd.store.s3 import S3Store
-from backupd.store.s3_errors import Asked, code_of
+from backupd.store.s3_errors import code_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -50,7 +50,7 @@ class S3Bucket:
                 return None
             return theirs - (asked_at + (answered_at - asked_at) / 2)
 
-        return self._store.bounded(Asked("list", self._settings, ""), ask)
+        return self._store.bounded(self._store.asked("list", ""), ask)
 
     def versioning(self) -> Versioning:
         """What happens to what is deleted."""
@@ -87,7 +87,7 @@ class S3Bucket:
                 if kept["Key"] == name:
                     client.delete_object(Bucket=self._settings.bucket, Key=name, VersionId=kept["VersionId"])
 
-        self._store.bounded(Asked("delete", self._settings, key), remove)
+        self._store.bounded(self._store.asked("delete", key), remove)
 
     def _asked(
         self, what: str, question: Callable[[S3Client, str], Any], *, absent: Iterable[str] = ()
@@ -106,7 +106,7 @@ class S3Bucket:
                 raise
             return answer
 
-        return self._store.bounded(Asked("read", self._settings, f"the {what} of the bucket"), ask)
+        return self._store.bounded(self._store.asked("read", f"the {what} of the bucket"), ask)
 
 
 def harmful_rules(rules: Iterable[Mapping[str, Any]], root: str) -> tuple[LifecycleRule, ...]:

@@ -18,7 +18,7 @@ from backupd.store import s3_meanings as meanings
 from backupd.store.keys import PackKey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from backupd.config import StoreSettings
     from backupd.store.s3_meanings import Meaning
@@ -28,6 +28,7 @@ LIBRARY_ERRORS = (boto.BotoCoreError, boto.ClientError, ResponseParserError, HTT
 # Farther off than this, a server may refuse a signature; Amazon does from 15 minutes on.
 _TOLERATED_SKEW = timedelta(minutes=10)
 
+_AMAZON = re.compile(r"\.amazonaws\.com(\.cn)?$")
 _VERBS_OF_ONE_OBJECT = {"get", "head", "delete"}
 _SIGNATURE_STATUSES = {400, 401, 403}
 _RANGE_NOT_SATISFIABLE = 416
@@ -37,19 +38,24 @@ _FULL = re.compile(r"quota|insufficient_?storage|storage_?full|storage_?cap", re
 
 
 class Asked(NamedTuple):
-    """What was asked of which store: get, head, put, list or delete and a key or prefix, or "read" and what of it."""
+    """What was asked of which store: get, head, put, list or delete and a key or prefix, or "read" and what of it.
+
+    `found_endpoint` gives where the client goes, which the environment or a profile may say too; None while it is not
+    known.
+    """
 
     verb: str
     settings: StoreSettings
     key: str
+    found_endpoint: Callable[[], str | None]
 
     @property
     def endpoint(self) -> str:
         """Scheme, host and port of the server, or Amazon's name."""
-        if self.settings.endpoint_url is None:
+        parts = urlsplit(self.settings.endpoint_url or self.found_endpoint() or "")
+        if not parts.netloc or (self.settings.endpoint_url is None and _AMAZON.search(parts.hostname or "")):
             return "Amazon S3"
-        parts = urlsplit(self.settings.endpoint_url)
-        return f"{parts.scheme}://{parts.netloc}"
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 def is_beyond_end(error: boto.ClientError) -> bool:
@@ -153,13 +159,14 @@ def _denied(asked: Asked) -> Meaning:
         return meanings.PUT_ONLY_DELETION if asked.settings.put_only else meanings.DENIED_DELETION
     if asked.verb != "put" and PackKey.parse(asked.key) is not None:
         return meanings.PUT_ONLY_PACK if asked.settings.put_only else meanings.DENIED_PACK
-    return meanings.DENIED_ANYTHING
+    return meanings.DENIED_BY_VERB.get(asked.verb, meanings.DENIED_ANYTHING)
 
 
 def _error(meaning: Meaning, asked: Asked, **facts: str) -> StoreError:
     fields = {
         "endpoint": asked.endpoint,
         "bucket": asked.settings.bucket,
+        "url": asked.settings.url,
         "time_limit": asked.settings.time_limit.total_seconds(),
         "connect_timeout": asked.settings.connect_timeout.total_seconds(),
         "read_timeout": asked.settings.read_timeout.total_seconds(),

@@ -48,12 +48,17 @@ NO_CREDENTIALS = Meaning(
 BROKEN_OFF = Meaning(StoreUnavailableError, "{endpoint} broke off its answer", "check the network and the store")
 
 _DENIED = "{endpoint} denies access with these credentials ({code})"
-DENIED_ANYTHING = Meaning(
+_OR_ELSE = "; or is there a typing error in {url}? Keys may be for one bucket and prefix alone"
+DENIED_ANYTHING = Meaning(StoreRefusedError, _DENIED, "allow it, if these keys are meant for it")
+DENIED_LIST = Meaning(StoreRefusedError, _DENIED, "allow s3:ListBucket on the bucket {bucket}" + _OR_ELSE)
+DENIED_PUT = Meaning(StoreRefusedError, _DENIED, "allow s3:PutObject on what is below this URL" + _OR_ELSE)
+DENIED_GET = Meaning(
     StoreRefusedError,
     _DENIED,
-    "allow s3:ListBucket on the bucket (without it a missing object is denied too), and s3:GetObject,"
-    " s3:PutObject and s3:DeleteObject on its objects",
+    "allow s3:GetObject on what is below this URL, and s3:ListBucket on the bucket {bucket}, without which even what is"
+    " not there is denied" + _OR_ELSE,
 )
+DENIED_BY_VERB = {"list": DENIED_LIST, "put": DENIED_PUT, "get": DENIED_GET, "head": DENIED_GET}
 DENIED_PACK = Meaning(
     StoreRefusedError,
     _DENIED,

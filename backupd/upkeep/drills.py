@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 
 from backupd.drill import drill
 from backupd.errors import BackupdError, InterruptedByUserError
-from backupd.health.recording import with_drill
+from backupd.health.recording import with_damaged_source, with_drill
 from backupd.logs import log
+from backupd.upkeep.damaged_sources import tell_stores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from backupd.config import Settings
     from backupd.drill import DrillResult
-    from backupd.health import StatusFile, StoreHealth
+    from backupd.health import Status, StatusFile, StoreHealth
     from backupd.state import StateDirectory
     from backupd.upkeep.configured import Configured
     from backupd.upkeep.stores import RotatedStore
@@ -30,11 +31,13 @@ def drill_next(
     state: StateDirectory,
     status: StatusFile,
     *,
+    others: Sequence[RotatedStore] = (),
     should_stop: Callable[[], None],
 ) -> DrillResult | None:
-    """A drill of the newest snapshot in the store whose turn it is; None when no store has a snapshot.
+    """A drill of the newest snapshot in the store of `stores` whose turn it is; None when none has a snapshot.
 
-    Expected failures are in the result, and in the status. Raises `InterruptedByUserError` as `should_stop` does.
+    That what was captured is damaged, `stores` are told, and `others`, which get no drills. Expected failures are in
+    the result, and in the status. Raises `InterruptedByUserError` as `should_stop` does.
     """
     known = status.read().databases.get(configured.name)
     health = known.stores if known else {}
@@ -47,9 +50,19 @@ def drill_next(
     result = drill(rotated.repository, configured.name, state, settings, now=now, should_stop=should_stop)
     if isinstance(result.error, InterruptedByUserError):
         raise result.error
+    told = tell_stores(result, [*stores, *others])
+    for warning in told.warnings:
+        log.warning(warning)
+    # A snapshot that was taken while this looked may have been built on what is damaged.
+    at = now if result.error is None else datetime.now(UTC)
+    due_by = configured.proof_due_after(at, settings.health.grace)
+
+    def noted(found: Status) -> Status:
+        found = with_drill(found, result, at=at, proof_due_by=due_by)
+        return with_damaged_source(found, result, told.stores, at=now)  # so that it is their turn before this one's
+
     try:
-        due_by = configured.proof_due_after(now, settings.health.grace)
-        status.update(lambda found: with_drill(found, result, at=now, proof_due_by=due_by))
+        status.update(noted)
     except BackupdError as error:
         log.error("the status cannot be written", error=error.values())
     return result
@@ -69,8 +82,10 @@ def _next_store(health: Mapping[str, StoreHealth]) -> str:
 
 
 def _may_be_mended(health: StoreHealth) -> bool:
-    failure, snapshot_at = health.drill_failure, health.snapshot_at
-    return failure is not None and snapshot_at is not None and failure.last_at < snapshot_at
+    tried_at, snapshot_at = last_drill(health), health.snapshot_at
+    if health.drill_failure is None or tried_at is None or snapshot_at is None:
+        return False
+    return tried_at < snapshot_at  # not its failure alone: one of the source outlasts drills that find bytes right
 
 
 def last_drill(health: StoreHealth) -> datetime | None:

@@ -12,7 +12,7 @@ from backupd.health.recording import with_prune
 
 if TYPE_CHECKING:
     from backupd.backup import BackupResult
-    from backupd.health import StatusFile
+    from backupd.health import Status, StatusFile
     from backupd.prune import PruneResult
     from backupd.state import StateDirectory
     from backupd.upkeep.stores import RotatedStore
@@ -45,12 +45,29 @@ def rotate(database: str, rotated: RotatedStore, state: StateDirectory, status: 
     Expected failures are in the result.
     """
     now = datetime.now(UTC)
-    outcome = prune.prune(rotated.repository, database, rotated.policy(database), state, now=now)
+    outcome = prune.prune(
+        rotated.repository,
+        database,
+        rotated.policy(database),
+        state,
+        now=now,
+        damaged_sources=damaged_sources(status.read(), database),
+    )
     try:
         record_prune(outcome, status, at=now)
     except BackupdError as error:
         return replace(outcome, error=outcome.error or error)
     return outcome
+
+
+def damaged_sources(status: Status, database: str) -> frozenset[str]:
+    """Ids of the snapshots that the status knows to be damaged as they were captured, in whatever store.
+
+    They hold pruning in each: one that could not be reached then has no record of it.
+    """
+    known = status.databases.get(database)
+    stores = known.stores.values() if known else ()
+    return frozenset(health.damaged_source_id for health in stores if health.damaged_source_id is not None)
 
 
 def record_prune(result: PruneResult, status: StatusFile, *, at: datetime) -> None:

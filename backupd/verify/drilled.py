@@ -66,6 +66,8 @@ def _take(inspection: Inspection, snapshot: SnapshotId, result: DrillResult) -> 
     reason = "it does not restore" if result.error is None else result.error.message
     looked = Looked.RESTORED
     inspection.rows[snapshot] = result.rows
+    if result.earlier is not None:
+        looked = Looked.CIPHERTEXT  # every stored byte is right, and what is known of the rest is of an earlier drill
     match result.outcome:
         case Verdict.PROVEN:
             if result.findings:
@@ -74,6 +76,7 @@ def _take(inspection: Inspection, snapshot: SnapshotId, result: DrillResult) -> 
             inspection.findings.add(Kind.NOT_CHECKABLE, key, "; ".join(result.findings), [snapshot])
         case Verdict.DAMAGED_SOURCE:
             inspection.findings.add(Kind.SOURCE_DAMAGED, key, reason, [snapshot])
+            inspection.damaged_sources.append(result)
         case Verdict.DAMAGED_STORE:
             looked = inspection.looked[snapshot]
             _blame(inspection, snapshot, result, reason)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from backupd.drill import DrillResult
     from backupd.format.ids import SnapshotId
     from backupd.format.manifest import AnyManifest, PackEntry
+    from backupd.proofs import Verdict
     from backupd.repository import Repository
     from backupd.verify.choosing import Holding
     from backupd.verify.journal import Journal
@@ -50,6 +51,10 @@ class Inspection:
         """Why it was not looked at to the end."""
         self.newest_drill: DrillResult | None = None
         """Of the newest snapshot in the store, when that was drilled."""
+        self.damaged_sources: list[DrillResult] = []
+        """Drills that found what was captured damaged."""
+        self.known_of_newest: Verdict | None = None
+        """What the last drill of the newest snapshot found, when nobody drilled it now."""
         self.known_damaged: frozenset[SnapshotId] = frozenset()
         """Those that an earlier run has recorded as damaged."""
         self._should_stop = should_stop

@@ -108,6 +108,8 @@ class Verification:
     warnings: list[str] = field(default_factory=list)
     verdicts: list[DrillResult] = field(default_factory=list)
     """What the status of this machine is to know, at most one of each database in each store."""
+    damaged_sources: list[DrillResult] = field(default_factory=list)
+    """Drills, of whatever snapshots, that found a database damaged as it was captured."""
     packs_read: int = 0
     """In this run."""
     packs_known: int = 0

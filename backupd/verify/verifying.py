@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from backupd.config import Settings
     from backupd.format.ids import SnapshotId
     from backupd.format.manifest import PackEntry
+    from backupd.proofs import Proofs
     from backupd.repository import Repository
     from backupd.state import StateDirectory
     from backupd.verify.choosing import Holding
@@ -86,6 +87,7 @@ class _Verifying:
         self._whole_bytes = self._all_packs = self._page_bytes = 0
         self._recorded_at = time.monotonic()
         self._recorded: set[Inspection] = set()
+        self._drills = wish.level is Level.DRILL
 
     def run(self) -> Verification:
         began = time.monotonic()
@@ -195,8 +197,11 @@ class _Verifying:
             yield journal
 
     def _read(self, inspection: Inspection, packs: Sequence[PackEntry], journal: Journal) -> None:
+        proofs = read_proofs(inspection.repository, inspection.database, inspection.holding.survey)
+        newest = inspection.holding.history.newest_id
+        inspection.known_of_newest = None if newest is None else proofs.own(newest)
         if len(journal):
-            journal.forget(self._condemned(inspection))
+            journal.forget(self._condemned(proofs, inspection))
         known = [pack for pack in packs if pack.sha256 in journal]
         self._result.packs_known += len(known)
         self._whole_bytes -= sum(pack.stored_bytes for pack in known)
@@ -222,9 +227,8 @@ class _Verifying:
             healed = [each.id for each in inspection.results(Level.PACKS) if each.outcome is Outcome.RIGHT]
             self._warn(inspection, record_healed(inspection.holding, healed, at=self._now))
 
-    def _condemned(self, inspection: Inspection) -> set[str]:
+    def _condemned(self, proofs: Proofs, inspection: Inspection) -> set[str]:
         """The packs that a record says are damaged: that may have been found since an earlier run read them."""
-        proofs = read_proofs(inspection.repository, inspection.database, inspection.holding.survey)
         return {pack for manifest in inspection.manifests.values() for pack in proofs.condemned_packs(manifest)}
 
     def _drill(self, inspection: Inspection) -> None:
@@ -280,6 +284,9 @@ class _Verifying:
         self._result.snapshots += inspection.results(self._wish.level)
         verdict = verdict_on(inspection, began_at=self._now)
         self._result.verdicts += [verdict] if verdict is not None else []
+        self._result.damaged_sources += inspection.damaged_sources
+        if verdict is not None and verdict.earlier is not None and verdict.error is not None and not self._drills:
+            self._result.warnings.append(verdict.error.message)  # nothing that was looked at here tells of it
 
     @contextmanager
     def _failing(self, inspection: Inspection) -> Iterator[None]:

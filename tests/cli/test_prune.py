@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from harness.command_line import CommandLine
 
-from backupd.cli.pruned import done
+from backupd.cli.pruned import done, strangers_told
 from backupd.prune import PruneResult
 
 if TYPE_CHECKING:
@@ -247,6 +247,14 @@ def test_what_is_left_for_the_next_prune_is_told() -> None:
     """A prune that has used up its time is no failure, and says how much is left."""
     result = PruneResult(database="app", store="/backups", deleted_packs=2, freed_bytes=3000, unfinished=12)
     assert done(result) == ["2 packs (3.0 kB) freed", "12 more with the next prune"]
+
+
+def test_another_store_below_this_one_is_told_as_one() -> None:
+    """Its many objects are no rubbish, and whoever reads of them is not to delete them."""
+    inner = ["plain/RESTORE.md", "plain/app/snapshots/x.json", "plain/backupd.json"]
+    told = "3 objects of another backupd store that lies below this one, left alone: plain/"
+    assert strangers_told(inner) == told
+    assert strangers_told([*inner, "z"]) == f"{told}; 1 object not of backupd, left alone: z"
 
 
 def test_strangers_that_belong_to_no_database(rotating: CommandLine) -> None:

@@ -24,6 +24,7 @@ from harness.statuses import (
     failed,
     healthy,
     recorded,
+    snapshot_id,
     with_health,
     with_times,
 )
@@ -223,6 +224,17 @@ def _cost(cli: CommandLine) -> list[str]:
         check=True,
     )
     return finished.stdout.splitlines()
+
+
+def test_a_proof_says_more_than_that_the_same_bytes_are_right(cli: CommandLine, state: Path) -> None:
+    """A machine without the key shows when another one has proven the snapshot."""
+    proven = Drill("intact", id=snapshot_id(), proven_at=NOON - 2 * HOUR)
+    status = with_drill(healthy(stores=(DISK,)), proven, at=NOON)
+    prepare(state, status, age=4 * MINUTE)
+    assert "  intact " not in cli.run("status", expect=0).stdout
+    newer = Drill("intact", id=snapshot_id(NOON + MINUTE))
+    prepare(state, with_drill(status, newer, at=NOON + MINUTE), age=4 * MINUTE)
+    assert "  intact " in cli.run("status", expect=0).stdout
 
 
 def test_the_table_shows_every_database_in_every_store(cli: CommandLine, state: Path) -> None:

@@ -112,17 +112,23 @@ def test_encryption_is_switched_on_later_and_off_again(backupd: CommandLine) -> 
     (home / "backupd.toml").write_text(recipients)
     change_rows(home / "app.db", "encrypted")
     (mixed,) = backupd.json("now")["snapshots"]
+    assert any("encryption was switched on" in each for each in mixed["warnings"])
     assert mixed["changed_pages"] < mixed["page_count"] / 4
     shown = backupd.json("show", mixed["id"])["snapshot"]
     assert {pack.get("encryption") for pack in shown["packs"]} == {None, "age"}
-    assert "of before it was switched on" in backupd.run("show", mixed["id"]).stdout
+    assert "age, but for 1 pack of 2" in backupd.run("show", mixed["id"]).stdout
     assert _restored(backupd, "latest", "--identity", "key") == content_digest(home / "app.db")
     (full,) = backupd.json("now", "--full")["snapshots"]
+    assert full["warnings"] == backupd.json("now")["snapshots"][0]["warnings"] == []
     assert {pack.get("encryption") for pack in backupd.json("show", full["id"])["snapshot"]["packs"]} == {"age"}
     assert _restored(backupd, "latest~2") == plain
     _configure(home)
     change_rows(home / "app.db", "plain")
+    told = backupd.run("now").told("warning")
+    assert any("encryption was switched off" in each and "backupd now app --full" in each for each in told), told
+    assert backupd.run("now").told("warning") == told
     backupd.run("now", "--full")
+    assert backupd.run("now").told("warning") == []
     assert _restored(backupd, "latest") == content_digest(home / "app.db")
 
 
@@ -133,7 +139,7 @@ def test_a_key_is_added(backupd: CommandLine) -> None:
     public = _keys(backupd, "new.key")
     _configure(home, public)
     change_rows(home / "app.db", "for the new key")
-    backupd.run("now")
+    assert "the recipients have changed" in backupd.run("now").stderr
     refused = backupd.run("restore", "latest", "--to", "restored.db", "--identity", "new.key", code=USAGE)
     assert "new.key decrypts pack app/packs/" in refused.stderr
     assert "put theirs into the same file" in refused.stderr
@@ -196,3 +202,14 @@ def test_old_ones_go_and_come_back_without_a_key(backupd: CommandLine) -> None:
     backupd.run("undelete", ids[0])
     assert [each["id"] for each in backupd.json("list")["snapshots"]] == [ids[0], ids[-1]]
     _restored(backupd, ids[0], "--identity", "key")
+
+
+def test_a_wrong_key_is_told_once(backupd: CommandLine) -> None:
+    """Not once for each snapshot; and a file that is no key, before anything is asked for."""
+    for title in ("one", "two", "three"):
+        change_rows(backupd.home / "app.db", title)
+        backupd.run("now")
+    shutil.rmtree(backupd.state)
+    _keys(backupd, "other")
+    assert backupd.run("list", "--identity", "other").stderr.count("what is encrypted cannot be read") == 1
+    backupd.refusal("list", "--identity", "none", code=USAGE, names=["none", "cannot be read"])

@@ -18,7 +18,7 @@ from backupd.repository.manifests import opened, read_manifest
 from backupd.restore import restore_to_file
 from backupd.state import StateDirectory
 from backupd.store import open_store
-from faults.oracle import Named
+from faults.oracle import Named, Standing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,8 +59,18 @@ class Inspection:
 
     def listed(self) -> list[Named]:
         """What `backupd list --json` shows."""
-        finished = self._world.run("list", "--json")
-        return [Named(each["store"], each["database"], each["id"]) for each in finished.document["snapshots"]]
+        return self._named("snapshots", "list", "--json")
+
+    def standing(self, snapshot: Named) -> Standing:
+        """Whether it is still listed, or else in the trash."""
+        if snapshot in self.listed():
+            return Standing.LISTED
+        is_in_trash = snapshot in self._named("trash", "list", "--trash", "--json")
+        return Standing.REMOVED if is_in_trash else Standing.VANISHED
+
+    def _named(self, table: str, *arguments: str) -> list[Named]:
+        found = self._world.run(*arguments).document[table]
+        return [Named(each["store"], each["database"], each["id"]) for each in found]
 
     def restore(self, snapshot: Named, target: Path) -> str | None:
         """Restore to `target`; why it could not be done."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from faults.images import NotAStateError, Seen, read_state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
     from faults.ledger import Ledger, State
@@ -28,11 +29,27 @@ class Named(NamedTuple):
         return f"{self.database}@{self.id} in {self.store}"
 
 
-class Restorer(Protocol):
-    """Restores a snapshot to a file that does not exist yet."""
+class Standing(Enum):
+    """What has become of a snapshot that was listed."""
 
-    def __call__(self, snapshot: Named, target: Path) -> str | None:
-        """Why it could not; None when it is there."""
+    LISTED = "listed"
+    REMOVED = "removed"
+    """No longer listed, and in the trash: rotation did that, or a person."""
+    VANISHED = "vanished"
+    """No longer listed, and nothing says why."""
+
+
+class Reader(Protocol):
+    """Looks into the stores for the judge."""
+
+    def restore(self, snapshot: Named, target: Path) -> str | None:
+        """Restore to a file that does not exist yet; why it could not be done."""
+
+    def standing(self, snapshot: Named) -> Standing:
+        """What has become of it by now."""
+
+    def is_reported(self, snapshot: Named) -> bool:
+        """Whether backupd says that it is damaged."""
 
 
 @dataclass(slots=True)
@@ -63,23 +80,24 @@ class Oracle:
     def judge(
         self,
         listed: Collection[Named],
-        restore: Restorer,
+        reader: Reader,
         *,
         taken: Iterable[Taken],
-        is_reported: Callable[[Named], bool],
         listed_at: float,
     ) -> None:
-        """Restore everything that was `listed` at `listed_at`. What does not restore, backupd has to have reported."""
+        """Restore everything that was `listed` at `listed_at`. What does not restore, backupd has to have reported.
+
+        The daemon goes on meanwhile: what it removed since the listing is not judged.
+        """
         windows = {Named(each.store, each.database, each.id): each for each in taken}
         for ledger in self.ledgers.values():
             ledger.read()
         now = time.monotonic()
         for snapshot in listed:
             try:
-                seen = self._restored(snapshot, restore)
+                seen = self._restored(snapshot, reader)
             except NotAStateError as error:
-                self._judge_broken(snapshot, str(error), is_reported)
-                self.known.setdefault(snapshot, Known(None, now))
+                self._judge_broken(snapshot, str(error), reader, now)
                 continue
             self._judge_state(snapshot, seen.state, seen.digest, windows.get(snapshot), now)
         for snapshot, known in self.known.items():
@@ -87,19 +105,29 @@ class Oracle:
                 known.gone_at = now
         self._listed_at = listed_at
 
-    def _restored(self, snapshot: Named, restore: Restorer) -> Seen:
+    def _restored(self, snapshot: Named, reader: Reader) -> Seen:
         target = self.scratch / f"{snapshot.id}.db"
         target.unlink(missing_ok=True)
         try:
-            problem = restore(snapshot, target)
+            problem = reader.restore(snapshot, target)
             if problem is not None:
                 raise NotAStateError(problem)
             return read_state(target)
         finally:
             target.unlink(missing_ok=True)
 
-    def _judge_broken(self, snapshot: Named, problem: str, is_reported: Callable[[Named], bool]) -> None:
-        if is_reported(snapshot):
+    def _judge_broken(self, snapshot: Named, problem: str, reader: Reader, now: float) -> None:
+        standing = reader.standing(snapshot)
+        if standing is Standing.REMOVED:
+            self.counts["removed meanwhile"] += 1
+            if snapshot in self.known:
+                self.known[snapshot].gone_at = now
+            return
+        self.known.setdefault(snapshot, Known(None, now))
+        if standing is Standing.VANISHED:
+            self.counts["lost"] += 1
+            self.violations.append(f"{snapshot} was listed, is not any more, and is not in the trash: {problem}")
+        elif reader.is_reported(snapshot):
             self.reported.add(snapshot)
         else:
             self.counts["lost"] += 1

@@ -37,21 +37,23 @@ class Tally:
 
     seed: int
     rounds: int = 0
+    turns: Counter[str] = field(default_factory=Counter)
+    """How often each fault had its turn."""
     injected: Counter[str] = field(default_factory=Counter)
+    """How often each fault had an effect."""
     impossible: dict[str, str] = field(default_factory=dict)
     """Faults that cannot be injected here, and why."""
-    untold: list[str] = field(default_factory=list)
-    """Faults that had a turn, and never an effect."""
     violations: list[str] = field(default_factory=list)
     seconds: float = 0.0
-    prunes_checked: int = 0
-    slowest_red: float = 0.0
+    tidied: int = 0
+    """How often nothing was found that no snapshot needs."""
     slowest_green: float = 0.0
+    """The longest time (seconds) that it took to be green after a fault."""
 
 
-def deck(seed: int, turn: int) -> list[Fault]:
+def deck(seed: int, turn: int, faults: Sequence[Fault] = FAULTS) -> list[Fault]:
     """Every fault once, in an order that the seed decides; another one in each turn."""
-    faults = [*FAULTS]
+    faults = [*faults]
     Random(f"{seed} deck {turn}").shuffle(faults)
     return faults
 
@@ -63,7 +65,15 @@ class BrokenPromiseError(Exception):
 class Soak:
     """Rounds in a world. `run` returns after the first violation, and else when its time is over."""
 
-    def __init__(self, world: World, *, seed: int, first: int = 1, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self,
+        world: World,
+        *,
+        seed: int,
+        first: int = 1,
+        faults: Sequence[Fault] = FAULTS,
+        say: Callable[[str], None] = print,
+    ) -> None:
         scratch = world.home / "judge"
         scratch.mkdir()
         self.tally = Tally(seed)
@@ -76,6 +86,7 @@ class Soak:
         self._world = world
         self._say = say
         self._first = first
+        self.faults = faults
         self._watch = Watch(world)
         self._inspection = Inspection(world, scratch / "reader")
         self._judged_samples = 0
@@ -102,13 +113,14 @@ class Soak:
             self._watch.close()
 
     def _round(self, number: int) -> None:
-        turn, position = divmod(number - 1, len(FAULTS))
-        fault = deck(self.tally.seed, turn)[position]
+        turn, position = divmod(number - 1, len(self.faults))
+        fault = deck(self.tally.seed, turn, self.faults)[position]
         if fault.name in self.tally.impossible:
             return
         chosen = Random(f"{self.tally.seed} round {number}")
         began = time.monotonic()
         self.tally.rounds += 1
+        self.tally.turns[fault.name] += 1
         self._say(f"round {number:3} {fault.name}")
         trigger = chosen.choice([self._world.request_snapshots, self._world.miss_a_round, self._world.snapshot])
         with fault.injected(self._world, chosen) as felt:
@@ -175,9 +187,8 @@ class Soak:
         listed = self._inspection.listed()
         self.oracle.judge(
             listed,
-            self._inspection.restore,
+            self._inspection,
             taken=self._world.taken,
-            is_reported=self._inspection.is_reported,
             listed_at=at,
         )
         samples = self._watch.samples[self._judged_samples :]
@@ -195,7 +206,7 @@ class Soak:
         self._world.stop_daemon()
         for each in self._inspection.leftovers():
             self._violated(each)
-        self.tally.prunes_checked += 1
+        self.tally.tidied += 1
         self._world.start_daemon()
         self._wait_for_green(0)
         self._judge()
@@ -207,17 +218,22 @@ class Soak:
             if not self.tally.injected[fault.name]:
                 self._violated(f"{fault.name} was never injected, although there was time for each fault")
 
+    @property
+    def not_reached(self) -> list[Fault]:
+        """Faults that could be injected here, and had no turn yet."""
+        return [fault for fault in self._possible if not self.tally.turns[fault.name]]
+
     def _possible_faults(self) -> list[Fault]:
         lacking = {
             "disks": None if self._world.disks else "file systems cannot be mounted here",
             "clock": None if self._world.clock else "faketime is not installed",
             "strace": system_calls.why_not(),
         }
-        for fault in FAULTS:
+        for fault in self.faults:
             reason = lacking.get(fault.needs)
             if reason is not None:
                 self.tally.impossible[fault.name] = reason
-        return [fault for fault in FAULTS if fault.name not in self.tally.impossible]
+        return [fault for fault in self.faults if fault.name not in self.tally.impossible]
 
     def _violated(self, what: str) -> None:
         self._say(f"VIOLATION: {what}")

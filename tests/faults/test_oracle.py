@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 
 from faults.images import NotAStateError, read_state
 from faults.ledger import Ledger, Scribe, State
-from faults.oracle import Known, Named, Oracle
+from faults.oracle import Known, Named, Oracle, Standing
 from faults.watch import Sample, Taken
 from faults.writer import Writer
 
@@ -43,19 +44,41 @@ def _oracle(written: tuple[Writer, Path], scratch: Path) -> Oracle:
     return Oracle({"app": written[0].ledger}, scratch, allowed_seconds=10)
 
 
-def _judge(
-    oracle: Oracle, restored: Path | None, *, is_reported: bool = False, window: tuple[float, float] = (0, 10**9)
-) -> list[str]:
-    """What the judge says of one snapshot that restores to a copy of `restored`, or (None) does not restore."""
+@dataclass
+class _Stored:
+    """A store with one snapshot, which restores to a copy of `restored`, or (None) does not restore."""
 
-    def restore(_: Named, target: Path) -> str | None:
-        if restored is None:
+    restored: Path | None
+    says_damaged: bool = False
+    becomes: Standing = Standing.LISTED
+
+    def restore(self, snapshot: Named, target: Path) -> str | None:
+        assert snapshot == SNAPSHOT
+        if self.restored is None:
             return "a pack is gone"
-        shutil.copy(restored, target)
+        shutil.copy(self.restored, target)
         return None
 
+    def standing(self, snapshot: Named) -> Standing:
+        assert snapshot == SNAPSHOT
+        return self.becomes
+
+    def is_reported(self, snapshot: Named) -> bool:
+        assert snapshot == SNAPSHOT
+        return self.says_damaged
+
+
+def _judge(
+    oracle: Oracle,
+    restored: Path | None,
+    *,
+    is_reported: bool = False,
+    becomes: Standing = Standing.LISTED,
+    window: tuple[float, float] = (0, 10**9),
+) -> list[str]:
+    """What the judge says of one snapshot that is listed and then meanwhile `becomes` something."""
     taken = [Taken("app", STORE, SNAPSHOT.id, *window)]
-    oracle.judge([SNAPSHOT], restore, taken=taken, is_reported=lambda _: is_reported, listed_at=0)
+    oracle.judge([SNAPSHOT], _Stored(restored, is_reported, becomes), taken=taken, listed_at=0)
     return oracle.violations
 
 
@@ -72,6 +95,25 @@ def test_what_does_not_restore_has_to_be_reported(written: tuple[Writer, Path], 
     assert _judge(oracle, None, is_reported=True) == []
     assert oracle.reported == {SNAPSHOT}
     assert "nobody said so: a pack is gone" in _judge(oracle, None)[0]
+    assert oracle.counts["lost"] == 1
+
+
+def test_what_rotation_removes_meanwhile_is_not_lost(written: tuple[Writer, Path], tmp_path: Path):
+    """What is in the trash when its restore fails is neither lost nor reported, and gone from then on."""
+    oracle = _oracle(written, tmp_path)
+    assert _judge(oracle, written[1]) == []
+    assert _judge(oracle, None, becomes=Standing.REMOVED) == []
+    assert (oracle.counts["removed meanwhile"], oracle.counts["lost"], oracle.reported) == (1, 0, set())
+    assert oracle.known[SNAPSHOT].gone_at is not None
+    assert _judge(unseen := _oracle(written, tmp_path), None, becomes=Standing.REMOVED) == []
+    assert unseen.known == {}
+
+
+@pytest.mark.parametrize("is_reported", [False, True])
+def test_what_vanishes_is_lost(written: tuple[Writer, Path], tmp_path: Path, *, is_reported: bool):
+    """What was listed, and when its restore fails is neither listed nor in the trash, is lost whatever is reported."""
+    oracle = _oracle(written, tmp_path)
+    assert "is not in the trash" in _judge(oracle, None, is_reported=is_reported, becomes=Standing.VANISHED)[0]
     assert oracle.counts["lost"] == 1
 
 

@@ -28,11 +28,14 @@ def test_a_short_soak_breaks_no_promise():
         check=False,
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    figures = dict(re.findall(r"^(.+?) {2,}(\S+)$", finished.stdout, re.MULTILINE))
+    figures = dict(re.findall(r"^\| \**(.+?)\** +\| (.+?) +\|$", finished.stdout, re.MULTILINE))
     assert int(figures["rounds"]) >= 1
     assert int(figures["snapshots taken"]) > 4
     assert int(figures["restored and checked"]) >= int(figures["snapshots taken"])
     assert (figures["lost"], figures["violations"], figures["seed"]) == ("0", "0", str(_SEED))
+    shown = [figures[fault.name] for fault in FAULTS]
+    assert sum(int(each) for each in shown if each.isdecimal()) == int(figures["faults injected"])
+    assert shown.count("not reached") == int(figures["kinds not reached in this time"]) > 0
 
 
 def test_a_seed_gives_its_faults_again():

@@ -32,6 +32,7 @@ class Role(StrEnum):
     PRUNE = "Prune"
     RESTORE = "Restore"
     TEST = "Test restores"
+    RECOVER = "Recover"
 
 
 @dataclass(frozen=True, slots=True)

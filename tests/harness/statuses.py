@@ -31,6 +31,8 @@ class Drill:
     id: SnapshotId | None = None
     error: BackupdError | None = None
     findings: tuple[str, ...] = ()
+    proven_at: datetime | None = None
+    damaged_snapshots: tuple[SnapshotId, ...] = ()
 
 
 def snapshot_id(at: datetime = NOON) -> SnapshotId:

@@ -30,7 +30,7 @@ from backupd.health.planning import (
     with_vanished,
     without_others,
 )
-from backupd.health.recording import with_drill, with_prune
+from backupd.health.recording import with_damaged_source, with_drill, with_prune
 from backupd.holds import Hold
 from backupd.prune.results import PruneResult
 
@@ -223,9 +223,56 @@ def test_damage_is_red_until_a_drill_succeeds() -> None:
     status = with_drill(proven, Drill("damaged-store", error=DamageError("a pack is gone")), at=NOON)
     alarm = only(status)
     assert (alarm.kind, alarm.is_red) == ("damaged", True)
-    assert f"a pack is gone; last proven: {snapshot_id()}, 2026-11-22 12:00:00Z" in alarm.message
+    assert f"a pack is gone; last proven: {snapshot_id()} in {DISK}, 2026-11-22 12:00:00Z" in alarm.message
     assert "backupd now app" in alarm.hint
     assert alarms(with_drill(status, Drill("proven", id=snapshot_id()), at=SOON)) == ()
+
+
+def test_what_turned_out_damaged_is_not_recommended() -> None:
+    """The alarm names a snapshot, and the store, that nothing is known against; or says that there is none."""
+    older, newer = snapshot_id(NOON - HOUR), snapshot_id()
+    gone = DamageError("a pack is gone")
+    status = with_drill(healthy(), Drill("proven", id=newer), at=NOON)
+    own = Drill("damaged-store", id=newer, error=gone, damaged_snapshots=(older, newer))
+    assert only(with_drill(status, own, at=SOON)).message.endswith("a pack is gone; no snapshot is known to be proven")
+    status = with_drill(status, Drill("proven", store=BUCKET, id=older), at=NOON)
+    damaged = with_drill(status, own, at=SOON)
+    assert only(damaged).message.endswith(f"; last proven: {older} in {BUCKET}, 2026-11-22 12:00:00Z")
+    older_only = Drill("damaged-store", id=snapshot_id(SOON), error=gone, damaged_snapshots=(older, snapshot_id(SOON)))
+    assert f"last proven: {newer} in {DISK}" in only(with_drill(status, older_only, at=SOON)).message
+    source = with_drill(status, Drill("damaged-source", id=newer, error=DamageError("row 7")), at=SOON)
+    assert f"last proven: {older} in {BUCKET}" in only(source).message
+
+
+def test_a_damaged_source_alarms_in_every_store_that_has_it() -> None:
+    """But for one where a newer snapshot is proven; each ends by itself, and no turn of a drill is lost."""
+    found = Drill("damaged-source", id=snapshot_id(), error=DamageError("row 7"))
+    elsewhere = with_damaged_source(with_drill(healthy(), found, at=NOON), found, [BUCKET], at=NOON)
+    assert {(each.kind, each.store) for each in alarms(elsewhere)} == {
+        ("damaged-source", DISK),
+        ("damaged-source", BUCKET),
+    }
+    again = with_damaged_source(with_drill(elsewhere, found, at=SOON), found, [BUCKET], at=SOON)
+    (known,) = [each for url, each in again.databases["app"].stores.items() if url == BUCKET]
+    assert known.drill_failure is not None
+    assert (known.drill_failure.count, known.drill_failure.last_at) == (1, NOON)
+    sound = with_drill(again, Drill("proven", id=snapshot_id(SOON), store=BUCKET), at=SOON)
+    assert [each.store for each in alarms(sound)] == [DISK]
+    assert [each.store for each in alarms(with_damaged_source(sound, found, [BUCKET], at=SOON))] == [DISK]
+
+
+def test_a_proof_by_another_machine_is_known_here() -> None:
+    """What is found intact here, and proven where the key is, is proven; never with a time in the future."""
+    found = Drill("damaged-source", id=snapshot_id(), error=DamageError("row 7"))
+    intact = Drill("intact", id=snapshot_id(SOON), proven_at=SOON)
+    status = with_drill(with_drill(healthy(), found, at=NOON), intact, at=LATER)
+    assert alarms(status) == ()
+    health = status.databases["app"].stores[DISK]
+    assert (health.proven_id, health.proven_at, health.intact_at) == (str(snapshot_id(SOON)), SOON, LATER)
+    earlier = with_drill(status, Drill("intact", id=snapshot_id(), proven_at=NOON), at=LATER)
+    assert earlier.databases["app"].stores[DISK].proven_at == SOON
+    ahead = with_drill(status, Drill("intact", id=snapshot_id(LATER), proven_at=LATER + HOUR), at=LATER)
+    assert ahead.databases["app"].stores[DISK].proven_at == SOON
 
 
 def test_a_drill_that_fails_is_red_at_once_unless_another_may_succeed() -> None:
@@ -234,7 +281,7 @@ def test_a_drill_that_fails_is_red_at_once_unless_another_may_succeed() -> None:
     assert alarms(once) == ()
     alarm = only(with_drill(once, Drill("failed", error=DOWN), at=SOON))
     assert (alarm.kind, alarm.is_red) == ("drill-failed", True)
-    assert "does not answer (2 attempts); none was ever proven" in alarm.message
+    assert "does not answer (2 attempts); no snapshot is known to be proven" in alarm.message
 
 
 def test_a_damaged_source_is_another_alarm_than_a_damaged_store() -> None:
@@ -243,7 +290,7 @@ def test_a_damaged_source_is_another_alarm_than_a_damaged_store() -> None:
     source = with_drill(healthy(), Drill("damaged-source", id=snapshot_id(), error=damaged), at=NOON)
     alarm = only(source)
     assert (alarm.kind, alarm.is_red, alarm.store) == ("damaged-source", True, DISK)
-    assert "row 7 is missing from index i; none was ever proven" in alarm.message
+    assert "row 7 is missing from index i; no snapshot is known to be proven" in alarm.message
     assert "backupd now" not in alarm.hint
     store = with_drill(source, Drill("damaged-store", id=snapshot_id(), error=damaged), at=SOON)
     assert (only(store).kind, only(store).since) == ("damaged", SOON)
@@ -276,7 +323,7 @@ def test_what_cannot_be_decrypted_is_no_alarm() -> None:
     source = with_drill(healthy(), Drill("damaged-source", error=DamageError("row 7")), at=NOON)
     assert only(with_drill(source, intact, at=SOON)).kind == "damaged-source"
     late = with_drill(with_drill(healthy(), intact, at=NOON), Drill("failed", error=DamageError("no")), at=SOON)
-    assert f"last found intact: {snapshot_id()}, 2026-11-22 12:00:00Z" in only(late).message
+    assert f"last found intact: {snapshot_id()} in {DISK}, 2026-11-22 12:00:00Z" in only(late).message
 
 
 def _with_proof_due(status: Status, due_by: datetime | None) -> Status:

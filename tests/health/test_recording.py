@@ -250,7 +250,7 @@ def test_a_drill_proves_or_finds_damage() -> None:
     assert str(snapshot_id()) in failure.message
     assert store(damaged).is_damaged
     assert store(damaged).fingerprint is None
-    assert store(damaged).proven_at == LATER
+    assert (store(damaged).proven_id, store(damaged).proven_at) == (None, None)  # that snapshot proves nothing now
     unreachable = with_drill(damaged, Drill("failed", error=DOWN), at=LATER + HOUR)
     assert store(unreachable).drill_failure == replace(failure, last_at=LATER + HOUR, count=2)
     assert store(unreachable).is_damaged

@@ -7,7 +7,6 @@ import runpy
 import sys
 from contextlib import closing
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,6 +20,9 @@ from harness.site import Site, new_site
 from backupd.store.keys import is_probe_key
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from harness.cli import Finished
     from harness.s3_server import S3Server
 
@@ -175,7 +177,11 @@ def test_doctor_warns_of_what_does_not_protect(tmp_path: Path, seaweed: S3Server
 
 
 def test_a_thief_gets_no_data_and_destroys_nothing_for_good(
-    tmp_path: Path, seaweed: S3Server, keys: Keys, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    seaweed: S3Server,
+    keys: Keys,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """With the stolen keys everything is overwritten; by the versions of before, everything restores."""
     backupd = _site(tmp_path, keys).backupd
@@ -198,17 +204,24 @@ def test_a_thief_gets_no_data_and_destroys_nothing_for_good(
     _site(tmp_path / "rescuer", Keys(seaweed, keys.bucket), put_only=False)
     rescuer = CommandLine(tmp_path / "rescuer")
     assert rescuer.run("restore", "app@latest", "--to", "x.db", code=_DAMAGED).told("error")
-    _run_script_of_page(seaweed, monkeypatch, keys.bucket, f"{PREFIX}/", moment.isoformat(), tmp_path / "recovered")
+    recovering = keys_for(Role.RECOVER, seaweed, keys.bucket).server
+    script = _script_of_page(tmp_path, recovering, monkeypatch)
+    with pytest.raises(SystemExit, match=r"^None$"):
+        script(keys.bucket, f"{PREFIX}/")
+    told = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert [what.startswith("put again") for _, what in told] == [False] * len(listed) + [True] * len(listed)
+    assert max(at for at, _ in told[: len(listed)]) < moment.isoformat() <= told[len(listed)][0]
+    script(keys.bucket, f"{PREFIX}/", moment.isoformat(), str(tmp_path / "recovered"))
     for snapshot_id, digest in digests.items():
         target = tmp_path / f"{snapshot_id}.db"
         rescuer.run("restore", f"app@{snapshot_id}", "--to", target, "--store", tmp_path / "recovered")
         assert content_digest(target) == digest
 
 
-def _run_script_of_page(server: S3Server, monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
-    """The script of docs/restore.md as somebody would run it, with the keys of the account."""
+def _script_of_page(home: Path, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """The script of docs/restore.md, to be called with its arguments, as somebody with these keys would run it."""
     (script,) = blocks_of(section(DOCS / "restore.md", "## After somebody overwrote the store"), "python")
-    file = Path(arguments[-1]).with_name("as_it_was.py")
+    file = home / "as_it_was.py"
     file.write_text(script)
     for name, value in {
         "AWS_ENDPOINT_URL": server.endpoint_url,
@@ -217,5 +230,9 @@ def _run_script_of_page(server: S3Server, monkeypatch: pytest.MonkeyPatch, *argu
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "argv", [str(file), *map(str, arguments)])
-    runpy.run_path(str(file), run_name="__main__")
+
+    def run(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", [str(file), *arguments])
+        runpy.run_path(str(file), run_name="__main__")
+
+    return run

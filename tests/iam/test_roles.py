@@ -48,8 +48,10 @@ _MAY: dict[Role, dict[str, set[str]]] = {
     Role.PRUNE: {"get": set(_NOT_PACKS), "put": set(_NOT_PACKS), "delete": set(_OURS)},
     Role.RESTORE: {"get": set(_OURS), "put": set(), "delete": set()},
     Role.TEST: {"get": set(_OURS), "put": {"drill"}, "delete": set()},
+    Role.RECOVER: {"get": set(_OURS), "put": set(), "delete": set()},
 }
 _MAY_LOOK_AT_BUCKET = {Role.PUT_ONLY, Role.FULL}
+_MAY_READ_OLD_VERSIONS = {Role.RECOVER}
 
 
 @pytest.fixture
@@ -89,13 +91,14 @@ def _allowed(client: S3Client, admin: S3Client, bucket: str) -> dict[str, set[st
     return found
 
 
-def _require_nothing_else(client: S3Client, admin: S3Client, bucket: str, *, may_look: bool) -> None:
-    """Listing works; old versions are out of reach, and the bucket's settings can be read at most."""
+def _require_nothing_else(client: S3Client, admin: S3Client, bucket: str, role: Role) -> None:
+    """Listing works; who recovers reads old versions, and at most who backs up the settings of the bucket."""
+    may_look, may_go_back = role in _MAY_LOOK_AT_BUCKET, role in _MAY_READ_OLD_VERSIONS
     key = _OBJECTS["manifest"]
     version = admin.put_object(Bucket=bucket, Key=key, Body=b"there")["VersionId"]
     assert _may(lambda: client.list_objects_v2(Bucket=bucket, Prefix=f"{PREFIX}/"))
-    assert not _may(lambda: client.list_object_versions(Bucket=bucket))
-    assert not _may(lambda: client.get_object(Bucket=bucket, Key=key, VersionId=version))
+    assert _may(lambda: client.list_object_versions(Bucket=bucket)) == may_go_back
+    assert _may(lambda: client.get_object(Bucket=bucket, Key=key, VersionId=version)) == may_go_back
     assert not _may(lambda: client.delete_object(Bucket=bucket, Key=key, VersionId=version))
     for look in (
         client.get_bucket_versioning,
@@ -118,7 +121,7 @@ def test_each_policy_allows_what_it_says(
     keys = made(role, seaweed, bucket)
     with closing(keys.client()) as client, closing(seaweed.client()) as admin:
         assert _allowed(client, admin, bucket) == _MAY[role]
-        _require_nothing_else(client, admin, bucket, may_look=role in _MAY_LOOK_AT_BUCKET)
+        _require_nothing_else(client, admin, bucket, role)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import sys
 from contextlib import closing
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -167,17 +168,80 @@ def test_lists_the_others_when_a_manifest_is_damaged(bare: Bare, plain: Kept, tm
 
 
 def test_without_the_key_nothing_is_restored(bare: Bare, encrypted: Kept, tmp_path: Path) -> None:
-    """It says what is missing; with a wrong key, age says so."""
+    """A missing key, a wrong one, or what is none: exit code 2, in words that say what to look for, and no file."""
     repository = encrypted.place.store
     assert "encrypted" in bare.rescue(repository=repository).stdout
-    refused = bare.rescue("restore", "app@latest", tmp_path / "x.db", repository=repository, code=_USAGE)
-    assert "--identity" in refused.stderr
     other = encrypt_in(tmp_path, tmp_path)
-    refused = bare.rescue(
-        "restore", "app@latest", tmp_path / "x.db", "--identity", other, repository=repository, code=_DAMAGE
-    )
-    assert "age refuses" in refused.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["backupd.toml", "key.txt"]
+    (tmp_path / "no.key").write_text("AGE-SECRET-KEY-1 or something\n")
+    restore = ("restore", "app@latest", tmp_path / "x.db")
+    for options, told in (
+        ((), "it is encrypted"),
+        (("--identity", other), f"no secret key in {other} opens it"),
+        (("--identity", tmp_path / "nowhere"), f"there is no file {tmp_path / 'nowhere'}"),
+        (("--identity", tmp_path), f"there is no file {tmp_path}"),
+    ):
+        refused = bare.rescue(*restore, *options, repository=repository, code=_USAGE)
+        assert told in refused.stderr
+        assert "--identity" in refused.stderr
+        assert "age/report" not in refused.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["backupd.toml", "key.txt", "no.key"]
+
+
+@pytest.mark.skipif(shutil.which("age") is None, reason="what age says of such a file only age knows")
+def test_what_holds_no_key_is_called_that(bare: Bare, encrypted: Kept, tmp_path: Path) -> None:
+    """A file of something else, or an empty one; nothing of its content is shown."""
+    for content in ("AGE-SECRET-KEY-1TYPO\n", "photos of the cat\n", ""):
+        (tmp_path / "no.key").write_text(content)
+        refused = bare.rescue(
+            *("restore", "latest", tmp_path / "x.db", "--identity", tmp_path / "no.key"),
+            repository=encrypted.place.store,
+            code=_USAGE,
+        )
+        assert "no.key" in refused.stderr
+        assert "age/report" not in refused.stderr
+        assert "TYPO" not in refused.stderr
+
+
+def test_needs_takes_a_key_and_tries_it(bare: Bare, encrypted: Kept, tmp_path: Path) -> None:
+    """Before gigabytes are copied; without one it names the objects all the same."""
+    repository = encrypted.place.store
+    without = bare.rescue("needs", "app@latest", repository=repository).stdout
+    assert bare.rescue("needs", "app@latest", *encrypted.options, repository=repository).stdout == without
+    other = encrypt_in(tmp_path, tmp_path)
+    refused = bare.rescue("needs", "app@latest", "--identity", other, repository=repository, code=_USAGE)
+    assert "opens it" in refused.stderr
+
+
+def test_a_lost_pack_is_told_with_what_does_without_it(bare: Bare, plain: Kept, tmp_path: Path) -> None:
+    """The newest of the others that restores; and when there is none, that."""
+    place = plain.copy(tmp_path / "copy").place
+    needed = [set(bare.rescue("needs", each, repository=place.store).stdout.splitlines()[1:]) for each in place.ids]
+    pack = place.store / min(needed[-1] - needed[-2])
+    right = pack.read_bytes()
+
+    def refused() -> str:
+        return bare.rescue("restore", "latest", tmp_path / "x.db", repository=place.store, code=_DAMAGE).stderr
+
+    pack.write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
+    assert f"the newest snapshot that does not need it is app@{place.ids[-2]}" in refused()
+    pack.unlink()
+    assert f"the newest snapshot that does not need it is app@{place.ids[-2]}" in refused()
+    for position in range(len(place.ids) - 1):
+        place.manifest(position).unlink()
+    assert "no snapshot here does without it" in refused()
+
+
+def test_a_time_means_the_newest_at_or_before_it(bare: Bare, plain: Kept) -> None:
+    """To the millisecond; without an offset by the clock of this machine, as backupd takes it."""
+    store, ids = plain.place.store, plain.place.ids
+    taken = [datetime.strptime(each[:18] + "000+0000", "%Y%m%dT%H%M%S%f%z") for each in ids]
+    forms = [moment.isoformat(timespec="milliseconds") for moment in taken]
+    forms += [moment.astimezone().replace(tzinfo=None).isoformat(timespec="milliseconds") for moment in taken]
+    forms += [f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03} UTC" for moment in taken]
+    for expected, form in zip(ids * 3, forms, strict=True):
+        assert expected in bare.rescue("needs", f"app@{form}", repository=store).stdout.splitlines()[0], form
+    before = taken[1] - timedelta(milliseconds=1)
+    assert ids[0] in bare.rescue("needs", before.isoformat(), repository=store).stdout.splitlines()[0]
 
 
 @pytest.mark.parametrize("name", ["out.db", "out.db-wal", "out.db-journal", "out.db-shm"])
@@ -208,6 +272,9 @@ def test_restores_what_was_removed(bare: Bare, plain: Kept, tmp_path: Path) -> N
         (["restore", "app@20200101", "x.db"], _NO_SUCH_SNAPSHOT, "no snapshot answers"),
         (["restore", "2", "x.db"], _NO_SUCH_SNAPSHOT, "several snapshots answer"),
         (["restore", "other@latest", "x.db"], _NO_SUCH_SNAPSHOT, "no snapshot answers"),
+        (["restore", "app", "x.db"], _NO_SUCH_SNAPSHOT, "its newest snapshot is app@latest"),
+        (["restore", "app@2020-01-01T00:00", "x.db"], _NO_SUCH_SNAPSHOT, "NAME@2026-11-22T08:00"),
+        (["restore", "app@2020-01-01T25:00", "x.db"], _USAGE, "is no time"),
         (["restore", "latest", "nowhere/x.db"], _USAGE, "nowhere is no directory"),
         (["restore", "latest", "app/x.db"], _USAGE, "app/x.db would lie in the repository"),
         (["--repository", "nowhere"], _UNAVAILABLE, "nowhere is no directory"),

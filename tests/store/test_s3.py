@@ -34,6 +34,7 @@ from backupd.errors import (
 )
 from backupd.store import open_store
 from backupd.store.s3 import S3Store
+from backupd.store.s3_errors import Asked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -398,7 +399,7 @@ def test_a_fault_that_does_not_pass(answer: Callable[[Handler, Request], None], 
 
 
 _REFUSALS = [
-    (403, "AccessDenied", StoreRefusedError, "denies access", "s3:ListBucket"),
+    (403, "AccessDenied", StoreRefusedError, "denies access", "typing error in s3://bucket/"),
     (403, "InvalidAccessKeyId", StoreRefusedError, "does not know this access key", "access_key_id"),
     (403, "SignatureDoesNotMatch", StoreRefusedError, "secret key is wrong", "secret_access_key"),
     (400, "ExpiredToken", StoreRefusedError, "token is invalid or expired", "new one"),
@@ -421,6 +422,33 @@ def test_refusals(verb: str, status: int, code: str, kind: type[StoreError], mes
     assert type(error) is kind
     assert message in error.message
     assert hint in (error.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("verb", "rights"),
+    [
+        ("get", {"s3:GetObject", "s3:ListBucket"}),
+        ("put", {"s3:PutObject"}),
+        ("list", {"s3:ListBucket"}),
+        ("delete", {"s3:DeleteObject"}),
+    ],
+)
+def test_what_is_denied_names_its_own_right(verb: str, rights: set[str]):
+    """Who reads buckets only is not to be given the right to delete."""
+    with answering(lambda handler, _: handler.error(403, "AccessDenied")) as (store, _):
+        error = failure(store, verb)
+    assert set(re.findall(r"s3:[A-Z]\w+", error.hint or "")) == rights
+
+
+def test_the_environment_may_say_where_the_server_is(monkeypatch: pytest.MonkeyPatch):
+    """Then errors name that server; what is known to be Amazon's has Amazon's name."""
+    with loopback(lambda handler, _: handler.error(403, "AccessDenied")) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint_url.replace("//", "//user:password@"))
+        error = failure(S3Store(settings_for(None)))
+        assert f"{server.endpoint_url} denies access" in error.message
+        monkeypatch.delenv("AWS_ENDPOINT_URL")
+        amazon = Asked("get", settings_for(None), "x", lambda: "https://s3.eu-central-1.amazonaws.com")
+        assert (amazon.endpoint, amazon._replace(found_endpoint=lambda: None).endpoint) == ("Amazon S3", "Amazon S3")
 
 
 def test_an_unknown_refusal_keeps_its_name():

@@ -19,6 +19,7 @@ from harness.faults import FaultyStore
 from harness.stored import Stored
 
 from backupd.config import Settings
+from backupd.drill import Outcome as Drilled
 from backupd.encryption import Encryption, generate_identity
 from backupd.errors import DamageError, ExitCode, NoSuchSnapshotError, StoreRefusedError, StoreUnavailableError
 from backupd.format.manifest import decode_manifest, encode_manifest, encrypt_manifest
@@ -290,13 +291,20 @@ def test_damaged_source_is_told_apart(stored: Stored) -> None:
         connection.execute("PRAGMA writable_schema = ON")
         connection.execute("UPDATE sqlite_schema SET rootpage = 2 WHERE name = 'of_t'")
     snapshot = stored.back_up(rows=0)
-    assert stored.verify().exit_code == 0
+    (sound,) = stored.verify().verdicts
+    assert sound.outcome is Drilled.INTACT
     found = stored.verify(level=Level.DRILL)
+    assert [each.id for each in found.damaged_sources] == [snapshot]
     assert [kind for kind, _, _ in damage(found)] == [Kind.SOURCE_DAMAGED]
     assert found.exit_code == 20
     record = stored.recorded(snapshot)
     assert record is not None
     assert record.outcome is DrillOutcome.DAMAGED_SOURCE
+    weaker = stored.verify()
+    (verdict,) = weaker.verdicts
+    assert (verdict.outcome, verdict.error is not None) == (Drilled.DAMAGED_SOURCE, True)
+    assert "a damaged database as it was captured" in weaker.warnings[0]
+    assert stored.recorded(snapshot) == record
 
 
 def test_shared_pack_is_read_once(stored: Stored) -> None:
