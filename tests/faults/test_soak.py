@@ -13,7 +13,7 @@ import pytest
 from faults.catalogue import FAULTS
 from faults.soak import deck
 
-_SECONDS = 15
+_SECONDS = 8
 _SEED = 11
 
 

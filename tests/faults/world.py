@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.cli import CommandLine, Finished, Runner
 from harness.clock import Clock, settable_clock
-from harness.daemon import Daemon
+from harness.daemon import Daemon, wait_until
 from harness.killing import kill
 from harness.restarting import RestartingServer, restarting_server
 from harness.site import TOKEN, Site, free_port
@@ -193,8 +193,9 @@ class World:
 
     def wait_for_green(self) -> None:
         """Until the daemon says that all is well."""
-        assert self.daemon is not None
-        self.daemon.require_green()
+        daemon = self.daemon
+        assert daemon is not None
+        wait_until(lambda: daemon.ask("/healthz").code == 200)
 
     def request_snapshots(self) -> None:
         """Have the daemon take snapshots now, as a migration does; not waited for."""
