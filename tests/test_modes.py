@@ -60,9 +60,10 @@ class _Seen:
 
     def _note(self, seen: dict[str, set[int]], path: str) -> None:
         try:
-            seen.setdefault(path, set()).add(stat.S_IMODE(os.lstat(path).st_mode))
+            mode = stat.S_IMODE(os.lstat(path).st_mode)
         except FileNotFoundError:
             return  # it was there for a moment
+        seen.setdefault(path, set()).add(mode)
 
     def open_to_others(self, seen: dict[str, set[int]], mode: int) -> dict[str, set[int]]:
         return {path: modes for path, modes in seen.items() if modes != {mode}}
