@@ -44,7 +44,8 @@ def assemble(
     packs = [*base_packs] if base_map is not None else []
     for pack in written:
         packs.append(pack.entry)
-        page_map[np.frombuffer(pack.page_numbers, dtype="<u4").astype(np.int64) - 1] = len(packs)
+        numbers = np.frombuffer(pack.page_numbers, dtype="<u4").astype(np.int64)
+        page_map[numbers[numbers <= page_count] - 1] = len(packs)  # the image may have shrunk since the pack was full
     lock = lock_page(page_size)
     if lock <= page_count:
         page_map[lock - 1] = 0

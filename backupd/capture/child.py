@@ -104,10 +104,11 @@ class _Capture:
             page_size=page_size,
             level=self._request["level"],
             slots=self._request["slots"],
-            may_wait=is_wal,
             encrypt=encryption.encrypt if encryption.is_on else None,
             emit=_emit,
         )
+        if not is_wal:
+            self._writer.stop_waiting()  # the application waits for the whole copy
         streams = [self._stream(number, page_size, page_count) for number in range(len(self._request["streams"]))]
         packer = Packer(page_size, page_count, streams, self._writer, self._spool / "hashes")
 
@@ -163,7 +164,7 @@ def _canonical(first_page: bytes, schema_version: int, writer_version: int, pack
     blank = sink.complete_first_page(
         first_page, schema_version=schema_version, writer_version=writer_version, counter=0
     )
-    counter = int.from_bytes(packer.content_digest(blank)[:4], "big") or 1
+    counter = int.from_bytes(packer.table.digest_behind(blank)[:4], "big") or 1
     return sink.complete_first_page(
         first_page, schema_version=schema_version, writer_version=writer_version, counter=counter
     )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import mmap
-import os
 import shutil
 import struct
 import threading
@@ -14,14 +12,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from blake3 import blake3
-
-from backupd.errors import SourceUnusableError, TargetUnwritableError
+from backupd.capture.table import HashTable, count_unseen, spool_full
+from backupd.errors import SourceUnusableError
 from backupd.format import lock_page
 from backupd.format.pack import HASH_BYTES, encode_pack, page_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import mmap
+    from collections.abc import Callable
     from pathlib import Path
 
 RAW_PACK_BYTES = 8 << 20
@@ -31,7 +29,6 @@ _WORKERS = 2
 _RAW_PACKS_IN_MEMORY = 4
 _LOOK_UP_SECONDS = 0.05
 _SPOOL_RESERVE_BYTES = 64 << 20
-_UNSEEN = bytes(HASH_BYTES)
 
 
 @dataclass(slots=True)
@@ -50,8 +47,8 @@ class PackWriter:
     """Compresses raw packs in worker threads into files of the spool, and says when each is there.
 
     Bounded: raw packs in memory by `_RAW_PACKS_IN_MEMORY`, finished ones on disk by the slots that the reader of the
-    spool gives back with `free_slot`. When memory is full, `submit` waits, or, if `may_wait` is false because the
-    application waits for us, writes the raw pages to the spool.
+    spool gives back with `free_slot`. When memory is full, `submit` waits, or, after `stop_waiting`, writes the raw
+    pages to the spool.
     """
 
     def __init__(
@@ -61,14 +58,13 @@ class PackWriter:
         page_size: int,
         level: int,
         slots: int,
-        may_wait: bool,
         emit: Callable[..., None],
         encrypt: Callable[[bytes], bytes] | None = None,
     ) -> None:
         self._spool = spool
         self._page_size = page_size
         self._level = level
-        self._may_wait = may_wait
+        self._may_wait = True
         self._encrypt = encrypt
         self._emit = emit
         self._memory = threading.Semaphore(_RAW_PACKS_IN_MEMORY)
@@ -163,15 +159,6 @@ def _write(file: Path, content: bytes | bytearray) -> None:
         raise spool_full(file.parent, error) from error
 
 
-def spool_full(spool: Path, error: OSError | None = None) -> TargetUnwritableError:
-    """The error for a spool that takes no more."""
-    reason = error.strerror if error else f"{shutil.disk_usage(spool).free >> 20} MiB are left"
-    return TargetUnwritableError(
-        f"the spool {spool} cannot take more pages: {reason}",
-        hint="free some space there, or set state_dir to a larger disk",
-    )
-
-
 class Stream:
     """The pages that differ from one base, on their way to every store that has this base.
 
@@ -185,7 +172,8 @@ class Stream:
         self.relocate = relocate
         self._packs = 0
         self._raw = RawPack(number, 0)
-        self._relocated: list[tuple[int, bytes]] = []
+        self._stored = bytearray()
+        self._relocated: dict[int, bytes] = {}
         self._relocated_images = spool / f"relocated-{number}"
         self._relocation = self._relocated_images.open("w+b") if relocate else None
 
@@ -194,16 +182,33 @@ class Stream:
         """Whether any page had to be stored so far."""
         return self._packs > 0 or bool(self._raw.numbers)
 
-    def offer(self, number: int, page_hash: bytes, image: bytes, writer: PackWriter) -> None:
-        """One page of the image: stored if the base does not have it, put aside if it is to be relocated."""
-        start = (number - 1) * HASH_BYTES
-        if self.expected[start : start + HASH_BYTES] != page_hash:
-            self.add(number, page_hash, image, writer)
-        elif number in self.relocate:
-            self._keep_for_relocation(number, page_hash, image)
+    def needs_any(self, first: int, digests: bytes) -> bool:
+        """Whether any page of a run, which has these joined hashes, may have to be stored or put aside."""
+        start, count = (first - 1) * HASH_BYTES, len(digests) // HASH_BYTES
+        if self.relocate or self.expected[start : start + len(digests)] != digests:
+            return True
+        return any(self._stored[first - 1 : first - 1 + count])
 
-    def add(self, number: int, page_hash: bytes, image: bytes, writer: PackWriter) -> None:
-        """Store one page."""
+    def offer(self, number: int, page_hash: bytes, image: bytes, writer: PackWriter) -> None:
+        """One page of the image: stored if the base does not have it, put aside if it is to be relocated.
+
+        A page that was stored before is stored again: a later pack wins over an earlier one, and over the base.
+        """
+        start = (number - 1) * HASH_BYTES
+        if self._is_stored(number):
+            self._replace(number, page_hash, image, writer)
+        elif self.expected[start : start + HASH_BYTES] != page_hash:
+            self._add(number, page_hash, image, writer)
+        elif number in self.relocate:
+            self._put_aside(number, page_hash, image)
+
+    def _is_stored(self, number: int) -> bool:
+        return number <= len(self._stored) and bool(self._stored[number - 1])
+
+    def _add(self, number: int, page_hash: bytes, image: bytes, writer: PackWriter) -> None:
+        if number > len(self._stored):
+            self._stored.extend(bytes(number - len(self._stored)))
+        self._stored[number - 1] = 1
         raw = self._raw
         raw.numbers.append(number)
         raw.hashes += page_hash
@@ -211,11 +216,11 @@ class Stream:
         if len(raw.images) >= RAW_PACK_BYTES:
             self.flush(writer)
 
-    def replace(self, number: int, page_hash: bytes, image: bytes, writer: PackWriter) -> None:
-        """Store the later image of a page that came before: a pack lists no page twice, a later pack wins."""
+    def _replace(self, number: int, page_hash: bytes, image: bytes, writer: PackWriter) -> None:
+        """Store the later image of a page that came before: a pack lists no page twice."""
         raw = self._raw
         if number not in raw.numbers:
-            self.add(number, page_hash, image, writer)
+            self._add(number, page_hash, image, writer)
             return
         at = raw.numbers.index(number)
         raw.hashes[at * HASH_BYTES : (at + 1) * HASH_BYTES] = page_hash
@@ -228,10 +233,12 @@ class Stream:
             self._packs += 1
             self._raw = RawPack(self.number, self._packs)
 
-    def _keep_for_relocation(self, number: int, page_hash: bytes, image: bytes) -> None:
-        """Put an unchanged page aside: whether it is stored depends on whether anything changed."""
+    def _put_aside(self, number: int, page_hash: bytes, image: bytes) -> None:
+        """Keep an unchanged page: whether it is stored depends on whether anything changed."""
         assert self._relocation is not None  # noqa: S101
-        self._relocated.append((number, page_hash))
+        if number in self._relocated:
+            return
+        self._relocated[number] = page_hash
         try:
             self._relocation.write(image)
             self._relocation.flush()  # or a full disk would show up later, where nobody expects it
@@ -240,12 +247,15 @@ class Stream:
                 self._relocation.close()
             raise spool_full(self._relocated_images.parent, error) from error
 
-    def relocated(self, page_size: int) -> Iterator[tuple[int, bytes, bytes]]:
-        """The pages put aside: number, hash, image."""
-        if self._relocation is not None:
-            self._relocation.seek(0)
-            for number, page_hash in self._relocated:
-                yield number, page_hash, self._relocation.read(page_size)
+    def relocate_unchanged(self, page_size: int, page_count: int, writer: PackWriter) -> None:
+        """Store the pages put aside, but for those that have changed since and were stored for it."""
+        if self._relocation is None:
+            return
+        self._relocation.seek(0)
+        for number, digest in self._relocated.items():
+            image = self._relocation.read(page_size)
+            if number <= page_count and not self._is_stored(number):
+                self._add(number, digest, image, writer)
 
     def close(self) -> None:
         """Give the pages put aside up, whether they were needed or not."""
@@ -255,97 +265,70 @@ class Stream:
 
 
 class Packer:
-    """Takes every page of an image once or more, and stores in each stream what that stream's base does not have."""
+    """Takes pages of an image, and stores in each stream what that stream's base does not have.
+
+    Pages may come as often as they like, and the image may grow and shrink meanwhile: what counts in the end is the
+    last image of each page up to the last page count.
+    """
 
     def __init__(self, page_size: int, page_count: int, streams: list[Stream], writer: PackWriter, file: Path) -> None:
         """`file` becomes the page hashes of the image, 16 bytes a page; `page_count` is at least 1."""
-        self._page_size = page_size
-        self._page_count = page_count
+        self.page_size = page_size
+        self.table = HashTable(file, page_count)
         self._streams = streams
         self._writer = writer
-        self._hashes = _new_mapped_file(file, page_count * HASH_BYTES)
-        self._received = 0
-        self._hasher = blake3()  # one for all pages: making one takes a fifth as long as hashing a page
+
+    def resize(self, page_count: int) -> None:
+        """From now on the image has so many pages, at least 1."""
+        self.table.resize(page_count)
 
     def pages_written(self, numbers: list[int], images: list[bytes]) -> None:
-        """Some pages of the image, in the order of writing. A page that comes again replaces its first image."""
+        """Some pages of the image, in the order of writing. A page that comes again replaces its earlier image."""
         if not numbers:
             return
-        digests = self._hash(images)
+        digests = self.table.hash_all(images)
         first, count = numbers[0], len(numbers)
-        start, end = (first - 1) * HASH_BYTES, (first - 1 + count) * HASH_BYTES
-        if numbers != list(range(first, first + count)) or self._hashes[start:end] != bytes(end - start):
-            for number, digest, image in zip(numbers, digests, images, strict=True):
-                self._page_written(number, digest, image)
+        if numbers != list(range(first, first + count)):
+            self._each_written(numbers, digests, images)
             return
-        # A run of new pages, which nearly all are: most of them equal their base, and are compared in one go.
-        joined = b"".join(digests)
-        self._hashes[start:end] = joined
-        self._received += count
+        # A run, as nearly all pages come: most of them equal their base, and are compared in one go.
+        joined, before = b"".join(digests), self.table.run(first, count)
+        if joined == before:
+            return
+        if count_unseen(before) < count:
+            self._each_written(numbers, digests, images)
+            return
+        self.table.put(first, joined)
         for stream in self._streams:
-            if stream.relocate or stream.expected[start:end] != joined:
+            if stream.needs_any(first, joined):
                 for number, digest, image in zip(numbers, digests, images, strict=True):
                     stream.offer(number, digest, image, self._writer)
 
-    def _hash(self, images: list[bytes]) -> list[bytes]:
-        hasher, digests = self._hasher, []
-        for image in images:
-            hasher.reset()
-            hasher.update(image)
-            digests.append(hasher.digest(HASH_BYTES))
-        return digests
-
-    def _page_written(self, number: int, digest: bytes, image: bytes) -> None:
-        start = (number - 1) * HASH_BYTES
-        is_rewritten = self._hashes[start : start + HASH_BYTES] != _UNSEEN
-        self._hashes[start : start + HASH_BYTES] = digest
-        self._received += not is_rewritten
-        for stream in self._streams:
-            if is_rewritten:
-                stream.replace(number, digest, image, self._writer)
-            else:
-                stream.offer(number, digest, image, self._writer)
+    def _each_written(self, numbers: list[int], digests: list[bytes], images: list[bytes]) -> None:
+        for number, digest, image in zip(numbers, digests, images, strict=True):
+            if self.table.run(number, 1) != digest:
+                self.table.put(number, digest)
+                for stream in self._streams:
+                    stream.offer(number, digest, image, self._writer)
 
     def hole_left(self) -> None:
         """The lock-byte page, if the image reaches so far: nothing is stored, its hash is that of zeros."""
-        lock = lock_page(self._page_size)
-        if lock <= self._page_count:
-            start = (lock - 1) * HASH_BYTES
-            self._hashes[start : start + HASH_BYTES] = page_hash(bytes(self._page_size))
-            self._received += 1
-
-    def content_digest(self, first_page: bytes) -> bytes:
-        """BLAKE3 over `first_page` and the hashes of all other pages: stands for the content of the image."""
-        with memoryview(self._hashes) as hashes:
-            return blake3(first_page).update(hashes[HASH_BYTES:]).digest()
+        lock = lock_page(self.page_size)
+        if lock <= self.table.page_count:
+            self.table.put(lock, page_hash(bytes(self.page_size)))
 
     def finish(self) -> None:
         """Send the last packs. Raises `SourceUnusableError` when a page never came."""
-        if self._received != self._page_count:
+        if self.table.seen != self.table.page_count:
             raise SourceUnusableError(
-                f"SQLite delivered {self._received} of {self._page_count} pages",
+                f"SQLite delivered {self.table.seen} of {self.table.page_count} pages",
                 hint="the file was probably truncated during the capture; try again",
             )
         for stream in self._streams:
             if stream.has_changes:
                 stream.flush(self._writer)
-                for number, digest, image in stream.relocated(self._page_size):
-                    start = (number - 1) * HASH_BYTES
-                    if self._hashes[start : start + HASH_BYTES] == digest:
-                        stream.add(number, digest, image, self._writer)
+                stream.relocate_unchanged(self.page_size, self.table.page_count, self._writer)
                 stream.flush(self._writer)
             stream.close()
         self._writer.close()
-        self._hashes.close()
-
-
-def _new_mapped_file(file: Path, size_bytes: int) -> mmap.mmap:
-    """A new file of zeros in memory. Its space is taken at once: a full disk would otherwise be a SIGBUS later."""
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        os.posix_fallocate(descriptor, 0, size_bytes)
-        return mmap.mmap(descriptor, size_bytes)
-    except OSError as error:
-        raise spool_full(file.parent, error) from error
-    finally:
-        os.close(descriptor)
+        self.table.close()

@@ -1,0 +1,101 @@
+"""Pages may come more than once, and the image may grow and shrink meanwhile: what counts is what came last."""
+
+from __future__ import annotations
+
+import base64
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backupd.backup.assembly import WrittenPack, assemble
+from backupd.capture.packer import Packer, PackWriter, Stream
+from backupd.format.manifest import PackEntry
+from backupd.format.pack import decode_pack, page_hash
+
+PAGE_BYTES = 512
+# Few pages and few values, so that pages often go back to what they were.
+_PAGES = 4
+
+_batches = st.lists(st.tuples(st.integers(1, _PAGES), st.lists(st.integers(0, 1), min_size=1, max_size=4)), max_size=4)
+_histories = st.lists(st.tuples(st.integers(1, _PAGES), _batches), min_size=1, max_size=5)
+
+
+def _page(value: int) -> bytes:
+    return bytes([value + 1]) * PAGE_BYTES
+
+
+def _entry(number: int, pages: int) -> PackEntry:
+    return PackEntry(sha256=f"{number:064x}", stored_bytes=1, pages=pages)
+
+
+class _Packing:
+    """One packer with one base, into which a history of batches and sizes is written."""
+
+    def __init__(self, spool: Path, base: list[int], relocate: frozenset[int]) -> None:
+        self.packs: list[dict[str, Any]] = []
+        self._spool = spool
+        self._base = base
+        self._writer = PackWriter(spool, page_size=PAGE_BYTES, level=1, slots=1000, emit=self._emit)
+        expected = b"".join(page_hash(_page(value)) for value in base)
+        stream = Stream(0, expected, relocate, spool)
+        self.packer = Packer(PAGE_BYTES, 1, [stream], self._writer, spool / "hashes")
+
+    def _emit(self, event: str, **values: Any) -> None:
+        if event == "pack":
+            self.packs.append(values)
+
+    def image(self, page_count: int) -> list[int]:
+        """The pages (by value) of the snapshot that a store would put together."""
+        packs = sorted(self.packs, key=lambda pack: pack["order"])
+        decoded = [decode_pack(Path(pack["file"]).read_bytes()) for pack in packs]
+        written = [
+            WrittenPack(_entry(at, index.pages), base64.b64decode(pack["page_numbers"]))
+            for at, (pack, (index, _)) in enumerate(zip(packs, decoded, strict=True), 1)
+        ]
+        base_entry = _entry(0, len(self._base))
+        base_map = np.ones(len(self._base), dtype=np.uint32)
+        entries, page_map = assemble(PAGE_BYTES, page_count, [base_entry], base_map, written)
+        values = []
+        for number, place in enumerate(page_map.tolist(), 1):
+            source = int(entries[place - 1].sha256, 16)
+            if source == 0:
+                values.append(self._base[number - 1])
+                continue
+            index, images = decoded[source - 1]
+            at = memoryview(index.page_numbers).cast("I").tolist().index(number)
+            values.append(images[at * PAGE_BYTES] - 1)
+        return values
+
+
+@settings(max_examples=1000)
+@given(
+    base=st.lists(st.integers(0, 1), min_size=1, max_size=_PAGES),
+    relocate=st.just(frozenset()) | st.frozensets(st.integers(1, _PAGES)),
+    history=_histories,
+)
+def test_last_image_of_each_page_is_what_a_store_puts_together(
+    base: list[int], relocate: frozenset[int], history: list[tuple[int, list[tuple[int, list[int]]]]]
+) -> None:
+    """Whatever came before: stored pages that went back to the base, were cut off and grew again, or came twice."""
+    with tempfile.TemporaryDirectory() as spool:
+        packing = _Packing(Path(spool), base, frozenset(page for page in relocate if page <= len(base)))
+        packer, expected = packing.packer, {}
+        for page_count, batches in history:
+            packer.resize(page_count)
+            expected = {number: value for number, value in expected.items() if number <= page_count}
+            for first, values in batches:
+                numbers = [number for number in range(first, first + len(values)) if number <= page_count]
+                packer.pages_written(numbers, [_page(value) for value in values[: len(numbers)]])
+                expected.update(zip(numbers, values, strict=False))
+            missing = [number for number in range(1, page_count + 1) if number not in expected]
+            packer.pages_written(missing, [_page(0)] * len(missing))
+            expected.update(dict.fromkeys(missing, 0))
+        packer.finish()
+        page_count = history[-1][0]
+        assert packing.image(page_count) == [expected[number] for number in range(1, page_count + 1)]
+        hashes = b"".join(page_hash(_page(expected[number])) for number in range(1, page_count + 1))
+        assert (Path(spool) / "hashes").read_bytes() == hashes
