@@ -2,6 +2,7 @@
 
     PYTHONPATH=tests python -m bench --size 1GB --rounds 3
     PYTHONPATH=tests python -m bench --idle-only --databases 1000
+    PYTHONPATH=tests python -m bench --locks-only --size 1GB --rounds 3
 
 Every command is a new process. The file cache is warm, for both methods alike; everything is flushed to the disk
 before each measured command, so that none pays for what another wrote.
@@ -21,6 +22,7 @@ from harness.creditrobot import generate, parse_size, update_scattered
 
 from bench.idle import IDLE_DATABASES, idle_lines, time_idle_databases
 from bench.live import LiveFigures, live_lines, time_live_restores
+from bench.locks import SITUATIONS, LockFigures, lock_lines, time_lock_waits, use_rollback_journal
 from bench.machine import describe
 from bench.methods import Backupd, Usual
 from bench.processes import Series, peak_anonymous_bytes, timed
@@ -54,6 +56,7 @@ class Figures:
     changed_bytes: list[int] = field(default_factory=list)
     peaks: dict[str, int] = field(default_factory=dict)
     live: dict[str, LiveFigures] = field(default_factory=dict)
+    locks: dict[str, LockFigures] = field(default_factory=dict)
     page_count: int = 0
     usual_bytes: int = 0
 
@@ -86,6 +89,16 @@ class Bench:
         self._measure_memory(backupd)
         self._compare_levels()
         self._time_live_restores()
+        self.time_lock_waits()
+
+    def time_lock_waits(self) -> None:
+        """Measure how long writers wait for a snapshot; leaves the database in rollback-journal mode."""
+        use_rollback_journal(self._database)
+        backupd = Backupd(self._scratch / "backupd")
+        for situation in SITUATIONS:
+            _tell(f"snapshots in rollback-journal mode, {situation.name}")
+            self.figures.locks |= time_lock_waits(self._database, backupd, situation, self._rounds)
+        backupd.remove()
 
     def _time_help(self) -> None:
         backupd = Backupd(self._scratch / "backupd")
@@ -205,6 +218,7 @@ def _print_report(figures: Figures, size_bytes: int, rounds: int) -> None:
         stored, peak = figures.stored_by_level[level] / 1e6, figures.peak_by_level[level] / 1e6
         print(f"| {level} | {series} | {series.cpu_seconds:.2f} s | {ratio} | {stored:.0f} MB | {peak:.0f} MB |")
     print("\n" + "\n".join(live_lines(figures.live, size_bytes)))
+    print("\n" + "\n".join(lock_lines(figures.locks, size_bytes)))
 
 
 def _print_ratio(what: str, ours: Series, theirs: Series, name: str, target: float | None) -> None:
@@ -237,7 +251,9 @@ def main() -> None:
     parser.add_argument("--size", type=parse_size, default="1GB", help="of the database (default: 1GB)")
     parser.add_argument("--rounds", type=int, default=3, help="how often everything is done (default: 3)")
     parser.add_argument("--databases", type=int, default=IDLE_DATABASES, help="how many are idle (default: 1000)")
-    parser.add_argument("--idle-only", action="store_true", help="measure idle databases and nothing else")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--idle-only", action="store_true", help="measure idle databases and nothing else")
+    only.add_argument("--locks-only", action="store_true", help="measure waits for the lock and nothing else")
     parser.add_argument("--scratch", type=Path, default=None, help="where to work; needs five times the size")
     arguments = parser.parse_args()
     if arguments.scratch is not None:
@@ -245,6 +261,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="backupd-bench-", dir=arguments.scratch) as name:
         for line in describe(Path(name)):
             print(line, flush=True)
+        if arguments.locks_only:
+            bench = Bench(Path(name), arguments.size, arguments.rounds)
+            bench.time_lock_waits()
+            print("\n" + "\n".join(lock_lines(bench.figures.locks, arguments.size)))
+            return
         if not arguments.idle_only:
             bench = Bench(Path(name), arguments.size, arguments.rounds)
             bench.run()

@@ -17,6 +17,7 @@ from harness.s3_server import s3_server
 from backupd.backup.results import BackupResult, Outcome
 from backupd.config import DatabaseSettings, Settings, StoreSettings
 from backupd.daemon.charge import Charge
+from backupd.daemon.rotations import Rotations
 from backupd.daemon.rounds import Rounds
 from backupd.daemon.runs import Runs
 from backupd.daemon.timetable import Timetable
@@ -116,14 +117,16 @@ def _charge(home: Path, stores: Sequence[StoreSettings]) -> Charge:
         stores=tuple(stores),
     )
     state = StateDirectory(settings.state_dir)
+    status = StatusFile(state)
     return Charge(
         settings=settings,
         state=state,
-        status=StatusFile(state),
+        status=status,
         runs=Runs(settings.daemon.concurrent_runs),
         heartbeats=Heartbeats(()),
         repositories=open_repositories(each_once(settings.stores), state),
         wake=lambda: None,
+        rotations=Rotations(state, status),
     )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from harness.creditrobot import generate
 
 from bench.processes import Series, timed
-from bench.waits import READ, WRITE, Waits, application
+from bench.waits import READ, WRITE, Waits, application, longest_wait
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,18 +90,13 @@ def live_lines(figures: dict[str, LiveFigures], size_bytes: int) -> list[str]:
     lines = [f"| live restore of {size} | {' | '.join(columns)} |", "|---|---|---|---|---|---|"]
     notes = []
     for mode, each in figures.items():
-        writer = f"{_longest(each.writes)} | {each.planned_for_writers:.2f} s"
-        reader = f"{_longest(each.reads)} | {each.planned_for_readers:.2f} s"
+        writer = f"{longest_wait(each.writes)} | {each.planned_for_writers:.2f} s"
+        reader = f"{longest_wait(each.reads)} | {each.planned_for_readers:.2f} s"
         lines.append(f"| {mode} mode | {each.restored} | {writer} | {reader} |")
-        alone = f"{_longest(each.undisturbed_writes)} and {_longest(each.undisturbed_reads)}"
+        alone = f"{longest_wait(each.undisturbed_writes)} and {longest_wait(each.undisturbed_reads)}"
         notes.append(f"{mode} mode {_median(each.writes)} and {_median(each.reads)}, longest without restore {alone}")
     lines.append("\nOne process writes and one reads every few milliseconds. Medians of their statements meanwhile:")
     return [*lines, f"{'; '.join(notes)}."]
-
-
-def _longest(waits: Sequence[Waits]) -> str:
-    every = sorted(wait.longest for wait in waits)
-    return f"{median(every):.2f} s ({every[0]:.2f}-{every[-1]:.2f})"
 
 
 def _median(waits: Sequence[Waits]) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 _SAMPLED_EVERY_SECONDS = 0.01
+# It looks now and then whether its parent still lives, so that it does not outlive a parent that was killed.
+_BUSY_LOOP = "import os, sys\nwhile os.getppid() == int(sys.argv[1]):\n    for _ in range(10**6): pass"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,7 @@ class Run:
 
     seconds: float
     cpu_seconds: float
+    exit_code: int = 0
 
 
 @dataclass(slots=True)
@@ -44,6 +49,11 @@ class Series:
         """The median."""
         return median(run.cpu_seconds for run in self.runs)
 
+    @property
+    def successes(self) -> int:
+        """How many runs ended with exit code 0."""
+        return sum(run.exit_code == 0 for run in self.runs)
+
     def __str__(self) -> str:
         """Median and range, such as `4.31 s (4.20-4.55)`."""
         every = sorted(run.seconds for run in self.runs)
@@ -52,14 +62,31 @@ class Series:
 
 def timed(command: Sequence[str | Path], environment: Mapping[str, str]) -> Run:
     """Run `command`, with everything written before on disk, so that it pays for itself only. Raises when it fails."""
+    run = tried(command, environment)
+    _reject_failure(run.exit_code, command)
+    return run
+
+
+def tried(command: Sequence[str | Path], environment: Mapping[str, str]) -> Run:
+    """Run `command` as `timed` does, and return also a run that failed, with its exit code."""
     os.sync()
     started = time.perf_counter()
     process = _start(command, environment)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - started
     process.returncode = os.waitstatus_to_exitcode(status)
-    _reject_failure(process, command)
-    return Run(seconds, usage.ru_utime + usage.ru_stime)
+    return Run(seconds, usage.ru_utime + usage.ru_stime, process.returncode)
+
+
+@contextmanager
+def busy_loops(count: int) -> Iterator[None]:
+    """Run `count` processes that compute without a pause until the block ends."""
+    command = [sys.executable, "-c", _BUSY_LOOP, str(os.getpid())]
+    with ExitStack() as stack:
+        for _ in range(count):
+            process = stack.enter_context(subprocess.Popen(command, stdin=subprocess.DEVNULL))
+            stack.callback(process.kill)
+        yield
 
 
 def peak_anonymous_bytes(command: Sequence[str | Path], environment: Mapping[str, str]) -> int:
@@ -72,7 +99,7 @@ def peak_anonymous_bytes(command: Sequence[str | Path], environment: Mapping[str
     while process.poll() is None:
         peak = max(peak, sum(map(_anonymous_bytes, _tree(process.pid))))
         time.sleep(_SAMPLED_EVERY_SECONDS)
-    _reject_failure(process, command)
+    _reject_failure(process.returncode, command)
     return peak
 
 
@@ -82,9 +109,9 @@ def _start(command: Sequence[str | Path], environment: Mapping[str, str]) -> sub
     )
 
 
-def _reject_failure(process: subprocess.Popen[bytes], command: Sequence[str | Path]) -> None:
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, [str(part) for part in command])
+def _reject_failure(exit_code: int, command: Sequence[str | Path]) -> None:
+    if exit_code:
+        raise subprocess.CalledProcessError(exit_code, [str(part) for part in command])
 
 
 def _tree(root: int) -> Iterator[int]:
