@@ -6,10 +6,12 @@ import math
 import os
 import time
 from concurrent.futures import wait
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backupd.backup.comparison import Comparison
 from backupd.backup.feed import Feed
 from backupd.backup.results import BackupResult, Outcome, Progress, Wish, exit_code_of
 from backupd.backup.silence import Patience, SilentStores
@@ -83,7 +85,7 @@ def _attempt(
             # All stores at once, so that a slow one costs its own time and no other's.
             ready = _all_do(StorePart.prepare, asked, lambda: on_progress(Progress(0, 0, 0)), patience.others_wait)
             if ready:
-                _run(capture, database, ready, settings, spool, on_progress)
+                _run(capture, database, ready, settings, state, spool, on_progress)
     except (BackupdError, OSError) as error:
         for part in parts:
             part.fail(error if isinstance(error, BackupdError) else spool_failure(error))
@@ -120,21 +122,26 @@ def _run(
     database: Database,
     parts: Sequence[StorePart],
     settings: Settings,
+    state: StateDirectory,
     spool: Path,
     on_progress: Callable[[Progress], None],
 ) -> None:
     """Run the capture, feed its packs to the parts, and let each of them commit."""
+    path, max_lock_seconds = _led_to(database.path), settings.capture.max_lock.total_seconds()
+    comparison = Comparison(state, path, max_lock_seconds=max_lock_seconds, now=datetime.now(UTC))
     request = CaptureRequest(
-        path=_led_to(database.path),
+        path=path,
         spool=str(spool),
         streams=_share_streams(parts, spool),
         level=settings.packs.compression_level,
         slots=max(_FEWEST_SLOTS, settings.packs.spool_limit // _SLOT_BYTES),
         lock_timeout=settings.capture.lock_timeout.total_seconds(),
-        max_lock=settings.capture.max_lock.total_seconds(),
+        max_lock=max_lock_seconds,
         recipients=settings.encryption.recipients,
+        compare_seconds=comparison.most_seconds,
+        trusts_file=not comparison.differs,
     )
-    feed = Feed(request, parts, capture, settings.capture.max_wal_growth)
+    feed = Feed(request, parts, capture, comparison, settings.capture.max_wal_growth)
     for event in capture.events(request, deadline=settings.capture.deadline.total_seconds()):
         feed.handle(event)
         if event is None or isinstance(event, PagesCaptured):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from backupd.backup.results import Progress
 from backupd.backup.spooled import Image, SpooledPack
 from backupd.cache import map_hashes
-from backupd.capture.process import Captured, HeldUp, PackReady, PagesCaptured, Pinned
+from backupd.capture.process import Captured, Compared, HeldUp, PackReady, PagesCaptured, Pinned
 from backupd.errors import StoreUnavailableError
 from backupd.format.ids import SnapshotId
 from backupd.format.pagemap import image_digest
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from backupd.backup.comparison import Comparison
     from backupd.backup.store_part import StorePart
     from backupd.capture.process import Capture, CaptureRequest
 
@@ -27,29 +28,34 @@ class Feed:
     """Hands the capture's packs to the parts, and keeps a slow one from holding the application's WAL."""
 
     def __init__(
-        self, request: CaptureRequest, parts: Sequence[StorePart], capture: Capture, max_wal_growth_bytes: int
+        self,
+        request: CaptureRequest,
+        parts: Sequence[StorePart],
+        capture: Capture,
+        comparison: Comparison,
+        max_wal_growth_bytes: int,
     ) -> None:
         self._request = request
         self._parts = parts
         self._capture = capture
+        self._comparison = comparison
         self._max_wal_growth_bytes = max_wal_growth_bytes
         self._wal_bytes = 0
         self._is_held_up = False
-        self._captured_pages = 0
+        self._read = PagesCaptured(0, 0)
         self._pinned: Pinned | None = None
         self._id: SnapshotId | None = None
 
     @property
     def progress(self) -> Progress:
-        """How far everything is; zeros until the state is pinned."""
-        page_size, page_count = (self._pinned.page_size, self._pinned.page_count) if self._pinned else (0, 0)
+        """How far everything is; zeros until anything has been read."""
         stored = sum(part.uploaded_bytes for part in self._parts)
-        return Progress(self._captured_pages * page_size, page_count * page_size, stored)
+        return Progress(self._read.captured_bytes, self._read.image_bytes, stored)
 
     def image(self, hashes: Path) -> Image:
         """What was captured; after the last event."""
         assert self._id is not None and self._pinned is not None  # noqa: PT018, S101
-        return Image(self._id, self._pinned, hashes, image_digest(map_hashes(hashes)))
+        return Image(self._id, self._pinned, hashes, image_digest(map_hashes(hashes)), self._comparison.differs)
 
     def handle(self, event: object) -> None:
         """Act on one event of the capture; None is the passing of time."""
@@ -59,11 +65,13 @@ class Feed:
                 self._id = SnapshotId.new(datetime.now(UTC), secrets.randbits(32))
                 self._wal_bytes = _wal_bytes(self._request.path)
             case PagesCaptured():
-                self._captured_pages = event.pages
+                self._read = event
             case PackReady():
                 self._distribute(event)
             case HeldUp():
                 self._is_held_up = event.is_waiting
+            case Compared():
+                self._comparison.note(is_same=event.is_same)
             case Captured():
                 self._is_held_up = False
             case None:

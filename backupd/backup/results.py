@@ -43,6 +43,8 @@ class BackupResult:
     """Damaged packs of the snapshot before this one whose pages were stored again: this one needs none of them."""
     is_schema_readable: bool = True
     """False when the database is so damaged that SQLite cannot tell its tables. It is captured all the same."""
+    api_differs: bool = False
+    """Whether reading the database's file gave something else than SQLite reads: only SQLite is believed then."""
     duration_seconds: float = 0.0
     error: BackupdError | None = None
     warnings: tuple[str, ...] = ()

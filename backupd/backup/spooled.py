@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What was captured. `id` carries the time at which the state was pinned; `hashes` is a file."""
+    """What was captured. `id` carries the time at which the state was pinned; `hashes` is a file.
+
+    `api_differs` as in `BackupResult`.
+    """
 
     id: SnapshotId
     pinned: Pinned
     hashes: Path
     digest: str
+    api_differs: bool = False
 
     def is_that_of(self, manifest: Manifest) -> bool:
         """Whether a snapshot with this manifest has the same content."""

@@ -212,6 +212,7 @@ class StorePart:
             receipt=receipt_of(manifest),
             replaced_packs=replaced,
             is_schema_readable=image.pinned.facts.tables is not None,
+            api_differs=image.api_differs,
             warnings=(
                 *filter(None, [self._remark_on_recipients(manifest)]),
                 *self.ground.warnings(self.repository.url),

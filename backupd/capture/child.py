@@ -15,22 +15,20 @@ import os
 import signal
 import sys
 import threading
-import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from backupd.capture import sink, source
-from backupd.capture.limits import held_too_long
+from backupd.capture.holder import LockHolder
 from backupd.capture.packer import Packer, PackWriter, Stream
+from backupd.capture.rollback import ConfirmedCapture, StepwiseCapture
 from backupd.encryption import Encryption
-from backupd.errors import BackupdError, SourceUnusableError, UsageError
+from backupd.errors import BackupdError, BusyError, SourceUnusableError, UsageError
 from backupd.format import MAX_IMAGE_PAGES
 
-if TYPE_CHECKING:
-    import apsw
-
 _BYTES_PER_STEP = 2 << 20
+_BEGINNINGS = 3
 _output_lock = threading.Lock()
 
 
@@ -44,13 +42,115 @@ def _emit(event: str, **values: Any) -> None:
             os._exit(1)  # the parent has given this up; Python's own end would try once more, and complain
 
 
-class _Capture:
+class Output:
+    """Where the pages of the image go, whichever way they are captured: to the packer, and events to the parent."""
+
     def __init__(self, request: dict[str, Any]) -> None:
+        self.page_size = 0
+        self.page_count = 0
         self._path: str = request["path"]
-        self._spool = Path(request["spool"])
+        self.spool = Path(request["spool"])
         self._request = request
         self._writer: PackWriter | None = None
-        self._pinned_at = 0.0
+        self._packer: Packer | None = None
+        self._is_locked = False
+
+    @property
+    def packer(self) -> Packer:
+        """What takes the pages; there is none before `begin`, nor of an image without pages."""
+        assert self._packer is not None  # noqa: S101
+        return self._packer
+
+    def begin(self, page_size: int, page_count: int) -> None:
+        """From now on the image has so many pages. What has come of it before stays, where it is not replaced."""
+        if page_count > MAX_IMAGE_PAGES:
+            raise UsageError(
+                f"{self._path} has {page_count} pages, the format holds {MAX_IMAGE_PAGES}",
+                hint="give the database larger pages: PRAGMA page_size = 65536; VACUUM",
+            )
+        if self._packer is not None and (page_size != self.page_size or page_count == 0):
+            raise BusyError(
+                f"{self._path} was rebuilt by the application while it was captured: it has "
+                f"{page_count} pages of {page_size} bytes now, and had pages of {self.page_size} bytes",
+                hint="try again",
+            )
+        self.page_size, self.page_count = page_size, page_count
+        if page_count == 0:
+            return
+        if self._packer is None:
+            self._packer = self._new_packer()
+        self._packer.resize(page_count)
+        self._packer.table.hole_left(page_size)
+
+    def _new_packer(self) -> Packer:
+        encryption = Encryption(self._request["recipients"])
+        self._writer = PackWriter(
+            self.spool,
+            page_size=self.page_size,
+            level=self._request["level"],
+            slots=self._request["slots"],
+            encrypt=encryption.encrypt if encryption.is_on else None,
+            emit=_emit,
+        )
+        streams = [self._stream(number) for number in range(len(self._request["streams"]))]
+        return Packer(self.page_size, self.page_count, streams, self._writer, self.spool / "hashes")
+
+    def _stream(self, number: int) -> Stream:
+        """The stream as requested; a base of another page size is none."""
+        request = self._request["streams"][number]
+        relocate: frozenset[int] = frozenset()
+        expected: bytes | mmap.mmap = b""
+        if request["page_size"] == self.page_size and request["hashes"]:
+            with open(request["hashes"], "rb") as file:
+                if os.fstat(file.fileno()).st_size:
+                    expected = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            relocate = frozenset(page for page in request["relocate"] if page <= self.page_count)
+        return Stream(number, expected, relocate, self.spool)
+
+    @property
+    def pages_written(self) -> sink.PagesWritten:
+        """What takes pages: numbers and images."""
+        return self.packer.pages_written
+
+    def wait_for_packs(self) -> None:
+        """Wait until nothing is being compressed."""
+        assert self._writer is not None  # noqa: S101
+        self._writer.wait()
+
+    def progress(self, pages: int) -> None:
+        """Tell that so many pages of the image have been read."""
+        _emit("pages", captured=pages, page_size=self.page_size, page_count=self.page_count)
+
+    def locked(self, at: float) -> None:
+        """Tell that writers wait for us, since `at` of the monotonic clock."""
+        self._is_locked = True
+        _emit("locked", at=at)
+
+    def released(self) -> None:
+        """Tell that they do not wait any more, if they did."""
+        if self._is_locked:
+            _emit("released")
+        self._is_locked = False
+
+    def compared(self, *, is_same: bool | None) -> None:
+        """Tell whether the image is that of the backup API; None: that was wanted, and would have taken too long."""
+        _emit("compared", is_same=is_same)
+
+    def pinned(self, facts: dict[str, Any]) -> None:
+        """Tell which state it is that is captured."""
+        status = os.stat(self._path)
+        owner = {"uid": status.st_uid, "gid": status.st_gid, "mode": status.st_mode & 0o7777}
+        _emit("pinned", page_size=self.page_size, page_count=self.page_count, facts=facts, **owner)
+
+    def finish(self, facts: dict[str, Any], first_page: bytes, header: source.Header) -> None:
+        """Everything but page 1 has come, and the database is no longer in use: complete the image and its packs."""
+        _emit("captured")
+        if self.page_count == 0:
+            (self.spool / "hashes").touch(mode=0o600)
+        else:
+            self.packer.pages_written([1], [_canonical(first_page, facts["schema_version"], header, self.packer)])
+            self.packer.finish()
+        _emit("done")
 
     def follow_parent(self) -> None:
         """Read stdin to its end, then end the process, whatever its other threads do."""
@@ -63,111 +163,89 @@ class _Capture:
                 self._writer.stop_waiting()
         os._exit(1)
 
+
+class _Capture:
+    """One capture, in the way that the journal mode of the database asks for."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self.output = Output(request)
+        self._path: str = request["path"]
+        self._request = request
+
     def run(self) -> None:
-        header = source.read_header(self._path)
-        if header.is_wal:
-            source.reject_foreign_wal_files(self._path)
-        else:
-            source.warm_file_cache(self._path)
-        self._before = os.stat(self._path)
+        for _ in range(_BEGINNINGS):
+            header = source.read_header(self._path)
+            try:
+                if self._capture_pinned(header) if header.is_wal else self._capture_between_writes():
+                    return
+            except source.JournalModeChangedError:
+                pass
+        raise BusyError(
+            f"{self._path} became another file, or changed its journal mode, each time that it was captured",
+            hint="try again; if the application does this regularly, back up at another time",
+        )
+
+    def _capture_pinned(self, header: source.Header) -> bool:
+        """In WAL mode, one transaction around everything: writers go on."""
+        source.reject_foreign_wal_files(self._path)
+        before, output = os.stat(self._path), self.output
         with source.pinned(self._path, lock_timeout=self._request["lock_timeout"]) as connection:
-            self._pinned_at = time.monotonic()
-            packer, first_page = self._copy(connection, source.read_facts(connection, header), header)
-        self._reject_changed_file()
-        _emit("captured", seconds=time.monotonic() - self._pinned_at)
-        if packer is not None:
-            packer.pages_written([1], [first_page])
-            packer.finish()
-        _emit("done")
-
-    def _copy(
-        self, connection: apsw.Connection, facts: dict[str, Any], header: source.Header
-    ) -> tuple[Packer | None, bytes]:
-        """Stream the pinned state; the packer that has all of it but page 1, and the completed page 1."""
-        page_size = connection.pragma("page_size")
-        page_count = connection.pragma("page_count")
-        self._page_bytes = page_size * page_count
-        if page_count > MAX_IMAGE_PAGES:
-            raise UsageError(
-                f"{self._path} has {page_count} pages, the format holds {MAX_IMAGE_PAGES}",
-                hint="give the database larger pages: PRAGMA page_size = 65536; VACUUM",
+            facts = source.read_facts(connection, header)
+            source.reject_journal_mode(facts, is_wal=True)
+            page_size, page_count = connection.pragma("page_size"), connection.pragma("page_count")
+            output.begin(page_size, page_count)
+            output.pinned(facts)
+            first_page = sink.stream_pages(
+                connection,
+                page_size=page_size,
+                pages_per_step=_BYTES_PER_STEP // page_size,
+                pages_written=output.pages_written,
+                stepped=lambda remaining: output.progress(page_count - remaining),
             )
-        owner = {"uid": self._before.st_uid, "gid": self._before.st_gid, "mode": self._before.st_mode & 0o7777}
-        _emit("pinned", page_size=page_size, page_count=page_count, facts=facts, **owner)
-        if page_count == 0:
-            (self._spool / "hashes").touch(mode=0o600)
-            return None, b""
-        is_wal = facts["journal_mode"] == "wal"
-        encryption = Encryption(self._request["recipients"])
-        self._writer = PackWriter(
-            self._spool,
-            page_size=page_size,
-            level=self._request["level"],
-            slots=self._request["slots"],
-            encrypt=encryption.encrypt if encryption.is_on else None,
-            emit=_emit,
-        )
-        if not is_wal:
-            self._writer.stop_waiting()  # the application waits for the whole copy
-        streams = [self._stream(number, page_size, page_count) for number in range(len(self._request["streams"]))]
-        packer = Packer(page_size, page_count, streams, self._writer, self._spool / "hashes")
+        self._reject_changed_file(before)
+        output.finish(facts, first_page, header)
+        return True
 
-        def stepped(remaining: int) -> None:
-            _emit("pages", captured=page_count - remaining)
-            if not is_wal:
-                self._reject_long_lock()
+    def _capture_between_writes(self) -> bool:
+        """In rollback mode, where writers wait for readers; False when the file became another one meanwhile."""
+        request, path, output = self._request, self._path, self.output
+        lock_timeout = request["lock_timeout"]
+        if (
+            request["trusts_file"]
+            and StepwiseCapture(path, output, lock_timeout=lock_timeout, whole_bytes=request["whole_bytes"]).run()
+        ):
+            return True
+        with LockHolder(path, output.spool, lock_timeout=lock_timeout) as holder:
+            return ConfirmedCapture(
+                path,
+                output,
+                holder,
+                max_lock=request["max_lock"],
+                compare_seconds=request["compare_seconds"],
+                trusts=request["trusts_file"],
+            ).run()
 
-        first_page = sink.stream_pages(
-            connection,
-            page_size=page_size,
-            pages_per_step=_BYTES_PER_STEP // page_size,
-            pages_written=packer.pages_written,
-            stepped=stepped,
-        )
-        packer.hole_left()
-        return packer, _canonical(first_page, facts["schema_version"], header.writer_version, packer)
-
-    def _stream(self, number: int, page_size: int, page_count: int) -> Stream:
-        """The stream as requested; a base of another page size is none."""
-        request = self._request["streams"][number]
-        relocate: frozenset[int] = frozenset()
-        expected: bytes | mmap.mmap = b""
-        if request["page_size"] == page_size and request["hashes"]:
-            with open(request["hashes"], "rb") as file:
-                if os.fstat(file.fileno()).st_size:
-                    expected = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            relocate = frozenset(page for page in request["relocate"] if page <= page_count)
-        return Stream(number, expected, relocate, self._spool)
-
-    def _reject_long_lock(self) -> None:
-        held = time.monotonic() - self._pinned_at
-        if held > self._request["max_lock"]:
-            raise held_too_long(self._path, held)
-
-    def _reject_changed_file(self) -> None:
+    def _reject_changed_file(self, before: os.stat_result) -> None:
         """A truncation in between otherwise looks like success. A checkpoint may cut the file to the pinned size."""
-        before, after = self._before, os.stat(self._path)
+        after = os.stat(self._path)
         if (after.st_dev, after.st_ino) != (before.st_dev, before.st_ino):
             raise SourceUnusableError(
                 f"{self._path} was replaced by another file during the capture",
                 hint="try again; if the application does this regularly, back up at another time",
             )
-        if after.st_size < min(before.st_size, self._page_bytes):
+        if after.st_size < min(before.st_size, self.output.page_size * self.output.page_count):
             raise SourceUnusableError(
                 f"{self._path} was truncated during the capture",
                 hint="find out what truncated it, then try again; earlier snapshots are untouched",
             )
 
 
-def _canonical(first_page: bytes, schema_version: int, writer_version: int, packer: Packer) -> bytes:
+def _canonical(first_page: bytes, schema_version: int, header: source.Header, packer: Packer) -> bytes:
     """Page 1 with a change counter that differs when the content does, so that a cache never trusts the wrong one."""
-    blank = sink.complete_first_page(
-        first_page, schema_version=schema_version, writer_version=writer_version, counter=0
-    )
+    version = header.writer_version
+    blank = sink.complete_first_page(first_page, schema_version=schema_version, writer_version=version, counter=0)
     counter = int.from_bytes(packer.table.digest_behind(blank)[:4], "big") or 1
-    return sink.complete_first_page(
-        first_page, schema_version=schema_version, writer_version=writer_version, counter=counter
-    )
+    return sink.complete_first_page(first_page, schema_version=schema_version, writer_version=version, counter=counter)
 
 
 def main() -> None:
@@ -177,7 +255,7 @@ def main() -> None:
     if not line:
         return  # the parent found that there is nothing to do
     capture = _Capture(json.loads(line))
-    threading.Thread(target=capture.follow_parent, daemon=True).start()
+    threading.Thread(target=capture.output.follow_parent, daemon=True).start()
     try:
         capture.run()
     except BackupdError as error:

@@ -12,15 +12,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from backupd.capture.table import HashTable, count_unseen, spool_full
+from backupd.capture.table import HashTable, spool_full
 from backupd.errors import SourceUnusableError
-from backupd.format import lock_page
-from backupd.format.pack import HASH_BYTES, encode_pack, page_hash
+from backupd.format.pack import HASH_BYTES, encode_pack
 
 if TYPE_CHECKING:
     import mmap
     from collections.abc import Callable
     from pathlib import Path
+
+    from backupd.capture.table import Pages
 
 RAW_PACK_BYTES = 8 << 20
 """Pages go into one pack until they fill this. Larger packs waste bytes when few of their pages live on."""
@@ -85,9 +86,14 @@ class PackWriter:
 
     def close(self) -> None:
         """Wait until every pack is in the spool. Raises what a worker failed with."""
+        self.wait()
+        self._workers.shutdown()
+
+    def wait(self) -> None:
+        """Wait until every raw pack that was handed over is in the spool. Raises what a worker failed with."""
         for future in self._pending:
             future.result()
-        self._workers.shutdown()
+        self._pending = []
 
     def stop_waiting(self) -> None:
         """From now on the application is not to be held up: what finds no memory goes to the spool."""
@@ -182,12 +188,11 @@ class Stream:
         """Whether any page had to be stored so far."""
         return self._packs > 0 or bool(self._raw.numbers)
 
-    def needs_any(self, first: int, digests: bytes) -> bool:
-        """Whether any page of a run, which has these joined hashes, may have to be stored or put aside."""
-        start, count = (first - 1) * HASH_BYTES, len(digests) // HASH_BYTES
-        if self.relocate or self.expected[start : start + len(digests)] != digests:
-            return True
-        return any(self._stored[first - 1 : first - 1 + count])
+    def needs_any(self, pages: Pages) -> bool:
+        """Whether any of these pages may have to be stored or put aside. Most of them are those of the base."""
+        if self.relocate or not pages.are_in(self.expected):
+            return bool(pages.numbers)
+        return any(self._stored[pages.numbers[0] - 1 : pages.numbers[-1]])
 
     def offer(self, number: int, page_hash: bytes, image: bytes, writer: PackWriter) -> None:
         """One page of the image: stored if the base does not have it, put aside if it is to be relocated.
@@ -284,38 +289,11 @@ class Packer:
 
     def pages_written(self, numbers: list[int], images: list[bytes]) -> None:
         """Some pages of the image, in the order of writing. A page that comes again replaces its earlier image."""
-        if not numbers:
-            return
-        digests = self.table.hash_all(images)
-        first, count = numbers[0], len(numbers)
-        if numbers != list(range(first, first + count)):
-            self._each_written(numbers, digests, images)
-            return
-        # A run, as nearly all pages come: most of them equal their base, and are compared in one go.
-        joined, before = b"".join(digests), self.table.run(first, count)
-        if joined == before:
-            return
-        if count_unseen(before) < count:
-            self._each_written(numbers, digests, images)
-            return
-        self.table.put(first, joined)
+        pages = self.table.record(numbers, images)
         for stream in self._streams:
-            if stream.needs_any(first, joined):
-                for number, digest, image in zip(numbers, digests, images, strict=True):
+            if stream.needs_any(pages):
+                for number, digest, image in zip(*pages, strict=True):
                     stream.offer(number, digest, image, self._writer)
-
-    def _each_written(self, numbers: list[int], digests: list[bytes], images: list[bytes]) -> None:
-        for number, digest, image in zip(numbers, digests, images, strict=True):
-            if self.table.run(number, 1) != digest:
-                self.table.put(number, digest)
-                for stream in self._streams:
-                    stream.offer(number, digest, image, self._writer)
-
-    def hole_left(self) -> None:
-        """The lock-byte page, if the image reaches so far: nothing is stored, its hash is that of zeros."""
-        lock = lock_page(self.page_size)
-        if lock <= self.table.page_count:
-            self.table.put(lock, page_hash(bytes(self.page_size)))
 
     def finish(self) -> None:
         """Send the last packs. Raises `SourceUnusableError` when a page never came."""

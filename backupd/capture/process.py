@@ -61,11 +61,20 @@ class CaptureRequest:
     lock_timeout: float
     max_lock: float
     recipients: Sequence[str] = ()
+    whole_bytes: int = 32 << 20
+    """In rollback mode: up to so much is copied in one step, while writers wait."""
+    compare_seconds: float = 0.0
+    """In rollback mode: how long writers may wait while what was read without a lock is compared with the API."""
+    trusts_file: bool = True
+    """In rollback mode: whether reading the file gives what SQLite reads. If not, it is the API that confirms."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pinned:
-    """One committed state is pinned; nothing is copied yet. `uid`, `gid` and `mode` are those of the file."""
+    """Which committed state it is. In WAL mode nothing is copied yet, in rollback mode everything.
+
+    `uid`, `gid` and `mode` are those of the file.
+    """
 
     page_size: int
     page_count: int
@@ -77,9 +86,10 @@ class Pinned:
 
 @dataclass(frozen=True, slots=True)
 class PagesCaptured:
-    """So many pages have been copied so far."""
+    """So many bytes of page images have been read so far, of an image that has so many as far as is known."""
 
-    pages: int
+    captured_bytes: int
+    image_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +115,29 @@ class HeldUp:
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """The database is no longer in use; `seconds` is how long the state was pinned. Packs may still follow."""
-
-    seconds: float
+    """The database is no longer in use. Packs may still follow."""
 
 
-Event = Pinned | PagesCaptured | PackReady | HeldUp | Captured
+@dataclass(frozen=True, slots=True)
+class Locked:
+    """In rollback mode: writers wait, since `at` of the monotonic clock."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """They wait no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Whether what was read without a lock is what the backup API gives; None: to compare would have taken too long."""
+
+    is_same: bool | None
+
+
+Event = Pinned | PagesCaptured | PackReady | HeldUp | Captured | Locked | Released | Compared
 
 
 class Capture:
@@ -137,7 +164,8 @@ class Capture:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # with it the process that may hold the lock
         self._process.wait()
         with self._lock:
             for pipe in (self._process.stdin, self._process.stdout):
@@ -194,9 +222,9 @@ class Capture:
             case PackReady():
                 with self._lock:
                     self.packs_in_spool += 1
-            case Pinned() if event.facts.journal_mode != "wal":
-                self._must_end_at = time.monotonic() + max_lock + _LOCK_GRACE_SECONDS
-            case Captured():
+            case Locked():
+                self._must_end_at = event.at + max_lock + _LOCK_GRACE_SECONDS
+            case Released():
                 self._must_end_at = math.inf
             case _:
                 pass
@@ -238,18 +266,24 @@ def _died(path: str, status: int) -> BackupdError:
     return BackupdError(f"the process that captured {path} ended with status {status}")
 
 
+_PLAIN_EVENTS: dict[str, type[Captured | Locked | Released | Compared]] = {
+    "captured": Captured,
+    "locked": Locked,
+    "released": Released,
+    "compared": Compared,
+}
+
+
 def _event(kind: str, values: dict[str, Any]) -> Event | None:
     match kind:
         case "pinned":
             return Pinned(**{**values, "facts": TypeAdapter(SourceFacts).validate_python(values["facts"])})
         case "pages":
-            return PagesCaptured(values["captured"])
+            return PagesCaptured(*(values[pages] * values["page_size"] for pages in ("captured", "page_count")))
         case "pack":
             page_numbers = base64.b64decode(values["page_numbers"])
             return PackReady(**{**values, "file": Path(values["file"]), "page_numbers": page_numbers})
         case "held" | "resumed":
             return HeldUp(is_waiting=kind == "held")
-        case "captured":
-            return Captured(values["seconds"])
         case _:
-            return None
+            return _PLAIN_EVENTS[kind](**values) if kind in _PLAIN_EVENTS else None

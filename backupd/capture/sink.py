@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import apsw
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     PagesWritten = Callable[[list[int], list[bytes]], None]
     """Takes page numbers (from 1), in the order of writing, and the page images."""
@@ -106,13 +108,15 @@ def stream_pages(
     page_size: int,
     pages_per_step: int,
     pages_written: PagesWritten,
-    stepped: Callable[[int], None],
+    stepped: Callable[[int], None] = lambda _: None,
+    held: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> bytes:
-    """Copy the pinned state of `source`, which has at least one page, into `pages_written`, and give page 1 back.
+    """Copy `source`, which has at least one page, into `pages_written`, and give page 1 back.
 
-    `pages_written` gets every page but page 1 and the lock-byte page, roughly in order, after each step; a page that
-    comes twice replaces its first image. `stepped` then gets the number of pages that remain. An exception of either
-    ends the copy and comes out of here.
+    `held` is what each step is taken in: it sees to it that all steps meet the same committed state, where no
+    transaction around everything does. `pages_written` gets every page but page 1 and the lock-byte page, roughly in
+    order, after each step; a page that comes twice replaces its first image. `stepped` then gets the number of pages
+    that remain. An exception of any of them ends the copy and comes out of here.
     """
     file = _PageFile(page_size)
     vfs = _SinkVFS(file)
@@ -126,7 +130,8 @@ def stream_pages(
         destination.pragma("cache_size", 10)
         with destination.backup("main", source, "main") as backup:
             while not backup.done:
-                backup.step(pages_per_step)
+                with held():
+                    backup.step(pages_per_step)
                 pages_written(*file.take())
                 stepped(backup.remaining)
     finally:

@@ -21,7 +21,7 @@ from backupd.format import is_page_size
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_HEADER_BYTES = 100
+HEADER_BYTES = 100
 _MAGIC = b"SQLite format 3\x00"
 _WAL_VERSION = 2
 _LOCK_RETRY_SECONDS = 0.001
@@ -56,20 +56,33 @@ def read_header(path: str) -> Header:
     try:
         _reject_odd_file(path, os.stat(path))
         with open(path, "rb") as file:
-            head = file.read(_HEADER_BYTES)
+            head = file.read(HEADER_BYTES)
     except OSError as error:
         raise _unreadable(path, error) from error
+    return header_of(path, head)
+
+
+def header_of(path: str, head: bytes) -> Header:
+    """The header that `head`, the first bytes of the file at `path`, begins with. Raises `SourceUnusableError`."""
     if not head:
         return Header(is_wal=False, writer_version=0)
-    if len(head) < _HEADER_BYTES or not head.startswith(_MAGIC):
+    if len(head) < HEADER_BYTES or not head.startswith(_MAGIC):
         raise _no_database(path)
-    page_size = int.from_bytes(head[16:18], "big")
-    if not is_page_size(65536 if page_size == 1 else page_size) or head[18] not in {1, 2} or head[19] not in {1, 2}:
+    if page_size_of(head) is None or head[18] not in {1, 2} or head[19] not in {1, 2}:
         raise NotADatabaseError(
             f"{path} has a corrupt or encrypted SQLite header",
             hint="restore the newest snapshot, or recover what can be with: sqlite3 FILE .recover",
         )
     return Header(is_wal=head[19] == _WAL_VERSION, writer_version=struct.unpack(">I", head[96:100])[0])
+
+
+def page_size_of(head: bytes) -> int | None:
+    """The page size in the header that `head` begins with; None where there is no valid one."""
+    if len(head) < HEADER_BYTES or not head.startswith(_MAGIC):
+        return None
+    page_size = int.from_bytes(head[16:18], "big")
+    page_size = 65536 if page_size == 1 else page_size
+    return page_size if is_page_size(page_size) else None
 
 
 def _reject_odd_file(path: str, status: os.stat_result) -> None:
@@ -128,26 +141,18 @@ def warm_file_cache(path: str) -> None:
 
 
 @contextmanager
-def pinned(path: str, *, lock_timeout: float) -> Iterator[apsw.Connection]:
-    """A read-only connection whose transaction holds one committed state until the block ends.
+def opened(path: str, *, lock_timeout: float) -> Iterator[apsw.Connection]:
+    """A read-only connection that holds no lock yet. Waits at most `lock_timeout` seconds for each.
 
-    In WAL mode writers go on; in rollback mode they wait until then. Waits at most `lock_timeout` seconds for the
-    first lock. Raises `BusyError`, `SourceUnusableError`; SQLite's errors inside the block become these too.
+    SQLite's errors inside the block become `BusyError` and `SourceUnusableError`.
     """
     try:
         # A URI can name every file; apsw takes no plain path that is not UTF-8.
         uri = f"file:{quote(os.fsencode(path))}"
         connection = apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
         try:
-            give_up_at = time.monotonic() + lock_timeout
-            connection.set_busy_handler(lambda _: _sleep_until(give_up_at))
+            connection.set_busy_handler(_Patience(lock_timeout).wait)
             connection.pragma("mmap_size", _MMAP_LIMIT_BYTES)
-            connection.execute("BEGIN")
-            # Takes the read lock as any SELECT does, and reads nothing but the header.
-            connection.pragma("schema_version")
-            # A damaged schema is captured too: this lets it be read as the plain table that it is. Not before the lock,
-            # or SQLite would accept a file that is shorter than its header says.
-            connection.pragma("writable_schema", True)
             yield connection
         finally:
             connection.close()
@@ -155,10 +160,48 @@ def pinned(path: str, *, lock_timeout: float) -> Iterator[apsw.Connection]:
         raise translated(path, error) from error
 
 
-def _sleep_until(give_up_at: float) -> bool:
-    # SQLite's own busy_timeout sleeps up to 100 ms between tries and so misses the gaps of a busy writer.
-    time.sleep(_LOCK_RETRY_SECONDS)
-    return time.monotonic() < give_up_at
+def pin(connection: apsw.Connection) -> None:
+    """Begin a transaction that holds one committed state. In rollback mode writers wait until it ends."""
+    connection.execute("BEGIN")
+    # Takes the read lock as any SELECT does, and reads nothing but the header.
+    connection.pragma("schema_version")
+
+
+@contextmanager
+def pinned(path: str, *, lock_timeout: float) -> Iterator[apsw.Connection]:
+    """A read-only connection whose transaction holds one committed state until the block ends.
+
+    In WAL mode writers go on; in rollback mode they wait until then. Waits at most `lock_timeout` seconds for the
+    first lock. Raises `BusyError`, `SourceUnusableError`; SQLite's errors inside the block become these too.
+    """
+    with opened(path, lock_timeout=lock_timeout) as connection:
+        pin(connection)
+        read_damaged_schema(connection)
+        yield connection
+
+
+def read_damaged_schema(connection: apsw.Connection) -> None:
+    """Have a damaged schema read as the plain table that it is: it is captured too.
+
+    Not before the first lock, or SQLite would accept a file that is shorter than its header says.
+    """
+    connection.pragma("writable_schema", True)
+
+
+class _Patience:
+    """How long a connection waits for each of its locks."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._give_up_at = 0.0
+
+    def wait(self, tries: int) -> bool:
+        """What SQLite calls while it cannot get a lock; `tries` is 0 at the first call for each."""
+        if tries == 0:
+            self._give_up_at = time.monotonic() + self._seconds
+        # SQLite's own busy_timeout sleeps up to 100 ms between tries and so misses the gaps of a busy writer.
+        time.sleep(_LOCK_RETRY_SECONDS)
+        return time.monotonic() < self._give_up_at
 
 
 def translated(path: str, error: apsw.Error) -> BackupdError:
@@ -199,6 +242,16 @@ def is_disk_full(path: str) -> bool:
     except OSError:
         return False
     return not status.f_bavail or bool(status.f_files and not status.f_favail)
+
+
+class JournalModeChangedError(Exception):
+    """The database is in WAL mode now, or is so no more: the capture has to begin again, in the way for that."""
+
+
+def reject_journal_mode(facts: dict[str, Any], *, is_wal: bool) -> None:
+    """Refuse to go on with a database whose `facts` are not of the mode that its header told."""
+    if (facts["journal_mode"] == "wal") != is_wal:
+        raise JournalModeChangedError
 
 
 def read_facts(connection: apsw.Connection, header: Header) -> dict[str, Any]:

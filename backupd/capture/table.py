@@ -5,12 +5,13 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from blake3 import blake3
 
 from backupd.errors import TargetUnwritableError
-from backupd.format.pack import HASH_BYTES
+from backupd.format import lock_page
+from backupd.format.pack import HASH_BYTES, page_hash
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,32 +19,40 @@ if TYPE_CHECKING:
 _UNSEEN = bytes(HASH_BYTES)
 
 
+class Pages(NamedTuple):
+    """Some pages of an image: numbers from 1, page hashes, and images, in the same order."""
+
+    numbers: list[int]
+    digests: list[bytes]
+    images: list[bytes]
+
+    @property
+    def first_of_run(self) -> int:
+        """The first number, if the others follow it one by one; else 0."""
+        numbers = self.numbers
+        is_run = bool(numbers) and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+        return numbers[0] if is_run else 0
+
+    def are_in(self, hashes: bytes | mmap.mmap) -> bool:
+        """Whether they are a run that has these hashes in a table of joined page hashes."""
+        start = (self.first_of_run - 1) * HASH_BYTES
+        return start >= 0 and hashes[start : start + len(self.digests) * HASH_BYTES] == b"".join(self.digests)
+
+
 class HashTable:
     """A table that maps its file into memory, so that another process can read it."""
 
-    def __init__(self, file: Path, page_count: int) -> None:
-        """Make `file`, with no page seen. Raises `TargetUnwritableError`."""
-        self._file = file
+    def __init__(self, file: Path | None, page_count: int) -> None:
+        """Make `file`, or use memory alone. No page has been seen. Raises `TargetUnwritableError`."""
+        self.file = file
         self.page_count = page_count
         self.seen = 0
         self._hasher = blake3()  # one for all pages: making one takes a fifth as long as hashing a page
-        self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        self._take_space(page_count)
+        self._descriptor = -1
+        if file is not None:
+            self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            self._take_space(file, page_count)
         self._map = mmap.mmap(self._descriptor, page_count * HASH_BYTES)
-
-    @property
-    def file(self) -> Path:
-        """Where the hashes are."""
-        return self._file
-
-    def hash_all(self, images: list[bytes]) -> list[bytes]:
-        """The page hash of each image."""
-        hasher, digests = self._hasher, []
-        for image in images:
-            hasher.reset()
-            hasher.update(image)
-            digests.append(hasher.digest(HASH_BYTES))
-        return digests
 
     def run(self, first: int, count: int) -> bytes:
         """The hashes of `count` pages from page `first` on, joined."""
@@ -55,6 +64,29 @@ class HashTable:
         self.seen += count_unseen(self._map[start:end])
         self._map[start:end] = digests
 
+    def record(self, numbers: list[int], images: list[bytes]) -> Pages:
+        """Record some pages, and give those that are not as they were recorded before."""
+        pages = Pages(numbers, self._hash_all(images), images)
+        first = pages.first_of_run
+        if first:
+            # Nearly all pages come in runs, which are new, or as before, and are compared in one go.
+            joined, before = b"".join(pages.digests), self.run(first, len(numbers))
+            if joined == before:
+                return Pages([], [], [])
+            if not any(before):
+                self.put(first, joined)
+                return pages
+        changed = [page for page in zip(*pages, strict=True) if self.run(page[0], 1) != page[1]]
+        for number, digest, _ in changed:
+            self.put(number, digest)
+        return Pages(*map(list, zip(*changed, strict=True))) if changed else Pages([], [], [])
+
+    def hole_left(self, page_size: int) -> None:
+        """Record the lock-byte page, if the image reaches so far: its hash is that of zeros."""
+        lock = lock_page(page_size)
+        if lock <= self.page_count:
+            self.put(lock, page_hash(bytes(page_size)))
+
     def resize(self, page_count: int) -> None:
         """Forget the pages beyond `page_count`, or make room for more. Raises `TargetUnwritableError`."""
         if page_count == self.page_count:
@@ -62,8 +94,8 @@ class HashTable:
         if page_count < self.page_count:
             cut = self.run(page_count + 1, self.page_count - page_count)
             self.seen -= len(cut) // HASH_BYTES - count_unseen(cut)
-        else:
-            self._take_space(page_count)
+        elif self.file is not None:
+            self._take_space(self.file, page_count)
         # Shrinking cuts the file, so that it grows again with zeros.
         self._map.resize(page_count * HASH_BYTES)
         self.page_count = page_count
@@ -76,14 +108,23 @@ class HashTable:
     def close(self) -> None:
         """Unmap the file, which stays."""
         self._map.close()
-        os.close(self._descriptor)
+        if self.file is not None:
+            os.close(self._descriptor)
 
-    def _take_space(self, page_count: int) -> None:
+    def _hash_all(self, images: list[bytes]) -> list[bytes]:
+        hasher, digests = self._hasher, []
+        for image in images:
+            hasher.reset()
+            hasher.update(image)
+            digests.append(hasher.digest(HASH_BYTES))
+        return digests
+
+    def _take_space(self, file: Path, page_count: int) -> None:
         """Take the space at once: a full disk would otherwise be a SIGBUS later."""
         try:
             os.posix_fallocate(self._descriptor, 0, page_count * HASH_BYTES)
         except OSError as error:
-            raise spool_full(self._file.parent, error) from error
+            raise spool_full(file.parent, error) from error
 
 
 def count_unseen(hashes: bytes) -> int:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from backupd.capture.unchanged import fingerprint
 from backupd.errors import BackupdError, StoreUnavailableError, TargetUnwritableError
 from backupd.logs import log
 from backupd.threads import worker_threads
-from backupd.upkeep.unchanged import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

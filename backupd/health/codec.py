@@ -225,6 +225,7 @@ _DATABASE = _Record(
     next_drill_at=_TIME,
     proof_due_by=_TIME,
     running_since=_TIME,
+    read_problem=_PROBLEM,
     vanished_at=_TIME,
     stores=_by_name(_STORE),
 )

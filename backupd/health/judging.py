@@ -8,6 +8,7 @@ damaged-source   what was captured is a damaged database, by its schema or by a 
 drill-failed     a drill did not succeed for another reason                                      red
 unproven         drills are scheduled, and none has succeeded for too long                       red
 daemon-silent    the daemon has left no sign of life (only who looks from outside can tell)      red
+read-differs     reading the file of a database gave something else than SQLite reads
 vanished         a file that a pattern found before is gone
 held             pruning would remove something and does not
 prune-failing    pruning failed
@@ -137,6 +138,17 @@ def _database_alarms(name: str, database: DatabaseHealth, now: datetime) -> Iter
             is_told_once=True,
         )
         return
+    if database.read_problem is not None:
+        yield Alarm(
+            key=f"read-differs {name}",
+            kind="read-differs",
+            database=name,
+            title=f"reading {name}",
+            message=f"{database.path}: {database.read_problem.message}",
+            hint=_hint(database.read_problem.hint, "look at its file system"),
+            since=database.read_problem.since,
+            is_red=False,
+        )
     drills = {
         url: _drill(name, url, health, database) or _schema(name, database, url, health, now)
         for url, health in database.stores.items()

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from backupd.errors import AnotherRunError, DamageError, InterruptedByUserError
-from backupd.health.changing import next_failure, next_hold, with_database, with_databases, with_stores
-from backupd.health.values import DatabaseHealth, Failure, LastRun, Status, StoreHealth
+from backupd.errors import AnotherRunError, DamageError, InterruptedByUserError, SourceUnusableError
+from backupd.health.changing import next_failure, next_hold, next_problem, with_database, with_databases, with_stores
+from backupd.health.values import DatabaseHealth, Failure, LastRun, Problem, Status, StoreHealth
 
 if TYPE_CHECKING:
     import os
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from backupd.format.ids import SnapshotId
     from backupd.prune.results import PruneResult
 
+_API_DIFFERS = SourceUnusableError(
+    "reading its file gave something else than SQLite reads from it; snapshots are taken through SQLite alone since",
+    hint="look at the file system, which may show stale pages (a network or host mount?), and report it if that is a "
+    "local disk; it is tried again when the database is on another device, or backupd is upgraded",
+)
 _SUCCEEDED = frozenset(("proven", "not-checkable", "intact"))
 
 
@@ -79,7 +84,13 @@ def with_snapshots(
         database = status.databases.get(result.database) or DatabaseHealth(path=str(path))
         before = database.stores.get(result.store) or StoreHealth()
         after = _after_snapshot(before, result, at=at, due_by=due_by, fingerprint=fingerprint)
-        database = replace(database, path=str(path), vanished_at=None, stores={**database.stores, result.store: after})
+        database = replace(
+            database,
+            path=str(path),
+            vanished_at=None,
+            read_problem=_read_problem(database, result, at),
+            stores={**database.stores, result.store: after},
+        )
         status = with_databases(status, {result.database: database})
     return status
 
@@ -261,6 +272,12 @@ def _after_snapshot(
         failure=None,
         is_schema_unreadable=not result.is_schema_readable,
     )
+
+
+def _read_problem(database: DatabaseHealth, result: BackupResult, at: datetime) -> Problem | None:
+    if result.error is not None:
+        return database.read_problem  # nothing was captured that could tell
+    return next_problem(database.read_problem, _API_DIFFERS, at) if result.api_differs else None
 
 
 def _says_nothing(error: BackupdError | None) -> bool:

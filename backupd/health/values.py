@@ -131,6 +131,8 @@ class DatabaseHealth:
     proof_due_by: datetime | None = None
     """When a drill has to have succeeded again, in whatever store, the grace included; None when none is scheduled."""
     running_since: datetime | None = None
+    read_problem: Problem | None = None
+    """Reading the file gave something else than SQLite reads."""
     vanished_at: datetime | None = None
     """When a pattern no longer found the file; None while it does, and for a path without wildcards."""
     stores: Mapping[str, StoreHealth] = field(default_factory=dict)

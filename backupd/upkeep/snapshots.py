@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from backupd import prune
 from backupd.backup import back_up
+from backupd.capture.unchanged import fingerprint
 from backupd.errors import BackupdError, InterruptedByUserError
 from backupd.health.planning import with_put_only
 from backupd.health.recording import with_snapshots
-from backupd.upkeep.unchanged import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from harness.s3_server import s3_server
 
 from backupd.backup.results import BackupResult, Outcome
+from backupd.capture.unchanged import fingerprint
 from backupd.config import DatabaseSettings, Settings, StoreSettings
 from backupd.daemon.charge import Charge
 from backupd.daemon.rotations import Rotations
@@ -30,7 +31,6 @@ from backupd.logs import log
 from backupd.state import StateDirectory
 from backupd.store.keys import SnapshotKey
 from backupd.upkeep.stores import each_once, open_repositories
-from backupd.upkeep.unchanged import fingerprint
 from bench.methods import Backupd
 from bench.processes import Run, Series, timed
 

@@ -270,30 +270,6 @@ def test_lock_is_waited_for_up_to_the_limit(tmp_path: Path) -> None:
     assert captured.page_count > 0
 
 
-def test_lock_in_rollback_mode_is_given_back_in_time(tmp_path: Path) -> None:
-    """A copy that would hold the writers up for longer than allowed is given up, and says so."""
-    database = tmp_path / "app.db"
-    _fill(database, rows=60_000)
-    with pytest.raises(BusyError, match="held up its writers"):
-        capture(database, tmp_path / "spool", max_lock=0.000001)
-
-
-def test_application_gets_its_database_back_from_a_child_that_hangs(tmp_path: Path) -> None:
-    """In rollback mode the parent watches the lock too: a stalled disk must not hold writers up for an hour."""
-    database = tmp_path / "app.db"
-    _fill(database, rows=20_000)
-
-    def stop_child(event: Event | None) -> None:
-        if isinstance(event, Pinned):
-            (child,) = _children_that_capture()
-            os.kill(child, signal.SIGSTOP)
-
-    with pytest.raises(BusyError, match="held up its writers"):
-        capture(database, tmp_path / "spool", max_lock=0.2, on_event=stop_child)
-    with closing(sqlite3.connect(database, timeout=5)) as connection, connection:
-        connection.execute("DELETE FROM t")
-
-
 def _children_that_capture() -> list[int]:
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     return [int(child) for child in children if b"backupd.capture.child" in Path(f"/proc/{child}/cmdline").read_bytes()]

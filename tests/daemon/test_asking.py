@@ -9,6 +9,7 @@ from harness.place import change_rows, create_database
 from harness.statuses import with_health
 
 from backupd.backup import BackupResult, Outcome, Wish
+from backupd.capture.unchanged import fingerprint
 from backupd.config import Database, ScheduleSettings, Settings
 from backupd.daemon.asking import Answers, Questions, plan_round
 from backupd.errors import StoreUnavailableError
@@ -20,7 +21,6 @@ from backupd.store.directory import DirectoryStore
 from backupd.upkeep.configured import Configured
 from backupd.upkeep.snapshots import take_snapshot
 from backupd.upkeep.stores import RotatedStore
-from backupd.upkeep.unchanged import fingerprint
 
 LATER = timedelta(seconds=10)
 MINUTE = timedelta(minutes=1)

@@ -7,11 +7,11 @@ from harness.charge import Charged, is_idle
 from harness.command_line import wait_until
 from harness.place import change_rows, create_database
 
+from backupd.capture.unchanged import fingerprint
 from backupd.daemon.rounds import Rounds
 from backupd.daemon.timetable import Timetable
 from backupd.health.planning import with_daemon
 from backupd.schedules import Schedule
-from backupd.upkeep.unchanged import fingerprint
 
 NIGHTLY = Schedule.parse("0 3 * * *")
 

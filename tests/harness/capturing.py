@@ -43,6 +43,9 @@ def capture(
     lock_timeout: float = 5.0,
     max_lock: float = 30.0,
     deadline: float = 60.0,
+    whole_bytes: int = 32 << 20,
+    compare_seconds: float = 0.0,
+    trusts_file: bool = True,
     on_event: Callable[[Event | None], None] = lambda _: None,
 ) -> Capturing:
     """Capture `database`; raises what the capture raises."""
@@ -55,6 +58,9 @@ def capture(
         slots=4,
         lock_timeout=lock_timeout,
         max_lock=max_lock,
+        whole_bytes=whole_bytes,
+        compare_seconds=compare_seconds,
+        trusts_file=trusts_file,
     )
     packs: list[PackReady] = []
     events: list[Event] = []

@@ -7,11 +7,11 @@ from harness.command_line import wait_until
 from harness.place import change_rows, create_database
 
 from backupd.backup import Wish
+from backupd.capture.unchanged import fingerprint
 from backupd.config import CaptureSettings
 from backupd.errors import AnotherRunError, InterruptedByUserError
 from backupd.health.planning import Plan, with_plans
 from backupd.upkeep.snapshots import take_snapshot
-from backupd.upkeep.unchanged import fingerprint
 
 
 class Setting(Charged):

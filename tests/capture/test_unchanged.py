@@ -9,7 +9,7 @@ import pytest
 from harness.command_line import CommandLine, wait_until
 from harness.place import change_rows, connected, create_database
 
-from backupd.upkeep.unchanged import fingerprint
+from backupd.capture.unchanged import fingerprint
 
 LATER = timedelta(seconds=10)
 COARSEST_STAMP = timedelta(seconds=3)
