@@ -21,13 +21,13 @@ from typing import Any
 
 from backupd.capture import sink, source
 from backupd.capture.holder import LockHolder
+from backupd.capture.limits import BYTES_PER_STEP
 from backupd.capture.packer import Packer, PackWriter, Stream
 from backupd.capture.rollback import ConfirmedCapture, StepwiseCapture
 from backupd.encryption import Encryption
 from backupd.errors import BackupdError, BusyError, SourceUnusableError, UsageError
 from backupd.format import MAX_IMAGE_PAGES
 
-_BYTES_PER_STEP = 2 << 20
 _BEGINNINGS = 3
 _output_lock = threading.Lock()
 
@@ -54,6 +54,7 @@ class Output:
         self._writer: PackWriter | None = None
         self._packer: Packer | None = None
         self._is_locked = False
+        self._pages_read = 0
 
     @property
     def packer(self) -> Packer:
@@ -118,8 +119,9 @@ class Output:
         self._writer.wait()
 
     def progress(self, pages: int) -> None:
-        """Tell that so many pages of the image have been read."""
-        _emit("pages", captured=pages, page_size=self.page_size, page_count=self.page_count)
+        """Tell that so many pages of the image have been read; those that are read again do not count."""
+        self._pages_read = max(self._pages_read, pages)
+        _emit("pages", captured=self._pages_read, page_size=self.page_size, page_count=self.page_count)
 
     def locked(self, at: float) -> None:
         """Tell that writers wait for us, since `at` of the monotonic clock."""
@@ -198,7 +200,7 @@ class _Capture:
             first_page = sink.stream_pages(
                 connection,
                 page_size=page_size,
-                pages_per_step=_BYTES_PER_STEP // page_size,
+                pages_per_step=BYTES_PER_STEP // page_size,
                 pages_written=output.pages_written,
                 stepped=lambda remaining: output.progress(page_count - remaining),
             )

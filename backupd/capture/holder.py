@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from backupd import errors
 from backupd.capture import sink, source
+from backupd.capture.limits import BYTES_PER_STEP
 from backupd.capture.source import JournalModeChangedError
 from backupd.capture.table import HashTable
 from backupd.errors import BackupdError
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
     from backupd.capture.table import Pages
 
-_PAGES_PER_STEP_BYTES = 2 << 20
 _MOST_DIFFERING_BYTES = 64 << 20
 
 
@@ -218,7 +218,7 @@ class _Holder:
             self._first_page = sink.stream_pages(
                 connection,
                 page_size=page_size,
-                pages_per_step=_PAGES_PER_STEP_BYTES // page_size,
+                pages_per_step=BYTES_PER_STEP // page_size,
                 pages_written=pages_written,
             )
 

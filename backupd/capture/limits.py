@@ -1,10 +1,16 @@
-"""The limit that child and parent both watch: how long an application in rollback mode may be held up."""
+"""How long an application in rollback mode may be held up, and what is said when that does not do."""
 
 from __future__ import annotations
 
 import math
 
 from backupd.errors import BusyError
+
+WHOLE_BYTES = 32 << 20
+"""Up to so much is copied under one lock, while nobody can write: about 15 ms of two cores. More comes in steps."""
+
+BYTES_PER_STEP = 2 << 20
+"""What the backup API copies in one step."""
 
 
 def held_too_long(path: str, seconds: float) -> BusyError:

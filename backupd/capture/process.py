@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import TypeAdapter
 
 from backupd import errors
-from backupd.capture.limits import held_too_long
+from backupd.capture.limits import WHOLE_BYTES, held_too_long
 from backupd.children import child_environment
 from backupd.errors import BackupdError, BusyError, SourceUnusableError
 from backupd.format.manifest import SourceFacts
@@ -61,7 +61,7 @@ class CaptureRequest:
     lock_timeout: float
     max_lock: float
     recipients: Sequence[str] = ()
-    whole_bytes: int = 32 << 20
+    whole_bytes: int = WHOLE_BYTES
     """In rollback mode: up to so much is copied in one step, while writers wait."""
     compare_seconds: float = 0.0
     """In rollback mode: how long writers may wait while what was read without a lock is compared with the API."""

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from blake3 import blake3
 
 from backupd.capture import sink, source
-from backupd.capture.limits import never_at_rest
+from backupd.capture.limits import BYTES_PER_STEP, never_at_rest
 from backupd.capture.unchanged import Stillness
 from backupd.capture.unlocked import UnlockedFile
 from backupd.format import lock_page
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from backupd.capture.holder import Locked, LockHolder
     from backupd.capture.unlocked import Run
 
-_BYTES_PER_STEP = 2 << 20
 _TRIES_IN_STEPS = 2
 _MOST_PASSES = 12
 _TRIES_UNDER_LOCK = 3
@@ -77,7 +76,9 @@ class StepwiseCapture:
         Raises `BusyError`, `SourceUnusableError`, `JournalModeChangedError`.
         """
         for _ in range(_TRIES_IN_STEPS):
-            header, before = source.read_header(self._path), _identity(os.stat(self._path))
+            header, before = source.read_header(self._path), os.stat(self._path)
+            if before.st_size <= self._whole_bytes:
+                source.warm_file_cache(self._path)
             try:
                 with source.opened(self._path, lock_timeout=self._lock_timeout) as connection:
                     steps = _Steps(connection, self._path, self._output)
@@ -88,7 +89,7 @@ class StepwiseCapture:
                 self._output.released()
             # Nobody knows which version of SQLite wrote a state that came between two others.
             is_known = source.read_header(self._path).writer_version == header.writer_version
-            if is_known and _identity(os.stat(self._path)) == before:
+            if is_known and _identity(os.stat(self._path)) == _identity(before):
                 self._output.pinned(facts)
                 self._output.finish(facts, first_page, header)
                 return True
@@ -121,7 +122,7 @@ class _Steps:
         first_page = sink.stream_pages(
             connection,
             page_size=page_size,
-            pages_per_step=self._page_count if is_small else _BYTES_PER_STEP // page_size,
+            pages_per_step=self._page_count if is_small else BYTES_PER_STEP // page_size,
             pages_written=self._output.pages_written,
             stepped=self._stepped,
             held=self._held,

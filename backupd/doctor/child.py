@@ -1,8 +1,9 @@
 """The process that looks at one database: facts as one line of JSON on stdout, for `looking`.
 
 A process of its own, because a file system that hangs holds up whoever touches it, and because opening and closing a
-database elsewhere would drop SQLite's locks in the process that does so. It reads nothing but the header, the schema
-and what the file system says, and opens the database exactly as a capture does.
+database elsewhere would drop SQLite's locks in the process that does so. It reads the header, the schema and what the
+file system says, and opens the database exactly as a capture does. Where writers wait for a capture, it does for a
+moment what they wait for, and measures that.
 
 `python -m backupd.doctor.child PATH LOCK_TIMEOUT` is started by `looking.look_at` only.
 """
@@ -13,13 +14,20 @@ import json
 import os
 import signal
 import sys
+import time
+from collections import deque
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from backupd.capture import source
+from backupd.capture import sink, source
+from backupd.capture.limits import BYTES_PER_STEP, WHOLE_BYTES
+from backupd.capture.unlocked import UnlockedFile
 from backupd.doctor.look import DatabaseLook, FileFacts, Refusal
 from backupd.errors import BackupdError
+
+_SAMPLE_BYTES = 256 << 20
 
 
 def look(path: str, *, lock_timeout: float) -> DatabaseLook:
@@ -31,12 +39,18 @@ def look(path: str, *, lock_timeout: float) -> DatabaseLook:
         return DatabaseLook(real_path=real_path, refusal=_refusal(error), **_around(real_path))
     refusal, image_bytes = None, 0
     facts: dict[str, Any] = {}
+    waits: dict[str, Any] = {}
     try:
         if header.is_wal:
             source.reject_foreign_wal_files(real_path)
         with source.pinned(real_path, lock_timeout=lock_timeout) as connection:
             facts = source.read_facts(connection, header)
             image_bytes = connection.pragma("page_size") * connection.pragma("page_count")
+        if not header.is_wal and image_bytes:
+            waits = {
+                "confirm_seconds": _confirm_seconds(real_path, image_bytes),
+                "step_seconds": _step_seconds(real_path, lock_timeout=lock_timeout),
+            }
     except BackupdError as error:
         refusal = _refusal(error)
     return DatabaseLook(
@@ -46,8 +60,46 @@ def look(path: str, *, lock_timeout: float) -> DatabaseLook:
         sqlite_version=header.sqlite_version,
         is_schema_readable=not facts or facts["tables"] is not None,
         image_bytes=image_bytes,
+        **waits,
         **_around(real_path),
     )
+
+
+def _confirm_seconds(path: str, image_bytes: int) -> float:
+    """How long it takes to read the file again that has just been read, by a sample of it. Before SQLite has it open."""
+    sample_bytes = min(image_bytes, _SAMPLE_BYTES)
+    seconds = 0.0
+    with UnlockedFile(path) as file:
+        for _ in range(2):
+            started = time.monotonic()
+            deque(file.changed_runs(sample_bytes), maxlen=0)
+            seconds = time.monotonic() - started
+    return seconds * image_bytes / sample_bytes
+
+
+class _StepTakenError(Exception):
+    """One step is enough."""
+
+
+def _step_seconds(path: str, *, lock_timeout: float) -> float:
+    """How long the backup API takes to copy what a capture copies while it holds the lock."""
+
+    def stop(_: int) -> None:
+        raise _StepTakenError
+
+    with source.pinned(path, lock_timeout=lock_timeout) as connection:
+        started = time.monotonic()
+        page_size, page_count = connection.pragma("page_size"), connection.pragma("page_count")
+        is_whole = page_size * page_count <= WHOLE_BYTES
+        with suppress(_StepTakenError):
+            sink.stream_pages(
+                connection,
+                page_size=page_size,
+                pages_per_step=page_count if is_whole else BYTES_PER_STEP // page_size,
+                pages_written=lambda _, __: None,
+                stepped=stop,
+            )
+        return time.monotonic() - started
 
 
 def _around(path: str) -> dict[str, Any]:

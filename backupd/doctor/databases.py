@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backupd import errors
+from backupd.capture.limits import WHOLE_BYTES
 from backupd.doctor import figures
 from backupd.doctor.findings import Finding, Subject
 from backupd.errors import ExitCode
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 # A checkpoint runs at 1,000 pages by default, so that a log is a few MB; this is far beyond.
 _LARGE_LOG_BYTES = 64 * 10**6
 _NOTICEABLE_SECONDS = 0.1
+_TO_WAL = "PRAGMA journal_mode = WAL, once; for SQLAlchemy see docs/configuration.md"
 _FIRST_WITH_WAL = (3, 7, 0)
 _LAST_WITH_WAL_RESET = (3, 51, 2)
 
@@ -102,18 +105,25 @@ class _Judgement:
         return self._subject.ok("journal mode", f"WAL, with a log of {figures.size(log_bytes)}: nobody waits")
 
     def _rollback_mode(self) -> Finding:
-        held = figures.held_seconds(self._look.image_bytes)
-        most = self._capture.max_lock.total_seconds()
-        mode = f"{self._look.journal_mode}, not WAL: writers wait about {figures.seconds(held)} for each capture"
-        if held < _NOTICEABLE_SECONDS:
-            return self._subject.ok("journal mode", f"{self._look.journal_mode}, not WAL: writers wait, for a moment")
-        if held > most:
+        look, most = self._look, self._capture.max_lock.total_seconds()
+        alone, beside = figures.wait(look.step_seconds), figures.wait(max(look.step_seconds, look.confirm_seconds))
+        is_small = look.image_bytes <= WHOLE_BYTES
+        told = (
+            f"{look.journal_mode}, not WAL: its writers wait for each capture, {alone} as measured"
+            if is_small
+            else f"{look.journal_mode}, not WAL: its writers wait for each capture, as measured {alone} "
+            f"while nobody else writes, and {beside} when somebody writes all the time"
+        )
+        if look.confirm_seconds > most and not is_small:
             return self._subject.warning(
                 "journal mode",
-                f"{mode}, more than capture.max_lock ({figures.seconds(most)}) allows",
-                "let the application use WAL mode (PRAGMA journal_mode = WAL), or raise capture.max_lock",
+                f"{told}, more than capture.max_lock ({figures.seconds(most)}) allows",
+                f"let the application use WAL mode ({_TO_WAL}), or raise capture.max_lock to "
+                f"{math.ceil(look.confirm_seconds * 2)}s if it can wait that long",
             )
-        return self._subject.note("journal mode", mode, "PRAGMA journal_mode = WAL in the application ends the waiting")
+        if max(look.step_seconds, look.confirm_seconds) < _NOTICEABLE_SECONDS or is_small:
+            return self._subject.ok("journal mode", told)
+        return self._subject.note("journal mode", told, f"in WAL mode nobody waits: {_TO_WAL}")
 
     def _sqlite_version(self) -> Finding:
         version = self._look.sqlite_version

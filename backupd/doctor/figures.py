@@ -11,11 +11,11 @@ _UNITS = ("kB", "MB", "GB", "TB", "PB")
 _STEP = 1000
 _FEW = 10
 _MINUTES_FROM = 180
+_NOTICED_SECONDS = 0.1
 
 # README, "How fast": 1 GB on two cores. Other machines differ, and a cold disk costs more than anything here.
 _FIRST_SECONDS_PER_GB = 6.6
 _LATER_SECONDS_PER_GB = 2.5
-_HELD_SECONDS_PER_GB = 1.5
 _START_SECONDS = 0.2
 
 
@@ -59,6 +59,6 @@ def later_capture_seconds(size_bytes: int) -> float:
     return _START_SECONDS + size_bytes / 1e9 * _LATER_SECONDS_PER_GB
 
 
-def held_seconds(size_bytes: int) -> float:
-    """How long a capture should keep writers waiting in rollback-journal mode."""
-    return size_bytes / 1e9 * _HELD_SECONDS_PER_GB
+def wait(duration: float) -> str:
+    """`3 ms`, `0.4 s`: what a writer may notice."""
+    return seconds(duration) if duration >= _NOTICED_SECONDS else f"{max(1, round(duration * 1000))} ms"

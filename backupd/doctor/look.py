@@ -32,6 +32,9 @@ class DatabaseLook:
     `uid` and `gid` are those of that process. What could not be found out is None; `refusal` says why the database
     cannot be backed up. `index` is the `-shm` file, `device` that of the directory. `journal_mode` is SQLite's own
     word, or what the header says while it cannot be opened: `wal` or `rollback`; `image_bytes` is 0 then.
+
+    In rollback mode, `step_seconds` is how long its writers wait for a capture while nobody else writes, and
+    `confirm_seconds` while somebody does, as measured.
     """
 
     real_path: str
@@ -52,6 +55,8 @@ class DatabaseLook:
     sqlite_version: str = ""
     is_schema_readable: bool = True
     image_bytes: int = 0
+    step_seconds: float = 0.0
+    confirm_seconds: float = 0.0
 
     @property
     def is_wal(self) -> bool:

@@ -69,12 +69,23 @@ def test_a_database_that_is_well(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "check", "verdict", "told"),
     [
-        ({"journal_mode": "delete", "image_bytes": _GB}, "journal mode", Verdict.NOTE, "wait about 1.5 s"),
         (
-            {"journal_mode": "delete", "image_bytes": 3 * _GB},
+            {"journal_mode": "delete", "image_bytes": _GB, "step_seconds": 0.004, "confirm_seconds": 0.2},
+            "journal mode",
+            Verdict.NOTE,
+            "as measured 4 ms while nobody else writes, and 0.2 s when somebody writes all the time",
+        ),
+        (
+            {"journal_mode": "delete", "image_bytes": 30 * _GB, "step_seconds": 0.004, "confirm_seconds": 6.1},
             "journal mode",
             Verdict.WARNING,
-            "capture.max_lock (3.0 s)",
+            "6.1 s when somebody writes all the time, more than capture.max_lock (3.0 s) allows",
+        ),
+        (
+            {"journal_mode": "delete", "image_bytes": 10**7, "step_seconds": 0.005, "confirm_seconds": 0.002},
+            "journal mode",
+            Verdict.OK,
+            "its writers wait for each capture, 5 ms as measured",
         ),
         ({"wal": FileFacts(0, 0, 0o644, 2 * _GB)}, "journal mode", Verdict.WARNING, "2.0 GB, more than the database"),
         ({"image_bytes": 900 * _GB}, "size", Verdict.WARNING, "capture.deadline"),
