@@ -66,7 +66,7 @@ def look(path: str, *, lock_timeout: float) -> DatabaseLook:
 
 
 def _confirm_seconds(path: str, image_bytes: int) -> float:
-    """How long it takes to read the file again that has just been read, by a sample of it. Before SQLite has it open."""
+    """How long it takes to read the file again after it was just read, by a sample. Before SQLite has it open."""
     sample_bytes = min(image_bytes, _SAMPLE_BYTES)
     seconds = 0.0
     with UnlockedFile(path) as file:

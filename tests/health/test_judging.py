@@ -64,6 +64,18 @@ def test_a_healthy_system_has_no_alarms() -> None:
     assert is_healthy(healthy(), ())
 
 
+def test_file_that_reads_differently_is_told_and_stays_healthy() -> None:
+    """Its snapshots are right, through SQLite alone; a run that fails says nothing of it, and the next may end it."""
+    differing = replace(created(store=DISK), api_differs=True)
+    status = recorded(healthy("app", stores=(DISK,)), differing)
+    alarm = only(status)
+    assert (alarm.kind, alarm.database, alarm.is_red, alarm.since) == ("read-differs", "app", False, NOON)
+    assert "/app/app.db: reading its file gave something else than SQLite reads" in alarm.message
+    later = recorded(status, failed(store=DISK), at=NOON + MINUTE)
+    assert only(later).since == NOON
+    assert alarms(recorded(later, created(store=DISK, at=NOON + MINUTE), at=NOON + MINUTE)) == ()
+
+
 def test_nothing_at_all_is_not_healthy() -> None:
     """A daemon that knows no database looks after none."""
     assert alarms(Status()) == ()
