@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 _TRIES_IN_STEPS = 2
 _MOST_PASSES = 12
+_MOST_SECONDS_OF_PASSES = 600
 _TRIES_UNDER_LOCK = 3
 _MOST_CHANGED_BYTES = 32 << 20
 """The lock is not taken after a pass that found more than this: as much again may have changed since."""
@@ -77,6 +78,9 @@ class StepwiseCapture:
         """
         for _ in range(_TRIES_IN_STEPS):
             header, before = source.read_header(self._path), os.stat(self._path)
+            if header.page_size and before.st_size >= header.page_size:
+                # Before the lock, because it may have to wait for the disk of the spool.
+                self._output.begin(header.page_size, before.st_size // header.page_size)
             if before.st_size <= self._whole_bytes:
                 source.warm_file_cache(self._path)
             try:
@@ -192,9 +196,10 @@ class ConfirmedCapture:
         """
         self._holder.start()
         expected_seconds, tries = 0.0, 0
+        give_up_at = time.monotonic() + _MOST_SECONDS_OF_PASSES
         try:
             with UnlockedFile(self._path) as file:
-                for _ in range(_MOST_PASSES):
+                for number in range(_MOST_PASSES):
                     last = self._read(file)
                     expected_seconds = last.seconds * _MARGIN * (1 if self._trusts else _API_TIMES)
                     is_short = last.changed_bytes <= _MOST_CHANGED_BYTES and expected_seconds <= self._max_lock
@@ -203,7 +208,7 @@ class ConfirmedCapture:
                         if self._is_confirmed(last, file):
                             return True
                         tries += 1
-                    if tries == _TRIES_UNDER_LOCK:
+                    if tries == _TRIES_UNDER_LOCK or (number and time.monotonic() > give_up_at):
                         break
         except _InterruptedError:
             return False

@@ -37,6 +37,8 @@ class Header:
     """
 
     is_wal: bool
+    page_size: int
+    """0 for an empty file."""
     writer_version: int
     """SQLITE_VERSION_NUMBER of the library that changed the file last; 0 for an empty file."""
 
@@ -58,22 +60,23 @@ def read_header(path: str) -> Header:
         with open(path, "rb") as file:
             head = file.read(HEADER_BYTES)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     return header_of(path, head)
 
 
 def header_of(path: str, head: bytes) -> Header:
     """The header that `head`, the first bytes of the file at `path`, begins with. Raises `SourceUnusableError`."""
     if not head:
-        return Header(is_wal=False, writer_version=0)
+        return Header(is_wal=False, page_size=0, writer_version=0)
     if len(head) < HEADER_BYTES or not head.startswith(_MAGIC):
         raise _no_database(path)
-    if page_size_of(head) is None or head[18] not in {1, 2} or head[19] not in {1, 2}:
+    page_size = page_size_of(head)
+    if page_size is None or head[18] not in {1, 2} or head[19] not in {1, 2}:
         raise NotADatabaseError(
             f"{path} has a corrupt or encrypted SQLite header",
             hint="restore the newest snapshot, or recover what can be with: sqlite3 FILE .recover",
         )
-    return Header(is_wal=head[19] == _WAL_VERSION, writer_version=struct.unpack(">I", head[96:100])[0])
+    return Header(head[19] == _WAL_VERSION, page_size, struct.unpack(">I", head[96:100])[0])
 
 
 def page_size_of(head: bytes) -> int | None:
@@ -104,7 +107,8 @@ def _no_database(path: str) -> NotADatabaseError:
     )
 
 
-def _unreadable(path: str, error: OSError) -> SourceUnusableError:
+def unreadable(path: str, error: OSError) -> SourceUnusableError:
+    """Our error for one of the system's about the source database."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return SourceUnusableError(
             f"database {path} does not exist",
@@ -134,10 +138,13 @@ def reject_foreign_wal_files(path: str) -> None:
 
 def warm_file_cache(path: str) -> None:
     """Read the whole file, so that the time under SQLite's lock is not spent on the disk. Before any connection."""
-    with open(path, "rb", buffering=0) as file:
-        buffer = bytearray(_READ_BYTES)
-        while file.readinto(buffer):
-            pass
+    try:
+        with open(path, "rb", buffering=0) as file:
+            buffer = bytearray(_READ_BYTES)
+            while file.readinto(buffer):
+                pass
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 @contextmanager

@@ -11,11 +11,13 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from blake3 import blake3
 
+from backupd.capture.source import unreadable
 from backupd.format.pack import HASH_BYTES
 
 if TYPE_CHECKING:
@@ -49,7 +51,10 @@ class _Own(threading.local):
 
 
 class UnlockedFile:
-    """The file at a path, as a context manager. Remembers a hash of each step as it was when it was given out last."""
+    """The file at a path, as a context manager. Remembers a hash of each step as it was when it was given out last.
+
+    Every method raises `SourceUnusableError` for what cannot be read.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -57,7 +62,8 @@ class UnlockedFile:
         self._own = _Own()
 
     def __enter__(self) -> Self:
-        self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        with self._translating_errors():
+            self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="read")
         return self
 
@@ -73,7 +79,8 @@ class UnlockedFile:
 
     def read(self, size_bytes: int, offset: int) -> bytes:
         """Bytes of the file; fewer at its end."""
-        return os.pread(self._descriptor, size_bytes, offset)
+        with self._translating_errors():
+            return os.pread(self._descriptor, size_bytes, offset)
 
     def changed_runs(self, size_bytes: int, *, give_up_at: float = float("inf")) -> Iterator[Run]:
         """Read the first `size_bytes` of the file, and give the steps that are not as they were last time, in order.
@@ -104,7 +111,8 @@ class UnlockedFile:
         """What has changed from step number `first` on, with the joined hashes of the steps."""
         start = first * STEP_BYTES
         view, hasher = self._own.view, self._own.hasher
-        filled = os.preadv(self._descriptor, [view[: size_bytes - start]], start)
+        with self._translating_errors():
+            filled = os.preadv(self._descriptor, [view[: size_bytes - start]], start)
         digests = []
         for at in range(0, filled, STEP_BYTES):
             hasher.reset()
@@ -125,3 +133,10 @@ class UnlockedFile:
         if start > len(self._hashes):
             self._hashes.extend(bytes(start - len(self._hashes)))
         self._hashes[start : start + len(digests)] = digests
+
+    @contextmanager
+    def _translating_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise unreadable(self._path, error) from error

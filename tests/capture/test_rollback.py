@@ -21,7 +21,7 @@ from backupd.capture.child import Output
 from backupd.capture.holder import LockHolder
 from backupd.capture.process import Compared, Event, Locked, PagesCaptured, Released, StreamBase
 from backupd.capture.rollback import ConfirmedCapture
-from backupd.errors import BackupdError, BusyError
+from backupd.errors import BackupdError, BusyError, SourceUnusableError
 from backupd.format import lock_page
 
 if TYPE_CHECKING:
@@ -464,6 +464,16 @@ def test_application_gets_its_database_back_from_a_step_that_hangs(tmp_path: Pat
 
     with pytest.raises(BusyError, match="held up its writers"):
         capture(database, tmp_path / "spool", whole_bytes=1 << 30, max_lock=0.3, on_event=stop)
+    commit(database, "DELETE FROM t")
+
+
+@pytest.mark.parametrize("when", ["seen.count(0) == 1", "seen.count(0) > 1"], ids=["without lock", "under lock"])
+def test_disk_that_fails_is_told_as_what_it_is(database: Path, tmp_path: Path, when: str) -> None:
+    """It is no bug of ours, and the lock is let go."""
+    code = HANGING_READS.replace("time.sleep(1000)", "raise OSError(5, 'Input/output error')")
+    code = code.replace("seen.count(0) > 1", when)
+    with pytest.raises(SourceUnusableError, match="cannot be read: Input/output error"):
+        captured_between_writes(database, tmp_path / "spool", COMMIT, code=code)
     commit(database, "DELETE FROM t")
 
 
