@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from harness.command_line import CommandLine
-from harness.pages import PAGES, README, blocks, commands, inline_commands
+from harness.pages import DOCS, PAGES, README, blocks, commands, inline_commands
 
 from backupd.cli.commands import backupd
 
@@ -139,6 +139,16 @@ def test_configuration_in_readme_is_valid(tmp_path: Path) -> None:
     finished = CommandLine(tmp_path).run("now")
     assert finished.code == 13  # it is read, and /app/instance is not on this machine
     assert "/app/instance/creditrobot.db" in finished.stderr
+
+
+def test_lines_that_switch_sqlalchemy_to_wal_do(tmp_path: Path) -> None:
+    """As a page shows them: the file stays in that mode, also for those who do not execute them."""
+    (code,) = [block for block in blocks(DOCS / "configuration.md", "python") if "journal_mode" in block]
+    path = tmp_path / "app.db"
+    use = f"import sqlalchemy; sqlalchemy.create_engine('sqlite:///{path}').connect().exec_driver_sql('SELECT 1')"
+    subprocess.run([sys.executable, "-c", f"{code}\n{use}"], check=True)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def test_make_targets_of_readme_exist() -> None:

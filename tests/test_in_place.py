@@ -4,6 +4,9 @@ import os
 import shutil
 import sqlite3
 import stat
+import subprocess
+import sys
+import time
 from contextlib import closing
 from typing import TYPE_CHECKING, NoReturn
 
@@ -34,6 +37,17 @@ if TYPE_CHECKING:
     from backupd.format.manifest import Manifest
 
 MODES = pytest.mark.parametrize("journal_mode", ["wal", "delete"])
+_LOOK = """
+import ctypes, mmap, os, sys
+for name in sys.argv[1:]:
+    with open(name, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        start = ctypes.c_char.from_buffer(mapped)
+        found = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
+        assert ctypes.CDLL(None).mincore(ctypes.c_void_p(ctypes.addressof(start)), len(mapped), found) == 0
+        del start
+        assert all(each & 1 for each in found)
+"""
+"""Fails when a file is not in memory as a whole. Not in our process, in which SQLite has the database open."""
 
 
 class Service:
@@ -137,6 +151,59 @@ def test_rows_committed_after_the_safety_snapshot_are_saved_too(tmp_path: Path, 
     with closing(sqlite3.connect(service.path)) as connection:
         titles = connection.execute("SELECT title FROM report WHERE id = 7").fetchall()
     assert titles == [("written meanwhile",)]
+
+
+@MODES
+def test_pause_has_every_snapshot_that_writers_wait_for_and_no_other(tmp_path: Path, journal_mode: str) -> None:
+    """The second one here: the application goes on during the first."""
+    service = Service(tmp_path, journal_mode)
+    taken: list[float] = []
+
+    def save_while_somebody_writes() -> SnapshotId:
+        started = time.monotonic()
+        saved = service.save()
+        if not taken:
+            with connected(service.path, "UPDATE report SET title = 'written meanwhile' WHERE id = 7"):
+                pass
+        taken.append(time.monotonic() - started)
+        return saved
+
+    result = service.restore(take_safety_snapshot=save_while_somebody_writes)
+    without, within = taken
+    assert result.pause_seconds is not None
+    assert within <= result.pause_seconds <= result.duration_seconds - without
+
+
+def test_what_is_not_in_memory_is_read_before_the_lock(tmp_path: Path) -> None:
+    """In rollback mode everybody would wait for the disk: neither the image nor the database is read from it then."""
+    service = Service(tmp_path, "delete")
+    with closing(sqlite3.connect(service.path)) as connection, connection:
+        connection.execute("UPDATE report SET body = randomblob(40000)")
+    restore = service._restore(service.of(service.save()), False, False, 5)
+    are_in_memory: list[bool] = []
+    with restore.planned(lambda _: None, is_dry_run=False) as plan:
+        files = [service.path, *(tmp_path / "state/spool").rglob("image.db")]
+        assert len(files) == 2
+        for file in files:
+            _drop_from_memory(file)
+        restore.carry_out(plan, None, lambda _done, _whole: are_in_memory.append(_is_in_memory(*files)))
+    assert len(are_in_memory) > 2
+    assert are_in_memory[0]
+
+
+def _drop_from_memory(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+    if _is_in_memory(file):
+        pytest.skip("this file system keeps files in memory")
+
+
+def _is_in_memory(*files: Path) -> bool:
+    return subprocess.run([sys.executable, "-c", _LOOK, *files], stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
 def test_write_that_no_safety_snapshot_has_is_never_replaced(tmp_path: Path) -> None:

@@ -137,7 +137,10 @@ def reject_foreign_wal_files(path: str) -> None:
 
 
 def warm_file_cache(path: str) -> None:
-    """Read the whole file, so that the time under SQLite's lock is not spent on the disk. Before any connection."""
+    """Read the whole file, so that the time under SQLite's lock is not spent on the disk. Raises `SourceUnusableError`.
+
+    Must not be called for a database that this process has open: closing the file drops SQLite's locks on it.
+    """
     try:
         with open(path, "rb", buffering=0) as file:
             buffer = bytearray(_READ_BYTES)

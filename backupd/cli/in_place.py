@@ -290,7 +290,7 @@ def _line(found: WholeSnapshot, result: InPlaceResult) -> str:
     line = f"restored {described(found)} from {found.repository.url} into {plan.target} "
     line += f"in {quantities.seconds(result.duration_seconds)}"
     if result.pause_seconds is not None:
-        who = "the application" if plan.readers_wait else "its writers"
+        who = "its writers and readers" if plan.readers_wait else "its writers"
         line += f", live: {who} waited {result.pause_seconds:.2f} s"
     if result.kept_as is not None:
         line += f"; the old file is kept as {result.kept_as}"

@@ -24,11 +24,43 @@ if TYPE_CHECKING:
 _LOCK_RETRY_SECONDS = 0.001
 _PATIENCE_SECONDS = 1.0
 _BREATH_SECONDS = 0.2
-"""Longer than SQLite's own longest sleep between two tries, 100 ms, so that whoever waits gets in."""
+"""Longer than SQLite's own longest sleep between two tries, 100 ms, so that every waiting connection gets in."""
+
+_PAGE_CACHE_KIB = 16 << 10
+"""In rollback mode SQLite flushes the journal twice each time that this cache is full. With its default of 2 MiB, the
+pause is twice as long on a disk that takes 5 ms for a flush. 32 MiB were measured to be hardly faster than this.
+"""
 
 _BYTES_PER_STEP = 2 << 20
 _JOURNAL_MODE_OFFSET = 18
 _ROLLBACK, _WAL = b"\x01\x01", b"\x02\x02"
+
+
+class _Pause:
+    """How long other connections were kept waiting.
+
+    A lock that is released and taken again before a breath has passed counts as held: who waits may sleep meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self.longest_seconds = 0.0
+        self._since = 0.0
+        self._ended_at: float | None = None
+        self._is_on = False
+
+    def begin(self) -> None:
+        """Other connections may be kept waiting from now on."""
+        now = time.monotonic()
+        if self._ended_at is None or now - self._ended_at >= _BREATH_SECONDS:
+            self._since = now
+        self._is_on = True
+
+    def end(self) -> None:
+        """Other connections get in from now on. Does nothing when they did already."""
+        if self._is_on:
+            self._is_on = False
+            self._ended_at = time.monotonic()
+            self.longest_seconds = max(self.longest_seconds, self._ended_at - self._since)
 
 
 class LiveDatabase:
@@ -43,6 +75,7 @@ class LiveDatabase:
         self._lock_timeout = lock_timeout
         self._patience = lock_timeout
         self._give_up_at = 0.0
+        self._pause = _Pause()
 
     def __enter__(self) -> Self:
         text = os.fspath(self._path)
@@ -54,6 +87,8 @@ class LiveDatabase:
             try:
                 self._connection.set_busy_handler(self._wait)
                 self._connection.wal_autocheckpoint(0)
+                if not self._is_wal:
+                    self._connection.pragma("cache_size", -_PAGE_CACHE_KIB)
                 self.version()  # the first look rolls back a hot journal, and makes a missing log
             except BaseException:
                 self._connection.close()
@@ -64,6 +99,14 @@ class LiveDatabase:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._connection.close()
+
+    @property
+    def pause_seconds(self) -> float:
+        """The longest that other connections were kept waiting: writers, and in rollback mode readers too.
+
+        In rollback mode readers wait for the last part of it only: not before `replace_content`.
+        """
+        return self._pause.longest_seconds
 
     def version(self) -> int:
         """A number that changes with every commit of another connection."""
@@ -91,6 +134,7 @@ class LiveDatabase:
         """Let nobody write until the block ends, or `most_seconds` have passed; readers go on."""
         with self._translating_errors():
             self._connection.execute("BEGIN IMMEDIATE")
+        self._pause.begin()
         timer = threading.Timer(most_seconds, self._let_writers_go)
         timer.start()
         try:
@@ -103,48 +147,69 @@ class LiveDatabase:
     def _let_writers_go(self) -> None:
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
+            self._pause.end()
 
-    def replace_content(self, image: Path, expected_version: int, stepped: Callable[[int, int], None]) -> bool:
-        """Replace everything by the content of `image`, in one transaction; whether that was done.
+    @contextmanager
+    def opened(self, image: Path) -> Iterator[apsw.Connection]:
+        """A connection to `image` for `replace_content`, which needs no lock yet.
 
-        Nothing is done when somebody has committed since `version` was `expected_version`. `image` is scratch: it gets
-        the journal mode of the live database, which otherwise would take over the image's. `stepped` gets pages done
-        and pages in all. An exception, also one of `stepped`, leaves the old content.
+        `image` is scratch: it gets the journal mode of the live database, which otherwise would take over the image's.
         """
         _set_journal_mode(image, is_wal=self._is_wal)
-        with self._translating_errors(), opened_image(image) as image_connection:
-            pages_per_step = _BYTES_PER_STEP // image_connection.pragma("page_size")
-            with self._locked_backup(image_connection) as backup:
+        source.warm_file_cache(os.fspath(image))
+        with self._translating_errors(), opened_image(image) as connection:
+            connection.pragma("page_size")  # reads the header
+            yield connection
+
+    def replace_content(
+        self, image: apsw.Connection, expected_version: int, stepped: Callable[[int, int], None]
+    ) -> bool:
+        """Replace everything by the content of the `opened` image, in one transaction; whether that was done.
+
+        Nothing is done when another has committed since `version` was `expected_version`. `stepped` gets pages done
+        and pages in all. An exception, also one of `stepped`, leaves the old content.
+        """
+        with self._translating_errors():
+            pages_per_step = _BYTES_PER_STEP // image.pragma("page_size")
+            with self._locked_backup(image) as backup:
                 # An empty image is done with the lock.
                 if not backup.done and self._connection.data_version("main") != expected_version:
                     return False
                 while not backup.done:
                     backup.step(pages_per_step)
+                    if backup.done:
+                        self._pause.end()
                     stepped(backup.page_count - backup.remaining, backup.page_count)
         return True
 
     @contextmanager
-    def _locked_backup(self, image_connection: apsw.Connection) -> Iterator[apsw.Backup]:
+    def _locked_backup(self, image: apsw.Connection) -> Iterator[apsw.Backup]:
         """A backup that has the lock, and has copied nothing yet.
 
-        In rollback mode, whoever waits for the last reader keeps new ones out: so not for long at a time, or one reader
-        that does not end makes all others fail.
+        In rollback mode the backup API takes the EXCLUSIVE lock at once, and keeps new readers out while it waits for
+        the last one to end. So it never waits for long at a time, or one reader that does not end makes all others
+        fail.
         """
         give_up_at = time.monotonic() + self._lock_timeout
-        while (backup := self._try_to_lock(image_connection)) is None:
+        while (backup := self._try_to_lock(image)) is None:
             if time.monotonic() > give_up_at:
                 raise _stayed_locked(self._path)
             time.sleep(_BREATH_SECONDS)
-        with backup:
-            yield backup
+        try:
+            with backup:
+                yield backup
+        finally:
+            self._pause.end()
 
-    def _try_to_lock(self, image_connection: apsw.Connection) -> apsw.Backup | None:
-        backup = self._connection.backup("main", image_connection, "main")
+    def _try_to_lock(self, image: apsw.Connection) -> apsw.Backup | None:
+        backup = self._connection.backup("main", image, "main")
         self._patience = min(_PATIENCE_SECONDS, self._lock_timeout)
+        self._pause.begin()
         try:
             backup.step(0)
         except apsw.BusyError:
             backup.close(True)  # by force, or it raises the same once more
+            self._pause.end()
             return None
         finally:
             self._patience = self._lock_timeout

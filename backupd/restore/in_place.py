@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from backupd.capture.source import warm_file_cache
 from backupd.errors import BusyError, NotADatabaseError, UsageError
 from backupd.live.destination import LiveDatabase, settle
 from backupd.live.intent import Replacement, announced_transaction, finish_interrupted, replace_files
@@ -63,7 +64,8 @@ _SIDE_SUFFIXES = ("-wal", "-shm", "-journal")
 class InPlaceResult:
     """What was done. `safety_snapshot` is what `backupd undo` goes back to; `kept_as` the old file, if it was replaced.
 
-    `pause_seconds` is how long writers waited; None where the application was stopped.
+    `pause_seconds` is the longest that the application was kept waiting: its writers, and in rollback mode its readers
+    too; None where it was stopped.
     """
 
     plan: Plan
@@ -179,29 +181,30 @@ class InPlaceRestore:
         # Longer than it should take, and yet not so long that a store that hangs stops the application.
         most_seconds = max(_LEAST_SAVING_SECONDS, _EXPECTED_TIMES * (planned.saving_seconds or 0.0))
         safety: SnapshotId | None = None
+        if not planned.now.is_wal:
+            warm_file_cache(os.fspath(self._target))  # SQLite reads all of it into its journal, while everybody waits
         with LiveDatabase(self._target, lock_timeout=self._lock_timeout) as database:
             if take_safety_snapshot is not None:
                 saved_version = database.version()
                 safety = take_safety_snapshot()
-            for _ in range(_TRIES):
-                with ExitStack() as announcement:
-                    with database.writers_waiting(most_seconds=most_seconds):
-                        waiting_since = time.monotonic()
-                        version = database.version()
-                        reject_change(planned, database.identity())
-                        # What was written since then is saved too, while nobody can write: undo brings all of it back.
-                        if take_safety_snapshot is not None and version != saved_version:
-                            saved_version = version
-                            safety = take_safety_snapshot()
-                        reject_small_disk(self._target, planned.now, self._manifest)
-                        with reporting_errors(self._target):
-                            announcement.enter_context(announced_transaction(self._target))
-                    is_done = database.replace_content(
-                        self._image, version, lambda done, pages: on_progress(done * page_size, pages * page_size)
-                    )
-                if is_done:
-                    pause = time.monotonic() - waiting_since
-                    return _result(planned, safety_snapshot=safety, pause_seconds=pause)
+            with database.opened(self._image) as image:
+                for _ in range(_TRIES):
+                    with ExitStack() as announcement:
+                        with database.writers_waiting(most_seconds=most_seconds):
+                            version = database.version()
+                            reject_change(planned, database.identity())
+                            # What was written since then is saved too, while nobody can write: undo brings all back.
+                            if take_safety_snapshot is not None and version != saved_version:
+                                saved_version = version
+                                safety = take_safety_snapshot()
+                            reject_small_disk(self._target, planned.now, self._manifest)
+                            with reporting_errors(self._target):
+                                announcement.enter_context(announced_transaction(self._target))
+                        is_done = database.replace_content(
+                            image, version, lambda done, pages: on_progress(done * page_size, pages * page_size)
+                        )
+                    if is_done:
+                        return _result(planned, safety_snapshot=safety, pause_seconds=database.pause_seconds)
         raise BusyError(
             f"{self._target} was written again before each of {_TRIES} safety snapshots was stored",
             hint="stop the application for a moment, or try again when the stores are faster; nothing was changed",

@@ -239,14 +239,28 @@ def test_undo_of_another_file_of_that_name(configured: CommandLine) -> None:
     assert names_of(live) == ["user 0"]
 
 
-def test_long_pause_in_rollback_mode_is_a_question_of_its_own(configured: CommandLine) -> None:
-    """More than two seconds, by what the plan expects for a database of 300 MB."""
+def test_who_waited_in_rollback_mode_is_printed(configured: CommandLine) -> None:
+    """Readers too, and for how long: in the line for people as in the document for scripts."""
     target = configured.create_database("live/app.db", rows=1)
     with closing(sqlite3.connect(target)) as connection:
         connection.execute("PRAGMA journal_mode = DELETE")
-        connection.execute("CREATE TABLE large AS SELECT zeroblob(300000000)")
-        connection.execute("DROP TABLE large")
-        connection.commit()
+    restored = configured.run("restore", "latest", "--yes", expect=0)
+    assert re.search(r", live: its writers and readers waited [0-9]\.[0-9]{2} s; ", restored.stdout)
+    undone = configured.run("undo", "--yes", "--json", expect=0).document["restored"]
+    assert 0 < undone["pause_seconds"] < undone["duration_seconds"]
+
+
+def test_long_pause_in_rollback_mode_is_a_question_of_its_own(configured: CommandLine) -> None:
+    """More than two seconds, by what the plan expects for a database of 500 MB."""
+    target = configured.create_database("live/app.db", rows=1)
+    pages = 500_000_000 // 4096
+    with closing(sqlite3.connect(target)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+    # A sparse file, with pages that were never written.
+    with target.open("r+b") as file:
+        file.seek(28)
+        file.write(pages.to_bytes(4, "big"))
+        file.truncate(pages * 4096)
     asked = configured.run_on_terminal("restore", "latest", answer="n\n", columns=400)
     assert asked.code == 130
     assert re.search(r"The application may wait for about [23]\.[0-9] s, longer than some timeouts are", asked.stdout)

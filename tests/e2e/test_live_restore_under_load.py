@@ -47,7 +47,9 @@ def test_restore_and_undo_beside_a_busy_service(tmp_path: Path, journal_mode: st
     with web_service(database) as service, busy_clients(service) as account:
         account.wait_for_more(_NEW, _REQUESTS)
         for command, content in ((["restore", "before"], _OLD), (["undo"], _NEW)):
-            assert backupd.json(*command, "--yes")["restored"]["way"] == "live"
+            restored = backupd.json(*command, "--yes")["restored"]
+            assert restored["way"] == "live"
+            assert 0 < restored["pause_seconds"] < restored["duration_seconds"]
             account.wait_for_more(content, _REQUESTS)
     assert account.failures == []
     assert 1 < len({answer.worker for answer in account.answers}) <= WORKERS

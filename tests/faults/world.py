@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 SCHEDULE_SECONDS = 60
 GRACE_SECONDS = 20
 KEPT = 5
-SMALL_DISKS = {"state": "512m", "disk": "256m", "targets": "40m"}
+SMALL_DISKS = {"state": "512m", "disk": "256m", "targets": "100m"}
 """Each a file system of its own, where that is permitted. A drill wants 256 MiB for itself."""
 _COMMANDS_END_WITHIN_SECONDS = 90
 _SLEEPING = Path(__file__).with_name("sleeping")

@@ -43,6 +43,9 @@ def create(path: Path, ledger: Path, generation: str, *, journal_mode: str) -> N
         )
     with closing(sqlite3.connect(temporary)) as connection:
         connection.execute(f"PRAGMA journal_mode = {journal_mode}")
+        if journal_mode != "wal":
+            # More than is copied under one lock: beside so many commits, it is read between them.
+            connection.executescript("CREATE TABLE ballast (content); INSERT INTO ballast VALUES (zeroblob(40000000))")
     for suffix in ("-wal", "-shm", "-journal"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     temporary.replace(path)

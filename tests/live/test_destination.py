@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import os
+import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
-from contextlib import closing
+import time
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,13 +17,53 @@ from backupd.errors import BusyError, TargetUnwritableError
 from backupd.live.destination import LiveDatabase, settle
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+_WRITE, _READ = "UPDATE report SET title = 'written' WHERE id = 1", "SELECT count(*) FROM report"
+_APPLICATION = """
+import itertools, sqlite3, sys, time
+connection = sqlite3.connect(sys.argv[1], timeout=0, isolation_level=None)
+for number in itertools.count():
+    started = time.monotonic()
+    try:
+        connection.execute(sys.argv[2]).fetchall()
+        break
+    except sqlite3.OperationalError:
+        last = started
+        if number == 0:
+            first = time.monotonic()
+        if number == 100:
+            print("waits", flush=True)
+print(last - first, flush=True)
+"""
+"""Tries a statement until it succeeds; prints that it has to wait, and then for how many seconds it waited at least."""
 
 MODES = pytest.mark.parametrize("journal_mode", ["wal", "delete"])
 
 
 def _nothing(_done: int, _pages: int) -> None:
     """Progress that nobody looks at."""
+
+
+def _is_replaced(
+    database: LiveDatabase, image: Path, version: int, stepped: Callable[[int, int], None] = _nothing
+) -> bool:
+    with database.opened(image) as opened:
+        return database.replace_content(opened, version, stepped)
+
+
+@contextmanager
+def _application(live: Path, statement: str) -> Iterator[Callable[[], float]]:
+    """A process that is kept waiting with `statement`. Gives what waits for its end: for how many seconds it waited."""
+    command = [sys.executable, "-c", _APPLICATION, str(live), statement]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "waits\n"
+            yield lambda: float(process.communicate()[0])
+        finally:
+            process.kill()
 
 
 @pytest.fixture
@@ -42,7 +87,7 @@ def test_content_changes_and_the_journal_mode_stays(tmp_path: Path, image: Path,
     expected = content_digest(image)
     with connected(live, "SELECT count(*) FROM report"):
         with LiveDatabase(live, lock_timeout=1) as database:
-            assert database.replace_content(image, database.version(), _nothing)
+            assert _is_replaced(database, image, database.version())
         with closing(sqlite3.connect(live)) as connection, connection:
             assert connection.execute("PRAGMA journal_mode").fetchone() == (journal_mode,)
             assert connection.execute("SELECT count(*) FROM report").fetchone() == (40,)
@@ -63,7 +108,7 @@ def test_failure_on_the_way_leaves_the_old_content(tmp_path: Path, journal_mode:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), LiveDatabase(live, lock_timeout=1) as database:
-        database.replace_content(image, database.version(), fail)
+        _is_replaced(database, image, database.version(), fail)
     assert content_digest(live) == before
 
 
@@ -74,9 +119,9 @@ def test_commit_that_slipped_in_is_noticed(tmp_path: Path, image: Path, journal_
     with LiveDatabase(live, lock_timeout=1) as database:
         version = database.version()
         with connected(live, "DELETE FROM report WHERE id = 1"):
-            assert not database.replace_content(image, version, _nothing)
+            assert not _is_replaced(database, image, version)
             assert database.version() != version
-        assert database.replace_content(image, database.version(), _nothing)
+        assert _is_replaced(database, image, database.version())
 
 
 @MODES
@@ -105,22 +150,87 @@ def test_application_that_keeps_the_lock_is_reported(tmp_path: Path, image: Path
     live = _live(tmp_path, journal_mode)
     with connected(live, "BEGIN IMMEDIATE"), LiveDatabase(live, lock_timeout=0.1) as database:
         with pytest.raises(BusyError, match="stayed locked"):
-            database.replace_content(image, database.version(), _nothing)
+            _is_replaced(database, image, database.version())
         with pytest.raises(BusyError), database.writers_waiting(most_seconds=1):
             pass
 
 
 def test_reader_that_ends_in_time_is_waited_for(tmp_path: Path, image: Path) -> None:
-    """In rollback mode, for longer than one try takes."""
+    """In rollback mode, for longer than one try takes; other readers get in between, so none waits as long."""
     live = _live(tmp_path, "delete")
     with connected(live, "BEGIN", "SELECT count(*) FROM report") as reader:
         ending = threading.Timer(2.5, reader.kill)
         ending.start()
         with LiveDatabase(live, lock_timeout=20) as database:
-            assert database.replace_content(image, database.version(), _nothing)
+            started = time.monotonic()
+            assert _is_replaced(database, image, database.version())
+            assert database.pause_seconds < 2 < time.monotonic() - started
         ending.join()
     with closing(sqlite3.connect(live)) as connection:
         assert connection.execute("SELECT count(*) FROM report").fetchone() == (40,)
+
+
+@MODES
+def test_pause_is_at_least_what_a_writer_waited(tmp_path: Path, image: Path, journal_mode: str) -> None:
+    """It begins when writers have to wait, which is before the content is replaced."""
+    live = _live(tmp_path, journal_mode)
+    with LiveDatabase(live, lock_timeout=20) as database, ExitStack() as applications:
+        with database.writers_waiting(most_seconds=60):
+            waited = applications.enter_context(_application(live, _WRITE))
+        while not _is_replaced(database, image, database.version()):
+            pass
+        assert 0 < waited() <= database.pause_seconds
+
+
+def test_pause_goes_on_while_a_lock_is_taken_again_at_once(tmp_path: Path) -> None:
+    """An application that tries ten times a second does not get in between."""
+    live = _live(tmp_path, "delete")
+    with LiveDatabase(live, lock_timeout=20) as database:
+        times = []
+        for _ in range(2):
+            with database.writers_waiting(most_seconds=60):
+                times.append(time.monotonic())
+                with connected(live, _READ):
+                    pass
+                times.append(time.monotonic())
+        assert database.pause_seconds >= times[-1] - times[0]
+
+
+def test_pause_is_at_least_what_a_reader_waited_and_ends_with_the_commit(tmp_path: Path) -> None:
+    """In rollback mode, a reader gets in when the content is replaced, however long the caller is busy afterwards."""
+    live, image = _live(tmp_path, "delete"), tmp_path / "image.db"
+    create_database(image, rows=6, row_bytes=1 << 20)
+    readers: list[Callable[[], float]] = []
+    with LiveDatabase(live, lock_timeout=20) as database, ExitStack() as applications:
+        started = time.monotonic()
+        committed = []
+
+        def stepped(done: int, pages: int) -> None:
+            if not readers:
+                readers.append(applications.enter_context(_application(live, _READ)))
+            if done == pages:
+                committed.append(time.monotonic())
+                assert 0 < readers[0]() <= database.pause_seconds
+
+        assert _is_replaced(database, image, database.version(), stepped)
+        assert database.pause_seconds <= committed[0] - started
+
+
+@pytest.mark.parametrize(("megabytes", "is_written_early"), [(8, False), (24, True)])
+def test_pages_stay_in_memory_until_the_commit_as_far_as_a_small_cache_goes(
+    tmp_path: Path, megabytes: int, *, is_written_early: bool
+) -> None:
+    """In rollback mode: each time that the cache is full costs two flushes of the journal, and all others wait."""
+    live, image = tmp_path / "app.db", tmp_path / "image.db"
+    create_database(live, rows=megabytes, row_bytes=1 << 20)
+    shutil.copy(live, image)
+    os.utime(live, (0, 0))
+    times = []
+    with LiveDatabase(live, lock_timeout=20) as database:
+        assert _is_replaced(database, image, database.version(), lambda *_: times.append(live.stat().st_mtime))
+    assert len(times) >= megabytes // 2
+    assert any(times[:-1]) == is_written_early
+    assert times[-1] > 0
 
 
 def test_page_size_that_sqlite_refuses_is_an_error_in_words(tmp_path: Path) -> None:
@@ -134,17 +244,17 @@ def test_page_size_that_sqlite_refuses_is_an_error_in_words(tmp_path: Path) -> N
         LiveDatabase(live, lock_timeout=1) as database,
         pytest.raises(TargetUnwritableError, match="cannot be written"),
     ):
-        database.replace_content(image, database.version(), _nothing)
+        _is_replaced(database, image, database.version())
 
 
 def test_empty_database_takes_and_gives_everything(tmp_path: Path, image: Path) -> None:
     """A file of 0 bytes is a database without tables."""
     (tmp_path / "empty.db").touch()
     with LiveDatabase(tmp_path / "empty.db", lock_timeout=1) as database:
-        assert database.replace_content(image, database.version(), _nothing)
+        assert _is_replaced(database, image, database.version())
     assert content_digest(tmp_path / "empty.db") == content_digest(image)
     (tmp_path / "nothing.db").touch()
     with LiveDatabase(image, lock_timeout=1) as database:
-        assert database.replace_content(tmp_path / "nothing.db", database.version(), _nothing)
+        assert _is_replaced(database, tmp_path / "nothing.db", database.version())
     with closing(sqlite3.connect(image)) as connection:
         assert connection.execute("SELECT * FROM sqlite_schema").fetchall() == []
