@@ -33,7 +33,7 @@ def at(database: Path, now: datetime) -> Comparison:
 
 
 def test_comparison_is_due_the_first_time_and_then_weekly(database: Path) -> None:
-    """As long as it is the same, nobody hears of it."""
+    """As long as both agree, nothing else happens."""
     first = at(database, NOON)
     assert (first.most_seconds, first.differs) == (0.5, False)
     first.note(is_same=True)
@@ -72,6 +72,6 @@ def test_note_that_cannot_be_read_makes_a_comparison_due(database: Path, text: s
 
 
 def test_clock_that_was_ahead_makes_a_comparison_due(database: Path) -> None:
-    """Nobody waits for a year that is still to come."""
+    """A comparison dated in the future does not count."""
     at(database, NOON + 365 * DAY).note(is_same=True)
     assert at(database, NOON).most_seconds == 0.5

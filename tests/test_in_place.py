@@ -175,7 +175,7 @@ def test_pause_has_every_snapshot_that_writers_wait_for_and_no_other(tmp_path: P
 
 
 def test_what_is_not_in_memory_is_read_before_the_lock(tmp_path: Path) -> None:
-    """In rollback mode everybody would wait for the disk: neither the image nor the database is read from it then."""
+    """Both files are read before the lock, so that the application does not wait for the disk."""
     service = Service(tmp_path, "delete")
     with closing(sqlite3.connect(service.path)) as connection, connection:
         connection.execute("UPDATE report SET body = randomblob(40000)")

@@ -89,7 +89,7 @@ class LockHolder:
     def start(self) -> None:
         """Start the process, if it does not run; it makes itself ready meanwhile."""
         if self._process is None:
-            # In the group of the process that captures, so that whoever ends that ends this too.
+            # In the group of the process that captures, so that ending the group ends this too.
             command = [sys.executable, "-P", "-m", "backupd.capture.holder"]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603
 
@@ -135,7 +135,7 @@ class LockHolder:
 
     def _send(self, **request: Any) -> None:
         assert self._process is not None and self._process.stdin is not None  # noqa: PT018, S101
-        with suppress(BrokenPipeError):  # what ended the process is told where the answer is awaited
+        with suppress(BrokenPipeError):  # `_answer` reports why the process ended
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
 

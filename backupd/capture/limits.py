@@ -7,7 +7,7 @@ import math
 from backupd.errors import BusyError
 
 WHOLE_BYTES = 32 << 20
-"""Up to so much is copied under one lock, while nobody can write: about 15 ms of two cores. More comes in steps."""
+"""Up to so much is copied under one lock: writers wait for about 15 ms on two cores. More is copied in steps."""
 
 BYTES_PER_STEP = 2 << 20
 """What the backup API copies in one step."""
@@ -27,7 +27,7 @@ def never_at_rest(path: str, expected_seconds: float, max_lock_seconds: float) -
         return BusyError(
             f"{path} is not in WAL mode and is written to all the time: to confirm what was read of it would hold its "
             f"writers up for about {expected_seconds:.1f} s, and capture.max_lock allows {max_lock_seconds:g} s",
-            hint="let the application use WAL mode (PRAGMA journal_mode = WAL), which holds nobody up, "
+            hint="let the application use WAL mode (PRAGMA journal_mode = WAL), where writers never wait, "
             f"or raise capture.max_lock to {math.ceil(expected_seconds * 1.5)}s if it can wait that long",
         )
     return BusyError(

@@ -1,19 +1,22 @@
-"""The capture of a database in rollback-journal mode, which holds its writers up for moments only.
+"""The capture of a database in rollback-journal mode, whose writers wait for it for moments only.
 
-In this mode a reader's SHARED lock keeps writers from the file, so nothing slow may be done under it. While the lock is
-held and there is no hot journal, the main file itself is the committed state: SQLite writes into it under an EXCLUSIVE
-lock only, and a journal that has to be rolled back first keeps SQLite from giving a lock to us, who may not do that.
-Source: https://www.sqlite.org/lockingv3.html and https://www.sqlite.org/atomiccommit.html
+In this mode a reader's SHARED lock keeps writers from the file, so nothing slow may be done under it. What makes short
+locks possible: while SQLite has given us a SHARED lock, the main file itself is the committed state. SQLite writes into
+it under an EXCLUSIVE lock only, and gives a SHARED lock only after it has looked for a hot journal. A hot journal would
+have to be rolled back, which a read-only connection may not do, so the capture fails then. This holds for every kind of
+journal (DELETE, PERSIST, TRUNCATE, MEMORY, OFF, with a super-journal or not), because SQLite itself decides which
+journal is hot.
+Source: https://www.sqlite.org/lockingv3.html, https://www.sqlite.org/atomiccommit.html
 
-1. While nobody commits, SQLite's backup API copies the file in steps, and the lock is released between them. A commit
-   of another process makes SQLite begin again, so what it has given until then is of a state that has passed.
-2. When that has happened twice, the file is read without a lock and hashed by steps. What was read may be torn or never
-   have been committed: nothing of it counts before it is confirmed. That takes the lock (in a process of its own, see
-   `unlocked`) for as long as it takes to see that nothing has touched the file since (`unchanged.Stillness`, and the
-   header of page 1), or else to hash it again and copy the steps that differ. Either way each byte is then known to be
-   that of the locked file, whatever kind of journal the application keeps and however it was switched meanwhile.
+1. `StepwiseCapture`: SQLite's backup API copies the file in steps, and the lock is released between them. After a commit
+   the copied pages are of a state that has passed, and the copy begins again.
+2. `ConfirmedCapture`, after two such interruptions: the file is read and compressed without a lock. What was read may be
+   torn, or may never have been committed, and none of it counts before it is confirmed. For that, another process takes
+   the lock (see `unlocked`), and either nothing has touched the file since it was read (`unchanged.Stillness`, and the
+   same header in page 1), or the file is hashed again and the steps that differ are copied. Either way every byte of the
+   image is then known to be that of the locked file. Replacing the file by another is noticed by its inode.
 
-The backup API remains the reference: now and then it reads the locked file too, and must come to the same digest.
+The backup API remains the reference: from time to time it reads the locked file too, and must come to the same digest.
 """
 
 from __future__ import annotations
@@ -91,7 +94,7 @@ class StepwiseCapture:
                 continue
             finally:
                 self._output.released()
-            # Nobody knows which version of SQLite wrote a state that came between two others.
+            # If the version before differs from the one after, either may have written the captured state.
             is_known = source.read_header(self._path).writer_version == header.writer_version
             if is_known and _identity(os.stat(self._path)) == _identity(before):
                 self._output.pinned(facts)

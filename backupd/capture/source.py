@@ -259,7 +259,7 @@ class JournalModeChangedError(Exception):
 
 
 def reject_journal_mode(facts: dict[str, Any], *, is_wal: bool) -> None:
-    """Refuse to go on with a database whose `facts` are not of the mode that its header told."""
+    """Refuse to go on with a database whose `facts` show another journal mode than its header did."""
     if (facts["journal_mode"] == "wal") != is_wal:
         raise JournalModeChangedError
 

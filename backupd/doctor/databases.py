@@ -108,22 +108,22 @@ class _Judgement:
         look, most = self._look, self._capture.max_lock.total_seconds()
         alone, beside = figures.wait(look.step_seconds), figures.wait(max(look.step_seconds, look.confirm_seconds))
         is_small = look.image_bytes <= WHOLE_BYTES
-        told = (
-            f"{look.journal_mode}, not WAL: its writers wait for each capture, {alone} as measured"
+        measured = (
+            f"{look.journal_mode}, not WAL: writers wait {alone} for each capture, as measured now"
             if is_small
-            else f"{look.journal_mode}, not WAL: its writers wait for each capture, as measured {alone} "
-            f"while nobody else writes, and {beside} when somebody writes all the time"
+            else f"{look.journal_mode}, not WAL: writers wait for each capture, as measured now {alone} "
+            f"between occasional writes and {beside} under constant writes"
         )
         if look.confirm_seconds > most and not is_small:
             return self._subject.warning(
                 "journal mode",
-                f"{told}, more than capture.max_lock ({figures.seconds(most)}) allows",
-                f"let the application use WAL mode ({_TO_WAL}), or raise capture.max_lock to "
+                f"{measured}, more than capture.max_lock ({figures.seconds(most)}) allows",
+                f"switch the application to WAL mode ({_TO_WAL}), or raise capture.max_lock to "
                 f"{math.ceil(look.confirm_seconds * 2)}s if it can wait that long",
             )
-        if max(look.step_seconds, look.confirm_seconds) < _NOTICEABLE_SECONDS or is_small:
-            return self._subject.ok("journal mode", told)
-        return self._subject.note("journal mode", told, f"in WAL mode nobody waits: {_TO_WAL}")
+        if is_small or max(look.step_seconds, look.confirm_seconds) < _NOTICEABLE_SECONDS:
+            return self._subject.ok("journal mode", measured)
+        return self._subject.note("journal mode", measured, f"in WAL mode writers do not wait: {_TO_WAL}")
 
     def _sqlite_version(self) -> Finding:
         version = self._look.sqlite_version

@@ -33,8 +33,8 @@ class DatabaseLook:
     cannot be backed up. `index` is the `-shm` file, `device` that of the directory. `journal_mode` is SQLite's own
     word, or what the header says while it cannot be opened: `wal` or `rollback`; `image_bytes` is 0 then.
 
-    In rollback mode, `step_seconds` is how long its writers wait for a capture while nobody else writes, and
-    `confirm_seconds` while somebody does, as measured.
+    In rollback mode, `step_seconds` is how long a writer waits for a capture that no commit interrupts, and
+    `confirm_seconds` for one that commits keep interrupting, as measured.
     """
 
     real_path: str

@@ -182,7 +182,7 @@ class InPlaceRestore:
         most_seconds = max(_LEAST_SAVING_SECONDS, _EXPECTED_TIMES * (planned.saving_seconds or 0.0))
         safety: SnapshotId | None = None
         if not planned.now.is_wal:
-            warm_file_cache(os.fspath(self._target))  # SQLite reads all of it into its journal, while everybody waits
+            warm_file_cache(os.fspath(self._target))  # SQLite copies all of it into its journal under the lock
         with LiveDatabase(self._target, lock_timeout=self._lock_timeout) as database:
             if take_safety_snapshot is not None:
                 saved_version = database.version()
@@ -193,7 +193,7 @@ class InPlaceRestore:
                         with database.writers_waiting(most_seconds=most_seconds):
                             version = database.version()
                             reject_change(planned, database.identity())
-                            # What was written since then is saved too, while nobody can write: undo brings all back.
+                            # What was written since then is saved too, while writers wait: undo brings all of it back.
                             if take_safety_snapshot is not None and version != saved_version:
                                 saved_version = version
                                 safety = take_safety_snapshot()

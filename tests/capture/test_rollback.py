@@ -94,7 +94,7 @@ def _is_stopped_without_lock(child: int, path: Path) -> bool:
 
 
 class Application:
-    """A process that executes statements as it is told."""
+    """A process that executes the statements that it is given."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -143,7 +143,7 @@ _stat = os.stat
 def stat(path, *arguments, **options):
     if path == {path!r} and not os.path.exists({reading!r}):
         code = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0, isolation_level=None).execute(sys.argv[2])"
-        # While a step has the lock, the file is looked at too, and nobody can commit.
+        # While a step holds the lock, this fails, as it should.
         subprocess.run([sys.executable, "-I", "-c", code, {path!r}, {commit!r}], stderr=subprocess.DEVNULL)
     return _stat(path, *arguments, **options)
 os.stat = stat
@@ -163,8 +163,8 @@ os.preadv = gated
 class BetweenWrites:
     """Has the file read without a lock, and something happen between that and the lock.
 
-    Somebody commits between the steps of the backup API, until the file is read without a lock. The application keeps
-    the database locked until that is done, does `then` while the capture waits for the lock, and lets it go.
+    Another process commits between the steps of the backup API, until the file is read without a lock. The application
+    keeps the database locked until that is done, does `then` while the capture waits for the lock, and lets it go.
     """
 
     def __init__(self, path: Path, site: Path, hold: Callable[[], None], then: Callable[[], None]) -> None:
@@ -242,7 +242,7 @@ def test_small_database_is_one_step(database: Path, tmp_path: Path) -> None:
 
 
 def test_lock_is_released_between_the_steps(database: Path, tmp_path: Path) -> None:
-    """While nobody writes, each step takes the lock for itself, and it is free after each of them."""
+    """Each step takes the lock for itself, and the lock is free after each of them."""
     events: list[Event | None] = []
 
     def on_event(event: Event | None) -> None:
@@ -395,7 +395,7 @@ def test_image_is_compared_with_the_api(database: Path, tmp_path: Path) -> None:
 
 
 def test_comparison_that_would_take_too_long_is_left_out_and_told(database: Path, tmp_path: Path) -> None:
-    """The application comes first; what compares later is told that it is still to be done."""
+    """The application comes first; the event says that the comparison is still due."""
     events: list[Event | None] = []
     captured_between_writes(database, tmp_path / "spool", COMMIT, compare_seconds=1e-9, on_event=events.append)
     assert [event for event in events if isinstance(event, Compared)] == [Compared(is_same=None)]
@@ -414,7 +414,7 @@ os.preadv = lying
 
 
 def test_file_that_reads_differently_is_captured_through_the_api(database: Path, tmp_path: Path) -> None:
-    """A file system that shows stale pages is found out, told, and not believed: the image is what SQLite reads."""
+    """A file system that shows stale pages is detected and reported; the image is what SQLite reads."""
     events: list[Event | None] = []
     captured = captured_between_writes(
         database, tmp_path / "spool", COMMIT, compare_seconds=3.0, on_event=events.append, code=LYING_READS
@@ -446,7 +446,7 @@ os.preadv = hanging
 
 
 def test_application_gets_its_database_back_when_reading_it_hangs(database: Path, tmp_path: Path) -> None:
-    """The parent watches the lock too, and ends the process that holds it: a stalled disk holds nobody up."""
+    """The parent watches the lock too, and ends the process that holds it, when a disk stalls."""
     with pytest.raises(BusyError, match="held up its writers"):
         captured_between_writes(database, tmp_path / "spool", COMMIT, max_lock=0.3, code=HANGING_READS)
     commit(database, "DELETE FROM t")
@@ -492,7 +492,7 @@ def test_killed_capture_leaves_no_lock(database: Path, tmp_path: Path) -> None:
 
 
 def test_database_that_goes_over_to_wal_is_captured_in_that_way(database: Path, tmp_path: Path) -> None:
-    """Somebody follows the advice while a capture goes on."""
+    """An operator follows the advice while a capture runs."""
     with application(database) as writer:
         code = commits_between_steps(database, tmp_path / "reading", "PRAGMA journal_mode = WAL")
         with started_with(tmp_path / "site", code):
