@@ -8,13 +8,13 @@ journal (DELETE, PERSIST, TRUNCATE, MEMORY, OFF, with a super-journal or not), b
 journal is hot.
 Source: https://www.sqlite.org/lockingv3.html, https://www.sqlite.org/atomiccommit.html
 
-1. `StepwiseCapture`: SQLite's backup API copies the file in steps, and the lock is released between them. After a commit
-   the copied pages are of a state that has passed, and the copy begins again.
-2. `ConfirmedCapture`, after two such interruptions: the file is read and compressed without a lock. What was read may be
-   torn, or may never have been committed, and none of it counts before it is confirmed. For that, another process takes
-   the lock (see `unlocked`), and either nothing has touched the file since it was read (`unchanged.Stillness`, and the
-   same header in page 1), or the file is hashed again and the steps that differ are copied. Either way every byte of the
-   image is then known to be that of the locked file. Replacing the file by another is noticed by its inode.
+1. `StepwiseCapture`: SQLite's backup API copies the file in steps, and the lock is released between them. After a
+   commit the copied pages are of a state that has passed, and the copy begins again.
+2. `ConfirmedCapture`, after two such interruptions: the file is read and compressed without a lock. What was read may
+   be torn, or may never have been committed, and none of it counts before it is confirmed. For that, another process
+   takes the lock (see `unlocked`), and either nothing has touched the file since it was read (`unchanged.Stillness`,
+   and the same header in page 1), or the file is hashed again and the steps that differ are copied. Either way every
+   byte of the image is then known to be that of the locked file. A file that was replaced has another inode.
 
 The backup API remains the reference: from time to time it reads the locked file too, and must come to the same digest.
 """
