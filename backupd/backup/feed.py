@@ -55,14 +55,15 @@ class Feed:
     def image(self, hashes: Path) -> Image:
         """What was captured; after the last event."""
         assert self._id is not None and self._pinned is not None  # noqa: PT018, S101
-        return Image(self._id, self._pinned, hashes, image_digest(map_hashes(hashes)), self._comparison.differs)
+        api_differs = self._comparison.differs and self._pinned.facts.journal_mode != "wal"
+        return Image(self._id, self._pinned, hashes, image_digest(map_hashes(hashes)), api_differs)
 
     def handle(self, event: object) -> None:
         """Act on one event of the capture; None is the passing of time."""
         match event:
             case Pinned():
                 self._pinned = event
-                self._id = SnapshotId.new(datetime.now(UTC), secrets.randbits(32))
+                self._id = SnapshotId.new(datetime.fromtimestamp(event.taken_at, UTC), secrets.randbits(32))
                 self._wal_bytes = _wal_bytes(self._request.path)
             case PagesCaptured():
                 self._read = event

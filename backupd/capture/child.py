@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -119,30 +120,31 @@ class Output:
         self._writer.wait()
 
     def progress(self, pages: int) -> None:
-        """Tell that so many pages of the image have been read; those that are read again do not count."""
+        """Report that so many pages of the image have been read; those that are read again do not count."""
         self._pages_read = max(self._pages_read, pages)
         _emit("pages", captured=self._pages_read, page_size=self.page_size, page_count=self.page_count)
 
     def locked(self, at: float) -> None:
-        """Tell that writers wait for us, since `at` of the monotonic clock."""
+        """Report that writers wait for us, since `at` of the monotonic clock."""
         self._is_locked = True
         _emit("locked", at=at)
 
     def released(self) -> None:
-        """Tell that they do not wait any more, if they did."""
+        """Report that they do not wait any more, if they did."""
         if self._is_locked:
             _emit("released")
         self._is_locked = False
 
     def compared(self, *, is_same: bool | None) -> None:
-        """Tell whether the image is that of the backup API; None: that was wanted, and would have taken too long."""
+        """Report whether the image is that of the backup API; None: to compare would have taken too long."""
         _emit("compared", is_same=is_same)
 
-    def pinned(self, facts: dict[str, Any]) -> None:
-        """Tell which state it is that is captured."""
+    def pinned(self, facts: dict[str, Any], taken_at: float) -> None:
+        """Report which state is captured; it was current at `taken_at`, seconds since the epoch."""
         status = os.stat(self._path)
         owner = {"uid": status.st_uid, "gid": status.st_gid, "mode": status.st_mode & 0o7777}
-        _emit("pinned", page_size=self.page_size, page_count=self.page_count, facts=facts, **owner)
+        size = {"page_size": self.page_size, "page_count": self.page_count}
+        _emit("pinned", **size, facts=facts, taken_at=taken_at, **owner)
 
     def finish(self, facts: dict[str, Any], first_page: bytes, header: source.Header) -> None:
         """Everything but page 1 has come, and the database is no longer in use: complete the image and its packs."""
@@ -171,32 +173,32 @@ class _Capture:
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.output = Output(request)
-        self._path: str = request["path"]
+        self.path: str = request["path"]
         self._request = request
 
     def run(self) -> None:
         for _ in range(_BEGINNINGS):
-            header = source.read_header(self._path)
+            header = source.read_header(self.path)
             try:
                 if self._capture_pinned(header) if header.is_wal else self._capture_between_writes():
                     return
             except source.JournalModeChangedError:
                 pass
         raise BusyError(
-            f"{self._path} became another file, or changed its journal mode, each time that it was captured",
+            f"{self.path} became another file, or changed its journal mode, each time that it was captured",
             hint="try again; if the application does this regularly, back up at another time",
         )
 
     def _capture_pinned(self, header: source.Header) -> bool:
         """In WAL mode, one transaction around everything: writers go on."""
-        source.reject_foreign_wal_files(self._path)
-        before, output = os.stat(self._path), self.output
-        with source.pinned(self._path, lock_timeout=self._request["lock_timeout"]) as connection:
+        source.reject_foreign_wal_files(self.path)
+        before, output = os.stat(self.path), self.output
+        with source.pinned(self.path, lock_timeout=self._request["lock_timeout"]) as connection:
             facts = source.read_facts(connection, header)
             source.reject_journal_mode(facts, is_wal=True)
             page_size, page_count = connection.pragma("page_size"), connection.pragma("page_count")
             output.begin(page_size, page_count)
-            output.pinned(facts)
+            output.pinned(facts, time.time())
             first_page = sink.stream_pages(
                 connection,
                 page_size=page_size,
@@ -210,34 +212,34 @@ class _Capture:
 
     def _capture_between_writes(self) -> bool:
         """In rollback mode, where writers wait for readers; False when the file became another one meanwhile."""
-        request, path, output = self._request, self._path, self.output
-        lock_timeout = request["lock_timeout"]
-        if (
-            request["trusts_file"]
-            and StepwiseCapture(path, output, lock_timeout=lock_timeout, whole_bytes=request["whole_bytes"]).run()
-        ):
+        request, path, output = self._request, self.path, self.output
+        lock_timeout, max_lock = request["lock_timeout"], request["max_lock"]
+        stepwise = StepwiseCapture(
+            path, output, lock_timeout=lock_timeout, max_lock=max_lock, whole_bytes=request["whole_bytes"]
+        )
+        if stepwise.run():
             return True
-        with LockHolder(path, output.spool, lock_timeout=lock_timeout) as holder:
+        with LockHolder(path, output.spool, lock_timeout=lock_timeout, max_lock=max_lock) as holder:
             return ConfirmedCapture(
                 path,
                 output,
                 holder,
-                max_lock=request["max_lock"],
+                max_lock=max_lock,
                 compare_seconds=request["compare_seconds"],
                 trusts=request["trusts_file"],
             ).run()
 
     def _reject_changed_file(self, before: os.stat_result) -> None:
         """A truncation in between otherwise looks like success. A checkpoint may cut the file to the pinned size."""
-        after = os.stat(self._path)
+        after = os.stat(self.path)
         if (after.st_dev, after.st_ino) != (before.st_dev, before.st_ino):
             raise SourceUnusableError(
-                f"{self._path} was replaced by another file during the capture",
+                f"{self.path} was replaced by another file during the capture",
                 hint="try again; if the application does this regularly, back up at another time",
             )
         if after.st_size < min(before.st_size, self.output.page_size * self.output.page_count):
             raise SourceUnusableError(
-                f"{self._path} was truncated during the capture",
+                f"{self.path} was truncated during the capture",
                 hint="find out what truncated it, then try again; earlier snapshots are untouched",
             )
 
@@ -253,6 +255,7 @@ def _canonical(first_page: bytes, schema_version: int, header: source.Header, pa
 def main() -> None:
     """Take one snapshot's pages and exit 0; failures are events too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # what `LockTimer` needs
     line = sys.stdin.readline()
     if not line:
         return  # the parent found that there is nothing to do
@@ -264,6 +267,9 @@ def main() -> None:
         _emit("failed", error=type(error).__name__, message=error.message, hint=error.hint)
     except FileNotFoundError as error:
         _emit("failed", error="SourceUnusableError", message=f"{error.filename} vanished during the capture", hint=None)
+    except OSError as error:
+        failure = source.unreadable(error.filename or capture.path, error)
+        _emit("failed", error="SourceUnusableError", message=failure.message, hint=failure.hint)
     except Exception as error:  # noqa: BLE001  (a bug; the parent tells it in one line)
         traceback.print_exc()
         message = f"the process that captures failed: {type(error).__name__}: {error}"

@@ -2,7 +2,7 @@
 
 It answers each line of JSON on stdin with one on stdout: `lock` takes the lock and pins the committed state; `compare`
 reads that state through the backup API; `release` lets the application write; `give` leaves in the spool what the API
-gave. The end of stdin ends this process at once, and with it the lock.
+gave. The end of stdin ends this process at once, and with it the lock; so does a lock that is held for too long.
 
 `python -m backupd.capture.holder` is started by `LockHolder` only.
 """
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from backupd import errors
 from backupd.capture import sink, source
-from backupd.capture.limits import BYTES_PER_STEP
+from backupd.capture.limits import BYTES_PER_STEP, LockTimer, died
 from backupd.capture.source import JournalModeChangedError
 from backupd.capture.table import HashTable
 from backupd.errors import BackupdError
@@ -60,7 +60,7 @@ class ApiImage:
     """What the backup API gave of the locked state: page 1, and a file of the hashes of all other pages.
 
     `numbers` are the pages, but for page 1, whose hash was another than in the table that they were compared with, and
-    `images` is the file that holds them.
+    `images` is the file that holds them: both are empty where they were not wanted.
     """
 
     first_page: bytes
@@ -72,10 +72,11 @@ class ApiImage:
 class LockHolder:
     """The other process, as a context manager: leaving it ends the process and whatever it holds."""
 
-    def __init__(self, path: str, spool: Path, *, lock_timeout: float) -> None:
+    def __init__(self, path: str, spool: Path, *, lock_timeout: float, max_lock: float) -> None:
         self._path = path
         self._spool = spool
         self._lock_timeout = lock_timeout
+        self._max_lock = max_lock
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -97,7 +98,7 @@ class LockHolder:
     def locked(self) -> Iterator[Locked]:
         """Hold the lock until the block ends. Raises `BusyError`, `SourceUnusableError`, `JournalModeChangedError`."""
         self.start()
-        answer = self._ask(do="lock", path=self._path, lock_timeout=self._lock_timeout)
+        answer = self._ask(do="lock", path=self._path, lock_timeout=self._lock_timeout, max_lock=self._max_lock)
         if answer is None:
             raise JournalModeChangedError
         try:
@@ -108,9 +109,9 @@ class LockHolder:
         if self._process is not None:
             self._ask(do="release")
 
-    def compare(self, table: HashTable) -> None:
+    def compare(self, table: HashTable, *, keeps_images: bool) -> None:
         """Begin to read the locked state through the backup API, and to compare it with `table`, which has a file."""
-        self._send(do="compare", table=str(table.file))
+        self._send(do="compare", table=str(table.file), keeps_images=keeps_images)
 
     def has_compared(self, *, give_up_at: float) -> bool:
         """Whether that is done before the monotonic clock reaches `give_up_at`; if it is not, the lock is let go."""
@@ -143,7 +144,7 @@ class LockHolder:
         assert self._process is not None and self._process.stdout is not None  # noqa: PT018, S101
         line = self._process.stdout.readline()
         if not line:
-            raise BackupdError(f"the process that holds the lock on {self._path} ended: {self._process.wait()}")
+            raise died(self._path, self._process.wait(), self._max_lock)
         answer: dict[str, Any] | None = json.loads(line)
         if answer is not None and "error" in answer:
             raise getattr(errors, answer["error"])(answer["message"], hint=answer["hint"])
@@ -170,11 +171,14 @@ class _Holder:
         self._first_page = b""
         self._numbers: list[int] = []
         self._images: list[bytes] = []
+        self._keeps_images = False
 
     def read_requests(self) -> None:
-        for line in sys.stdin:
-            self._requests.put(json.loads(line))
-        os._exit(1)
+        try:
+            for line in sys.stdin:
+                self._requests.put(json.loads(line))
+        finally:
+            os._exit(1)
 
     def run(self) -> None:
         while True:
@@ -189,20 +193,28 @@ class _Holder:
             except BackupdError as error:
                 _answer({"error": type(error).__name__, "message": error.message, "hint": error.hint})
 
-    def _hold(self, path: str, lock_timeout: float) -> None:
+    def _hold(self, path: str, lock_timeout: float, max_lock: float) -> None:
         header = source.read_header(path)
         if header.is_wal:
             raise JournalModeChangedError
-        with source.pinned(path, lock_timeout=lock_timeout) as connection:
+        timer = LockTimer(max_lock)
+        try:
+            self._hold_with(timer, path, header, lock_timeout)
+        finally:
+            timer.stop()
+        _answer({})
+
+    def _hold_with(self, timer: LockTimer, path: str, header: source.Header, lock_timeout: float) -> None:
+        with source.pinned(path, lock_timeout=lock_timeout, timer=timer) as connection:
             at = time.monotonic()
             facts = source.read_facts(connection, header)
             source.reject_journal_mode(facts, is_wal=False)
             page_size, page_count = connection.pragma("page_size"), connection.pragma("page_count")
             _answer({"at": at, "page_size": page_size, "page_count": page_count, "facts": facts})
             while (request := self._requests.get())["do"] == "compare":
+                self._keeps_images = request["keeps_images"]
                 self._compare(connection, page_size, page_count, request["table"])
                 _answer({})
-        _answer({})
 
     def _compare(self, connection: apsw.Connection, page_size: int, page_count: int, table: str) -> None:
         self._numbers, self._images = [], []
@@ -212,7 +224,7 @@ class _Holder:
 
             def pages_written(numbers: list[int], images: list[bytes]) -> None:
                 pages = hashes.record(numbers, images)
-                if not pages.are_in(expected):
+                if self._keeps_images and not pages.are_in(expected):
                     self._keep(pages, expected)
 
             self._first_page = sink.stream_pages(
@@ -249,6 +261,7 @@ def _answer(values: dict[str, Any] | None) -> None:
 def main() -> None:
     """Carry out the requests on stdin until it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; others decide
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # what `LockTimer` needs
     holder = _Holder()
     threading.Thread(target=holder.read_requests, daemon=True).start()
     try:

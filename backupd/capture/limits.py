@@ -1,16 +1,37 @@
-"""How long an application in rollback mode may be held up, and what is said when that does not do."""
+"""How long a capture may hold SQLite's lock in rollback mode, how much it does meanwhile, and what it fails with."""
 
 from __future__ import annotations
 
 import math
+import signal
 
-from backupd.errors import BusyError
+from backupd.errors import BackupdError, BusyError, SourceUnusableError
 
 WHOLE_BYTES = 32 << 20
 """Up to so much is copied under one lock: writers wait for about 15 ms on two cores. More is copied in steps."""
 
 BYTES_PER_STEP = 2 << 20
 """What the backup API copies in one step."""
+
+_GRACE_SECONDS = 0.25
+
+
+class LockTimer:
+    """Ends this process by SIGALRM when it has held SQLite's lock for too long, whatever it hangs in.
+
+    There is one timer in a process. The signal must have its default action.
+    """
+
+    def __init__(self, max_lock_seconds: float) -> None:
+        self._seconds = max_lock_seconds + _GRACE_SECONDS
+
+    def start(self) -> None:
+        """The lock is not held, and may be at any moment. Starts again if it runs already."""
+        signal.setitimer(signal.ITIMER_REAL, self._seconds)
+
+    def stop(self) -> None:
+        """The lock is not held any more. Repeatable."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def held_too_long(path: str, seconds: float) -> BusyError:
@@ -34,3 +55,30 @@ def never_at_rest(path: str, expected_seconds: float, max_lock_seconds: float) -
         f"{path} is not in WAL mode, and so much of it was written meanwhile that no state of it could be confirmed",
         hint="take the snapshot when less is written, or let the application use WAL mode: PRAGMA journal_mode = WAL",
     )
+
+
+def written_without_lock(path: str) -> SourceUnusableError:
+    """The error for a file that changed while SQLite's lock on it was held."""
+    return SourceUnusableError(
+        f"{path} was written to while SQLite's lock on it was held: another program writes past SQLite",
+        hint="find that program (cp, rsync, another backup tool?) and stop it; then take the snapshot again",
+    )
+
+
+def died(path: str, status: int, max_lock_seconds: float) -> BackupdError:
+    """The error for a process that captured `path` and ended with `status`, as `Popen.returncode` gives it."""
+    match -status:
+        case signal.SIGALRM:
+            return held_too_long(path, max_lock_seconds)
+        case signal.SIGBUS:
+            return SourceUnusableError(
+                f"{path} was truncated during the capture, or its disk failed",
+                hint="find out what truncated it, then try again; earlier snapshots are untouched",
+            )
+        case signal.SIGKILL:
+            return BackupdError(
+                f"the process that captured {path} was killed",
+                hint="memory may have run out: allow 200 MB plus 40 bytes a page",
+            )
+        case _:
+            return BackupdError(f"the process that captured {path} ended with status {status}")

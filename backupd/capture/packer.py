@@ -39,6 +39,8 @@ class RawPack:
     stream: int
     order: int
     numbers: list[int] = field(default_factory=list)
+    places: dict[int, int] = field(default_factory=dict)
+    """Where each page number is in `numbers`."""
     hashes: bytearray = field(default_factory=bytearray)
     images: bytearray = field(default_factory=bytearray)
     spilled: Path | None = None
@@ -215,6 +217,7 @@ class Stream:
             self._stored.extend(bytes(number - len(self._stored)))
         self._stored[number - 1] = 1
         raw = self._raw
+        raw.places[number] = len(raw.numbers)
         raw.numbers.append(number)
         raw.hashes += page_hash
         raw.images += image
@@ -224,12 +227,26 @@ class Stream:
     def _replace(self, number: int, page_hash: bytes, image: bytes, writer: PackWriter) -> None:
         """Store the later image of a page that came before: a pack lists no page twice."""
         raw = self._raw
-        if number not in raw.numbers:
+        at = raw.places.get(number)
+        if at is None:
             self._add(number, page_hash, image, writer)
             return
-        at = raw.numbers.index(number)
         raw.hashes[at * HASH_BYTES : (at + 1) * HASH_BYTES] = page_hash
         raw.images[at * len(image) : (at + 1) * len(image)] = image
+
+    def cut(self, page_count: int) -> None:
+        """Drop pages beyond `page_count` that are in no pack yet."""
+        raw = self._raw
+        if not raw.numbers or max(raw.numbers) <= page_count:
+            return
+        page_size = len(raw.images) // len(raw.numbers)
+        self._raw = kept = RawPack(self.number, self._packs)
+        for at, number in enumerate(raw.numbers):
+            if number <= page_count:
+                kept.places[number] = len(kept.numbers)
+                kept.numbers.append(number)
+                kept.hashes += raw.hashes[at * HASH_BYTES : (at + 1) * HASH_BYTES]
+                kept.images += raw.images[at * page_size : (at + 1) * page_size]
 
     def flush(self, writer: PackWriter) -> None:
         """Send what has gathered as a pack."""
@@ -263,7 +280,7 @@ class Stream:
                 self._add(number, digest, image, writer)
 
     def close(self) -> None:
-        """Give the pages put aside up, whether they were needed or not."""
+        """Discard the pages put aside, whether they were needed or not."""
         if self._relocation is not None:
             self._relocation.close()
             self._relocated_images.unlink()
@@ -286,14 +303,20 @@ class Packer:
     def resize(self, page_count: int) -> None:
         """From now on the image has so many pages, at least 1."""
         self.table.resize(page_count)
+        for stream in self._streams:
+            stream.cut(page_count)
 
-    def pages_written(self, numbers: list[int], images: list[bytes]) -> None:
-        """Some pages of the image, in the order of writing. A page that comes again replaces its earlier image."""
+    def pages_written(self, numbers: list[int], images: list[bytes]) -> int:
+        """Some pages of the image, in the order of writing. A page that comes again replaces its earlier image.
+
+        Gives the number of those that are not as they came before.
+        """
         pages = self.table.record(numbers, images)
         for stream in self._streams:
             if stream.needs_any(pages):
                 for number, digest, image in zip(*pages, strict=True):
                     stream.offer(number, digest, image, self._writer)
+        return len(pages.numbers)
 
     def finish(self) -> None:
         """Send the last packs. Raises `SourceUnusableError` when a page never came."""

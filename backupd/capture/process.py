@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import TypeAdapter
 
 from backupd import errors
-from backupd.capture.limits import WHOLE_BYTES, held_too_long
+from backupd.capture.limits import WHOLE_BYTES, died, held_too_long
 from backupd.children import child_environment
-from backupd.errors import BackupdError, BusyError, SourceUnusableError
+from backupd.errors import BusyError
 from backupd.format.manifest import SourceFacts
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _TICK_SECONDS = 0.1
-_LOCK_GRACE_SECONDS = 0.25
+_LOCK_GRACE_SECONDS = 0.5  # the process that holds the lock has its own timer, which comes first
 _READ_BYTES = 1 << 16
 
 
@@ -73,8 +73,10 @@ class CaptureRequest:
 class Pinned:
     """Which committed state it is. In WAL mode nothing is copied yet, in rollback mode everything.
 
-    `uid`, `gid` and `mode` are those of the file.
+    It was current at `taken_at`, seconds since the epoch. `uid`, `gid` and `mode` are those of the file.
     """
+
+    taken_at: float
 
     page_size: int
     page_count: int
@@ -108,7 +110,7 @@ class PackReady:
 
 @dataclass(frozen=True, slots=True)
 class HeldUp:
-    """Whether the capture now waits, with the state pinned, for packs to be compressed and to leave the spool."""
+    """Whether the capture waits for packs to be compressed and to leave the spool. In WAL mode the state is pinned."""
 
     is_waiting: bool
 
@@ -198,9 +200,10 @@ class Capture:
         self._send(json.dumps(asdict(request)))
         is_done = False
         for line in self._lines(request.path, deadline):
-            if time.monotonic() > self._must_end_at:
-                raise held_too_long(request.path, request.max_lock)
             if line is None:
+                # Only now: the event that the lock was released may have waited to be read.
+                if time.monotonic() > self._must_end_at:
+                    raise held_too_long(request.path, request.max_lock)
                 yield None
                 continue
             values = json.loads(line)
@@ -214,7 +217,7 @@ class Capture:
                 yield event
         status = self._process.wait()
         if not is_done or status:
-            raise _died(request.path, status)
+            raise died(request.path, status, request.max_lock)
 
     def _watch(self, event: Event | None, max_lock: float) -> None:
         """Count the spool, and see to it that even a child that hangs gives the application its database back."""
@@ -250,20 +253,6 @@ class Capture:
                 return
             *lines, rest = (rest + chunk).split(b"\n")
             yield from lines
-
-
-def _died(path: str, status: int) -> BackupdError:
-    if status == -signal.SIGBUS:
-        return SourceUnusableError(
-            f"{path} was truncated during the capture, or its disk failed",
-            hint="find out what truncated it, then try again; earlier snapshots are untouched",
-        )
-    if status == -signal.SIGKILL:
-        return BackupdError(
-            f"the process that captured {path} was killed",
-            hint="memory may have run out: allow 200 MB plus 40 bytes a page",
-        )
-    return BackupdError(f"the process that captured {path} ended with status {status}")
 
 
 _PLAIN_EVENTS: dict[str, type[Captured | Locked | Released | Compared]] = {

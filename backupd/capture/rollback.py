@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any
 from blake3 import blake3
 
 from backupd.capture import sink, source
-from backupd.capture.limits import BYTES_PER_STEP, never_at_rest
-from backupd.capture.unchanged import Stillness
+from backupd.capture.limits import BYTES_PER_STEP, LockTimer, never_at_rest, written_without_lock
+from backupd.capture.unchanged import Stillness, tells_later_writes
 from backupd.capture.unlocked import UnlockedFile
 from backupd.format import lock_page
 from backupd.format.pack import HASH_BYTES
@@ -47,17 +47,17 @@ if TYPE_CHECKING:
 
 _TRIES_IN_STEPS = 2
 _MOST_PASSES = 12
-_MOST_SECONDS_OF_PASSES = 600
 _TRIES_UNDER_LOCK = 3
-_MOST_CHANGED_BYTES = 32 << 20
-"""The lock is not taken after a pass that found more than this: as much again may have changed since."""
+_MOST_CHANGED_BYTES = 64 << 20
+"""The lock is not taken after a pass that found more changed pages than this: there may be as many again."""
 
-_MOST_COPIED_BYTES = 64 << 20
+_MOST_COPIED_BYTES = 128 << 20
 _API_TIMES = 4
 """How many times as long as hashing the file the backup API takes: 0.6 s and 0.15 s for 1 GB on two cores."""
 
 _MARGIN = 1.3
 _BLANK = {"schema_version": 0, "writer_version": 0, "counter": 0}
+_DATABASE_SIZE = slice(28, 32)
 
 
 class _InterruptedError(Exception):
@@ -67,11 +67,12 @@ class _InterruptedError(Exception):
 class StepwiseCapture:
     """The backup API in steps that release the lock in between; a small database is one step."""
 
-    def __init__(self, path: str, output: Output, *, lock_timeout: float, whole_bytes: int) -> None:
+    def __init__(self, path: str, output: Output, *, lock_timeout: float, max_lock: float, whole_bytes: int) -> None:
         """Up to `whole_bytes` are copied in one step."""
         self._path = path
         self._output = output
         self._lock_timeout = lock_timeout
+        self._timer = LockTimer(max_lock)
         self._whole_bytes = whole_bytes
 
     def run(self) -> bool:
@@ -81,80 +82,94 @@ class StepwiseCapture:
         """
         for _ in range(_TRIES_IN_STEPS):
             header, before = source.read_header(self._path), os.stat(self._path)
-            if header.page_size and before.st_size >= header.page_size:
-                # Before the lock, because it may have to wait for the disk of the spool.
-                self._output.begin(header.page_size, before.st_size // header.page_size)
-            if before.st_size <= self._whole_bytes:
-                source.warm_file_cache(self._path)
+            if header.is_wal:
+                raise source.JournalModeChangedError
+            self._prepare(header, before)
             try:
-                with source.opened(self._path, lock_timeout=self._lock_timeout) as connection:
-                    steps = _Steps(connection, self._path, self._output)
+                with source.opened(self._path, lock_timeout=self._lock_timeout, timer=self._timer) as connection:
+                    steps = _Steps(connection, self._path, self._output, self._timer)
                     facts, first_page = steps.copied(header, whole_bytes=self._whole_bytes)
             except _InterruptedError:
                 continue
             finally:
+                self._timer.stop()
                 self._output.released()
             # If the version before differs from the one after, either may have written the captured state.
-            is_known = source.read_header(self._path).writer_version == header.writer_version
-            if is_known and _identity(os.stat(self._path)) == _identity(before):
-                self._output.pinned(facts)
+            is_version_known = source.read_header(self._path).writer_version == header.writer_version
+            if is_version_known and _identity(os.stat(self._path)) == _identity(before):
+                self._output.pinned(facts, steps.taken_at)
                 self._output.finish(facts, first_page, header)
                 return True
         return False
+
+    def _prepare(self, header: source.Header, status: os.stat_result) -> None:
+        """What may have to wait for a disk, and so must not come under the lock."""
+        if header.page_size and status.st_size >= header.page_size:
+            self._output.begin(header.page_size, status.st_size // header.page_size)
+        if status.st_size <= self._whole_bytes:
+            source.warm_file_cache(self._path)
 
 
 class _Steps:
     """One try: every step meets the state that the first one met, or ends it with `_InterruptedError`."""
 
-    def __init__(self, connection: apsw.Connection, path: str, output: Output) -> None:
+    def __init__(self, connection: apsw.Connection, path: str, output: Output, timer: LockTimer) -> None:
+        self.taken_at = 0.0
         self._connection = connection
         self._path = path
         self._output = output
-        self._page_count = 0
+        self._timer = timer
 
     def copied(self, header: source.Header, *, whole_bytes: int) -> tuple[dict[str, Any], bytes]:
         """Facts and page 1 of the state whose other pages the output has got."""
         connection = self._connection
         self._lock()
-        self._evidence = _evidence(os.stat(self._path))
+        status = os.stat(self._path)
         source.read_damaged_schema(connection)
         facts = source.read_facts(connection, header)
         source.reject_journal_mode(facts, is_wal=False)
-        self._version = connection.data_version("main")
-        page_size, self._page_count = connection.pragma("page_size"), connection.pragma("page_count")
-        self._output.begin(page_size, self._page_count)
-        if self._page_count == 0:
+        self._evidence, self._version = _evidence(status), connection.data_version("main")
+        page_size, page_count = connection.pragma("page_size"), connection.pragma("page_count")
+        self._output.begin(page_size, page_count)
+        if page_count == 0:
+            self.taken_at = time.time()
             return facts, b""
-        is_small = page_size * self._page_count <= whole_bytes
+        is_small = page_size * page_count <= whole_bytes
+        if not is_small and not tells_later_writes(status):
+            raise _InterruptedError
         first_page = sink.stream_pages(
             connection,
             page_size=page_size,
-            pages_per_step=self._page_count if is_small else BYTES_PER_STEP // page_size,
+            pages_per_step=page_count if is_small else BYTES_PER_STEP // page_size,
             pages_written=self._output.pages_written,
-            stepped=self._stepped,
+            stepped=lambda remaining: self._output.progress(page_count - remaining),
             held=self._held,
         )
         return facts, first_page
 
     def _lock(self) -> None:
+        self._timer.start()
         source.pin(self._connection)
         self._output.locked(time.monotonic())
 
     @contextmanager
     def _held(self) -> Iterator[None]:
         if not self._connection.in_transaction:
+            self._reject_touched_file()
             self._lock()
         # SQLite itself begins again when this has changed: the counter in page 1 is another.
         if self._connection.data_version("main") != self._version:
             raise _InterruptedError
         yield
-        self._connection.execute("COMMIT")
+        # A crash without a journal, or another program, changes the file and leaves the counter as it is.
+        self._reject_touched_file()
+        self.taken_at = time.time()
+        source.let_go(self._connection)
+        self._timer.stop()
         self._output.released()
 
-    def _stepped(self, remaining: int) -> None:
-        self._output.progress(self._page_count - remaining)
-        # A crash without a journal, or another program, changes the file and leaves the counter as it is.
-        if remaining and _evidence(os.stat(self._path)) != self._evidence:
+    def _reject_touched_file(self) -> None:
+        if _evidence(os.stat(self._path)) != self._evidence:
             raise _InterruptedError
 
 
@@ -175,6 +190,25 @@ class _Pass:
         return self.stillness.still_holds() and file.read(source.HEADER_BYTES, 0) == self.header
 
 
+@dataclass(slots=True)
+class _Look:
+    """What was seen of the file under one lock.
+
+    `numbers` and `images` are pages that had changed since they were read without a lock: all of them if `is_complete`.
+    `is_same_file` and `is_quiet` say whether the name led to the file that was read, and no program wrote past SQLite.
+    """
+
+    locked: Locked
+    taken_at: float
+    first_page: bytes
+    numbers: list[int]
+    images: list[bytes]
+    is_complete: bool = False
+    is_compared: bool = False
+    is_same_file: bool = False
+    is_quiet: bool = False
+
+
 class ConfirmedCapture:
     """The file read without a lock, and confirmed under one."""
 
@@ -191,6 +225,8 @@ class ConfirmedCapture:
         self._max_lock = max_lock
         self._compare_seconds = compare_seconds
         self._trusts = trusts
+        self._least_seconds = 0.0
+        """What confirming takes at least, as a try under the lock has shown."""
 
     def run(self) -> bool:
         """Capture; False when the file became another one, so that everything has to begin again.
@@ -198,24 +234,24 @@ class ConfirmedCapture:
         Raises `BusyError`, `SourceUnusableError`, `JournalModeChangedError`.
         """
         self._holder.start()
-        expected_seconds, tries = 0.0, 0
-        give_up_at = time.monotonic() + _MOST_SECONDS_OF_PASSES
+        tries = 0
         try:
             with UnlockedFile(self._path) as file:
-                for number in range(_MOST_PASSES):
+                for _ in range(_MOST_PASSES):
                     last = self._read(file)
-                    expected_seconds = last.seconds * _MARGIN * (1 if self._trusts else _API_TIMES)
-                    is_short = last.changed_bytes <= _MOST_CHANGED_BYTES and expected_seconds <= self._max_lock
-                    # Else another pass: it finds less to do, or that nothing has touched the file meanwhile.
-                    if is_short or (self._trusts and last.still_holds(file)):
-                        if self._is_confirmed(last, file):
-                            return True
+                    # If it is not ready, another pass finds less to do, or that nothing has touched the file meanwhile.
+                    if self._is_ready(last, file):
                         tries += 1
-                    if tries == _TRIES_UNDER_LOCK or (number and time.monotonic() > give_up_at):
-                        break
+                        look = self._look_under_lock(last, file)
+                        if self._try_to_finish(look):
+                            return True
+                        if tries == _TRIES_UNDER_LOCK:
+                            break
         except _InterruptedError:
             return False
-        raise never_at_rest(self._path, expected_seconds, self._max_lock)
+        if tries and not look.is_quiet:
+            raise written_without_lock(self._path)
+        raise never_at_rest(self._path, self._expected_seconds(last), self._max_lock)
 
     def _read(self, file: UnlockedFile) -> _Pass:
         """Read the whole file without a lock, and hand on what has changed; then wait until it is compressed."""
@@ -224,93 +260,117 @@ class ConfirmedCapture:
         if page_size is None or (page_count := file.status().st_size // page_size) == 0:
             raise _InterruptedError
         self._output.begin(page_size, page_count)
-        started, changed_bytes = time.monotonic(), 0
+        started, changed_pages = time.monotonic(), 0
         for run in file.changed_runs(page_size * page_count):
-            self._take(run)
-            changed_bytes += len(run.content)
+            changed_pages += self._output.packer.pages_written(*_pages(run, page_size, page_count))
             self._output.progress((run.offset + len(run.content)) // page_size)
         seconds = time.monotonic() - started
         self._output.wait_for_packs()
-        return _Pass(seconds, changed_bytes, header, stillness)
+        return _Pass(seconds, changed_pages * page_size, header, stillness)
 
-    def _is_confirmed(self, last: _Pass, file: UnlockedFile) -> bool:
-        """Whether the image was finished. If it was not, the next pass finds what has changed meanwhile."""
+    def _is_ready(self, last: _Pass, file: UnlockedFile) -> bool:
+        """Whether the lock should be short enough now."""
+        is_short = self._expected_seconds(last) <= self._max_lock and last.changed_bytes <= _MOST_CHANGED_BYTES
+        return is_short or (self._trusts and last.still_holds(file))
+
+    def _expected_seconds(self, last: _Pass) -> float:
+        return max(self._least_seconds, last.seconds * _MARGIN * (1 if self._trusts else _API_TIMES))
+
+    def _look_under_lock(self, last: _Pass, file: UnlockedFile) -> _Look:
+        """See what has changed since it was read; all that is done while writers wait."""
         compares = not self._trusts or last.seconds * _API_TIMES <= self._compare_seconds
-        runs: list[Run] = []
+        table = self._output.packer.table
         try:
             with self._holder.locked() as locked:
                 self._output.locked(locked.at)
                 give_up_at = locked.at + self._max_lock
                 if compares:
-                    self._holder.compare(self._output.packer.table)
-                evidence, first_page = _evidence(file.status()), file.read(locked.page_size, 0)
-                is_same_file = evidence == _evidence(os.stat(self._path))
-                is_known = not self._trusts or last.still_holds(file) or _is_copied(file, locked, give_up_at, runs)
-                is_compared = compares and self._holder.has_compared(give_up_at=give_up_at)
-                # Who writes without SQLite's locks may have written what was read only a moment ago.
-                is_quiet = evidence == _evidence(file.status())
+                    self._holder.compare(table, keeps_images=not self._trusts)
+                evidence = _evidence(file.status())
+                look = _Look(locked, time.time(), file.read(locked.page_size, 0), [], [])
+                look.is_same_file = evidence == _evidence(os.stat(self._path))
+                if self._trusts:
+                    look.is_complete = last.still_holds(file) or self._copy_changes(look, file, give_up_at)
+                if compares:
+                    compared_by = locked.at + self._compare_seconds if self._trusts else give_up_at
+                    look.is_compared = self._holder.has_compared(give_up_at=min(compared_by, give_up_at))
+                look.is_quiet = evidence == _evidence(file.status())
         finally:
             self._output.released()
-        if not is_same_file:
-            raise _InterruptedError
-        self._output.begin(locked.page_size, locked.page_count)
-        for run in runs:
-            self._take(run)
-        if not (is_known and is_quiet) or (not self._trusts and not is_compared):
+        if time.monotonic() > give_up_at:
+            self._least_seconds = self._max_lock * _MARGIN
+        return look
+
+    def _copy_changes(self, look: _Look, file: UnlockedFile, give_up_at: float) -> bool:
+        """Hash the locked file, and copy the pages that have changed; whether that was all, in time and in memory."""
+        page_size, page_count = look.locked.page_size, look.locked.page_count
+        try:
+            for run in file.changed_runs(page_size * page_count, give_up_at=give_up_at):
+                changed = self._output.packer.table.changed(*_pages(run, page_size, page_count))
+                look.numbers += changed.numbers
+                look.images += changed.images
+                if len(look.images) * page_size > _MOST_COPIED_BYTES:
+                    return False
+        except TimeoutError:
             return False
-        if is_compared and not self._is_that_of_api(first_page, locked):
-            return False
-        if self._compare_seconds and not is_compared:
-            self._output.compared(is_same=None)
-        header = source.header_of(self._path, first_page)
-        facts = {**locked.facts, "sqlite_version": header.sqlite_version}
-        self._output.pinned(facts)
-        self._output.finish(facts, first_page, header)
         return True
 
-    def _is_that_of_api(self, first_page: bytes, locked: Locked) -> bool:
-        """Whether the image has the digest of the one that the API gave, with the API's pages where it is not trusted.
+    def _try_to_finish(self, look: _Look) -> bool:
+        """Hand on what has changed; finish the image if it is confirmed by now."""
+        if not look.is_same_file:
+            raise _InterruptedError
+        output, locked, first_page = self._output, look.locked, look.first_page
+        output.begin(locked.page_size, locked.page_count)
+        output.pages_written(look.numbers, look.images)
+        if not look.is_quiet or not (look.is_complete if self._trusts else look.is_compared):
+            return False
+        if look.is_compared:
+            is_same, first_page = self._compared_with_api(look)
+            if not is_same:
+                return False
+        elif self._compare_seconds:
+            output.compared(is_same=None)
+        header = source.header_of(self._path, look.first_page)
+        facts = {**locked.facts, "sqlite_version": header.sqlite_version}
+        output.pinned(facts, look.taken_at)
+        output.finish(facts, first_page, header)
+        return True
 
-        After a difference the image is trusted no more.
+    def _compared_with_api(self, look: _Look) -> tuple[bool, bytes]:
+        """Whether the image has the digest of what the API gave, and page 1 of the one to be believed.
+
+        Where the file is not trusted, the image gets the API's pages first. After a difference it is trusted no more.
         """
-        api = self._holder.api_image()
+        api, table = self._holder.api_image(), self._output.packer.table
         if not self._trusts:
             with open(api.images, "rb") as images:
-                self._output.pages_written(api.numbers, [images.read(locked.page_size) for _ in api.numbers])
+                self._output.pages_written(api.numbers, [images.read(look.locked.page_size) for _ in api.numbers])
         with open(api.hashes, "rb") as hashes:
             hashes.seek(HASH_BYTES)
-            api_digest = blake3(hashes.read()).digest()
-        blank = [sink.complete_first_page(page, **_BLANK) for page in (first_page, api.first_page)]
-        is_same = blank[0] == blank[1] and self._output.packer.table.digest_behind(b"") == api_digest
-        if self._trusts:
-            self._output.compared(is_same=is_same)
-            self._trusts = is_same
-        return is_same
-
-    def _take(self, run: Run) -> None:
-        """Hand on the pages of a run, but for page 1, which comes last, and the page with the lock byte."""
-        page_size = self._output.page_size
-        first = run.offset // page_size + 1
-        last = min(first + len(run.content) // page_size - 1, self._output.page_count)
-        left_out = {1, lock_page(page_size)}
-        numbers = [number for number in range(first, last + 1) if number not in left_out]
-        content = memoryview(run.content)
-        images = [bytes(content[(each - first) * page_size : (each - first + 1) * page_size]) for each in numbers]
-        self._output.pages_written(numbers, images)
+            is_same = blake3(hashes.read()).digest() == table.digest_behind(b"")
+        if not self._trusts:
+            return is_same, api.first_page
+        is_same = is_same and _blanked(look.first_page) == _blanked(api.first_page)
+        self._output.compared(is_same=is_same)
+        self._trusts = is_same
+        return is_same, look.first_page
 
 
-def _is_copied(file: UnlockedFile, locked: Locked, give_up_at: float, runs: list[Run]) -> bool:
-    """Hash the locked file, and copy what has changed into `runs`; whether that was all, in time and in memory."""
-    copied_bytes = 0
-    try:
-        for run in file.changed_runs(locked.page_size * locked.page_count, give_up_at=give_up_at):
-            runs.append(run)
-            copied_bytes += len(run.content)
-            if copied_bytes > _MOST_COPIED_BYTES:
-                return False
-    except TimeoutError:
-        return False
-    return True
+def _pages(run: Run, page_size: int, page_count: int) -> tuple[list[int], list[bytes]]:
+    """Numbers and images of the pages in a run, but for page 1, which comes last, and the page with the lock byte."""
+    first = run.offset // page_size + 1
+    last = min(first + len(run.content) // page_size - 1, page_count)
+    left_out = {1, lock_page(page_size)}
+    numbers = [number for number in range(first, last + 1) if number not in left_out]
+    content = memoryview(run.content)
+    return numbers, [bytes(content[(each - first) * page_size : (each - first + 1) * page_size]) for each in numbers]
+
+
+def _blanked(first_page: bytes) -> bytes:
+    """Page 1 without the fields that the backup API sets anew."""
+    page = bytearray(sink.complete_first_page(first_page, **_BLANK))
+    page[_DATABASE_SIZE] = bytes(4)
+    return bytes(page)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
@@ -318,5 +378,5 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 
 def _evidence(status: os.stat_result) -> tuple[int, ...]:
-    """What differs after a write by someone who minds no locks, unless it comes within the same time stamp."""
+    """What is different after a write by a program that ignores SQLite's locks."""
     return *_identity(status), status.st_size, status.st_mtime_ns

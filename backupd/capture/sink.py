@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    PagesWritten = Callable[[list[int], list[bytes]], None]
+    PagesWritten = Callable[[list[int], list[bytes]], object]
     """Takes page numbers (from 1), in the order of writing, and the page images."""
 
 _VFS_NAME = "backupd-sink"

@@ -21,6 +21,8 @@ from backupd.format import is_page_size
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from backupd.capture.limits import LockTimer
+
 HEADER_BYTES = 100
 _MAGIC = b"SQLite format 3\x00"
 _WAL_VERSION = 2
@@ -114,10 +116,10 @@ def unreadable(path: str, error: OSError) -> SourceUnusableError:
             f"database {path} does not exist",
             hint="check the path and, in a container, that the volume is mounted there; nothing was created",
         )
-    return SourceUnusableError(
-        f"database {path} cannot be read: {error.strerror}",
-        hint=f"backupd runs as uid {os.geteuid()}; run it as the owner of the file, or as root",
-    )
+    hint = "check the disk and the system log"
+    if isinstance(error, PermissionError):
+        hint = f"backupd runs as uid {os.geteuid()}; run it as the owner of the file, or as root"
+    return SourceUnusableError(f"database {path} cannot be read: {error.strerror}", hint=hint)
 
 
 def reject_foreign_wal_files(path: str) -> None:
@@ -151,17 +153,17 @@ def warm_file_cache(path: str) -> None:
 
 
 @contextmanager
-def opened(path: str, *, lock_timeout: float) -> Iterator[apsw.Connection]:
+def opened(path: str, *, lock_timeout: float, timer: LockTimer | None = None) -> Iterator[apsw.Connection]:
     """A read-only connection that holds no lock yet. Waits at most `lock_timeout` seconds for each.
 
-    SQLite's errors inside the block become `BusyError` and `SourceUnusableError`.
+    Each wait starts `timer` again. SQLite's errors inside the block become `BusyError` and `SourceUnusableError`.
     """
     try:
         # A URI can name every file; apsw takes no plain path that is not UTF-8.
         uri = f"file:{quote(os.fsencode(path))}"
         connection = apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
         try:
-            connection.set_busy_handler(_Patience(lock_timeout).wait)
+            connection.set_busy_handler(_Patience(lock_timeout, timer).wait)
             connection.pragma("mmap_size", _MMAP_LIMIT_BYTES)
             yield connection
         finally:
@@ -171,20 +173,27 @@ def opened(path: str, *, lock_timeout: float) -> Iterator[apsw.Connection]:
 
 
 def pin(connection: apsw.Connection) -> None:
-    """Begin a transaction that holds one committed state. In rollback mode writers wait until it ends."""
+    """Begin a transaction that holds one committed state. In rollback mode writers wait until `let_go`."""
     connection.execute("BEGIN")
     # Takes the read lock as any SELECT does, and reads nothing but the header.
     connection.pragma("schema_version")
 
 
+def let_go(connection: apsw.Connection) -> None:
+    """End that transaction."""
+    connection.execute("ROLLBACK")  # a COMMIT fails when the schema could not be read
+
+
 @contextmanager
-def pinned(path: str, *, lock_timeout: float) -> Iterator[apsw.Connection]:
+def pinned(path: str, *, lock_timeout: float, timer: LockTimer | None = None) -> Iterator[apsw.Connection]:
     """A read-only connection whose transaction holds one committed state until the block ends.
 
     In WAL mode writers go on; in rollback mode they wait until then. Waits at most `lock_timeout` seconds for the
     first lock. Raises `BusyError`, `SourceUnusableError`; SQLite's errors inside the block become these too.
     """
-    with opened(path, lock_timeout=lock_timeout) as connection:
+    with opened(path, lock_timeout=lock_timeout, timer=timer) as connection:
+        if timer is not None:
+            timer.start()
         pin(connection)
         read_damaged_schema(connection)
         yield connection
@@ -201,14 +210,17 @@ def read_damaged_schema(connection: apsw.Connection) -> None:
 class _Patience:
     """How long a connection waits for each of its locks."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, timer: LockTimer | None) -> None:
         self._seconds = seconds
+        self._timer = timer
         self._give_up_at = 0.0
 
     def wait(self, tries: int) -> bool:
         """What SQLite calls while it cannot get a lock; `tries` is 0 at the first call for each."""
         if tries == 0:
             self._give_up_at = time.monotonic() + self._seconds
+        if self._timer is not None:
+            self._timer.start()
         # SQLite's own busy_timeout sleeps up to 100 ms between tries and so misses the gaps of a busy writer.
         time.sleep(_LOCK_RETRY_SECONDS)
         return time.monotonic() < self._give_up_at

@@ -64,22 +64,28 @@ class HashTable:
         self.seen += count_unseen(self._map[start:end])
         self._map[start:end] = digests
 
-    def record(self, numbers: list[int], images: list[bytes]) -> Pages:
-        """Record some pages, and give those that are not as they were recorded before."""
+    def changed(self, numbers: list[int], images: list[bytes]) -> Pages:
+        """Of some pages, those that are not as they are recorded."""
         pages = Pages(numbers, self._hash_all(images), images)
-        first = pages.first_of_run
-        if first:
+        if first := pages.first_of_run:
             # Nearly all pages come in runs, which are new, or as before, and are compared in one go.
-            joined, before = b"".join(pages.digests), self.run(first, len(numbers))
-            if joined == before:
+            before = self.run(first, len(numbers))
+            if b"".join(pages.digests) == before:
                 return Pages([], [], [])
             if not any(before):
-                self.put(first, joined)
                 return pages
         changed = [page for page in zip(*pages, strict=True) if self.run(page[0], 1) != page[1]]
-        for number, digest, _ in changed:
-            self.put(number, digest)
         return Pages(*map(list, zip(*changed, strict=True))) if changed else Pages([], [], [])
+
+    def record(self, numbers: list[int], images: list[bytes]) -> Pages:
+        """Record some pages, and give those that are not as they were recorded before."""
+        changed = self.changed(numbers, images)
+        if first := changed.first_of_run:
+            self.put(first, b"".join(changed.digests))
+        else:
+            for number, digest, _ in zip(*changed, strict=True):
+                self.put(number, digest)
+        return changed
 
     def hole_left(self, page_size: int) -> None:
         """Record the lock-byte page, if the image reaches so far: its hash is that of zeros."""

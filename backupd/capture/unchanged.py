@@ -8,6 +8,8 @@ do: a transaction that outgrows the page cache writes into the file, and when it
 was, but a reader in between has seen pages that never were committed. Further:
 
 - `touch -d` sets mtime back. It cannot set ctime, which is evidence too.
+- A file server stamps with a clock of its own. That proves the same as long as it is not seconds behind ours: then the
+  header of page 1 tells of commits, and only what is rolled back goes unnoticed.
 - A clock that is set back lets a later write have an earlier stamp. `Stillness` compares the system's clock with one
   that cannot be set, and holds only while both have run alike.
 - Another file under the same name has another inode. A hot journal that was rolled back was written into the file.
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _COARSEST_STAMP_NS = 3 * 10**9
+_LONGEST_TICK_NS = 10**7
+_TICK_NS = 3 * _LONGEST_TICK_NS
 _CLOCKS_MAY_DIFFER_BY_SECONDS = 0.5
 # The file comes last: if it is as it was then, so was what the log added to it a moment before. The other way round, an
 # application that moves its log into the file and removes it in between would look like one that never had a log.
@@ -59,6 +63,15 @@ def fingerprint(path: Path | str, *, now: datetime) -> str | None:
     except OSError:
         return None
     return " ".join(found) if _is_old(newest_ns, now) else None
+
+
+def tells_later_writes(status: os.stat_result) -> bool:
+    """Whether any write from now on gives the file another mtime than it has in `status`.
+
+    A stamp that is not a multiple of 10 ms was not cut to a second or two: it is as fine as the tick of the kernel.
+    """
+    coarsest_ns = _TICK_NS if status.st_mtime_ns % _LONGEST_TICK_NS else _COARSEST_STAMP_NS
+    return status.st_mtime_ns + coarsest_ns < time.time_ns()
 
 
 class Stillness:

@@ -77,7 +77,7 @@ def contents_of_live(path: Path, *, lock_timeout: float) -> Contents:
         source.reject_foreign_wal_files(text)
     with source.pinned(text, lock_timeout=lock_timeout) as connection:
         if not header.is_wal:
-            connection.execute("COMMIT")  # from here on each statement takes the lock for itself
+            source.let_go(connection)  # from here on each statement takes the lock for itself
         limit = _COUNTING_SECONDS if header.is_wal else _COUNTING_SECONDS_IN_ROLLBACK_MODE
         return _contents(connection, source.read_facts(connection, header), limit)
 

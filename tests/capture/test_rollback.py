@@ -270,6 +270,42 @@ def test_commit_between_two_steps_begins_the_copy_again(database: Path, tmp_path
     assert without_derived(captured.image()) == without_derived(database.read_bytes())
 
 
+CRASHES_BEFORE_LAST_STEP = """
+import os, subprocess, sys
+_stat, looks, crashes = os.stat, [], []
+def stat(path, *arguments, **options):
+    status = _stat(path, *arguments, **options)
+    if path == {path!r}:
+        looks.append(path)
+        if len(looks) >= {when} and not crashes:
+            subprocess.run([sys.executable, "-I", "-c", {crash!r}])
+            if _stat(path).st_mtime_ns != status.st_mtime_ns:  # while a step has the lock, nothing gets into the file
+                crashes.append(True)
+    return status
+os.stat = stat
+"""
+CRASH = """
+import os, sqlite3
+connection = sqlite3.connect({path!r}, timeout=0, isolation_level=None)
+for statement in ("PRAGMA journal_mode = MEMORY", "PRAGMA cache_size = 5", "BEGIN", "UPDATE t SET b = 'spilled'"):
+    connection.execute(statement)
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("when", range(3, 13))
+def test_crash_without_a_journal_between_two_steps_is_noticed(database: Path, tmp_path: Path, when: int) -> None:
+    """It leaves the old change counter, and SQLite sees nothing wrong; the image is all of before, or all of after."""
+    before = database.read_bytes()
+    code = CRASHES_BEFORE_LAST_STEP.format(path=str(database), when=when, crash=CRASH.format(path=str(database)))
+    wait_until(lambda: time.time() - database.stat().st_mtime > 0.1)
+    with started_with(tmp_path / "site", code):
+        captured = capture(database, tmp_path / "spool", whole_bytes=STEP)
+    after = database.read_bytes()
+    assert after != before
+    assert without_derived(captured.image()) in {without_derived(before), without_derived(after)}
+
+
 @pytest.mark.parametrize("page_size", [512, 4096, 65536])
 def test_image_between_writes_is_the_file_under_the_lock(tmp_path: Path, page_size: int) -> None:
     """What was read without a lock and changed afterwards is read again under it; facts are of the same state."""
@@ -335,7 +371,7 @@ def test_file_at_rest_is_not_read_again_under_the_lock(
     if is_at_rest:
         wait_until(lambda: time.time() - database.parent.stat().st_mtime > 3.1)
     request = {"path": str(database), "spool": str(tmp_path), "streams": [], "recipients": (), "level": 1, "slots": 9}
-    with LockHolder(str(database), tmp_path, lock_timeout=5) as holder:
+    with LockHolder(str(database), tmp_path, lock_timeout=5, max_lock=3) as holder:
         confirmed = ConfirmedCapture(str(database), Output(request), holder, max_lock=3, compare_seconds=0, trusts=True)
         assert confirmed.run()
     assert sum(read_bytes) == database.stat().st_size * (1 if is_at_rest else 2)
@@ -349,7 +385,7 @@ def test_database_that_is_too_large_for_max_lock_is_told(database: Path, tmp_pat
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[Callable[[], float]]:
+def writing(path: Path, statement: str = COMMIT) -> Iterator[Callable[[], float]]:
     """A process that commits all the time; gives what ends it and tells the longest time that it had to wait."""
     code = (
         "import sqlite3, sys, threading, time\n"
@@ -364,12 +400,26 @@ def writing(path: Path) -> Iterator[Callable[[], float]]:
         "    time.sleep(0.002)\n"
         "print(longest)\n"
     )
-    command = [sys.executable, "-c", code, str(path), COMMIT]
+    command = [sys.executable, "-c", code, str(path), statement]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield lambda: float(process.communicate("")[0])
         finally:
             process.kill()
+
+
+def test_writer_of_scattered_pages_does_not_keep_a_capture_from_finishing(tmp_path: Path) -> None:
+    """Each commit changes a page here and there, in most of what is hashed at once: only the pages are copied."""
+    database = tmp_path / "app.db"
+    fill(database, rows=300_000)
+    rows = ", ".join(["abs(random() % 300000)"] * 200)
+    with writing(database, f"UPDATE t SET b = randomblob(300) WHERE a IN ({rows})") as end:
+        captured = capture(database, tmp_path / "spool", max_lock=3.0)
+        assert end() < 3.0
+    image = tmp_path / "image.db"
+    image.write_bytes(captured.image())
+    with closing(sqlite3.connect(image)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
 def test_steady_writer_does_not_keep_a_capture_from_finishing(database: Path, tmp_path: Path) -> None:
@@ -423,6 +473,26 @@ def test_file_that_reads_differently_is_captured_through_the_api(database: Path,
     assert without_derived(captured.image()) == without_derived(database.read_bytes())
 
 
+LYING_FIRST_PAGE = """
+import os
+_pread = os.pread
+def pread(descriptor, size, offset):
+    content = _pread(descriptor, size, offset)
+    return content if size <= 100 else content[:200] + bytes([content[200] ^ 1]) + content[201:]
+os.pread = pread
+"""
+
+
+def test_first_page_that_reads_differently_is_that_of_the_api(database: Path, tmp_path: Path) -> None:
+    """It comes on a way of its own."""
+    events: list[Event | None] = []
+    captured = captured_between_writes(
+        database, tmp_path / "spool", COMMIT, compare_seconds=3.0, on_event=events.append, code=LYING_FIRST_PAGE
+    )
+    assert [event for event in events if isinstance(event, Compared)] == [Compared(is_same=False)]
+    assert without_derived(captured.image()) == without_derived(database.read_bytes())
+
+
 def test_file_that_is_not_trusted_is_captured_through_the_api(database: Path, tmp_path: Path) -> None:
     """Once it is known, it takes no comparison to find out again, and a writer does not keep it from finishing."""
     with started_with(tmp_path / "site", LYING_READS):
@@ -450,6 +520,52 @@ def test_application_gets_its_database_back_when_reading_it_hangs(database: Path
     with pytest.raises(BusyError, match="held up its writers"):
         captured_between_writes(database, tmp_path / "spool", COMMIT, max_lock=0.3, code=HANGING_READS)
     commit(database, "DELETE FROM t")
+
+
+def test_lock_ends_by_itself_when_all_others_hang(database: Path, tmp_path: Path) -> None:
+    """The process that holds it has a timer of its own, so it does not matter who else is stopped, or how long."""
+    has_read: list[bool] = []
+
+    def on_event(event: Event | None) -> None:
+        if has_read and isinstance(event, Locked):
+            (child,) = children_that_capture()
+            os.kill(child, signal.SIGSTOP)  # and this process reads no events meanwhile
+            commit(database, "DELETE FROM t")
+            os.kill(child, signal.SIGCONT)
+            has_read.clear()
+
+    with pytest.raises(BusyError, match="held up its writers"):
+        captured_between_writes(
+            database, tmp_path / "spool", then=lambda _: has_read.append(True), max_lock=0.3, on_event=on_event
+        )
+    assert not has_read
+
+
+HANGING_FACTS = """
+import hashlib, sys, time
+if "backupd.capture.holder" in sys.orig_argv:
+    hashlib.sha256 = lambda *_: time.sleep(1000)
+"""
+
+
+def test_lock_ends_by_itself_when_its_holder_hangs(database: Path, tmp_path: Path) -> None:
+    """Also before it has reported that it has the lock."""
+    with pytest.raises(BusyError, match="held up its writers"):
+        captured_between_writes(database, tmp_path / "spool", COMMIT, max_lock=0.3, code=HANGING_FACTS)
+    commit(database, "DELETE FROM t")
+
+
+def test_stall_of_the_parent_is_not_taken_for_a_long_lock(database: Path, tmp_path: Path) -> None:
+    """The events of a lock that was short may be read late."""
+    stalled_until: list[float] = []
+
+    def stall(event: Event | None) -> None:
+        if isinstance(event, Locked) and not stalled_until:
+            stalled_until.append(time.monotonic() + 1.5)
+            wait_until(lambda: time.monotonic() > stalled_until[0])
+
+    captured = capture(database, tmp_path / "spool", whole_bytes=STEP, max_lock=0.2, on_event=stall)
+    assert without_derived(captured.image()) == without_derived(database.read_bytes())
 
 
 def test_application_gets_its_database_back_from_a_step_that_hangs(tmp_path: Path) -> None:
@@ -538,8 +654,9 @@ def test_lock_byte_page_is_left_out_between_writes(tmp_path: Path) -> None:
         connection.execute("CREATE TABLE t (a INTEGER PRIMARY KEY, b)")
         for _ in range(2):
             connection.execute("INSERT INTO t (b) VALUES (zeroblob(540000000))")
+        connection.executemany("INSERT INTO t (b) VALUES (?)", [("small",)] * 18_000)
         connection.commit()
-    captured = capture(database, tmp_path / "spool", trusts_file=False)
+    captured = captured_between_writes(database, tmp_path / "spool", COMMIT)
     lock = lock_page(65536)
     assert set(range(1, captured.page_count + 1)) - set(captured.streams[0]) == {lock}
 

@@ -187,15 +187,21 @@ def _replace(path: Path) -> None:
     path.with_name("other.db").rename(path)
 
 
+def _truncate(path: Path) -> None:
+    os.truncate(path, 1 << 20)
+
+
 @pytest.mark.parametrize(
-    ("meddle", "words"),
+    ("journal_mode", "meddle", "words"),
     # SQLite may be the first to see that pages are gone.
-    [(lambda path: os.truncate(path, 1 << 20), "truncated|corrupt"), (_replace, "replaced")],
-    ids=["truncated", "replaced"],
+    [
+        ("delete", _truncate, "truncated|corrupt"),
+        ("wal", _truncate, "truncated|corrupt"),
+        ("wal", _replace, "replaced"),
+    ],
 )
-@pytest.mark.parametrize("journal_mode", ["delete", "wal"])
 def test_file_that_changes_under_the_capture(
-    place: Place, meddle: Callable[[Path], None], words: str, journal_mode: str
+    place: Place, journal_mode: str, meddle: Callable[[Path], None], words: str
 ) -> None:
     """The capturing process is stopped while it holds SQLite's lock, and goes on after the file was changed."""
     database = place.home / "big.db"
