@@ -85,7 +85,12 @@ def _attempt(
             # All stores at once, so that a slow one costs its own time and no other's.
             ready = _all_do(StorePart.prepare, asked, lambda: on_progress(Progress(0, 0, 0)), patience.others_wait)
             if ready:
-                _run(capture, database, ready, settings, state, spool, on_progress)
+                try:
+                    _run(capture, database, ready, settings, state, spool, on_progress)
+                except BackupdError as error:
+                    # Before the spool goes, or an upload that misses its file would be the first to fail.
+                    for part in ready:
+                        part.fail(error)
     except (BackupdError, OSError) as error:
         for part in parts:
             part.fail(error if isinstance(error, BackupdError) else spool_failure(error))

@@ -18,6 +18,7 @@ import threading
 import time
 import traceback
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from backupd.capture import sink, source
@@ -30,12 +31,16 @@ from backupd.errors import BackupdError, BusyError, SourceUnusableError, UsageEr
 from backupd.format import MAX_IMAGE_PAGES
 
 _BEGINNINGS = 3
-_output_lock = threading.Lock()
+_events: SimpleQueue[str | None] = SimpleQueue()
 
 
 def _emit(event: str, **values: Any) -> None:
-    line = json.dumps({"event": event, **values}) + "\n"
-    with _output_lock:
+    """Report to the parent, in the order of the calls. Never waits: a stopped parent must not prolong a lock."""
+    _events.put(json.dumps({"event": event, **values}) + "\n")
+
+
+def _write_events() -> None:
+    while (line := _events.get()) is not None:
         try:
             sys.stdout.write(line)
             sys.stdout.flush()
@@ -261,6 +266,14 @@ def main() -> None:
         return  # the parent found that there is nothing to do
     capture = _Capture(json.loads(line))
     threading.Thread(target=capture.output.follow_parent, daemon=True).start()
+    writer = threading.Thread(target=_write_events, daemon=True)
+    writer.start()
+    _capture_and_report(capture)
+    _events.put(None)
+    writer.join()
+
+
+def _capture_and_report(capture: _Capture) -> None:
     try:
         capture.run()
     except BackupdError as error:
