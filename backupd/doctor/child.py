@@ -66,11 +66,15 @@ def look(path: str, *, lock_timeout: float) -> DatabaseLook:
 
 
 def _confirm_seconds(path: str, image_bytes: int) -> float:
-    """How long it takes to read the file again after it was just read, by a sample. Before SQLite has it open."""
+    """How long it takes to read the file again after it was just read, by a sample. Before SQLite has it open.
+
+    What is larger than half of the memory does not stay there: then the first reading counts.
+    """
     sample_bytes = min(image_bytes, _SAMPLE_BYTES)
+    stays_in_memory = image_bytes < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     seconds = 0.0
     with UnlockedFile(path) as file:
-        for _ in range(2):
+        for _ in range(2 if stays_in_memory else 1):
             started = time.monotonic()
             deque(file.changed_runs(sample_bytes), maxlen=0)
             seconds = time.monotonic() - started

@@ -119,7 +119,7 @@ class _Judgement:
                 "journal mode",
                 f"{measured}, more than capture.max_lock ({figures.seconds(most)}) allows",
                 f"switch the application to WAL mode ({_TO_WAL}), or raise capture.max_lock to "
-                f"{math.ceil(look.confirm_seconds * 2)}s if it can wait that long",
+                f"{math.ceil(look.confirm_seconds * 1.5)}s if it can wait that long",
             )
         if is_small or max(look.step_seconds, look.confirm_seconds) < _NOTICEABLE_SECONDS:
             return self._subject.ok("journal mode", measured)
