@@ -23,9 +23,10 @@ from typing import Any
 
 from backupd.capture import sink, source
 from backupd.capture.holder import LockHolder
-from backupd.capture.limits import BYTES_PER_STEP
+from backupd.capture.limits import BYTES_PER_STEP, let_timers_end_this_process
 from backupd.capture.packer import Packer, PackWriter, Stream
 from backupd.capture.rollback import ConfirmedCapture, StepwiseCapture
+from backupd.capture.table import spool_full
 from backupd.encryption import Encryption
 from backupd.errors import BackupdError, BusyError, SourceUnusableError, UsageError
 from backupd.format import MAX_IMAGE_PAGES
@@ -260,7 +261,7 @@ def _canonical(first_page: bytes, schema_version: int, header: source.Header, pa
 def main() -> None:
     """Take one snapshot's pages and exit 0; failures are events too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # what `LockTimer` needs
+    let_timers_end_this_process()
     line = sys.stdin.readline()
     if not line:
         return  # the parent found that there is nothing to do
@@ -273,16 +274,26 @@ def main() -> None:
     writer.join()
 
 
+def _translated(error: OSError, capture: _Capture) -> BackupdError:
+    """Our error for one of the system's, about the spool or the database."""
+    if str(error.filename).startswith(str(capture.output.spool)):
+        return spool_full(capture.output.spool, error)
+    if isinstance(error, FileNotFoundError):
+        return SourceUnusableError(f"{error.filename} vanished during the capture")
+    return source.unreadable(capture.path, error)
+
+
+def _report_failure(error: BackupdError) -> None:
+    _emit("failed", error=type(error).__name__, message=error.message, hint=error.hint)
+
+
 def _capture_and_report(capture: _Capture) -> None:
     try:
         capture.run()
     except BackupdError as error:
-        _emit("failed", error=type(error).__name__, message=error.message, hint=error.hint)
-    except FileNotFoundError as error:
-        _emit("failed", error="SourceUnusableError", message=f"{error.filename} vanished during the capture", hint=None)
+        _report_failure(error)
     except OSError as error:
-        failure = source.unreadable(error.filename or capture.path, error)
-        _emit("failed", error="SourceUnusableError", message=failure.message, hint=failure.hint)
+        _report_failure(_translated(error, capture))
     except Exception as error:  # noqa: BLE001  (a bug; the parent tells it in one line)
         traceback.print_exc()
         message = f"the process that captures failed: {type(error).__name__}: {error}"

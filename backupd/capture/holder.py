@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from backupd import errors
 from backupd.capture import sink, source
-from backupd.capture.limits import BYTES_PER_STEP, LockTimer, died
+from backupd.capture.limits import BYTES_PER_STEP, LockTimer, died, let_timers_end_this_process
 from backupd.capture.source import JournalModeChangedError
-from backupd.capture.table import HashTable
+from backupd.capture.table import HashTable, spool_full
 from backupd.errors import BackupdError
 from backupd.format.pack import HASH_BYTES
 
@@ -247,8 +247,11 @@ class _Holder:
         """Leave what the API gave in `spool`. Not before the lock is released: the disk may be slow."""
         assert self._hashes is not None  # noqa: S101
         hashes, images = spool / "api-hashes", spool / "api-images"
-        hashes.write_bytes(self._hashes.run(1, self._hashes.page_count))
-        images.write_bytes(b"".join(self._images))
+        try:
+            hashes.write_bytes(self._hashes.run(1, self._hashes.page_count))
+            images.write_bytes(b"".join(self._images))
+        except OSError as error:
+            raise spool_full(spool, error) from error
         first_page = base64.b64encode(self._first_page).decode("ascii")
         _answer({"first_page": first_page, "hashes": str(hashes), "numbers": self._numbers, "images": str(images)})
 
@@ -261,7 +264,7 @@ def _answer(values: dict[str, Any] | None) -> None:
 def main() -> None:
     """Carry out the requests on stdin until it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; others decide
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # what `LockTimer` needs
+    let_timers_end_this_process()
     holder = _Holder()
     threading.Thread(target=holder.read_requests, daemon=True).start()
     try:

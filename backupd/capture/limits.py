@@ -19,7 +19,7 @@ _GRACE_SECONDS = 0.25
 class LockTimer:
     """Ends this process by SIGALRM when it has held SQLite's lock for too long, whatever it hangs in.
 
-    There is one timer in a process. The signal must have its default action.
+    There is one timer in a process, which has called `let_timers_end_this_process`.
     """
 
     def __init__(self, max_lock_seconds: float) -> None:
@@ -32,6 +32,12 @@ class LockTimer:
     def stop(self) -> None:
         """The lock is not held any more. Repeatable."""
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def let_timers_end_this_process() -> None:
+    """Give SIGALRM its default action, whatever this process has inherited."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
 
 
 def held_too_long(path: str, seconds: float) -> BusyError:

@@ -322,7 +322,7 @@ class Packer:
         """Send the last packs. Raises `SourceUnusableError` when a page never came."""
         if self.table.seen != self.table.page_count:
             raise SourceUnusableError(
-                f"SQLite delivered {self.table.seen} of {self.table.page_count} pages",
+                f"{self.table.seen} of {self.table.page_count} pages could be read",
                 hint="the file was probably truncated during the capture; try again",
             )
         for stream in self._streams:

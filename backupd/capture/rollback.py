@@ -245,7 +245,8 @@ class ConfirmedCapture:
                         look = self._look_under_lock(last, file)
                         if self._try_to_finish(look):
                             return True
-                        if tries == _TRIES_UNDER_LOCK:
+                        is_hopeless = not self._trusts and self._least_seconds > self._max_lock
+                        if tries == _TRIES_UNDER_LOCK or is_hopeless:
                             break
         except _InterruptedError:
             return False
@@ -291,15 +292,24 @@ class ConfirmedCapture:
                 look.is_same_file = evidence == _evidence(os.stat(self._path))
                 if self._trusts:
                     look.is_complete = last.still_holds(file) or self._copy_changes(look, file, give_up_at)
+                # Before the comparison, which lets the lock go when it takes too long.
+                look.is_quiet = self._is_as_it_was(file, evidence, locked)
                 if compares:
                     compared_by = locked.at + self._compare_seconds if self._trusts else give_up_at
                     look.is_compared = self._holder.has_compared(give_up_at=min(compared_by, give_up_at))
-                look.is_quiet = evidence == _evidence(file.status())
+                if look.is_compared:
+                    look.is_quiet = look.is_quiet and self._is_as_it_was(file, evidence, locked)
         finally:
             self._output.released()
         if time.monotonic() > give_up_at:
             self._least_seconds = self._max_lock * _MARGIN
         return look
+
+    @staticmethod
+    def _is_as_it_was(file: UnlockedFile, evidence: tuple[int, ...], locked: Locked) -> bool:
+        """Whether the locked file has the same evidence, and is as long as SQLite says that it is."""
+        status = file.status()
+        return _evidence(status) == evidence and status.st_size >= locked.page_size * locked.page_count
 
     def _copy_changes(self, look: _Look, file: UnlockedFile, give_up_at: float) -> bool:
         """Hash the locked file, and copy the pages that have changed; whether that was all, in time and in memory."""

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import apsw
 
+from backupd.errors import SourceUnusableError
+from backupd.format import lock_page
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
@@ -116,10 +119,12 @@ def stream_pages(
     `held` is what each step is taken in: it sees to it that all steps meet the same committed state, where no
     transaction around everything does. `pages_written` gets every page but page 1 and the lock-byte page, roughly in
     order, after each step; a page that comes twice replaces its first image. `stepped` then gets the number of pages
-    that remain. An exception of any of them ends the copy and comes out of here.
+    that remain. An exception of any of them ends the copy and comes out of here. Raises `SourceUnusableError` when
+    SQLite left a page out.
     """
     file = _PageFile(page_size)
     vfs = _SinkVFS(file)
+    delivered = bytearray()
     destination = apsw.Connection("image", vfs=_VFS_NAME)
     try:
         destination.pragma("page_size", page_size)
@@ -132,13 +137,34 @@ def stream_pages(
             while not backup.done:
                 with held():
                     backup.step(pages_per_step)
-                pages_written(*file.take())
+                delivered.extend(bytes(backup.page_count + 1 - len(delivered)))
+                numbers, images = file.take()
+                _mark(delivered, numbers)
+                pages_written(numbers, images)
                 stepped(backup.remaining)
     finally:
         destination.close()
         vfs.unregister()
-    pages_written(*file.take())  # what the destination held back until its end
+    numbers, images = file.take()  # what the destination held back until its end
+    _mark(delivered, numbers)
+    pages_written(numbers, images)
+    _reject_missing_pages(delivered, page_size)
     return file.first_page
+
+
+def _mark(delivered: bytearray, numbers: list[int]) -> None:
+    for number in numbers:
+        delivered[number] = 1
+
+
+def _reject_missing_pages(delivered: bytearray, page_size: int) -> None:
+    """Every page has to come but page 1, which is given back, and the one with the lock byte. There is no page 0."""
+    missing = delivered.count(0) - 2 - (lock_page(page_size) < len(delivered))
+    if missing:
+        raise SourceUnusableError(
+            f"SQLite left out {missing} of {len(delivered) - 1} pages",
+            hint="the file was probably truncated during the capture; try again",
+        )
 
 
 def complete_first_page(page: bytes, *, schema_version: int, writer_version: int, counter: int) -> bytes:

@@ -79,8 +79,10 @@ class UnlockedFile:
 
     def read(self, size_bytes: int, offset: int) -> bytes:
         """Bytes of the file; fewer at its end."""
-        with self._translating_errors():
-            return os.pread(self._descriptor, size_bytes, offset)
+        content = bytearray(size_bytes)
+        with memoryview(content) as view:
+            filled = self._fill(view, offset)
+        return bytes(content[:filled])
 
     def changed_runs(self, size_bytes: int, *, give_up_at: float = float("inf")) -> Iterator[Run]:
         """Read the first `size_bytes` of the file, and give the steps that are not as they were last time, in order.
@@ -111,8 +113,7 @@ class UnlockedFile:
         """What has changed from step number `first` on, with the joined hashes of the steps."""
         start = first * STEP_BYTES
         view, hasher = self._own.view, self._own.hasher
-        with self._translating_errors():
-            filled = os.preadv(self._descriptor, [view[: size_bytes - start]], start)
+        filled = self._fill(view[: size_bytes - start], start)
         digests = []
         for at in range(0, filled, STEP_BYTES):
             hasher.reset()
@@ -127,6 +128,14 @@ class UnlockedFile:
                 begin, end = numbers[0] * STEP_BYTES, min((numbers[-1] + 1) * STEP_BYTES, filled)
                 changed.append((b"".join(digests[at] for at in numbers), Run(start + begin, bytes(view[begin:end]))))
         return changed
+
+    def _fill(self, view: memoryview, offset: int) -> int:
+        """Read until `view` is full or the file ends. One call may give less: up to a page that cannot be read, say."""
+        filled = 0
+        with self._translating_errors():
+            while filled < len(view) and (got := os.preadv(self._descriptor, [view[filled:]], offset + filled)):
+                filled += got
+        return filled
 
     def _remember(self, number: int, digests: bytes) -> None:
         start = number * HASH_BYTES
