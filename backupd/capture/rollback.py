@@ -31,7 +31,7 @@ from blake3 import blake3
 
 from backupd.capture import sink, source
 from backupd.capture.limits import BYTES_PER_STEP, LockTimer, never_at_rest, written_without_lock
-from backupd.capture.unchanged import Stillness, tells_later_writes
+from backupd.capture.unchanged import TICK_SECONDS, Stillness, has_fine_stamp
 from backupd.capture.unlocked import UnlockedFile
 from backupd.format import lock_page
 from backupd.format.pack import HASH_BYTES
@@ -88,7 +88,7 @@ class StepwiseCapture:
             try:
                 with source.opened(self._path, lock_timeout=self._lock_timeout, timer=self._timer) as connection:
                     steps = _Steps(connection, self._path, self._output, self._timer)
-                    facts, first_page = steps.copied(header, whole_bytes=self._whole_bytes)
+                    facts, first_page = steps.copied(header, before, whole_bytes=self._whole_bytes)
             except _InterruptedError:
                 continue
             finally:
@@ -108,6 +108,8 @@ class StepwiseCapture:
             self._output.begin(header.page_size, status.st_size // header.page_size)
         if status.st_size <= self._whole_bytes:
             source.warm_file_cache(self._path)
+        else:
+            time.sleep(TICK_SECONDS)  # from now on every write gives the file another time stamp
 
 
 class _Steps:
@@ -120,8 +122,13 @@ class _Steps:
         self._output = output
         self._timer = timer
 
-    def copied(self, header: source.Header, *, whole_bytes: int) -> tuple[dict[str, Any], bytes]:
-        """Facts and page 1 of the state whose other pages the output has got."""
+    def copied(
+        self, header: source.Header, before: os.stat_result, *, whole_bytes: int
+    ) -> tuple[dict[str, Any], bytes]:
+        """Facts and page 1 of the state whose other pages the output has got.
+
+        `before` is what the file was like a tick of the kernel ago.
+        """
         connection = self._connection
         self._lock()
         status = os.stat(self._path)
@@ -135,8 +142,8 @@ class _Steps:
             self.taken_at = time.time()
             return facts, b""
         is_small = page_size * page_count <= whole_bytes
-        if not is_small and not tells_later_writes(status):
-            raise _InterruptedError
+        if not is_small and not (has_fine_stamp(status) and _evidence(status) == _evidence(before)):
+            raise _InterruptedError  # time stamps would not tell of a write between two steps
         first_page = sink.stream_pages(
             connection,
             page_size=page_size,
@@ -177,7 +184,7 @@ class _Steps:
 class _Pass:
     """One reading of the whole file: how long it took, how much had changed, and what can tell that nothing did since.
 
-    `header` is that of page 1 before the pass.
+    `header` is that of page 1 before the pass, which `stillness` has watched since.
     """
 
     seconds: float
@@ -225,6 +232,7 @@ class ConfirmedCapture:
         self._max_lock = max_lock
         self._compare_seconds = compare_seconds
         self._trusts = trusts
+        self._stillness = Stillness(path)
         self._least_seconds = 0.0
         """What confirming takes at least, as a try under the lock has shown."""
 
@@ -256,7 +264,8 @@ class ConfirmedCapture:
 
     def _read(self, file: UnlockedFile) -> _Pass:
         """Read the whole file without a lock, and hand on what has changed; then wait until it is compressed."""
-        stillness, header = Stillness(self._path), file.read(source.HEADER_BYTES, 0)
+        self._stillness.begin()
+        header = file.read(source.HEADER_BYTES, 0)
         page_size = source.page_size_of(header)
         if page_size is None or (page_count := file.status().st_size // page_size) == 0:
             raise _InterruptedError
@@ -267,7 +276,7 @@ class ConfirmedCapture:
             self._output.progress((run.offset + len(run.content)) // page_size)
         seconds = time.monotonic() - started
         self._output.wait_for_packs()
-        return _Pass(seconds, changed_pages * page_size, header, stillness)
+        return _Pass(seconds, changed_pages * page_size, header, self._stillness)
 
     def _is_ready(self, last: _Pass, file: UnlockedFile) -> bool:
         """Whether the lock should be short enough now."""

@@ -368,11 +368,13 @@ def test_file_at_rest_is_not_read_again_under_the_lock(
     read_bytes: list[int] = []
     preadv = os.preadv
     monkeypatch.setattr(os, "preadv", lambda *where: read_bytes.append(preadv(*where)) or read_bytes[-1])
-    if is_at_rest:
-        wait_until(lambda: time.time() - database.parent.stat().st_mtime > 3.1)
     request = {"path": str(database), "spool": str(tmp_path), "streams": [], "recipients": (), "level": 1, "slots": 9}
     with LockHolder(str(database), tmp_path, lock_timeout=5, max_lock=3) as holder:
         confirmed = ConfirmedCapture(str(database), Output(request), holder, max_lock=3, compare_seconds=0, trusts=True)
+        if is_at_rest:
+            confirmed._stillness.begin()
+            began_at = time.monotonic()
+            wait_until(lambda: time.monotonic() - began_at > 3.1)
         assert confirmed.run()
     in_passes = sum(size for size in read_bytes if size >= STEP)
     assert in_passes == database.stat().st_size * (1 if is_at_rest else 2)

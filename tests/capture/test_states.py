@@ -81,7 +81,8 @@ def test_every_accepted_image_was_committed_and_current(
     walk.reject_wrong_images()
     if steps >= CARDS:
         assert DECK.keys() <= walk.judge.ledger.kinds.keys()
-        assert (+walk.judge.accepted).keys() >= CONDITIONS
+        # Coarse stamps do not tell of a write between two steps: then the file is read without a lock.
+        assert (+walk.judge.accepted).keys() >= CONDITIONS - ({"in steps"} if machine else set())
         assert any("SourceUnusableError" in outcome for outcome in walk.outcomes)
 
 
