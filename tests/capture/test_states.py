@@ -111,7 +111,7 @@ def test_capturing_process_is_on_the_strange_machine(tmp_path: Path, monkeypatch
         import datetime, json, os, sys, time
         status, began = os.stat(sys.argv[1]), time.monotonic()
         with open(sys.argv[1], "rb") as file:
-            os.preadv(file.fileno(), [bytearray(4)], 0)
+            os.preadv(file.fileno(), [bytearray(1 << 16)], 0)
         seconds, offsets = time.monotonic() - began, [0]
         while not max(offsets) > 0 > min(offsets):
             offsets.append(round(time.time() - time.clock_gettime(time.CLOCK_REALTIME)))

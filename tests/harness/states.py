@@ -47,9 +47,10 @@ class _Datetime(datetime.datetime):
         return cls.fromtimestamp(time.time(), tz)
 
 
-def _slow(*arguments):
-    time.sleep(READ_SECONDS)
-    return _preadv(*arguments)
+def _slow(descriptor, buffers, offset):
+    if len(buffers[0]) >= 1 << 16:  # a page alone is quick
+        time.sleep(READ_SECONDS)
+    return _preadv(descriptor, buffers, offset)
 
 
 os.stat = lambda *arguments, **options: _coarse(_stat(*arguments, **options))

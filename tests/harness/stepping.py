@@ -99,7 +99,7 @@ class Application:
             "time stamp set back": self._set_time_stamp_back,
             "short pause": lambda: self._pause(chosen.uniform(0.001, 0.01)),
             "long pause": lambda: self._pause(chosen.uniform(*LONG_SECONDS)),
-            "very long pause": lambda: self._pause(LONG_SECONDS[1] + 1),
+            "very long pause": lambda: self._pause(2 * LONG_SECONDS[1] + 1),
             "reopened": self._reopen,
         }
 
