@@ -87,11 +87,11 @@ class CommandLine:
 
     @contextmanager
     def started(self, *arguments: str, environ: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
-        """A command that runs in a process group of its own, and is gone after the block."""
+        """A command in a process group of its own, gone after the block. SIGABRT has it print its stacks."""
         with subprocess.Popen(
             [*COMMAND, *arguments],
             cwd=self.directory,
-            env={**self.environment, **(environ or {})},
+            env={**self.environment, "PYTHONFAULTHANDLER": "1", **(environ or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -97,6 +97,8 @@ class Relay:
                     self.held += 1
                     self._flowing.wait()
                 sink.sendall(block)
+        # A server closes a connection on which it waits for long; a network that stalls does not pass that on either.
+        self._flowing.wait()
         with suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
 
