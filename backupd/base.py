@@ -54,6 +54,14 @@ class BaseSnapshot:
         return map_hashes(self.hashes)
 
 
+def pages_there(manifest: Manifest, survey: Survey) -> int:
+    """How many pages the packs of `manifest` hold at most, as far as `survey` shows them; by no more than its word."""
+    missing = set(survey.missing(manifest.packs))
+    # A page takes 20 bytes of the index at least, whatever a manifest says.
+    there = {pack.sha256: min(pack.pages, pack.stored_bytes // 20) for pack in manifest.packs if pack not in missing}
+    return sum(there.values())
+
+
 def find_base(
     repository: Repository, newest: Manifest, survey: Survey, *, condemned: Collection[str] = ()
 ) -> BaseSnapshot:

@@ -153,10 +153,9 @@ def _reject_if_damage_may_be_meant(
     repository: Repository, reference: Reference, history: History, found: AnyManifest | None
 ) -> None:
     """Never hand out an older snapshot in silence because the manifest of the right one cannot be read."""
+    perhaps_newer = set() if reference.is_id else history.perhaps_newer_than(found)
     for damaged in history.damaged:
-        is_meant_by_id = str(damaged.id).startswith(reference.text)
-        may_be_newer = not reference.is_id and (found is None or damaged.id > found.id)
-        if is_meant_by_id or may_be_newer:
+        if str(damaged.id).startswith(reference.text) or damaged.id in perhaps_newer:
             alternative = f"restore {found.id} by its id instead, or " if found else ""
             raise DamageError(
                 f"the manifest of snapshot {damaged.id} in {repository.url} is damaged: {damaged.reason}",

@@ -10,7 +10,7 @@ from backupd.format.ids import SnapshotId
 from backupd.store.keys import PackKey, RecordKey, RecordKind, SnapshotKey, clock_key, retention_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from backupd.format.manifest import AnyManifest, PackEntry
     from backupd.format.records import TrashEntry
@@ -88,6 +88,8 @@ class DamagedManifest:
     database: str
     id: SnapshotId
     reason: str
+    is_outdated: bool = False
+    """It is dated after the time when it was put, and a readable one was put later: it is not the newest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,8 @@ class History:
 
     manifests: tuple[AnyManifest, ...]
     damaged: tuple[DamagedManifest, ...]
+    implausible: Mapping[SnapshotId, str] = field(default_factory=dict)
+    """Why some of `manifests` say what no snapshot can be right about. They count in the order as FORMAT.md says."""
 
     @property
     def newest(self) -> AnyManifest | None:
@@ -106,8 +110,15 @@ class History:
     def newest_id(self) -> SnapshotId | None:
         """That of the newest snapshot, also when its manifest is what is damaged."""
         known = [] if self.newest is None else [self.newest.id]
-        # A damaged manifest does not say its place in the order: its id has to do.
-        return max([*known, *(damaged.id for damaged in self.damaged)], default=None)
+        return max([*known, *self.perhaps_newer_than(self.newest)], default=None)
+
+    def perhaps_newer_than(self, found: AnyManifest | None) -> set[SnapshotId]:
+        """The damaged ones that may be newer than `found`; all that may be a snapshot's, when that is None.
+
+        A damaged manifest does not say its place in the order: its id has to do.
+        """
+        candidates = {damaged.id for damaged in self.damaged if not damaged.is_outdated}
+        return {each for each in candidates if found is None or each > found.id}
 
     def lacks_some_of(self, survey: Survey) -> bool:
         """Whether manifests that `survey` shows had gone before they could be read."""

@@ -5,24 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from backupd.base import find_base
+from backupd.base import find_base, pages_there
 from backupd.capture.process import StreamBase
 from backupd.cleaning import pages_to_relocate
-from backupd.errors import BackupdError, StoreRefusedError
+from backupd.errors import BackupdError, DamageError, StoreRefusedError
 from backupd.format.manifest import Manifest
-from backupd.proofs import read_proofs
+from backupd.proofs import Proofs, read_proofs
 from backupd.repository.manifests import read_history
 from backupd.survey import History
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from backupd.base import BaseSnapshot
+    from backupd.format.ids import SnapshotId
     from backupd.repository import Repository
     from backupd.survey import Survey
 
 _ANY_PAGE_SIZE = 512
+_MOSTLY_LOST = "most of its pages are not in the store"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class Ground:
     history: History = field(default=History((), ()))
     base: BaseSnapshot | None = None
     relocate: Sequence[int] = ()
+    unusable: Mapping[SnapshotId, str] = field(default_factory=dict)
+    """Why the snapshots that are newer than the base are none."""
     is_newest_unreadable: bool = False
     unread_drills: BackupdError | None = None
     """Why it is not known which packs are condemned."""
@@ -46,7 +50,10 @@ class Ground:
     @property
     def needs_snapshot(self) -> bool:
         """Whether there is a new one even of an unchanged database: the last one cannot be restored as it should."""
-        return self.is_newest_unreadable or (self.base is not None and self.base.damaged_packs > 0)
+        if self.base is None or self.is_newest_unreadable:
+            return True
+        is_of_newest = self.history.newest is not None and self.base.manifest.id == self.history.newest.id
+        return self.base.damaged_packs > 0 or not is_of_newest
 
     def stream_key(self) -> object:
         """Equal for stores that need the same pages stored."""
@@ -100,22 +107,47 @@ def find_ground(repository: Repository, database: str, *, is_full: bool) -> Grou
         survey = repository.survey(database)
         history = read_history(repository, database, survey)
     is_newest_unreadable = _is_newest_unreadable(history, survey)
-    newest = history.newest
-    if not isinstance(newest, Manifest):
-        return Ground(is_full, history, is_newest_unreadable=is_newest_unreadable)
-    condemned, unread_drills = _condemned_packs(repository, newest, survey)
-    base = find_base(repository, newest, survey, condemned=condemned)
-    relocate = pages_to_relocate(newest.packs, base.page_map, newest.page_size)
-    return Ground(is_full, history, base, relocate, is_newest_unreadable, unread_drills)
+    proofs, unread_drills = _readable_proofs(repository, database, survey)
+    base, unusable = _find_usable_base(repository, history, survey, proofs)
+    relocate = () if base is None else pages_to_relocate(base.manifest.packs, base.page_map, base.manifest.page_size)
+    return Ground(is_full, history, base, relocate, unusable, is_newest_unreadable, unread_drills)
 
 
-def _condemned_packs(
-    repository: Repository, newest: Manifest, survey: Survey
-) -> tuple[Collection[str], BackupdError | None]:
+def _find_usable_base(
+    repository: Repository, history: History, survey: Survey, proofs: Proofs
+) -> tuple[BaseSnapshot | None, dict[SnapshotId, str]]:
+    """The newest snapshot that can be built upon, and why newer ones cannot: anybody who may put could put them there.
+
+    Where every one has lost most of its pages, it is the newest: those pages are stored again.
+    """
+    unusable: dict[SnapshotId, str] = {}
+
+    def find(manifest: Manifest) -> BaseSnapshot | None:
+        try:
+            return find_base(repository, manifest, survey, condemned=proofs.condemned_packs(manifest))
+        except DamageError as error:
+            unusable[manifest.id] = error.message
+            return None
+
+    candidates = [each for each in reversed(history.manifests) if isinstance(each, Manifest)]
+    for manifest in candidates:
+        is_there = 2 * pages_there(manifest, survey) >= manifest.page_count
+        if is_there and (base := find(manifest)) is not None:
+            # What a drill has condemned was there, and is to be stored again.
+            if proofs.condemned_packs(manifest) or 2 * len(base.lost) <= manifest.page_count:
+                return base, unusable
+        unusable.setdefault(manifest.id, _MOSTLY_LOST)
+    for position, manifest in enumerate(candidates):
+        if unusable[manifest.id] is _MOSTLY_LOST and (base := find(manifest)) is not None:
+            return base, {each.id: unusable[each.id] for each in candidates[:position]}
+    return None, unusable
+
+
+def _readable_proofs(repository: Repository, database: str, survey: Survey) -> tuple[Proofs, BackupdError | None]:
     try:
-        return read_proofs(repository, newest.database, survey).condemned_packs(newest), None
+        return read_proofs(repository, database, survey), None
     except StoreRefusedError as error:
-        return (), error  # keys that may do no more than put are enough for a snapshot
+        return Proofs(), error  # keys that may do no more than put are enough for a snapshot
 
 
 def _is_newest_unreadable(history: History, survey: Survey) -> bool:

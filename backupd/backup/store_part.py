@@ -243,7 +243,7 @@ class StorePart:
         return Manifest(
             id=image.id,
             sequence=newest.sequence + 1 if newest else 1,
-            base=newest.id if newest else None,
+            base=self.ground.base.manifest.id if self.ground.base else newest.id if newest else None,
             database=self._database.name,
             kind=self._wish.kind,
             tags=self._wish.tags,

@@ -19,6 +19,7 @@ from backupd.format.seal import Digest, Id, Name, Text, decode_sealed_as, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
 
     from backupd.format.ids import SnapshotId
 
@@ -30,6 +31,19 @@ def _reject_odd_page_size(size: int) -> int:
     if not is_page_size(size):
         raise ValueError(f"{size} is not a page size")
     return size
+
+
+ALWAYS_COUNTED_SEQUENCES = 1 << 32
+"""Sequences up to here count whenever the manifest was put: no writer takes so many snapshots."""
+
+
+def highest_sequence(put_at: datetime, now: datetime) -> int:
+    """As how much the sequence of a manifest counts at most that a listing shows as put at `put_at` (both aware).
+
+    FORMAT.md, "The order of snapshots", says why: what somebody plants can always be followed by a higher one.
+    """
+    milliseconds = int(put_at.timestamp() * 1000) if put_at <= now else 0
+    return ALWAYS_COUNTED_SEQUENCES + max(0, milliseconds)
 
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -104,7 +118,10 @@ class _Head:
     format: Literal[1] = FORMAT_VERSION
     id: Id
     sequence: Sequence
-    """That of the base + 1. The newest snapshot is the one with the highest; ids decide between equals."""
+    """That of the base + 1. The newest snapshot is the one with the highest; ids decide between equals.
+
+    `read_history` gives it as it counts in the order: never more than `highest_sequence`.
+    """
     base: Id | None
     database: Name
     kind: SnapshotKind

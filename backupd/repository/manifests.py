@@ -6,6 +6,8 @@ What is read raises the errors of `Store`, and `UnsupportedFormatError` for what
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from backupd.cache import SNAPSHOT_SUFFIXES, manifest_name, private_name
@@ -17,6 +19,7 @@ from backupd.format.manifest import (
     Manifest,
     SealedManifest,
     decode_manifest,
+    highest_sequence,
     open_manifest,
 )
 from backupd.store.keys import SnapshotKey, snapshots_prefix
@@ -24,14 +27,18 @@ from backupd.survey import DamagedManifest, History, Survey, survey_of
 from backupd.threads import worker_threads
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from backupd.format.ids import SnapshotId
     from backupd.format.manifest import PackEntry
     from backupd.format.pagemap import PageMap
     from backupd.repository import Repository
+    from backupd.store import StoredObject
 
 _READERS = 8
+_CLOCK_TOLERANCE = timedelta(minutes=1)
+_FAR_AHEAD = timedelta(days=1)
 
 
 def read_history(repository: Repository, database: str, survey: Survey | None = None) -> History:
@@ -64,8 +71,41 @@ def read_history(repository: Repository, database: str, survey: Survey | None = 
         return file.suffix in SNAPSHOT_SUFFIXES and file.stem not in present
 
     repository.cache.forget(database, is_of_removed)
-    manifests = sorted((each for each in found if isinstance(each, AnyManifest)), key=lambda each: each.order)
-    return History(tuple(manifests), tuple(each for each in found if isinstance(each, DamagedManifest)))
+    return _history(found, listed, datetime.now(UTC))
+
+
+def _history(
+    found: Sequence[AnyManifest | DamagedManifest | None], listed: Mapping[SnapshotId, StoredObject], now: datetime
+) -> History:
+    read = [each for each in found if isinstance(each, AnyManifest)]
+    manifests = sorted((as_counted(each, listed[each.id], now) for each in read), key=lambda each: each.order)
+    last_put_at = listed[manifests[-1].id].modified_at if manifests else None
+
+    def is_outdated(damaged: DamagedManifest) -> bool:
+        put_at = listed[damaged.id].modified_at
+        is_ahead = damaged.id.taken_at > min(put_at, now) + _CLOCK_TOLERANCE
+        return is_ahead and last_put_at is not None and put_at < last_put_at
+
+    damaged = [each for each in found if isinstance(each, DamagedManifest)]
+    return History(
+        tuple(manifests),
+        tuple(replace(each, is_outdated=is_outdated(each)) for each in damaged),
+        {each.id: why for each in read if (why := _why_implausible(each, listed[each.id], now))},
+    )
+
+
+def as_counted(manifest: AnyManifest, stored: StoredObject, now: datetime) -> AnyManifest:
+    """`manifest`, listed as `stored`, with the sequence that counts in the order of snapshots."""
+    highest = highest_sequence(stored.modified_at, now)
+    return manifest if manifest.sequence <= highest else replace(manifest, sequence=highest)
+
+
+def _why_implausible(manifest: AnyManifest, stored: StoredObject, now: datetime) -> str | None:
+    if manifest.sequence > highest_sequence(stored.modified_at, now):
+        return f"its sequence is {manifest.sequence}, and so many snapshots were never taken"
+    if manifest.id.taken_at > now + _FAR_AHEAD:
+        return "it is dated in the future"
+    return None
 
 
 def read_manifest(repository: Repository, database: str, snapshot_id: SnapshotId) -> AnyManifest:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
 from backupd.errors import NoSuchObjectError, UnsupportedFormatError
 from backupd.format import FormatError, NewerFormatError
 from backupd.format.records import MAX_RECORD_BYTES, MAX_TRASH_BYTES, TrashEntry, decode_trash
-from backupd.repository.manifests import require_own
+from backupd.repository.manifests import as_counted, require_own
 from backupd.survey import DamagedManifest, Survey, Trash
 from backupd.threads import worker_threads
 
@@ -56,12 +58,14 @@ def read_record(
 
 def read_trash(repository: Repository, database: str, survey: Survey) -> Trash:
     """All trash entries that `survey` shows, from the cache where it has them. Raises `UnsupportedFormatError`."""
+    now = datetime.now(UTC)
 
     def read(snapshot_id: SnapshotId) -> TrashEntry | DamagedManifest | None:
         try:
             stored = survey.trash[snapshot_id]
             entry = read_record(repository, database, stored, decode_trash, limit_bytes=MAX_TRASH_BYTES)
             require_own(entry.manifest, database, snapshot_id)
+            entry = replace(entry, manifest=as_counted(entry.manifest, stored, now))
         except FormatError as error:
             return DamagedManifest(database, snapshot_id, str(error))
         except NoSuchObjectError:

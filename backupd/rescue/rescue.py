@@ -58,6 +58,7 @@ SHA256 = r"[0-9a-f]{64}"
 MAX_MANIFEST_BYTES, MAX_TRASH_BYTES = 1 << 28, 1 << 30
 MAX_PACK_BYTES, MAX_ENCRYPTED_PACK_BYTES, MAX_PACK_IMAGE_BYTES = 17563672, 17633528, 1 << 24
 MAX_IMAGE_PAGES = 1 << 26
+ALWAYS_COUNTED_SEQUENCES = 1 << 32
 
 REFERENCES = "a snapshot is NAME@latest, NAME@ID, NAME@ and the beginning of an id, or a time: NAME@2026-11-22T08:00"
 
@@ -164,11 +165,17 @@ class Repository:
         snapshot = read_manifest(key, unsealed("manifest", manifest))
         if (snapshot.database, snapshot.id + ".json") != (database, name):
             raise Failure(f"it is that of {snapshot.database}@{snapshot.id}")
-        return snapshot
+        highest = highest_sequence(os.lstat(self.root / key).st_mtime, time.time())
+        return snapshot._replace(sequence=min(snapshot.sequence, highest))
 
     def _names(self, directory: Path) -> list[str]:
         # The root may be a link: its user named it.
         return sorted(os.listdir(directory)) if is_directory(directory) or directory == self.root else []
+
+
+def highest_sequence(put_at: float, now: float) -> int:
+    """As how much a sequence counts at most, by when the manifest was put: what was planted is no longer the newest."""
+    return ALWAYS_COUNTED_SEQUENCES + max(0, int(put_at * 1000) if put_at <= now else 0)
 
 
 def is_directory(path: Path) -> bool:

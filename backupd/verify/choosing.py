@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from backupd.format.ids import SnapshotId
-    from backupd.format.manifest import AnyManifest
     from backupd.reference import Reference
     from backupd.repository import Repository
     from backupd.store import StoredObject
@@ -110,12 +109,7 @@ def choose(
 def _newest(history: History) -> set[SnapshotId]:
     regular = [each for each in history.manifests if each.kind is SnapshotKind.REGULAR]
     newest = (regular or history.manifests)[-1:]
-    return {each.id for each in newest} | _perhaps_newer(history, newest[-1] if newest else None)
-
-
-def _perhaps_newer(history: History, found: AnyManifest | None) -> set[SnapshotId]:
-    """Damaged manifests do not say their place in the order: their ids have to do."""
-    return {damaged.id for damaged in history.damaged if found is None or damaged.id > found.id}
+    return {each.id for each in newest} | history.perhaps_newer_than(newest[-1] if newest else None)
 
 
 def _meant(
@@ -136,7 +130,7 @@ def _meant(
         if reference.is_id:
             suspects = {one.id for each in histories for one in each.damaged if str(one.id).startswith(reference.text)}
         else:
-            suspects = {one for each in histories for one in _perhaps_newer(each, best)}
+            suspects = {one for each in histories for one in each.perhaps_newer_than(best)}
         found |= {(name, one) for one in suspects | ({best.id} if best else set())}
     if len({name for name, _ in found}) > 1:
         some = sorted(found)
