@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from backupd.errors import BackupdError, DamageError, NoSuchObjectError, NoSuchSnapshotError
+from backupd.errors import BackupdError, DamageError, NoSuchObjectError, NoSuchSnapshotError, UnsupportedFormatError
 from backupd.logs import log
 from backupd.reference import parse_reference, resolve
-from backupd.repository.manifests import opened, read_history, read_manifest
+from backupd.repository.manifests import opened, read_history, read_manifest, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,14 +74,9 @@ def is_repository(repository: Repository) -> bool:
     return False
 
 
-def _damage(repository: Repository, history: History) -> list[DamageError]:
-    return [
-        DamageError(
-            f"the manifest of {damaged.database}@{damaged.id} in {repository.url} is damaged: {damaged.reason}",
-            hint="it cannot be restored from there; other snapshots are not affected",
-        )
-        for damaged in history.damaged
-    ]
+def _damage(repository: Repository, history: History) -> list[BackupdError]:
+    hint = "it cannot be restored from there; other snapshots are not affected"
+    return [unreadable(repository, damaged, hint=hint) for damaged in history.damaged]
 
 
 def find_snapshot(
@@ -104,7 +99,7 @@ def find_snapshot(
                 names = [wanted] if wanted else repository.databases()
                 if (found := _find_in(repository, reference, names, now)) is not None:
                     candidates.append(ListedSnapshot(repository, found))
-        except (NoSuchSnapshotError, DamageError):
+        except (NoSuchSnapshotError, DamageError, UnsupportedFormatError):
             raise
         except BackupdError as error:
             failed = failed or error
@@ -157,10 +152,8 @@ def _reject_if_damage_may_be_meant(
     for damaged in history.damaged:
         if str(damaged.id).startswith(reference.text) or damaged.id in perhaps_newer:
             alternative = f"restore {found.id} by its id instead, or " if found else ""
-            raise DamageError(
-                f"the manifest of snapshot {damaged.id} in {repository.url} is damaged: {damaged.reason}",
-                hint=f"{alternative}choose another snapshot from: backupd list {damaged.database}",
-            )
+            hint = f"{alternative}choose another snapshot from: backupd list {damaged.database}"
+            raise unreadable(repository, damaged, hint=hint)
 
 
 def _nothing_found(

@@ -99,6 +99,10 @@ class LostManifestError(StoreError):
     retry_can_help = True
 
 
+class UnreadableObjectError(BackupdError):
+    """What was about to be stored is nothing that a reader would accept, and was not stored."""
+
+
 class BusyError(BackupdError):
     """Something else holds a lock, or held it longer than allowed."""
 

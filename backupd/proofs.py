@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from backupd.errors import NoSuchObjectError
+from backupd.errors import NoSuchObjectError, UnsupportedFormatError
 from backupd.format import FormatError
 from backupd.format.records import Drill, DrillOutcome, decode_drill
 from backupd.repository.records import read_record
@@ -133,8 +133,7 @@ class Proofs:
 def read_proofs(repository: Repository, database: str, survey: Survey | None = None) -> Proofs:
     """What the drills that `survey` shows have found; each is read from the store once, and then from the cache.
 
-    Without a survey, drills are listed, and packs too when one was found damaged. Raises the errors of `Store` and
-    `UnsupportedFormatError`.
+    Without a survey, drills are listed, and packs too when one was found damaged. Raises the errors of `Store`.
     """
     shown = survey or survey_of(database, repository.store.list(drills_prefix(database)))
 
@@ -145,18 +144,18 @@ def read_proofs(repository: Repository, database: str, survey: Survey | None = N
             raise FormatError("it is that of another snapshot")
         return _Found(drill, stored.modified_at)
 
-    def read_if_there(snapshot_id: SnapshotId) -> _Found | FormatError | None:
+    def read_if_there(snapshot_id: SnapshotId) -> _Found | FormatError | UnsupportedFormatError | None:
         try:
             return read(snapshot_id)
         except NoSuchObjectError:
             return None  # removed since the listing
-        except FormatError as error:
+        except (FormatError, UnsupportedFormatError) as error:
             return error
 
     with worker_threads(_READERS) as readers:
         read_all = dict(zip(shown.drills, readers.map(read_if_there, shown.drills), strict=True))
     found = {snapshot_id: each for snapshot_id, each in read_all.items() if isinstance(each, _Found)}
-    unreadable = frozenset(snapshot_id for snapshot_id, each in read_all.items() if isinstance(each, FormatError))
+    unreadable = frozenset(found_at for found_at, each in read_all.items() if isinstance(each, Exception))
     if survey is None and any(each.drill.damaged_packs for each in found.values()):
         shown = repository.survey(database)
     return Proofs(found, _condemned(found.values(), shown), unreadable)

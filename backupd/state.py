@@ -45,14 +45,14 @@ class StateDirectory:
         with self._reporting_errors():
             if not file.exists():
                 temporary = file.with_name(f"writer.{secrets.token_hex(4)}")
-                temporary.write_text(secrets.token_hex(8))
+                temporary.write_text(secrets.token_hex(8), encoding="utf-8")
                 try:
                     os.link(temporary, file)  # unlike a rename, loses to whoever came first
                 except FileExistsError:
                     pass
                 finally:
                     temporary.unlink()
-            return file.read_text()[:64]
+            return file.read_text(encoding="utf-8", errors="replace")[:64]
 
     @contextmanager
     def lock(self, subject: str, *, timeout: float) -> Iterator[None]:

@@ -88,6 +88,8 @@ class DamagedManifest:
     database: str
     id: SnapshotId
     reason: str
+    is_newer: bool = False
+    """It is of a newer format than its repository: that of a newer backupd, or of nobody's."""
     is_outdated: bool = False
     """It is dated after the time when it was put, and a readable one was put later: it is not the newest."""
 

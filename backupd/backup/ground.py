@@ -131,11 +131,10 @@ def _find_usable_base(
 
     candidates = [each for each in reversed(history.manifests) if isinstance(each, Manifest)]
     for manifest in candidates:
-        is_there = 2 * pages_there(manifest, survey) >= manifest.page_count
-        if is_there and (base := find(manifest)) is not None:
-            # What a drill has condemned was there, and is to be stored again.
-            if proofs.condemned_packs(manifest) or 2 * len(base.lost) <= manifest.page_count:
-                return base, unusable
+        base = find(manifest) if 2 * pages_there(manifest, survey) >= manifest.page_count else None
+        # What a drill has condemned was there, and is to be stored again.
+        if base and (2 * len(base.lost) <= manifest.page_count or proofs.condemned_packs(manifest)):
+            return base, unusable
         unusable.setdefault(manifest.id, _MOSTLY_LOST)
     for position, manifest in enumerate(candidates):
         if unusable[manifest.id] is _MOSTLY_LOST and (base := find(manifest)) is not None:

@@ -12,6 +12,7 @@ from backupd.format.manifest import SnapshotKind
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from backupd.backup.remarks import PassedOver
     from backupd.errors import BackupdError
     from backupd.format.ids import SnapshotId
     from backupd.receipt import Receipt
@@ -45,6 +46,8 @@ class BackupResult:
     """False when the database is so damaged that SQLite cannot tell its tables. It is captured all the same."""
     api_differs: bool = False
     """Whether reading the database's file gave something else than SQLite reads: only SQLite is believed then."""
+    passed_over: PassedOver | None = None
+    """Manifests in the store that no snapshot builds on."""
     duration_seconds: float = 0.0
     error: BackupdError | None = None
     warnings: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ from backupd import __version__
 from backupd.backup.assembly import assemble, count_changed
 from backupd.backup.ground import Ground, find_ground
 from backupd.backup.recipients import remark_on_recipients
-from backupd.backup.remarks import remarks, source_remarks
+from backupd.backup.remarks import passed_over, remarks, source_remarks
 from backupd.backup.results import BackupResult, Outcome
 from backupd.backup.silence import HINT, WatchedStore
 from backupd.backup.spooled import spool_failure
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from backupd.store import Store
 
 _TICK_SECONDS = 0.1
+_LONGEST_HOST = 255
 
 
 class StorePart:
@@ -200,6 +201,7 @@ class StorePart:
             commit(self.repository, manifest, image.hashes)
             outcome, changed, stored = Outcome.CREATED, manifest.changed_pages, manifest.stored_bytes
             replaced = 0 if base is None else base.damaged_packs
+        odd = passed_over(self._database.name, self.repository.url, self.ground, self._state)
         return BackupResult(
             database=self._database.name,
             store=self.repository.url,
@@ -213,11 +215,13 @@ class StorePart:
             replaced_packs=replaced,
             is_schema_readable=image.pinned.facts.tables is not None,
             api_differs=image.api_differs,
+            passed_over=odd,
             warnings=(
                 *filter(None, [self._remark_on_recipients(manifest)]),
                 *self.ground.warnings(self.repository.url),
                 *source_remarks(image.pinned.facts, self._database.path),
-                *remarks(self.repository.url, self.ground.history, self._describe_writer(image.pinned), image.id),
+                *remarks(self.repository.url, self.ground, self._describe_writer(image.pinned), image.id),
+                *(() if odd is None else odd.news),
             ),
         )
 
@@ -261,8 +265,8 @@ class StorePart:
     def _describe_writer(self, pinned: Pinned) -> Writer:
         return Writer(
             id=self._state.writer_id(),
-            host=socket.gethostname(),
-            path=os.fsencode(self._database.path).decode(errors="backslashreplace"),
+            host=_text(socket.gethostname())[:_LONGEST_HOST],
+            path=_text(self._database.path),
             uid=pinned.uid,
             gid=pinned.gid,
             mode=pinned.mode,
@@ -281,3 +285,8 @@ class StorePart:
                 error=error,
             )
         return replace(self._result, duration_seconds=duration_seconds)
+
+
+def _text(name: str | os.PathLike[str]) -> str:
+    """What the system calls something, as text that every reader takes, with escapes for bytes that are not UTF-8."""
+    return os.fsencode(name).decode(errors="backslashreplace")

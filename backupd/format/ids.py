@@ -35,7 +35,7 @@ class SnapshotId:
         """The id of a snapshot taken at `taken_at` (aware), with the low 32 of `random_bits`."""
         utc = taken_at.astimezone(UTC)
         milliseconds = utc.microsecond // 1000
-        return cls(f"{utc:%Y%m%dT%H%M%S}{milliseconds:03}Z-{random_bits & 0xFFFFFFFF:08x}")
+        return cls(f"{utc.year:04}{utc:%m%dT%H%M%S}{milliseconds:03}Z-{random_bits & 0xFFFFFFFF:08x}")
 
     @property
     def taken_at(self) -> datetime:

@@ -64,7 +64,8 @@ def encode_pack(
 ) -> bytes:
     """One pack object. `page_numbers` ascend strictly; `hashes` and `images` are in the same order.
 
-    Releases the interpreter lock while it compresses.
+    Releases the interpreter lock while it compresses. Raises `FormatError` rather than give a pack that `decode_pack`
+    would refuse; what zstd compressed is taken for what it decompresses to.
     """
     pages = len(page_numbers)
     prefix = _PREFIX.pack(
@@ -76,7 +77,12 @@ def encode_pack(
         pages,
     )
     compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
-    return b"".join((prefix, struct.pack(f"<{pages}I", *page_numbers), hashes, compressor.compress(images)))
+    pack = b"".join((prefix, struct.pack(f"<{pages}I", *page_numbers), hashes, compressor.compress(images)))
+    index = parse_index(pack)
+    if (index.pages * HASH_BYTES, index.hashes) != (len(hashes), hashes) or len(pack) > MAX_PACK_BYTES:
+        raise FormatError(f"a pack of {pages} pages has {len(hashes)} bytes of hashes and {len(pack)} bytes in all")
+    _reject_other_frame(memoryview(pack)[index_bytes(pages) :], index)
+    return pack
 
 
 def parse_index(data: bytes | memoryview) -> PackIndex:
@@ -112,6 +118,17 @@ def _reject_unordered_pages(numbers: Sequence[int]) -> None:
         raise FormatError("page numbers do not ascend strictly: a page is listed twice or out of order")
 
 
+def _reject_other_frame(frame: memoryview, index: PackIndex) -> None:
+    """Raise `FormatError` or `ZstdError` unless `frame` begins as the frame of this index has to."""
+    parameters = zstandard.get_frame_parameters(frame)
+    if parameters.content_size != index.pages * index.page_size:
+        raise FormatError(f"the compressed frame declares another size than {index.pages} pages")
+    if not parameters.has_checksum:
+        raise FormatError("the compressed frame has no checksum")
+    if parameters.dict_id:
+        raise FormatError("the compressed frame wants a dictionary")
+
+
 def decode_pack(data: bytes) -> tuple[PackIndex, bytes]:
     """The index and the page images, in index order. Raises `FormatError`.
 
@@ -122,13 +139,7 @@ def decode_pack(data: bytes) -> tuple[PackIndex, bytes]:
     expected = index.pages * index.page_size
     frame = memoryview(data)[index_bytes(index.pages) :]
     try:
-        parameters = zstandard.get_frame_parameters(frame)
-        if parameters.content_size != expected:
-            raise FormatError(f"the compressed frame declares another size than {index.pages} pages")
-        if not parameters.has_checksum:
-            raise FormatError("the compressed frame has no checksum")
-        if parameters.dict_id:
-            raise FormatError("the compressed frame wants a dictionary")
+        _reject_other_frame(frame, index)
         images = zstandard.ZstdDecompressor().decompress(frame, max_output_size=expected, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise FormatError(f"the compressed pages cannot be read: {error}") from error

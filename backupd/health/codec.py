@@ -216,6 +216,7 @@ _STORE = _Record(
     damaged_source_id=_TEXT,
     hold=_PROBLEM,
     prune_failure=_FAILURE,
+    passed_over=_PROBLEM,
 )
 _DATABASE = _Record(
     DatabaseHealth,

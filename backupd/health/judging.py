@@ -12,6 +12,7 @@ read-differs     reading the file of a database gave something else than SQLite 
 vanished         a file that a pattern found before is gone
 held             pruning would remove something and does not
 prune-failing    pruning failed
+passed-over      a store holds a manifest that no snapshot builds on
 config-refused   a changed configuration was refused
 """
 
@@ -156,6 +157,19 @@ def _database_alarms(name: str, database: DatabaseHealth, now: datetime) -> Iter
     for url, health in database.stores.items():
         drill = drills[url]
         yield from filter(None, (_not_current(name, url, health, now), drill))
+        if health.passed_over is not None:
+            yield Alarm(
+                key=f"passed-over {name} {url}",
+                kind="passed-over",
+                database=name,
+                store=url,
+                title=f"snapshots of {name} in {url}",
+                message=f"{health.passed_over.message}; newer snapshots are not affected",
+                hint=_hint(health.passed_over.hint, f"see what there is: backupd list {name}"),
+                since=health.passed_over.since,
+                is_red=False,
+                is_told_once=True,
+            )
         # What a drill found holds pruning until another succeeds: that is told already.
         is_told = drill is not None and health.hold is not None and health.hold.ends_by_itself
         yield from _pruning(name, url, replace(health, hold=None) if is_told else health)

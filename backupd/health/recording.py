@@ -271,6 +271,7 @@ def _after_snapshot(
         seen_at=at,
         failure=None,
         is_schema_unreadable=not result.is_schema_readable,
+        passed_over=None if result.passed_over is None else next_problem(before.passed_over, result.passed_over, at),
     )
 
 

@@ -112,6 +112,8 @@ class StoreHealth:
     hold: Problem | None = None
     """Pruning would remove something and does not."""
     prune_failure: Failure | None = None
+    passed_over: Problem | None = None
+    """The last snapshot found manifests that it does not build on: damaged or impossible ones."""
 
     @property
     def proofs_at(self) -> tuple[datetime, ...]:

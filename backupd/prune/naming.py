@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backupd.errors import BusyError, DamageError
-from backupd.repository.manifests import read_history
+from backupd.repository.manifests import read_history, unreadable
 from backupd.repository.records import read_trash
 from backupd.store.keys import RecordKey, RecordKind, SnapshotKey
 
@@ -40,8 +40,9 @@ def require_readable_manifests(repository: Repository, database: str, holdings: 
     """Raise `DamageError` for a manifest that cannot be read, `BusyError` for one that has gone meanwhile."""
     history = holdings.history
     for damaged in history.damaged:
-        raise DamageError(
-            f"the manifest of {database}@{damaged.id} in {repository.url} is damaged: {damaged.reason}",
+        raise unreadable(
+            repository,
+            damaged,
             hint="nothing of this database is removed while it is there, because it may need any pack; when you have "
             f"given it up, delete {SnapshotKey(database, str(damaged.id))} by hand",
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import secrets
 import threading
 from contextlib import contextmanager
@@ -17,8 +16,9 @@ from typing import TYPE_CHECKING
 from backupd.cache import Cache
 from backupd.encryption import NO_ENCRYPTION
 from backupd.errors import DamageError, NoSuchObjectError, StoreUnavailableError, UnsupportedFormatError
-from backupd.format import FORMAT_VERSION
+from backupd.format import FORMAT_VERSION, FormatError
 from backupd.logs import log
+from backupd.repository.readable import MAX_REPOSITORY_OBJECT_BYTES, decode_repository, require_readable
 from backupd.rescue import leave_rescue_objects
 from backupd.store import canonical_url
 from backupd.store.keys import (
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from backupd.state import StateDirectory
     from backupd.store import Store
 
-_MAX_REPOSITORY_OBJECT_BYTES = 4096
-_REPOSITORY_ID = re.compile("[0-9A-Za-z]{1,64}")
 _LOCK_SECONDS = 30.0
 
 
@@ -75,13 +73,12 @@ class Repository:
         Raises `UnsupportedFormatError` for a newer format and `DamageError` for an unreadable `backupd.json`.
         """
         try:
-            content = self.store.get(REPOSITORY_KEY, limit_bytes=_MAX_REPOSITORY_OBJECT_BYTES)
+            content = self.store.get(REPOSITORY_KEY, limit_bytes=MAX_REPOSITORY_OBJECT_BYTES)
         except NoSuchObjectError:
             return False
         try:
-            values = json.loads(content)
-            version, repository_id = _checked(values["format"], values["repository"])
-        except (ValueError, KeyError, TypeError) as error:
+            version, repository_id = decode_repository(content)
+        except FormatError as error:
             raise DamageError(
                 f"{REPOSITORY_KEY} in {self.url} cannot be read: it is not what backupd writes",
                 hint="if this place was never a backupd repository, choose another; otherwise somebody, or a broken "
@@ -164,7 +161,8 @@ class Repository:
             return False
 
     def put_object(self, key: str, content: bytes) -> None:
-        """Put one small object."""
+        """Put one small object. Raises `UnreadableObjectError`, and puts nothing, when a reader would refuse it."""
+        require_readable(key, content, url=self.url)
         self.store.put(key, content, sha256=hashlib.sha256(content).digest())
 
     def tell_once(self, event: str, *, reason: str) -> None:
@@ -182,12 +180,3 @@ class Repository:
         # A copy of a repository has its id too, and goes on with another history.
         place = hashlib.sha256(os.fsencode(canonical_url(self.url))).hexdigest()[:8]
         return self._state.cache(f"{self._id}-{place}", database)
-
-
-def _checked(version: object, repository_id: object) -> tuple[int, str]:
-    """Both values of `backupd.json`; the id can safely name a directory of the cache. Raises ValueError."""
-    if type(version) is not int or version < 1:
-        raise ValueError("not a format version")
-    if not isinstance(repository_id, str) or not _REPOSITORY_ID.fullmatch(repository_id):
-        raise ValueError("not a repository id")
-    return version, repository_id

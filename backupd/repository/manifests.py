@@ -1,6 +1,6 @@
 """The manifests of a repository: from the cache where that can be, and with their private part where there is a key.
 
-What is read raises the errors of `Store`, and `UnsupportedFormatError` for what a newer version wrote.
+What is read raises the errors of `Store`.
 """
 
 from __future__ import annotations
@@ -104,19 +104,27 @@ def _why_implausible(manifest: AnyManifest, stored: StoredObject, now: datetime)
     if manifest.sequence > highest_sequence(stored.modified_at, now):
         return f"its sequence is {manifest.sequence}, and so many snapshots were never taken"
     if manifest.id.taken_at > now + _FAR_AHEAD:
-        return "it is dated in the future"
+        return "it is dated in the future: a clock was wrong, or somebody put it there"
     return None
 
 
 def read_manifest(repository: Repository, database: str, snapshot_id: SnapshotId) -> AnyManifest:
-    """One manifest, read from the store itself. Raises `DamageError`, `NoSuchObjectError`."""
+    """One manifest, read from the store itself. Raises the errors of `unreadable`, and `NoSuchObjectError`."""
     found = _read(repository, database, snapshot_id)
     if isinstance(found, DamagedManifest):
-        raise DamageError(
-            f"the manifest of snapshot {snapshot_id} in {repository.url} is damaged: {found.reason}",
-            hint=f"restore another snapshot; backupd list {database} shows them",
-        )
+        raise unreadable(repository, found, hint=f"restore another snapshot; backupd list {database} shows them")
     return found
+
+
+def unreadable(repository: Repository, damaged: DamagedManifest, *, hint: str) -> DamageError | UnsupportedFormatError:
+    """The error for a manifest that is needed and cannot be read; `hint` says what to do when it is damaged."""
+    name = f"{damaged.database}@{damaged.id}"
+    if damaged.is_newer:
+        return UnsupportedFormatError(
+            f"snapshot {name} in {repository.url} was written by a newer backupd: {damaged.reason}",
+            hint="install the newer version; nothing was changed",
+        )
+    return DamageError(f"the manifest of {name} in {repository.url} is damaged: {damaged.reason}", hint=hint)
 
 
 def opened(repository: Repository, found: AnyManifest) -> Manifest:
@@ -178,13 +186,8 @@ def _read(repository: Repository, database: str, snapshot_id: SnapshotId) -> Any
     try:
         content, found = _get_checked(repository, database, snapshot_id)
         manifest = _opened_if_possible(repository, found)
-    except NewerFormatError as error:
-        raise UnsupportedFormatError(
-            f"snapshot {snapshot_id} in {repository.url} was written by a newer backupd: {error}",
-            hint="install the newer version; nothing was changed",
-        ) from error
     except FormatError as error:
-        return DamagedManifest(database, snapshot_id, str(error))
+        return DamagedManifest(database, snapshot_id, str(error), is_newer=isinstance(error, NewerFormatError))
     repository.cache.write(database, manifest_name(snapshot_id), content)
     return manifest
 

@@ -6,14 +6,17 @@ point, then the local cache. A crash at any point leaves at most packs that no m
 
 from __future__ import annotations
 
+import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from backupd.cache import hashes_name, manifest_name, private_name
-from backupd.errors import DamageError, LostManifestError, LostPacksError, NoSuchObjectError
+from backupd.errors import DamageError, LostManifestError, LostPacksError, NoSuchObjectError, UnsupportedFormatError
 from backupd.format import FormatError
-from backupd.format.manifest import encode_manifest, encrypt_manifest
+from backupd.format.manifest import encode_manifest, encrypt_manifest, highest_sequence
 from backupd.format.records import DELETION_COUNTS_FOR, decode_deletion
 from backupd.repository.packs import pack_key
+from backupd.repository.readable import require_restorable
 from backupd.repository.records import read_record
 from backupd.store.keys import SnapshotKey
 
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from backupd.survey import Survey
 
 _LISTINGS_TRIED = 4
+_STORE_CLOCK_TICK_SECONDS = 2.0
 
 
 def put_pack(repository: Repository, database: str, file: Path, pack: PackEntry) -> None:
@@ -39,7 +43,8 @@ def commit(repository: Repository, manifest: Manifest, hashes: Path) -> None:
 
     Atomic: when this raises, the snapshot may exist only if the store did what it did not acknowledge, or cannot
     be asked any more. Raises `LostPacksError` when the store does not show a pack, which the next snapshot writes
-    again, and `LostManifestError`. When it returns, the store has shown everything that the snapshot needs.
+    again, `LostManifestError`, and `UnreadableObjectError` before it puts anything. When it returns, the store has
+    shown everything that the snapshot needs.
     """
     repository.create_once()
     private: bytes | None = None
@@ -47,6 +52,7 @@ def commit(repository: Repository, manifest: Manifest, hashes: Path) -> None:
         content, private = encrypt_manifest(manifest, repository.encryption.encrypt)
     else:
         content = encode_manifest(manifest)
+    require_restorable(manifest, content, private, url=repository.url)
     publish(repository, manifest, content)
     _require_manifest(repository, manifest, content)
     repository.leave_rescue_once()
@@ -76,11 +82,19 @@ def publish(repository: Repository, manifest: AnyManifest, content: bytes) -> No
             _reject_packs_being_deleted(repository, manifest, survey)
         except NoSuchObjectError:
             continue  # a sweep has just ended, and may have deleted what the listing showed before
+        _wait_until_sequence_counts(manifest, survey)
         repository.put_object(str(SnapshotKey(manifest.database, str(manifest.id))), content)
         return
     raise LostPacksError(
         f"one sweep after the other deletes packs of {manifest.database} in {repository.url}", hint="try again"
     )
+
+
+def _wait_until_sequence_counts(manifest: AnyManifest, survey: Survey) -> None:
+    """Let the store's clock go on when something in it has the highest sequence that counts now: this one is newer."""
+    put_at = max((stored.modified_at for stored in survey.manifests.values()), default=None)
+    if put_at is not None and manifest.sequence > highest_sequence(put_at, datetime.now(UTC)):
+        time.sleep(_STORE_CLOCK_TICK_SECONDS)
 
 
 def _require_manifest(repository: Repository, manifest: Manifest, content: bytes) -> None:
@@ -110,7 +124,7 @@ def _reject_packs_being_deleted(repository: Repository, manifest: AnyManifest, s
         try:
             named = read_record(repository, manifest.database, stored, decode_deletion).packs
             last_put = min((survey.packs[pack].modified_at for pack in _common(manifest, named)), default=None)
-        except FormatError:
+        except (FormatError, UnsupportedFormatError):
             # Which packs is not known: as long as this snapshot's newest may be one of them, it has to wait.
             last_put = max((survey.packs[pack.sha256].modified_at for pack in manifest.packs), default=None)
         if last_put is not None and last_put <= is_over_at:

@@ -149,8 +149,6 @@ class Repository:
                     try:
                         found.append(self.snapshot(f"{database}/{kind}/{name}"))
                     except (Failure, OSError) as error:
-                        if isinstance(error, Failure) and error.code == NEWER_FORMAT:
-                            raise
                         damaged.append(Failure(f"{database}/{kind}/{name}: {error}"))
         return sorted(found, key=lambda each: (each.database, each.sequence, each.id)), damaged
 

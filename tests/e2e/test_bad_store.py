@@ -141,7 +141,7 @@ def test_full_state_directory(place: Place) -> None:
 
 
 def test_store_of_a_newer_format(place: Place) -> None:
-    """Neither a repository nor a single manifest of format 2 is guessed at or written to."""
+    """Neither a repository nor a single manifest of format 2 is guessed at; only the repository stops snapshots."""
     newer = place.copy(place.home.with_name("newer manifest"))
     repository = place.store / "backupd.json"
     repository.write_text(json.dumps(json.loads(repository.read_text()) | {"format": 2}))
@@ -149,7 +149,10 @@ def test_store_of_a_newer_format(place: Place) -> None:
     place.backupd.refusals([(verb, UNSUPPORTED_FORMAT, [place.store, "format 2"]) for verb in verbs])
     _seal_as_format_2(newer.manifest(2))
     shutil.rmtree(newer.backupd.state)
-    newer.backupd.refusals([(verb, UNSUPPORTED_FORMAT, [newer.ids[2], newer.store, "version 2"]) for verb in verbs])
+    told = [newer.ids[2], newer.store, "version 2"]
+    newer.backupd.refusals([(verb, UNSUPPORTED_FORMAT, told) for verb in verbs if verb[0] != "now"])
+    assert newer.ids[2] in newer.backupd.run("now", "app.db").stderr
+    newer.backupd.run("restore", "latest", "--to", "restored.db")
 
 
 def _seal_as_format_2(manifest: Path) -> None:
