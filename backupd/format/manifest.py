@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, TypeAdapter
+from pydantic_core import PydanticSerializationError
 
 from backupd.format import FORMAT_VERSION, MAX_IMAGE_PAGES, FormatError, is_page_size
 from backupd.format.pack import MAX_ENCRYPTED_PACK_BYTES, MAX_PACK_BYTES, MAX_RAW_BYTES
@@ -236,11 +237,17 @@ def manifest_values(manifest: AnyManifest) -> dict[str, Any]:
 
 
 def encrypt_manifest(manifest: Manifest, encrypt: Callable[[bytes], bytes]) -> tuple[bytes, bytes]:
-    """The manifest as a sealed object with a private part, and that part as `open_manifest` takes it."""
+    """The manifest as a sealed object with a private part, and that part as `open_manifest` takes it.
+
+    Raises `FormatError` for what is no JSON.
+    """
     private = _Private(
         nonce=secrets.token_hex(16), **_values(manifest, ("image_digest", "page_map", "source", "writer"))
     )
-    plaintext = _private.dump_json(private)
+    try:
+        plaintext = _private.dump_json(private)
+    except PydanticSerializationError as error:
+        raise FormatError(f"private part: {error}") from error
     sealed = SealedManifest(
         **_values(manifest, _HEAD),
         packs=manifest.packs,

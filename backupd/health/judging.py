@@ -22,6 +22,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, timedelta
 from typing import TYPE_CHECKING
 
+from backupd.errors import ExitCode
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from datetime import datetime
@@ -181,7 +183,7 @@ def _not_current(name: str, url: str, health: StoreHealth, now: datetime) -> Ala
     """`failing` and `stale` are one alarm: what goes wrong all the time makes a database late in the end."""
     failure = health.failure
     is_late = is_stale(health, now)
-    if not is_late and (failure is None or failure.count <= _ATTEMPTS_THAT_MAY_FAIL):
+    if not is_late and (failure is None or _may_pass(failure)):
         return None
     why, hint = (failure.message, failure.hint) if failure else _why_late(health, now)
     return Alarm(
@@ -195,6 +197,11 @@ def _not_current(name: str, url: str, health: StoreHealth, now: datetime) -> Ala
         since=_since(health, now),
         is_red=True,
     )
+
+
+def _may_pass(failure: Failure) -> bool:
+    """Whether the next attempt may succeed for all that is known. What is a bug stays one."""
+    return failure.count <= _ATTEMPTS_THAT_MAY_FAIL and failure.exit_code != ExitCode.BUG
 
 
 def _why_late(health: StoreHealth, now: datetime) -> tuple[str, str]:

@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from backupd.errors import UnreadableObjectError
 from backupd.format import FormatError
-from backupd.format.manifest import MAX_MANIFEST_BYTES, SealedManifest, decode_manifest, open_manifest
+from backupd.format.manifest import (
+    MAX_MANIFEST_BYTES,
+    SealedManifest,
+    decode_manifest,
+    encode_manifest,
+    encrypt_manifest,
+    open_manifest,
+)
 from backupd.format.records import (
     MAX_RECORD_BYTES,
     MAX_TRASH_BYTES,
@@ -26,8 +34,9 @@ from backupd.format.records import (
 from backupd.store.keys import REPOSITORY_KEY, RecordKey, RecordKind, SnapshotKey, retention_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from backupd.encryption import Encryption
     from backupd.format.manifest import AnyManifest, Manifest
 
 MAX_REPOSITORY_OBJECT_BYTES = 4096
@@ -59,25 +68,26 @@ def decode_repository(content: bytes) -> tuple[int, str]:
 
 def require_readable(key: str, content: bytes, *, url: str) -> None:
     """Raise `UnreadableObjectError` unless readers accept `content` as the object `key` of the store at `url`."""
-    try:
+    with _refused(key, url):
         _read(key, content)
-    except FormatError as error:
-        raise _refused(key, url, error) from error
 
 
-def require_restorable(manifest: Manifest, content: bytes, private: bytes | None, *, url: str) -> None:
-    """Raise `UnreadableObjectError` unless readers find exactly `manifest`, with a right page map, in `content`.
+def encode_restorable(manifest: Manifest, encryption: Encryption, *, url: str) -> tuple[bytes, bytes | None]:
+    """The bytes of a manifest, in which a reader finds exactly that; and the private part as it was before encryption.
 
-    `private` is its private part before encryption, if it has one.
+    Raises `UnreadableObjectError` when there are none. `url` is that of the store for which they are.
     """
-    key = str(SnapshotKey(manifest.database, str(manifest.id)))
-    try:
+    private: bytes | None = None
+    with _refused(str(SnapshotKey(manifest.database, str(manifest.id))), url):
+        if encryption.is_on:
+            content, private = encrypt_manifest(manifest, encryption.encrypt)
+        else:
+            content = encode_manifest(manifest)
         found = decode_manifest(content)
         whole = open_manifest(found, private or b"") if isinstance(found, SealedManifest) else found
         whole.decode_map()
         _require_same(manifest, whole)
-    except FormatError as error:
-        raise _refused(key, url, error) from error
+    return content, private
 
 
 def _read(key: str, content: bytes) -> None:
@@ -121,8 +131,12 @@ def _of_drill(drill: Drill) -> tuple[str, str]:
     return drill.database, str(drill.snapshot)
 
 
-def _refused(key: str, url: str, error: FormatError) -> UnreadableObjectError:
-    return UnreadableObjectError(
-        f"{key} was not put into {url}, because no reader would accept it: {error}",
-        hint="what is stored is as it was, and older snapshots can be restored; this is a bug of backupd: report it",
-    )
+@contextmanager
+def _refused(key: str, url: str) -> Iterator[None]:
+    try:
+        yield
+    except FormatError as error:
+        raise UnreadableObjectError(
+            f"{key} was not put into {url}, because no reader would accept it: {error}",
+            hint="what is stored is as it was, and older snapshots can be restored; please report this as a bug",
+        ) from error

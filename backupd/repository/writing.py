@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from backupd.cache import hashes_name, manifest_name, private_name
 from backupd.errors import DamageError, LostManifestError, LostPacksError, NoSuchObjectError, UnsupportedFormatError
 from backupd.format import FormatError
-from backupd.format.manifest import encode_manifest, encrypt_manifest, highest_sequence
+from backupd.format.manifest import highest_sequence
 from backupd.format.records import DELETION_COUNTS_FOR, decode_deletion
 from backupd.repository.packs import pack_key
-from backupd.repository.readable import require_restorable
+from backupd.repository.readable import encode_restorable
 from backupd.repository.records import read_record
 from backupd.store.keys import SnapshotKey
 
@@ -47,12 +47,7 @@ def commit(repository: Repository, manifest: Manifest, hashes: Path) -> None:
     shown everything that the snapshot needs.
     """
     repository.create_once()
-    private: bytes | None = None
-    if repository.encryption.is_on:
-        content, private = encrypt_manifest(manifest, repository.encryption.encrypt)
-    else:
-        content = encode_manifest(manifest)
-    require_restorable(manifest, content, private, url=repository.url)
+    content, private = encode_restorable(manifest, repository.encryption, url=repository.url)
     publish(repository, manifest, content)
     _require_manifest(repository, manifest, content)
     repository.leave_rescue_once()
