@@ -7,6 +7,7 @@ import binascii
 import hashlib
 import secrets
 from dataclasses import dataclass, fields
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,7 +21,6 @@ from backupd.format.seal import Digest, Id, Name, Text, decode_sealed_as, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import datetime
 
     from backupd.format.ids import SnapshotId
 
@@ -34,6 +34,7 @@ def _reject_odd_page_size(size: int) -> int:
     return size
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 ALWAYS_COUNTED_SEQUENCES = 1 << 32
 """Sequences up to here count whenever the manifest was put: no writer takes so many snapshots."""
 
@@ -43,7 +44,7 @@ def highest_sequence(put_at: datetime, now: datetime) -> int:
 
     FORMAT.md, "The order of snapshots", says why: what somebody plants can always be followed by a higher one.
     """
-    milliseconds = int(put_at.timestamp() * 1000) if put_at <= now else 0
+    milliseconds = (put_at - _EPOCH) // timedelta(milliseconds=1) if put_at <= now else 0
     return ALWAYS_COUNTED_SEQUENCES + max(0, milliseconds)
 
 

@@ -15,8 +15,15 @@ from typing import TYPE_CHECKING
 
 from backupd.cache import Cache
 from backupd.encryption import NO_ENCRYPTION
-from backupd.errors import DamageError, NoSuchObjectError, StoreUnavailableError, UnsupportedFormatError
+from backupd.errors import (
+    DamageError,
+    NoSuchObjectError,
+    StoreUnavailableError,
+    UnreadableObjectError,
+    UnsupportedFormatError,
+)
 from backupd.format import FORMAT_VERSION, FormatError
+from backupd.format.manifest import MAX_MANIFEST_BYTES
 from backupd.logs import log
 from backupd.repository.readable import MAX_REPOSITORY_OBJECT_BYTES, decode_repository, require_readable
 from backupd.rescue import leave_rescue_objects
@@ -154,11 +161,13 @@ class Repository:
         return survey_of(database, self.store.list(database_prefix(database)))
 
     def shows(self, database: str, snapshot_id: str) -> bool:
-        """Whether the store has the manifest of this snapshot now. One small request."""
+        """Whether the store has the manifest of this snapshot now, and a reader accepts it. One request."""
+        key = str(SnapshotKey(database, snapshot_id))
         try:
-            return bool(self.store.get_range(str(SnapshotKey(database, snapshot_id)), offset=0, length=1))
-        except NoSuchObjectError:
+            require_readable(key, self.store.get(key, limit_bytes=MAX_MANIFEST_BYTES), url=self.url)
+        except (NoSuchObjectError, DamageError, UnreadableObjectError):
             return False
+        return True
 
     def put_object(self, key: str, content: bytes) -> None:
         """Put one small object. Raises `UnreadableObjectError`, and puts nothing, when a reader would refuse it."""

@@ -163,7 +163,7 @@ class Repository:
         snapshot = read_manifest(key, unsealed("manifest", manifest))
         if (snapshot.database, snapshot.id + ".json") != (database, name):
             raise Failure(f"it is that of {snapshot.database}@{snapshot.id}")
-        highest = highest_sequence(os.lstat(self.root / key).st_mtime, time.time())
+        highest = highest_sequence(os.lstat(self.root / key).st_mtime_ns // 10**6, time.time_ns() // 10**6)
         return snapshot._replace(sequence=min(snapshot.sequence, highest))
 
     def _names(self, directory: Path) -> list[str]:
@@ -171,9 +171,12 @@ class Repository:
         return sorted(os.listdir(directory)) if is_directory(directory) or directory == self.root else []
 
 
-def highest_sequence(put_at: float, now: float) -> int:
-    """As how much a sequence counts at most, by when the manifest was put: what was planted is no longer the newest."""
-    return ALWAYS_COUNTED_SEQUENCES + max(0, int(put_at * 1000) if put_at <= now else 0)
+def highest_sequence(put_at: int, now: int) -> int:
+    """As how much a sequence counts at most, by when the manifest was put (both in milliseconds since 1970).
+
+    So what is put later can always be newer than what somebody planted.
+    """
+    return ALWAYS_COUNTED_SEQUENCES + (max(0, put_at) if put_at <= now else 0)
 
 
 def is_directory(path: Path) -> bool:

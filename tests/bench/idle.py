@@ -7,8 +7,9 @@ import shutil
 import sqlite3
 import time
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from backupd.daemon.rounds import Rounds
 from backupd.daemon.runs import Runs
 from backupd.daemon.timetable import Timetable
 from backupd.format.ids import SnapshotId
+from backupd.format.manifest import decode_manifest, encode_manifest
 from backupd.health import StatusFile, planning
 from backupd.health.heartbeats import Heartbeats
 from backupd.health.judging import judge
@@ -36,7 +38,6 @@ from bench.processes import Run, Series, timed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
 IDLE_DATABASES = 1000
 _ROUNDS = 15
@@ -131,7 +132,8 @@ def _charge(home: Path, stores: Sequence[StoreSettings]) -> Charge:
 
 
 def _pretend_snapshots(charge: Charge) -> None:
-    """Leave what a snapshot of each database would: a round over idle databases looks at its manifest's name only."""
+    """Leave what a snapshot of each database would: a round over idle databases looks at its manifest only."""
+    golden = decode_manifest((Path(__file__).parents[1] / "vectors/valid/manifest-minimal.json").read_bytes())
     databases = charge.all_databases()
     _wait_until_settled(databases[-1].database.path)
     now = datetime.now(UTC)
@@ -149,7 +151,8 @@ def _pretend_snapshots(charge: Charge) -> None:
                 changed_pages=2,
                 stored_bytes=500,
             )
-            repository.put_object(str(SnapshotKey(configured.name, str(result.id))), b"{}")
+            manifest = replace(golden, id=result.id, database=configured.name)
+            repository.put_object(str(SnapshotKey(configured.name, str(result.id))), encode_manifest(manifest))
             status = with_snapshots(
                 status,
                 [result],

@@ -172,7 +172,7 @@ def test_a_daemon_that_has_just_started_asks_for_every_manifest(setting):
     plan = setting.plan(known_ids={})
     assert plan.seen == {setting.disk: ["app"], setting.bucket: ["app"]}
     assert plan.unchanged == {"app": [setting.disk, setting.bucket]}
-    assert [store.calls for store in setting.stores] == [["get_range"], ["get_range"]]
+    assert [store.calls for store in setting.stores] == [["get"], ["get"]]
 
 
 @pytest.mark.parametrize("seen", [None, -HOUR - MINUTE, 2 * HOUR], ids=["never", "an hour ago", "in the future"])
@@ -184,6 +184,9 @@ def test_a_manifest_that_was_not_seen_lately_is_asked_for(setting, seen):
     assert plan.seen == {setting.bucket: ["app"]}
     assert plan.unchanged == {"app": [setting.disk, setting.bucket]}
     for manifest in (setting.home / "bucket/app/snapshots").iterdir():
+        manifest.write_bytes(manifest.read_bytes()[:-1])
+        plan = setting.plan()
+        assert (wanting(plan), plan.seen) == ({"app": [setting.bucket]}, {}), "no reader accepts it"
         manifest.unlink()
     plan = setting.plan()
     assert (wanting(plan), plan.seen) == ({"app": [setting.bucket]}, {})

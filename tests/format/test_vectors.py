@@ -29,6 +29,7 @@ from backupd.format.manifest import (
     SnapshotKind,
     decode_manifest,
     encode_manifest,
+    highest_sequence,
     open_manifest,
 )
 from backupd.format.pack import decode_pack, encode_pack, index_bytes, page_hash, parse_index
@@ -55,6 +56,7 @@ from backupd.proofs import read_proofs
 from backupd.prune.naming import read_holdings
 from backupd.repository import Repository
 from backupd.repository.manifests import opened, read_history, read_manifest
+from backupd.rescue import rescue
 from backupd.restore import restore_to_file
 from backupd.restore.image import fetch_image
 from backupd.state import StateDirectory
@@ -652,6 +654,17 @@ def test_the_example_in_the_specification_is_a_vector():
     frame = base64.b64decode(decode_manifest(golden).page_map)
     assert frame.hex(" ") in _FORMAT_MD
     assert zstandard.ZstdDecompressor().decompress(frame) == bytes([1, 0, 0, 0])
+
+
+def test_a_sequence_counts_as_the_specification_shows():
+    """Each row of its table, for backupd and for rescue.py."""
+    rows = re.findall(r"^\| ([0-9]+) \| ([0-9T:.-]+Z) \| ([0-9T:.-]+Z) \| ([0-9]+) \|$", _FORMAT_MD, re.MULTILINE)
+    assert len(rows) == 8
+    for sequence, put_at, now, counts in rows:
+        times = datetime.fromisoformat(put_at), datetime.fromisoformat(now)
+        assert min(int(sequence), highest_sequence(*times)) == int(counts)
+        milliseconds = (round(each.timestamp() * 1000) for each in times)
+        assert min(int(sequence), rescue.highest_sequence(*milliseconds)) == int(counts)
 
 
 def test_the_index_can_be_read_alone():

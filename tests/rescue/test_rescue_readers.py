@@ -66,6 +66,7 @@ def test_limits_are_those_of_the_format() -> None:
     assert rescue.MAX_ENCRYPTED_PACK_BYTES == pack.MAX_ENCRYPTED_PACK_BYTES
     assert rescue.MAX_PACK_IMAGE_BYTES == pack.MAX_RAW_BYTES
     assert rescue.MAX_MANIFEST_BYTES == manifest.MAX_MANIFEST_BYTES
+    assert rescue.ALWAYS_COUNTED_SEQUENCES == manifest.ALWAYS_COUNTED_SEQUENCES
 
 
 @pytest.mark.parametrize("path", _names(_vectors("pack", "valid")))
