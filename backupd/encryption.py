@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from backupd.errors import BackupdError, IdentityNeededError, UsageError
+from backupd.masking import keep_secret
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -123,7 +124,9 @@ def read_identities(file: Path) -> list[Any]:
         if _PEM.encode() in content:
             return [ssh.Identity.from_buffer(content)]
         lines = [line.strip() for line in content.decode("utf-8-sig").splitlines()]
-        found = [x25519.Identity.from_str(line) for line in lines if line and not line.startswith("#")]
+        keys = [line for line in lines if line and not line.startswith("#")]
+        keep_secret(*keys)
+        found = [x25519.Identity.from_str(key) for key in keys]
     except IdentityError as error:
         raise _unusable(file, _lower(error)) from None
     except UnicodeDecodeError:

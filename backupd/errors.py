@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import ClassVar
 
+from backupd.masking import masked
+
 
 class ExitCode(IntEnum):
     """What the process returns to its caller. Published in README; a number never changes its meaning."""
@@ -25,16 +27,17 @@ class ExitCode(IntEnum):
 class BackupdError(Exception):
     """An expected failure: one line that says what happened to what, and a hint that says what to do next.
 
-    `message` is lower case without a full stop and names the id, path or URL; `hint` is one line or None.
+    `message` is lower case without a full stop and names the id, path or URL; `hint` is one line or None. Secrets in
+    them are masked: an error goes into the status, notifications and answers, whatever library it quotes.
     """
 
     exit_code: ClassVar[ExitCode] = ExitCode.BUG
     retry_can_help: ClassVar[bool] = False
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = masked(message)
+        self.hint = hint and masked(hint)
+        super().__init__(self.message)
 
     def values(self) -> dict[str, object]:
         """The error as JSON documents and logs show it."""

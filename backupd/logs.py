@@ -12,6 +12,8 @@ import threading
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from backupd.masking import masked_values
+
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
     from typing import TextIO
@@ -34,10 +36,11 @@ class Log:
         self._is_quiet = is_quiet
         self._is_daemon = is_daemon
         self._logger = None
-        if is_daemon:
-            # What libraries have to say of their retries and pools would go to stderr, in no form that anybody reads.
+        # What libraries have to say of their retries and pools would go to stderr, in no form that anybody reads, and
+        # with whatever they were given.
+        if not logging.getLogger().handlers:
             logging.getLogger().addHandler(logging.NullHandler())
-            logging.captureWarnings(capture=True)
+        logging.captureWarnings(capture=True)
 
     def info(self, event: str, **values: object) -> None:
         """Something worth knowing that needs nobody."""
@@ -70,15 +73,29 @@ def _new_logger(*, is_quiet: bool, is_daemon: bool) -> Any:
 
     lines = _Lines("stdout" if is_daemon else "stderr")
     if lines.are_for_people:
-        processors = [structlog.processors.add_log_level, _timestamp(), _colours()] if is_daemon else [_for_people]
+        form = [structlog.processors.add_log_level, _timestamp(), _colours()] if is_daemon else [_for_people]
     else:
-        processors = [structlog.processors.add_log_level, _timestamp(), _for_machines(is_daemon=is_daemon)]
+        form = [structlog.processors.add_log_level, _timestamp(), _for_machines(is_daemon=is_daemon)]
+    # JSON has escapes of its own for what no terminal should see.
+    is_text = lines.are_for_people or not is_daemon
     return structlog.wrap_logger(
         lines,
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING if is_quiet else logging.INFO),
-        processors=processors,
+        processors=[_masked, *([_printable] if is_text else []), *form],
         context_class=dict,
     )
+
+
+def _masked(_logger: object, _level: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    return {key: masked_values(value) for key, value in event.items()}
+
+
+def _printable(_logger: object, _level: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    # A traceback is made to be read in lines.
+    return {
+        key: printable(value) if isinstance(value, str) and key != "traceback" else value
+        for key, value in event.items()
+    }
 
 
 def _timestamp() -> Any:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from backupd.errors import BackupdError, ExitCode, TargetUnwritableError
 from backupd.logs import printable as printable  # noqa: PLC0414  (for all that print)
+from backupd.masking import masked, masked_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -36,10 +37,14 @@ def wants_json() -> bool:
 
 
 def print_result(text: str) -> None:
-    """Write lines to stdout at once.
+    """Write lines to stdout at once, with secrets masked.
 
     A reader that went away, such as `head`, is no error. Raises `TargetUnwritableError` when stdout is full.
     """
+    _write_result(masked(text))
+
+
+def _write_result(text: str) -> None:
     if sys.stdout is None:
         return
     try:
@@ -56,8 +61,8 @@ def print_result(text: str) -> None:
 
 
 def print_document(document: Mapping[str, Any]) -> None:
-    """Write the one JSON object of this run to stdout."""
-    print_result(json.dumps(document, indent=2))
+    """Write the one JSON object of this run to stdout, with secrets masked in its values."""
+    _write_result(json.dumps(masked_values(document), indent=2))
 
 
 def print_failure(error: BackupdError) -> None:
@@ -96,9 +101,13 @@ def completed_hint(hint: str, *, store: str | None = None) -> str:
 
 
 def print_note(text: str, *, is_verbatim: bool = False) -> None:
-    """Write one line to stderr, or several with `is_verbatim`; nothing can be done about one that is closed."""
+    """Write one line to stderr, or several with `is_verbatim`, with secrets masked.
+
+    Nothing can be done about a stderr that is closed.
+    """
     if sys.stderr is None:
         return
+    text = masked(text)
     try:
         sys.stderr.write((text if is_verbatim else printable(text)) + "\n")
         sys.stderr.flush()

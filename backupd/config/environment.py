@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
-from backupd.config.problems import hint_to_be_let_in, variable_of
+from backupd.config.problems import hint_to_be_let_in, refuse_what_tools_keep, variable_of
 from backupd.config.settings import ENTRIES, Settings, tables_in
 from backupd.config.values import InvalidValueError, Table
 
@@ -44,6 +44,7 @@ def read_variables(variables: Mapping[str, str]) -> tuple[dict[str, Any], list[I
     for name, value in variables.items():
         try:
             _refuse_unknown_variable(name)
+            refuse_what_tools_keep(name, value)
             if _POSITION.sub("0", name) in _SECRET_FILES:
                 values[name.removesuffix("_FILE")] = _secret_in_file(name, value, variables)
             else:

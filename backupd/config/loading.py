@@ -10,14 +10,22 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from backupd.config.problems import Origin, hint_to_be_let_in, one_error, variable_of
+from backupd.config.problems import Origin, hint_to_be_let_in, one_error, refuse_what_tools_keep, variable_of
 from backupd.config.settings import ENTRIES, TABLES, Settings, default_state_dir, home_directory
 from backupd.config.stores import SCHEME
 from backupd.config.values import absolute_path
 from backupd.errors import UsageError
 
-# Kubernetes puts these into every container beside a service called "backupd"; they are not the user's.
-_SERVICE_LINK = re.compile(r"BACKUPD_(SERVICE_HOST|SERVICE_PORT|PORT)(_.*)?")
+_CONFIG = "BACKUPD_CONFIG"
+# Kubernetes and Docker put these into every container beside a service called "backupd" or "backupd-something"; they
+# are not the user's. Names and values are as the kubelet writes them: BACKUPD_HTTP_PORT=9620 is a typing error.
+_SERVICE = r"BACKUPD(_(?!_)[A-Z0-9_]*?)?"
+_SERVICE_LINK = re.compile(
+    rf"{_SERVICE}_SERVICE_HOST=[0-9A-Fa-f.:]+"
+    rf"|{_SERVICE}_SERVICE_PORT(_[A-Z0-9_]+)?=[0-9]+"
+    rf"|{_SERVICE}_PORT(_[0-9]+_(TCP|UDP|SCTP))?=(tcp|udp|sctp)://[^/]+"
+    rf"|{_SERVICE}_PORT_[0-9]+_(TCP|UDP|SCTP)(_PROTO=(tcp|udp|sctp)|_PORT=[0-9]+|_ADDR=[0-9A-Fa-f.:]+)"
+)
 
 
 def load(config_file: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -29,12 +37,14 @@ def load(config_file: Path | None = None, environ: Mapping[str, str] = os.enviro
 
     Raises `UsageError` for everything that is wrong; neither its text nor its causes contain a secret.
     """
+    if named := environ.get(_CONFIG):
+        refuse_what_tools_keep(_CONFIG, named)
     source = _config_file(config_file, environ)
     in_file = _read_toml(source) if source else {}
     variables = {
         name: value
         for name, value in environ.items()
-        if value and name.startswith("BACKUPD_") and name != "BACKUPD_CONFIG" and not _SERVICE_LINK.fullmatch(name)
+        if value and name.startswith("BACKUPD_") and name != _CONFIG and not _is_service_link(name, value)
     }
     tree = _anchored(in_file, source.parent) if source else {}
     if variables:
@@ -50,10 +60,15 @@ def load(config_file: Path | None = None, environ: Mapping[str, str] = os.enviro
     raise one_error(problems)
 
 
+def _is_service_link(name: str, value: str) -> bool:
+    # Two underscores are between our own keys, and in no service's name that anybody has.
+    return "__" not in name and _SERVICE_LINK.fullmatch(f"{name}={value}") is not None
+
+
 def _config_file(config_file: Path | None, environ: Mapping[str, str]) -> Path | None:
     if config_file is not None:
         return absolute_path(config_file)
-    if named := environ.get("BACKUPD_CONFIG"):
+    if named := environ.get(_CONFIG):
         return absolute_path(named)
     return next((path for path in _usual_places(environ) if _is_there(path)), None)
 

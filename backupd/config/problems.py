@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from backupd.config.settings import ENTRIES, Settings, tables_in
-from backupd.config.values import InvalidValueError
+from backupd.config.values import InvalidValueError, stray_characters
 from backupd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,10 +22,36 @@ if TYPE_CHECKING:
 
 Location = tuple[int | str, ...]
 
+# A list of public keys may have one a line.
+_OF_SEVERAL_LINES = "BACKUPD_ENCRYPTION__RECIPIENTS"
+_QUOTED = re.compile(r"""(["']).*\1""", re.DOTALL)
+_COMMENT = re.compile(r"\s#(\s|$)")
+
 
 def variable_of(*location: int | str) -> str:
     """The variable for a key at its location: ("stores", 0, "url") is BACKUPD_STORES__0__URL."""
     return "BACKUPD_" + "__".join(str(part).upper() for part in location)
+
+
+def refuse_what_tools_keep(name: str, value: str) -> None:
+    """Raise `InvalidValueError` for quotes, line ends and comments around the value of a variable.
+
+    Shells take them away; `docker run --env-file`, lists in Compose files and Kubernetes secrets do not. A path with
+    them would be a directory of that name.
+    """
+    key = name.rpartition("__")[2].removeprefix("BACKUPD_").lower()
+    stray = None if name == _OF_SEVERAL_LINES else stray_characters(value)
+    if stray and "line break" in stray and not value.endswith("\r"):
+        raise InvalidValueError(f"{name}: {key} {stray}", hint="make it with printf, or echo -n: echo appends one")
+    if stray:
+        hint = "save that file with the line ends of Unix" if value.endswith("\r") else "write the value alone"
+        raise InvalidValueError(f"{name}: {key} {stray}", hint=hint)
+    if _QUOTED.fullmatch(value):
+        hint = "docker run --env-file and lists in Compose files keep them: write the value alone"
+        raise InvalidValueError(f"{name}: {key} must not have quotes around it", hint=hint)
+    if _COMMENT.search(value):
+        hint = "docker run --env-file takes it for part of the value: give it a line of its own"
+        raise InvalidValueError(f"{name}: {key} must not have a comment behind it", hint=hint)
 
 
 def hint_to_be_let_in() -> str:

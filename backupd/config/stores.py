@@ -6,10 +6,20 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import unquote
 
-from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from backupd.config.retention import RetentionSettings
-from backupd.config.values import AbsolutePath, Count, Duration, InvalidValueError, Table, Text, absolute_path
+from backupd.config.values import (
+    AbsolutePath,
+    Count,
+    Duration,
+    InvalidValueError,
+    SecretIfAny,
+    Table,
+    Text,
+    absolute_path,
+)
+from backupd.masking import keep_secret
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 # Looser than Amazon's rule (lower case, 63 characters) because other servers and Amazon's oldest buckets are.
@@ -96,8 +106,8 @@ class StoreSettings(Table):
 
     profile: Text | None = None
     access_key_id: Text | None = None
-    secret_access_key: SecretStr | None = Field(default=None, min_length=1)
-    session_token: SecretStr | None = Field(default=None, min_length=1)
+    secret_access_key: SecretIfAny = None
+    session_token: SecretIfAny = None
     ca_bundle: AbsolutePath | None = None
     put_only: bool = False
     """The keys may put, list, and get all but packs; they neither delete nor read packs."""
@@ -162,6 +172,12 @@ class StoreSettings(Table):
             raise InvalidValueError(f"{given} is set without {missing}", hint=f"set {missing}, or neither")
         if self.session_token is not None and self.access_key_id is None:
             raise InvalidValueError("session_token is set without access_key_id and secret_access_key")
+        return self
+
+    @model_validator(mode="after")
+    def _keep_the_key_id(self) -> Self:
+        # Many a bucket of MinIO is called as the key that is for it alone.
+        keep_secret(self.access_key_id, public=f"{self.url} {self.endpoint_url}")
         return self
 
 

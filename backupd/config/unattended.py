@@ -7,7 +7,11 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr
 
-from backupd.config.values import Count, Duration, InvalidValueError, Table, Text
+from backupd.config.values import Count, Duration, InvalidValueError, SecretIfAny, Table, Text
+from backupd.masking import keep_secret_url
+
+# Where the part of an apprise URL that looks like a host is one. Elsewhere it may be a token: tgram://token/chat.
+SCHEMES_WITH_A_HOST = frozenset(("form", "forms", "http", "https", "json", "jsons", "mailto", "mailtos", "xml", "xmls"))
 
 _SHORTEST_TOKEN = 16
 _LISTEN = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\s/]+):(?P<port>[0-9]{1,5})")
@@ -35,8 +39,10 @@ def _long_enough(token: SecretStr | None) -> SecretStr | None:
 
 def _checked_target(url: SecretStr) -> SecretStr:
     # No message repeats the URL: it nearly always holds a secret.
-    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", url.get_secret_value()):
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", url.get_secret_value())
+    if scheme is None or not url.get_secret_value().isprintable():
         raise InvalidValueError("must be an apprise URL", hint="write it like mailto://user:password@example.org")
+    keep_secret_url(url.get_secret_value(), is_host_public=scheme[1].lower() in SCHEMES_WITH_A_HOST)
     return url
 
 
@@ -47,6 +53,7 @@ def _checked_heartbeat(url: SecretStr) -> SecretStr:
         raise InvalidValueError("must be an http:// or https:// URL with a host") from None
     if parts.scheme not in {"http", "https"} or not parts.hostname or not url.get_secret_value().isprintable():
         raise InvalidValueError("must be an http:// or https:// URL with a host")
+    keep_secret_url(url.get_secret_value())
     return url
 
 
@@ -69,7 +76,7 @@ class HttpSettings(Table):
     """Where health and metrics can be asked for. `listen` is `host:port`, or empty for nowhere."""
 
     listen: Annotated[str, AfterValidator(_checked_listen)] = "127.0.0.1:9620"
-    token: Annotated[SecretStr | None, AfterValidator(_long_enough)] = None
+    token: Annotated[SecretIfAny, AfterValidator(_long_enough)] = None
 
     @property
     def address(self) -> tuple[str, int] | None:

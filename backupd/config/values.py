@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Annotated, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, SecretStr
 
 from backupd.errors import UsageError
+from backupd.masking import keep_secret
 
 _DURATION = re.compile(
     r"(?:([0-9]{1,9})w)?(?:([0-9]{1,9})d)?(?:([0-9]{1,9})h)?(?:([0-9]{1,9})m)?(?:([0-9]{1,9})s)?(?:([0-9]{1,12})ms)?"
@@ -134,6 +135,28 @@ def _known_time_zone(name: str) -> str:
     return name
 
 
+def _checked_text(text: str) -> str:
+    if problem := stray_characters(text):
+        raise InvalidValueError(problem)
+    return text
+
+
+def _checked_secret(secret: SecretStr | None) -> SecretStr | None:
+    if secret is not None:
+        _checked_text(secret.get_secret_value())
+        keep_secret(secret.get_secret_value())
+    return secret
+
+
+def stray_characters(text: str) -> str | None:
+    """What is wrong with a text that some tool wrote or mounted with more than was meant; it is not repeated."""
+    if text.endswith(("\n", "\r")):
+        return "must not end with a line break"
+    if not text.isprintable():
+        return "must not contain a control character"
+    return "must not begin or end with a space" if text != text.strip() else None
+
+
 def _duration(value: object) -> timedelta:
     if isinstance(value, str):
         value = parse_duration(value)
@@ -163,5 +186,7 @@ Duration = Annotated[timedelta, BeforeValidator(_duration), PlainSerializer(form
 Size = Annotated[int, BeforeValidator(_size), PlainSerializer(format_size, when_used="json")]
 Count = Annotated[int, BeforeValidator(_count)]
 AbsolutePath = Annotated[Path, BeforeValidator(absolute_path)]
-Text = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1), AfterValidator(_checked_text)]
+SecretIfAny = Annotated[SecretStr | None, Field(min_length=1), AfterValidator(_checked_secret)]
+"""A secret that is masked, wherever it turns up, from the moment when it is read."""
 TimeZone = Annotated[str, AfterValidator(_known_time_zone)]

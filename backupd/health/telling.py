@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
+from backupd.config.unattended import SCHEMES_WITH_A_HOST
 from backupd.errors import BackupdError
 from backupd.health.notices import notice_for, with_alarms, with_told
 from backupd.health.sending import Sender, sendable
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
 
 _FIRST_PAUSE = timedelta(minutes=1)
 _LONGEST_PAUSE = timedelta(hours=1)
-# Where the part of an apprise URL that looks like a host is one. Elsewhere it may be a token: tgram://token/chat.
-_SCHEMES_WITH_A_HOST = frozenset(
-    ("form", "forms", "http", "https", "json", "jsons", "mailto", "mailtos", "xml", "xmls")
-)
 
 
 class Target(Protocol):
@@ -61,7 +58,7 @@ class AppriseTarget:
     def name(self) -> str:
         """The scheme, and the host where that cannot be a token."""
         parts = urlsplit(self.settings.url.get_secret_value())
-        return f"{parts.scheme}://{parts.hostname}" if parts.scheme in _SCHEMES_WITH_A_HOST else f"{parts.scheme}://..."
+        return f"{parts.scheme}://{parts.hostname}" if parts.scheme in SCHEMES_WITH_A_HOST else f"{parts.scheme}://..."
 
     def send(self, title: str, body: str, *, is_good: bool) -> bool:
         """One message. What apprise says of a failure may name the URL, and is told to nobody."""

@@ -1,0 +1,99 @@
+"""Secrets are noted here when they are read, and masked in all that leaves the process: errors, log, stdout, stderr.
+
+A library may quote what it was given, in any spelling that it likes; so may a server.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_MASK = "***"
+# Shorter ones, and short words, stand in half of all messages; whoever can read those knows no more than by guessing.
+_TOO_COMMON = re.compile(r".{0,4}|[a-z_]{5,7}", re.DOTALL)
+# What parts of a URL look like that only say where something is.
+_WORD = re.compile(r".{0,7}|[a-z_-]{8,11}")
+_SHORTEST_ENCODED = 8
+
+_lock = threading.Lock()
+_secrets: set[str] = set()
+_spelled: set[str] = set()
+_pattern: re.Pattern[str] | None = None
+
+
+def keep_secret(*secrets: str | None, public: str = "") -> None:
+    """Have `masked` mask each of `secrets` from now on, in this process; may be repeated.
+
+    Left out is what is part of `public`: a bucket may be called as its access key is, and its URL is no secret.
+    """
+    global _pattern  # noqa: PLW0603  (one for the process, as its streams are)
+    with _lock:
+        new = {each for each in secrets if each and each not in _secrets and each.strip() not in public}
+        if not new:
+            return
+        _secrets.update(new)
+        _spelled.update(spelling for each in new for spelling in _spellings(each))
+        # The longest first: a part of it may be a secret too.
+        _pattern = re.compile("|".join(map(re.escape, sorted(_spelled, key=len, reverse=True)))) if _spelled else None
+
+
+def keep_secret_url(url: str, *, is_host_public: bool = True) -> None:
+    """The same for a URL that is a secret, and for those parts of it that libraries repeat without the rest.
+
+    Its host is one of them unless `is_host_public`: tgram://token/chat.
+    """
+    from urllib.parse import unquote  # noqa: PLC0415  (few runs have any)
+
+    login, _, place = url.partition("://")[2].rpartition("@")
+    user, _, password = login.partition(":")
+    host, *parts = re.split(r"[/?&=#]", place)
+    tokens = [user, *parts] if is_host_public else [user, host, *parts]
+    kept = [url, login if password else None, password, *(each for each in tokens if not _WORD.fullmatch(each))]
+    keep_secret(*kept, *(unquote(each) for each in kept if each))
+
+
+def masked(text: str) -> str:
+    """`text` with three stars in place of every secret that is known, however it is spelled there."""
+    return text if _pattern is None else _pattern.sub(_MASK, text)
+
+
+def masked_values(value: Any) -> Any:
+    """`value` with `masked` texts, at any depth of dictionaries (keys are left) and lists."""
+    if isinstance(value, str):
+        return masked(value)
+    if isinstance(value, dict):
+        return {key: masked_values(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [masked_values(each) for each in value]
+    return value
+
+
+def _spellings(secret: str) -> Iterator[str]:
+    """As it is, and as JSON, Python, URLs, XML, hexadecimal digits and base64 (wherever it begins) have it."""
+    import base64  # noqa: PLC0415  (this module is imported by all that may fail, and most runs know no secret)
+    import html  # noqa: PLC0415
+    import json  # noqa: PLC0415
+    from urllib.parse import quote, quote_plus  # noqa: PLC0415
+
+    content = secret.encode(errors="surrogateescape")
+    encoded = [base64.b64encode(b"x" * shift + content)[4 if shift else 0 : -4].decode() for shift in range(3)]
+    for text in {secret, secret.strip()}:
+        plain = [text, json.dumps(text)[1:-1], repr(text)[1:-1], html.escape(text)]
+        in_urls = [
+            quote(text, errors="replace"),
+            quote(text, safe="", errors="replace"),
+            quote_plus(text, errors="replace"),
+        ]
+        yield from _uncommon([*plain, *in_urls])
+    long_enough = [each for each in encoded if len(each) >= _SHORTEST_ENCODED]
+    yield from _uncommon(
+        [*long_enough, *(each.replace("+", "-").replace("/", "_") for each in long_enough), content.hex()]
+    )
+
+
+def _uncommon(texts: Iterable[str]) -> Iterator[str]:
+    return (text for text in texts if not _TOO_COMMON.fullmatch(text))
