@@ -19,11 +19,11 @@ from botocore.exceptions import (
     ResponseStreamingError,
 )
 
-from backupd.errors import DamageError, NoSuchObjectError
+from backupd.errors import BackupdError, DamageError, NoSuchObjectError
 from backupd.store import ObjectFacts, StoredObject
 from backupd.store.keys import require_safe_key, require_safe_prefix
-from backupd.store.s3_client import new_client
-from backupd.store.s3_errors import LIBRARY_ERRORS, Asked, is_beyond_end, not_s3, out_of_time, translate
+from backupd.store.s3_client import Connection
+from backupd.store.s3_errors import Asked, is_beyond_end, not_s3, out_of_time, translate, unusable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,7 +59,7 @@ class S3Store:
         self._most_listed = most_listed
         self._root = f"{settings.prefix}/" if settings.prefix else ""
         self._lock = threading.Lock()
-        self._shared_client: S3Client | None = None
+        self._connection: Connection | None = None
         self._operation = threading.local()
 
     @property
@@ -125,7 +125,7 @@ class S3Store:
         """What one HEAD tells. A bucket that is gone looks like a missing object: the answer has no words for why."""
         asked = self._asked("head", key)
         answer = self.bounded(asked, lambda client: client.head_object(**self._object(key), ChecksumMode="ENABLED"))
-        if "ETag" not in answer or answer.get("ContentType", "").startswith("text/html"):
+        if not answer.keys() >= {"ETag", "ContentLength"} or answer.get("ContentType", "").startswith("text/html"):
             raise not_s3(asked)
         return ObjectFacts(answer["ContentLength"], _sha256_of_whole(answer))
 
@@ -225,6 +225,8 @@ class S3Store:
     def bounded(self, asked: Asked, operation: Callable[[S3Client], _T]) -> _T:
         """What `operation` returns, or its error as a `StoreError`, within the time limit.
 
+        Every call of botocore goes through here: whatever it, or a library under it, raises is this store's error.
+
         It runs in a thread of its own, because no setting of botocore or urllib3 bounds a name server that does not
         answer, a credential process that hangs, or a server that sends one byte a minute.
         """
@@ -243,10 +245,10 @@ class S3Store:
             raise out_of_time(asked)
         try:
             return outcome.result()
-        except LIBRARY_ERRORS as error:
+        except BackupdError:
+            raise
+        except Exception as error:
             raise translate(error, asked) from error
-        except ValueError as error:
-            raise not_s3(asked) from error  # a number or a time in the answer that botocore cannot read
 
     def _require_time(self, **_: object) -> None:
         """Raise when this thread's operation was given up on. Also botocore's hook before each attempt."""
@@ -254,19 +256,20 @@ class S3Store:
             raise out_of_time(self._operation.asked)
 
     def _client(self) -> S3Client:
-        with self._lock:
-            if self._shared_client is None:
-                try:
-                    self._shared_client = new_client(self._settings)
-                except ValueError as error:
-                    raise translate(error, self._operation.asked) from error
-                self._shared_client.meta.events.register("before-send.s3", self._require_time)
-            return self._shared_client
+        """The one client of this store, for a thread that has an operation. Raises `StoreError`."""
+        try:
+            with self._lock:
+                if self._connection is None:
+                    self._connection = Connection(self._settings, before_send=self._require_time)
+            client = self._connection.client
+        except Exception as error:
+            raise unusable(error, self._operation.asked) from error
+        return client
 
     def _found_endpoint(self) -> str | None:
         # Without the lock: who makes the client, and cannot, holds it.
-        client = self._shared_client
-        return None if client is None else client.meta.endpoint_url
+        connection = self._connection
+        return None if connection is None else connection.endpoint_url
 
     def _asked(self, verb: str, key: str) -> Asked:
         require_safe_key(key)

@@ -46,7 +46,7 @@ class S3Bucket:
                 return None
             try:
                 theirs = parsedate_to_datetime(date).astimezone(UTC) + timedelta(seconds=0.5)
-            except ValueError:
+            except (ValueError, OverflowError):
                 return None
             return theirs - (asked_at + (answered_at - asked_at) / 2)
 

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING
+import os
+import urllib.request
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 import boto3
 import botocore.loaders
 import botocore.session
 from botocore.auth import AUTH_TYPE_MAPS, S3SigV4Auth
 from botocore.config import Config
+from botocore.exceptions import ConnectionClosedError, ProfileNotFound, ReadTimeoutError
+from urllib3 import exceptions as urllib3
+
+from backupd.masking import keep_secret
 
 if TYPE_CHECKING:
-    from botocore.awsrequest import AWSRequest
+    from collections.abc import Callable, Iterator
+
+    from botocore.awsrequest import AWSPreparedRequest, AWSRequest, AWSResponse
+    from botocore.httpsession import URLLib3Session
     from mypy_boto3_s3 import S3Client
     from pydantic import SecretStr
 
@@ -21,6 +31,10 @@ if TYPE_CHECKING:
 # Eight threads work on one store at once; requests that were given up on may hold connections a while longer.
 _POOL_CONNECTIONS = 16
 _SIGNER = "s3v4-known-hash"
+_FIRST_ERROR = 300
+_MOST_OF_AN_ERROR = 1 << 16
+# A page of a listing has 1,000 keys of 1,024 bytes at most, each of which XML may need six for.
+_MOST_OF_AN_ANSWER = 1 << 24
 
 # Botocore's description of S3 is 1 MB of JSON: parsed once, a client takes 15 ms instead of 130.
 _DESCRIPTIONS = botocore.loaders.create_loader()
@@ -41,20 +55,111 @@ def _choose_signer(signature_version: str, **_: object) -> str | None:
     return _SIGNER if signature_version in {"v4", "s3v4"} else None
 
 
-def new_client(settings: StoreSettings) -> S3Client:
-    """A client with the given keys, or those of the usual AWS chain. Raises ValueError for unusable settings."""
-    if settings.ca_bundle is not None and not settings.ca_bundle.is_file():
-        raise ValueError(f"the CA certificate {settings.ca_bundle} does not exist")
-    botocore_session = botocore.session.Session()
-    botocore_session.register_component("data_loader", _DESCRIPTIONS)
-    session = boto3.Session(
-        botocore_session=botocore_session,
-        profile_name=settings.profile,
-        region_name=settings.region,
-        aws_access_key_id=settings.access_key_id,
-        aws_secret_access_key=_revealed(settings.secret_access_key),
-        aws_session_token=_revealed(settings.session_token),
-    )
+class CredentialsError(Exception):
+    """What the chain of the AWS tools (environment, files, processes, services) found is no use, or it failed itself.
+
+    Its text, without a secret, says why; with a cause, that does.
+    """
+
+
+class Connection:
+    """A client for one store, and the credentials that it signs with: the given keys, or those of the AWS chain."""
+
+    def __init__(self, settings: StoreSettings, *, before_send: Callable[..., None]) -> None:
+        """`before_send` is called before each attempt at a request, and may raise.
+
+        Raises `CredentialsError`; anything else is wrong with the settings, or with the configuration of AWS tools.
+
+        Those are the exceptions of any library or of the system: the chain runs programs and reads any file.
+        """
+        if settings.ca_bundle is not None and not settings.ca_bundle.is_file():
+            raise ValueError(f"the CA certificate {settings.ca_bundle} does not exist")
+        _keep_passwords_of_proxies()
+        botocore_session = botocore.session.Session()
+        botocore_session.register_component("data_loader", _DESCRIPTIONS)
+        try:
+            session = boto3.Session(
+                botocore_session=botocore_session,
+                profile_name=settings.profile,
+                region_name=settings.region,
+                aws_access_key_id=settings.access_key_id,
+                aws_secret_access_key=_revealed(settings.secret_access_key),
+                aws_session_token=_revealed(settings.session_token),
+            )
+        except ProfileNotFound:
+            _require_readable_files(botocore_session)
+            raise
+        try:
+            self._credentials = session.get_credentials()
+        except Exception as error:
+            raise CredentialsError from error
+        if self._credentials is None:
+            _require_readable_files(botocore_session)
+        self._checked: object = None
+        self._public = f"{settings.url} {settings.endpoint_url}"
+        self._client = _new_client(session, settings)
+        self._client.meta.events.register("before-send.s3", before_send)
+        self.endpoint_url: str = self._client.meta.endpoint_url
+
+    @property
+    def client(self) -> S3Client:
+        """The client, once there are credentials that can be sent; they may be new ones each time.
+
+        Raises `CredentialsError`.
+        """
+        if self._credentials is not None:
+            try:
+                found = self._credentials.get_frozen_credentials()
+            except Exception as error:
+                raise CredentialsError from error
+            if found != self._checked:
+                keep_secret(*filter(_is_text, found[:3]), public=self._public)
+                _require_sendable(found, self._credentials.method)
+                self._checked = found
+        return self._client
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _require_sendable(credentials: tuple[Any, ...], method: str | None) -> None:
+    """Raise `CredentialsError` for what cannot stand in a header; http.client would quote it."""
+    in_environment = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+    in_files = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+    names = in_environment if method == "env" else in_files
+    for name, value in zip(names, credentials[:3], strict=True):
+        whose = f"{name} ({method})" if method else name
+        if value is None and name.lower().endswith("token"):
+            continue
+        if not _is_text(value) or not value:
+            raise CredentialsError(f"{whose} is no text")
+        if value.endswith(("\n", "\r")):
+            raise CredentialsError(f"{whose} ends with a line break")
+        if value[0] in "\"'" or value != value.strip() or not (value.isascii() and value.isprintable()):
+            raise CredentialsError(f"{whose} has what no key has: quotes or spaces around it, or a control character")
+
+
+def _require_readable_files(session: botocore.session.Session) -> None:
+    """Raise `CredentialsError` for a file of the AWS tools that botocore passed over because it may not read it."""
+    for variable in ("credentials_file", "config_file"):
+        file = os.path.expanduser(session.get_config_variable(variable) or "")  # noqa: PTH111  (Path.expanduser raises)
+        try:
+            os.close(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise CredentialsError from error
+
+
+def _keep_passwords_of_proxies() -> None:
+    for proxy in urllib.request.getproxies().values():
+        login = urlsplit(proxy).netloc.rpartition("@")[0]
+        password = login.partition(":")[2]
+        keep_secret(password, unquote(password))
+
+
+def _new_client(session: boto3.Session, settings: StoreSettings) -> S3Client:
     style = settings.addressing_style
     if style == "auto" and settings.endpoint_url is not None:
         style = "path"
@@ -77,7 +182,55 @@ def new_client(settings: StoreSettings) -> S3Client:
         ),
     )
     client.meta.events.register_first("choose-signer.s3.PutObject", _choose_signer)  # type: ignore[arg-type]
+    endpoint = client._endpoint  # type: ignore[attr-defined]  # noqa: SLF001  (there is no other way to its answers)
+    endpoint.http_session = _LimitedSession(endpoint.http_session)
     return client
+
+
+class _LimitedSession:
+    """botocore's connections; but an answer that is taken into memory ends after so many bytes.
+
+    botocore reads all of it, and takes 16 times as much for an error of one word: a store could have this process
+    killed. What was cut off is no XML any more, and so no answer of S3.
+    """
+
+    def __init__(self, session: URLLib3Session) -> None:
+        self._session = session
+        self.close = session.close
+
+    def send(self, request: AWSPreparedRequest) -> AWSResponse:
+        """The answer to one request. Raises what botocore's own raises."""
+        is_streamed, request.stream_output = request.stream_output, True
+        response = self._session.send(request)
+        is_error = response.status_code >= _FIRST_ERROR
+        if is_streamed and not is_error:
+            return response
+        response.raw = _Beginning(response.raw, _MOST_OF_AN_ERROR if is_error else _MOST_OF_AN_ANSWER)
+        try:
+            response.content  # noqa: B018  (reads it)
+        except urllib3.ReadTimeoutError as error:
+            raise ReadTimeoutError(endpoint_url=request.url, error=error) from error
+        except urllib3.HTTPError as error:
+            raise ConnectionClosedError(endpoint_url=request.url, error=error) from error
+        return response
+
+
+class _Beginning:
+    """The first bytes of a body, as botocore reads one."""
+
+    def __init__(self, raw: Any, most_bytes: int) -> None:
+        self._raw = raw
+        self._most_bytes = most_bytes
+
+    def stream(self) -> Iterator[bytes]:
+        """The blocks; the connection is closed when there are more."""
+        left = self._most_bytes
+        for block in self._raw.stream():
+            yield block[:left]
+            left -= len(block)
+            if left < 0:
+                self._raw.close()
+                return
 
 
 def _revealed(secret: SecretStr | None) -> str | None:
