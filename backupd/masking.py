@@ -51,7 +51,7 @@ def keep_secret_url(url: str, *, is_host_public: bool = True) -> None:
     login, _, place = url.partition("://")[2].rpartition("@")
     user, _, password = login.partition(":")
     host, *parts = re.split(r"[/?&=#]", place)
-    tokens = [user, *parts] if is_host_public else [user, host, *parts]
+    tokens = [user, *parts] if is_host_public else [user, host, *host.split(":"), *parts]
     kept = [url, login if password else None, password, *(each for each in tokens if not _WORD.fullmatch(each))]
     keep_secret(*kept, *(unquote(each) for each in kept if each))
 
@@ -80,19 +80,20 @@ def _spellings(secret: str) -> Iterator[str]:
     from urllib.parse import quote, quote_plus  # noqa: PLC0415
 
     content = secret.encode(errors="surrogateescape")
-    encoded = [base64.b64encode(b"x" * shift + content)[4 if shift else 0 : -4].decode() for shift in range(3)]
     for text in {secret, secret.strip()}:
-        plain = [text, json.dumps(text)[1:-1], repr(text)[1:-1], html.escape(text)]
-        in_urls = [
-            quote(text, errors="replace"),
-            quote(text, safe="", errors="replace"),
-            quote_plus(text, errors="replace"),
+        # Python escapes the quotes that it has around the whole.
+        escaped = [text, repr(text)[1:-1], ascii(text)[1:-1], repr(text.encode(errors="surrogateescape"))[2:-1]]
+        escaped = [
+            variant for each in escaped for variant in (each, each.replace("\\'", "'"), each.replace("'", "\\'"))
         ]
-        yield from _uncommon([*plain, *in_urls])
-    long_enough = [each for each in encoded if len(each) >= _SHORTEST_ENCODED]
-    yield from _uncommon(
-        [*long_enough, *(each.replace("+", "-").replace("/", "_") for each in long_enough), content.hex()]
-    )
+        as_json = [json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]]
+        in_urls = [quote(content), quote(content, safe=""), quote_plus(content)]
+        yield from _uncommon([*escaped, *as_json, *in_urls, html.escape(text)])
+    encoded = [base64.b64encode(b"x" * shift + content)[4 if shift else 0 : -4].decode() for shift in range(3)]
+    for each in encoded:
+        if len(each) >= _SHORTEST_ENCODED:
+            yield from (each, each.replace("+", "-").replace("/", "_"))
+    yield from _uncommon([content.hex()])
 
 
 def _uncommon(texts: Iterable[str]) -> Iterator[str]:

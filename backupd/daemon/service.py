@@ -25,6 +25,7 @@ from backupd.health import StatusFile, planning
 from backupd.health.heartbeats import Heartbeats, warn_of_unknown_databases
 from backupd.logs import log
 from backupd.owner import should_be_another
+from backupd.schedules import misunderstood_zone
 from backupd.state import StateDirectory
 from backupd.upkeep.stores import each_once, open_repositories, twin_warnings
 
@@ -78,6 +79,7 @@ class _Service:
         source = self._charge.settings.source
         log.info("backupd has started", version=__version__, pid=os.getpid(), config=source and str(source))
         _tell_encryption(self._charge.settings)
+        _tell_time_zone(self._charge.settings)
         self._timetable.start()
         self._plan()
         self._attention.start()
@@ -242,3 +244,10 @@ def _tell_encryption(settings: Settings) -> None:
             "is full; without identity_file, test restores check the stored bytes alone"
         )
     log.info("snapshots are encrypted", recipients=len(settings.encryption.recipients), hint=hint)
+
+
+def _tell_time_zone(settings: Settings) -> None:
+    """Say that clock times in schedules do not mean what TZ was to say, where nothing else says it."""
+    wrong = None if settings.schedule.time_zone else misunderstood_zone(os.environ, datetime.now(UTC))
+    if wrong is not None:
+        log.warning(wrong.message, hint=wrong.hint)

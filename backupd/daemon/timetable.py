@@ -123,9 +123,11 @@ class Timetable:
 
     def add_once(self, key: str, call: Callable[[], None], at: datetime, *, queue: str = "default") -> None:
         """Do `call` once, at `at`, in a queue as for `add`. Replaces what had the key."""
+        # Without a zone it would ask for the local one, and fail where TZ is none that tzlocal knows.
+        trigger = DateTrigger(at, timezone=UTC)
         with self._lock:
             self.remove(key)
-            self._ids[key] = self._scheduler.add_job(call, DateTrigger(at), next_run_time=at, executor=queue).id
+            self._ids[key] = self._scheduler.add_job(call, trigger, next_run_time=at, executor=queue).id
 
     def remove(self, key: str) -> None:
         """Nothing is done under this key any more; it need not be there."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfo
 
 from backupd.doctor.findings import Subject
 from backupd.health.heartbeats import unknown_databases
+from backupd.schedules import misunderstood_zone, zone_meant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from datetime import datetime
 
     from backupd.config import DatabaseSettings, ScheduleSettings, Settings
     from backupd.doctor.findings import Finding
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 SCHEDULE = Subject("schedule")
 NOTIFICATIONS = Subject("notifications")
 
-# What POSIX lets stand in TZ besides the name of a file: an abbreviation, an offset, and rules, which libc understands.
-_POSIX_ZONE = re.compile(r"(?:<[A-Za-z0-9+-]{3,}>|[A-Za-z]{3,})[+-]?[0-9]{1,2}(?::[0-9]{2}){0,2}.*")
-_WINTER_AND_SUMMER = ((1, 1), (7, 1))
 _NAMES_SHOWN = 3
 
 
@@ -72,25 +69,12 @@ def judge_time_zone(settings: Settings, environ: Mapping[str, str], now: datetim
     if settings.schedule.time_zone is not None:
         zone = settings.schedule.time_zone
         return SCHEDULE.ok("time zone", f"{zone} (schedule.time_zone), now {_clock(now.astimezone(ZoneInfo(zone)))}")
+    if wrong := misunderstood_zone(environ, now):
+        return SCHEDULE.warning("time zone", wrong.message, wrong.hint)
     local = now.astimezone()
-    wanted = environ.get("TZ", "").removeprefix(":")
+    if (meant := zone_meant(environ)) and not meant.startswith("/"):
+        return SCHEDULE.ok("time zone", f"{meant} (TZ), now {_clock(local)}")
     told = f"that of this machine, now {_clock(local)}"
-    if wanted and not wanted.startswith("/") and not _POSIX_ZONE.fullmatch(wanted):
-        try:
-            zone_info = ZoneInfo(wanted)
-        except (ZoneInfoNotFoundError, ValueError, OSError):
-            return SCHEDULE.warning(
-                "time zone",
-                f"there is no time zone TZ={wanted}: schedules go by UTC",
-                "write it like Europe/Berlin, or set schedule.time_zone",
-            )
-        if not _agrees(zone_info, now):
-            return SCHEDULE.warning(
-                "time zone",
-                f"this system does not know TZ={wanted}: its local time is {_clock(local)}",
-                "install tzdata, or set schedule.time_zone",
-            )
-        return SCHEDULE.ok("time zone", f"{wanted} (TZ), now {_clock(local)}")
     if not local.utcoffset():
         return SCHEDULE.note(
             "time zone",
@@ -98,12 +82,6 @@ def judge_time_zone(settings: Settings, environ: Mapping[str, str], now: datetim
             "if that is not meant, set schedule.time_zone or TZ",
         )
     return SCHEDULE.ok("time zone", told)
-
-
-def _agrees(zone: ZoneInfo, now: datetime) -> bool:
-    """Whether the C library's local time is that of `zone`, in winter and in summer."""
-    moments = (datetime(now.year, month, day, 12, tzinfo=UTC) for month, day in _WINTER_AND_SUMMER)
-    return all(moment.astimezone().utcoffset() == moment.astimezone(zone).utcoffset() for moment in moments)
 
 
 def _clock(moment: datetime) -> str:

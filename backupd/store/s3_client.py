@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from botocore.awsrequest import AWSPreparedRequest, AWSRequest, AWSResponse
+    from botocore.credentials import Credentials
     from botocore.httpsession import URLLib3Session
     from mypy_boto3_s3 import S3Client
     from pydantic import SecretStr
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 # Eight threads work on one store at once; requests that were given up on may hold connections a while longer.
 _POOL_CONNECTIONS = 16
 _SIGNER = "s3v4-known-hash"
+_FILES = {"AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials", "AWS_CONFIG_FILE": "~/.aws/config"}
 _FIRST_ERROR = 300
 _MOST_OF_AN_ERROR = 1 << 16
 # A page of a listing has 1,000 keys of 1,024 bytes at most, each of which XML may need six for.
@@ -86,15 +88,12 @@ class Connection:
                 aws_secret_access_key=_revealed(settings.secret_access_key),
                 aws_session_token=_revealed(settings.session_token),
             )
+            self._credentials = _found_credentials(session)
         except ProfileNotFound:
-            _require_readable_files(botocore_session)
+            _require_readable_files()
             raise
-        try:
-            self._credentials = session.get_credentials()
-        except Exception as error:
-            raise CredentialsError from error
         if self._credentials is None:
-            _require_readable_files(botocore_session)
+            _require_readable_files()
         self._checked: object = None
         self._public = f"{settings.url} {settings.endpoint_url}"
         self._client = _new_client(session, settings)
@@ -119,6 +118,15 @@ class Connection:
         return self._client
 
 
+def _found_credentials(session: boto3.Session) -> Credentials | None:
+    try:
+        return session.get_credentials()
+    except ProfileNotFound:
+        raise
+    except Exception as error:
+        raise CredentialsError from error
+
+
 def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
@@ -140,16 +148,20 @@ def _require_sendable(credentials: tuple[Any, ...], method: str | None) -> None:
             raise CredentialsError(f"{whose} has what no key has: quotes or spaces around it, or a control character")
 
 
-def _require_readable_files(session: botocore.session.Session) -> None:
+def _require_readable_files() -> None:
     """Raise `CredentialsError` for a file of the AWS tools that botocore passed over because it may not read it."""
-    for variable in ("credentials_file", "config_file"):
-        file = os.path.expanduser(session.get_config_variable(variable) or "")  # noqa: PTH111  (Path.expanduser raises)
+    for variable, usual in _FILES.items():
+        file = os.path.expanduser(os.environ.get(variable, usual))  # noqa: PTH111  (Path.expanduser raises)
         try:
-            os.close(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+            descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                os.read(descriptor, 1)  # Docker makes a directory of a file that is not there to be mounted
+            finally:
+                os.close(descriptor)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
-            raise CredentialsError from error
+            raise CredentialsError(f"{file}: {os.strerror(error.errno or 0).lower()}") from error
 
 
 def _keep_passwords_of_proxies() -> None:

@@ -110,9 +110,11 @@ def translate(error: Exception, asked: Asked) -> StoreError:
 
 def unusable(error: Exception, asked: Asked) -> StoreError:
     """The same for what was raised when a client was made, or its credentials were looked for."""
+    if isinstance(error, CredentialsError) and str(error):
+        return _error(meanings.CREDENTIALS, asked, reason=str(error))
     causes = list(_causes(error))
     # The wrapping of `s3_client` says only where.
-    told = causes[1:] if isinstance(error, CredentialsError) and len(causes) > 1 else causes
+    told = causes[1:] if isinstance(error, CredentialsError) else causes
     meaning = _first(meanings.UNUSABLE, causes) or meanings.CONFIGURATION
     return _error(meaning, asked, reason=_without_ids(_reason(told)))
 

@@ -9,6 +9,7 @@ import ssl
 import struct
 import threading
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import pytest
+from botocore.exceptions import ClientError
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -34,7 +36,7 @@ from backupd.errors import (
 )
 from backupd.store import open_store
 from backupd.store.s3 import S3Store
-from backupd.store.s3_errors import Asked
+from backupd.store.s3_errors import Asked, translate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -202,6 +204,117 @@ def test_no_credentials_at_all():
     assert "no credentials were found" in error.message
     assert "access_key_id" in (error.hint or "")
     assert server.requests == []
+
+
+# The chain of credentials
+
+
+def _run_by_the_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    tool = tmp_path / "tool"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o700)
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = {tool}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("exit 3", "custom-process"),
+        ("echo '{not JSON'", "Expecting property name"),
+        ("echo '[1, 2]'", "'list' object"),
+        (r"printf '\377'", "can't decode"),
+        ('python3 -c "print(200000 * chr(91))"', "recursion"),
+        (
+            'echo \'{"Version": 1, "AccessKeyId": 5, "SecretAccessKey": "x"}\'',
+            "aws_access_key_id (custom-process) is no",
+        ),
+        (
+            'echo \'{"Version": 1, "AccessKeyId": "KEYIDKEYID\\\\n", "SecretAccessKey": "x"}\'',
+            "aws_access_key_id (custom-process) ends with a line break",
+        ),
+        (
+            'echo \'{"Version": 1, "AccessKeyId": "x", "SecretAccessKey": "x", "Expiration": "never"}\'',
+            "Unknown string format",
+        ),
+    ],
+)
+def test_a_process_for_credentials_that_gives_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, told: str
+):
+    """Whatever it does, and whatever its reader raises then, is an error of this store that speaks of credentials."""
+    _run_by_the_chain(tmp_path, monkeypatch, script)
+    with loopback(lambda handler, _: handler.answer(200)) as server:
+        error = failure(S3Store(StoreSettings(url="s3://bucket", endpoint_url=server.endpoint_url)))
+    assert isinstance(error, StoreRefusedError)
+    assert "the credentials cannot be used: " in error.message
+    assert told in error.message
+    assert "access_key_id" in (error.hint or "")
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        ({"AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/x", "AWS_WEB_IDENTITY_TOKEN_FILE": "/nosuch"}, "/nosuch: no"),
+        ({"AWS_SHARED_CREDENTIALS_FILE": "{garbage}"}, "Unable to parse config file"),
+        ({"AWS_ACCESS_KEY_ID": "KEYIDKEYID"}, "AWS_SECRET_ACCESS_KEY"),
+        ({"AWS_ACCESS_KEY_ID": "KEYIDKEYID\n", "AWS_SECRET_ACCESS_KEY": _SECRET}, "AWS_ACCESS_KEY_ID (env) ends with"),
+        ({"AWS_ACCESS_KEY_ID": '"KEYIDKEYID"', "AWS_SECRET_ACCESS_KEY": _SECRET}, "quotes"),
+        (
+            {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_SESSION_TOKEN": f"{_SECRET}\r"},
+            "AWS_SESSION_TOKEN (env) ends with a line break",
+        ),
+        ({"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://example.invalid/"}, "Unsupported host"),
+        ({"AWS_DEFAULT_REGION": "a b"}, "region_name"),
+        ({"HTTPS_PROXY": "http://user@["}, "Invalid IPv6 URL"),
+    ],
+)
+def test_an_environment_that_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], told: str
+):
+    """A variable of the AWS tools that is wrong, or names what cannot be read, is an error of this store."""
+    garbage = tmp_path / "garbage"
+    garbage.write_bytes(b"\xff\xfe[default")
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value.replace("{garbage}", str(garbage)))
+    with loopback(lambda handler, _: handler.answer(200)) as server:
+        error = failure(S3Store(StoreSettings(url="s3://bucket", endpoint_url=server.endpoint_url)))
+    assert isinstance(error, StoreRefusedError)
+    assert told in error.message
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda path: path.symlink_to(path), "too many levels of symbolic links"),
+        (lambda path: path.mkdir(), "is a directory"),
+    ],
+    ids=["loop", "directory"],
+)
+@pytest.mark.parametrize("profile", [None, "backups"])
+def test_a_credentials_file_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], None], told: str, profile: str | None
+):
+    """It is passed over by botocore; what is wrong is not that there are no credentials, or no such profile."""
+    file = tmp_path / "credentials"
+    make(file)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    error = failure(S3Store(StoreSettings(url="s3://bucket", endpoint_url="http://127.0.0.1:1", profile=profile)))
+    assert isinstance(error, StoreRefusedError)
+    assert error.message.endswith(f"the credentials cannot be used: {file}: {told}")
+
+
+def test_a_service_for_credentials_that_is_down(monkeypatch: pytest.MonkeyPatch):
+    """That may pass, and it is not the store that cannot be reached."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{port}/x")
+    with loopback(lambda handler, _: handler.answer(200)) as server:
+        error = failure(S3Store(StoreSettings(url="s3://bucket", endpoint_url=server.endpoint_url)))
+    assert isinstance(error, StoreUnavailableError)
+    assert "the service that gives the credentials cannot be reached" in error.message
 
 
 # Lists
@@ -462,6 +575,110 @@ def test_an_unknown_refusal_keeps_its_name():
     assert "OutOfTea: *** may have  none" in error.message
 
 
+_HOSTILE = "\x1b[2J\u202e\x85" + "A" * 100_000
+
+
+@pytest.mark.parametrize("verb", ["get", "put", "list", "delete"])
+@pytest.mark.parametrize("place", ["code", "message", "region"])
+def test_what_a_server_says_is_short_and_harmless(verb: str, place: str):
+    """No more than a few hundred characters, and no commands for a terminal, get out of an answer into an error."""
+
+    def answer(handler: Handler, _: Request) -> None:
+        described = {"Code": "PermanentRedirect", "Message": "", "Region": ""} | {place.title(): _HOSTILE[4:]}
+        body = "".join(f"<{name}>{value}</{name}>" for name, value in described.items())
+        handler.answer(400, f"<Error>{body}</Error>".encode()[: 1 << 16], Content_Type="application/xml")
+
+    with answering(answer) as (store, _):
+        error = failure(store, verb)
+    told = f"{error.message}{error.hint}"
+    assert len(told) < 1000
+    assert told.isprintable()
+
+
+@pytest.mark.parametrize("status", [200, 400, 403, 500])
+@pytest.mark.parametrize("verb", ["get", "put", "list"])
+def test_an_answer_without_an_end_takes_little_memory(status: int, verb: str):
+    """100 MB in one word of an error or of a listing are neither kept nor told."""
+
+    def endless(handler: Handler, _: Request) -> None:
+        head = b"ListBucketResult><NextMarker" if status == 200 else b"Error><Code"
+        handler.start(status, length=100 * _MIB, Content_Type="application/xml")
+        handler.wfile.write(b"<" + head + b">")
+        while not handler.loopback.closing.is_set():
+            handler.wfile.write(b"A" * _MIB)
+
+    with answering(endless, max_attempts=1) as (store, _):
+        tracemalloc.start()
+        try:
+            with pytest.raises((StoreError, DamageError)) as caught:
+                {
+                    "get": lambda: store.get("app/a", limit_bytes=1000),
+                    "put": lambda: put(store, "app/a", b"content"),
+                    "list": lambda: list(store.list("app/")),
+                }[verb]()
+            _, most_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert len(str(caught.value)) < 1000
+    assert most_bytes < 120 * _MIB
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "right"),
+    [
+        ("{url}/bucket", "{url}"),
+        ("{url}/bucket/", "{url}"),
+        ("{url}/bucket/prefix", "{url}"),
+        ("{url}/behind/bucket", "{url}/behind"),
+    ],
+)
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda handler, _: handler.error(404, "NoSuchKey", "The specified key does not exist."),
+        lambda handler, _: handler.error(404, "NoSuchBucket"),
+        lambda handler, _: handler.error(403, "SignatureDoesNotMatch"),
+        lambda handler, _: handler.error(403, "AccessDenied"),
+        lambda handler, _: handler.error(400, "InvalidURI"),
+        lambda handler, _: handler.answer(404),
+        lambda handler, _: handler.answer(200, b"<html><body/></html>"),
+    ],
+    ids=["no key", "no bucket", "signature", "denied", "uri", "404", "page"],
+)
+def test_a_bucket_in_the_endpoint(answer: Callable[[Handler, Request], None], endpoint: str, right: str):
+    """As consoles show it: whatever the server says to that, `endpoint_url` is what is wrong, and the hint has it."""
+    with loopback(answer) as server:
+        store = S3Store(settings_for(endpoint.format(url=server.endpoint_url)))
+        error = failure(store, "list")
+    assert isinstance(error, StoreRefusedError)
+    assert "the bucket bucket stands in `endpoint_url` too" in error.message
+    assert error.hint == f"set `endpoint_url` to {right.format(url=server.endpoint_url)}"
+
+
+def test_a_bucket_in_the_host_name_of_the_endpoint():
+    """A listing that looks for an object says for certain that it is the bucket; the name alone may be the server's."""
+    with loopback(lambda handler, _: handler.error(404, "NoSuchKey")) as server:
+        port = server.endpoint_url.rpartition(":")[2]
+        url, endpoint = "s3://localhost", f"http://localhost.localhost:{port}"
+        right = f"http://localhost:{port}"
+        asked = Asked("list", settings_for(endpoint, url=url), "", lambda: None)
+        assert asked.bucket_in_endpoint == (right, False)
+        unknown = translate(ClientError({"Error": {"Code": "NoSuchKey"}}, "ListObjectsV2"), asked)
+        missing = translate(ClientError({"Error": {"Code": "NoSuchBucket"}}, "ListObjectsV2"), asked)
+        elsewhere = failure(S3Store(settings_for("http://bucket.nosuch.invalid:1")))
+    assert unknown.hint == f"set `endpoint_url` to {right}"
+    assert (missing.hint or "").startswith("create it")
+    assert f"set `endpoint_url` to {right}" in (missing.hint or "")
+    assert "set `endpoint_url` to http://nosuch.invalid:1" in (elsewhere.hint or "")
+
+
+def test_an_endpoint_without_the_bucket_has_no_such_hint():
+    """Not every path or name in which the bucket's letters stand has the bucket."""
+    for endpoint in ("https://mybucket.example", "https://bucketeer.example/buckets", "https://example"):
+        asked = Asked("list", settings_for(endpoint), "", lambda: None)
+        assert asked.bucket_in_endpoint is None
+
+
 @pytest.mark.parametrize(("ahead", "words"), [(3, "3 h behind"), (-3, "3 h ahead of"), (72, "3 days behind")])
 @pytest.mark.parametrize("code", ["RequestTimeTooSkewed", "AccessDenied"])
 def test_a_wrong_clock(code: str, ahead: int, words: str):
@@ -607,6 +824,91 @@ def test_a_private_ca(tls: ssl.SSLContext, ca_file: Path):
     assert isinstance(error, StoreRefusedError)
     assert "is not trusted: self" in error.message
     assert "ca_bundle" in (error.hint or "")
+
+
+def _certificate(path: Path, name: x509.GeneralName, *, begins: timedelta, ends: timedelta) -> ssl.SSLContext:
+    """A server's context with a new certificate, which is in `path` too."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    issuer = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a test")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(issuer, issuer, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now + begins)
+        .not_valid_after(now + ends)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([name]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    encoding = serialization.Encoding.PEM
+    private = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path.write_bytes(certificate.public_bytes(encoding) + private)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path)
+    return context
+
+
+_DAY = timedelta(days=1)
+_LOOPBACK = x509.IPAddress(ip_address("127.0.0.1"))
+
+
+@pytest.mark.parametrize(
+    ("name", "begins", "ends", "host", "message", "hint"),
+    [
+        (x509.DNSName("s3.example"), -_DAY, _DAY, "127.0.0.1", "another host name: .*s3.example", "issued for 127"),
+        (x509.DNSName("s3.example"), -_DAY, _DAY, "localhost", "for another host name: ", "issued for localhost"),
+        (_LOOPBACK, -2 * _DAY, -_DAY, "127.0.0.1", "has expired", "renew"),
+        (_LOOPBACK, _DAY, 2 * _DAY, "127.0.0.1", "is not valid yet", "clock"),
+    ],
+    ids=["IP", "name", "expired", "early"],
+)
+def test_a_certificate_that_is_wrong_in_itself(
+    tmp_path: Path, name: x509.GeneralName, begins: timedelta, ends: timedelta, host: str, message: str, hint: str
+):
+    """Each says what is wrong and what to do, and none of them to do without TLS."""
+    file = tmp_path / "certificate.pem"
+    context = _certificate(file, name, begins=begins, ends=ends)
+    with loopback(lambda handler, _: handler.answer(200), tls=context) as server:
+        endpoint = server.endpoint_url.replace("127.0.0.1", host)
+        error = failure(S3Store(settings_for(endpoint, ca_bundle=str(file), max_attempts=1)))
+    assert isinstance(error, StoreRefusedError)
+    assert re.search(message, error.message)
+    assert hint in (error.hint or "")
+    assert "http://" not in (error.hint or "")
+
+
+def test_a_certificate_of_another_ca(tls: ssl.SSLContext, tmp_path: Path):
+    """With a `ca_bundle`, it is that one which is wrong."""
+    _certificate(tmp_path / "other.pem", _LOOPBACK, begins=-_DAY, ends=_DAY)
+    with loopback(lambda handler, _: handler.answer(200), tls=tls) as server:
+        error = failure(S3Store(settings_for(server.endpoint_url, ca_bundle=str(tmp_path / "other.pem"))))
+    assert "is not trusted: " in error.message
+    assert f"`ca_bundle` ({tmp_path / 'other.pem'}) is not that of the CA" in (error.hint or "")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no certificate"])
+def test_a_file_of_cas_that_has_none(
+    tls: ssl.SSLContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+):
+    """The file is what is wrong, and not the store's TLS."""
+    file = tmp_path / "ca.pem"
+    if content is not None:
+        file.write_bytes(content)
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(file))
+    with loopback(lambda handler, _: handler.answer(200), tls=tls) as server:
+        error = failure(S3Store(settings_for(server.endpoint_url)))
+    assert "the CA certificates for https://127.0.0.1" in error.message
+    assert "AWS_CA_BUNDLE" in (error.hint or "")
+
+
+def test_a_port_that_says_in_words_that_it_wants_tls():
+    """Servers in Go and nginx answer a plain request so, with a status that S3 has other words for."""
+    with answering(lambda handler, _: handler.answer(400, b"Client sent an HTTP request to an HTTPS server.")) as (
+        store,
+        _,
+    ):
+        error = failure(store, "list")
+    assert "is not an S3 server" in error.message
+    assert "scheme" in (error.hint or "")
 
 
 def test_a_missing_ca_file(tmp_path: Path):
