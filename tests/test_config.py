@@ -647,6 +647,89 @@ def test_other_programs_variables_are_left_alone(load_text):
     assert load_text(**foreign) == load_text()
 
 
+@pytest.mark.parametrize(
+    "service", ["BACKUPD", "BACKUPD_METRICS", "BACKUPD_HTTP", "BACKUPD_S3_2", "BACKUPD_PORT", "BACKUPD_SERVICE_HOST"]
+)
+@pytest.mark.parametrize(("protocol", "host"), [("tcp", "10.0.0.9"), ("udp", "fd00::9"), ("sctp", "10.0.0.9")])
+def test_the_links_of_any_service_are_left_alone(load_text, service, protocol, host):
+    """What the kubelet sets for each port of a service whose name begins with backupd."""
+    url = f"{protocol}://{f'[{host}]' if ':' in host else host}:9620"
+    port = f"{service}_PORT_9620_{protocol.upper()}"
+    links = {
+        f"{service}_SERVICE_HOST": host,
+        f"{service}_SERVICE_PORT": "9620",
+        f"{service}_SERVICE_PORT_HTTP_METRICS": "9620",
+        f"{service}_PORT": url,
+        port: url,
+        f"{port}_PROTO": protocol,
+        f"{port}_PORT": "9620",
+        f"{port}_ADDR": host,
+    }
+    assert load_text(**links) == load_text()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("BACKUPD_HTTP__PORT", "tcp://10.0.0.9:9620"),
+        ("BACKUPD_HTTP__SERVICE_PORT", "9620"),
+        ("BACKUPD_HTTP_PORT", "9620"),
+        ("BACKUPD_PORT", "9620"),
+        ("BACKUPD_SERVICE_HOST", "backups.example.org"),
+        ("BACKUPD_SERVICE_PORTS", "9620"),
+        ("BACKUPD_PORT_9620_TCP", "yes"),
+        ("BACKUPD_STORES__0__SERVICE_HOST", "10.0.0.9"),
+        ("BACKUPD_STORES_0_URL", "tcp://10.0.0.9:9620"),
+    ],
+)
+def test_what_only_looks_like_a_service_link_is_refused(refusal, variable, value):
+    """A typing error in one of ours must not be passed over."""
+    assert f"unknown variable {variable}" in refusal(**{variable: value})
+
+
+_IN_VARIABLES = {
+    "BACKUPD_STORES__0__URL": "/backups",
+    "BACKUPD_DATABASES__0__PATH": "/data/*.db",
+    "BACKUPD_STATE_DIR": "/state",
+    "BACKUPD_CAPTURE__MAX_LOCK": "3s",
+    "BACKUPD_PACKS__UPLOAD_THREADS": "4",
+    "BACKUPD_HTTP__TOKEN": "a token of the tests, long enough",
+    "BACKUPD_NOTIFICATIONS__0__URL": "json://localhost/hunter22",
+    "BACKUPD_RUN_AS_OWNER": "true",
+    "BACKUPD_CONFIG": "/nosuch.toml",
+}
+
+
+@pytest.mark.parametrize(
+    ("wrap", "told", "hint"),
+    [
+        ('"{}"', "must not have quotes around it", "docker run --env-file"),
+        ("'{}'", "must not have quotes around it", "docker run --env-file"),
+        ("{}\r", "must not end with a line break", "line ends of Unix"),
+        ('"{}"\r', "must not end with a line break", "line ends of Unix"),
+        ("{}\n", "must not end with a line break", "echo -n"),
+        ("{} ", "must not begin or end with a space", "alone"),
+        ("{} # which", "must not have a comment behind it", "line of its own"),
+        ("{}\x1b[0m", "must not contain a control character", "alone"),
+    ],
+)
+@pytest.mark.parametrize("variable", _IN_VARIABLES)
+def test_what_tools_keep_around_a_value_is_refused(refusal, variable, wrap, told, hint):
+    """By the variable's name and its key, before a directory of that name is made; the value is not repeated."""
+    value = _IN_VARIABLES[variable]
+    said = refusal(**{variable: wrap.format(value)})
+    key = variable.rpartition("__")[2].removeprefix("BACKUPD_").lower()
+    assert said.startswith(f"{variable}: {key} {told}")
+    assert hint in said
+    assert value not in said or len(value) < 5
+
+
+def test_public_keys_may_stand_on_lines_of_their_own(load_text):
+    """A variable that is a list is the one that has line breaks."""
+    key = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"
+    assert load_text(BACKUPD_ENCRYPTION__RECIPIENTS=f"{key}\n").encryption.recipients == (key,)
+
+
 def test_a_wrong_value_from_a_variable_names_the_variable(refusal):
     """A problem is put down to the variable, also where the file has the key too."""
     told = refusal('[capture]\nmax_lock = "1s"', BACKUPD_CAPTURE__MAX_LOCK="3")
@@ -765,6 +848,39 @@ def test_a_secret_file_without_a_secret_is_an_error(refusal, tmp_path, make, tol
     make(path)
     said = refusal(KEYS, BACKUPD_STORES__0__SECRET_ACCESS_KEY_FILE=str(path))
     assert said.startswith(f"BACKUPD_STORES__0__SECRET_ACCESS_KEY_FILE: {path} {told} | {hint}")
+    assert "hunter2" not in said
+
+
+@pytest.mark.parametrize("stray", ["\n", "\r", "\x00", "\x1b", " ", "\u202e"])
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        (
+            "stores[0].secret_access_key",
+            "stores = [{{url = 's3://bucket', access_key_id = 'x', secret_access_key = {}}}]",
+        ),
+        ("stores[0].access_key_id", "stores = [{{url = 's3://bucket', access_key_id = {}, secret_access_key = 'x'}}]"),
+        (
+            "stores[0].session_token",
+            "stores = [{{url = 's3://bucket', access_key_id='x', secret_access_key='x', session_token = {}}}]",
+        ),
+        ("stores[0].region", "stores = [{{url = 's3://bucket', region = {}}}]"),
+        ("http.token", "http = {{token = {}}}"),
+    ],
+)
+def test_a_key_with_a_stray_character_is_refused_by_its_name(refusal, config_file, key, text, stray):
+    """In the file too; http.client would put it into its error, with the secret."""
+    said = refusal(text.format(json.dumps(f"hunter2-hunter2-hunter2{stray}")))
+    assert said.startswith(f"{key} in {config_file}: must ")
+    assert "hunter2" not in said
+
+
+@pytest.mark.parametrize("content", [b"hunter2\n\n", b"hunter2\r", b" hunter2 ", b"hun\x1bter2\n"])
+def test_a_secret_file_with_stray_characters_is_refused(refusal, tmp_path, content):
+    """One newline at the end is an editor's; anything else is a mistake."""
+    (tmp_path / "secret").write_bytes(content)
+    said = refusal(KEYS, BACKUPD_STORES__0__SECRET_ACCESS_KEY_FILE=str(tmp_path / "secret"))
+    assert said.startswith("BACKUPD_STORES__0__SECRET_ACCESS_KEY_FILE: must not ")
     assert "hunter2" not in said
 
 

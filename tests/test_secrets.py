@@ -33,6 +33,7 @@ _MARK = "5ecret"
 _KEY = f"the-{_MARK}-of-the-bucket"
 _TOKEN = f"the-{_MARK}-session-token"
 _HTTP_TOKEN = f"the-{_MARK}-http-token-of-this-test"
+_WRONG_KEY_ID = "the-wrong-key-id"
 _WRONG_KEY = f"the-wrong-{_MARK}-of-another-bucket"
 _PASSWORD = f"the-{_MARK}-password-of-a-target"
 _HEARTBEAT = f"the-{_MARK}-uuid-of-a-heartbeat"
@@ -107,7 +108,7 @@ class _Place:
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        return (_MARK, self.identity.strip().rpartition("\n")[2])
+        return (_MARK, _WRONG_KEY_ID, self.identity.strip().rpartition("\n")[2])
 
 
 @pytest.fixture
@@ -141,7 +142,7 @@ def place(tmp_path: Path, moto: S3Server) -> Iterator[_Place]:
                 {
                     "url": "s3://bucket-that-refuses/x",
                     "endpoint_url": refusing.endpoint_url,
-                    "access_key_id": "AKIAIOSFODNN7EXAMPLE",
+                    "access_key_id": _WRONG_KEY_ID,
                     "secret_access_key": _WRONG_KEY,
                     "max_attempts": 1,
                 },
@@ -206,7 +207,7 @@ def _wrong(place: _Place) -> list[Finished]:
         {"BACKUPD_HTTP__TOKEN": _MARK},
         {"BACKUPD_STORES__0__URL": f"s3://key:{_KEY}@bucket"},
         {"BACKUPD_STORES__0__ENDPOINT_URL": f"https://key:{_KEY}@host"},
-        {"BACKUPD_ENCRYPTION__RECIPIENTS": place.secrets[1]},
+        {"BACKUPD_ENCRYPTION__RECIPIENTS": place.secrets[-1]},
     ]
     running = [CommandLine(place.site.home, **{**place.environ, **each}).start("list", "--json") for each in variables]
     return [finish(process, code=2) for process in running]
