@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from enum import IntEnum
 from typing import ClassVar
 
 from backupd.masking import masked
+
+# What moves the cursor or turns text around; what a file's name has besides is shown as each sink can.
+_COMMANDS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_LONGEST_MESSAGE = 2_000
+_LONGEST_HINT = 10_000
 
 
 class ExitCode(IntEnum):
@@ -27,21 +33,27 @@ class ExitCode(IntEnum):
 class BackupdError(Exception):
     """An expected failure: one line that says what happened to what, and a hint that says what to do next.
 
-    `message` is lower case without a full stop and names the id, path or URL; `hint` is one line or None. Secrets in
-    them are masked: an error goes into the status, notifications and answers, whatever library it quotes.
+    `message` is lower case without a full stop and names the id, path or URL; `hint` is one line or None. Whatever
+    they quote (a library, a server, a stored object), secrets are masked, commands for a terminal are escaped, and what
+    is longer than any text for people is cut: an error goes into the status, notifications and answers.
     """
 
     exit_code: ClassVar[ExitCode] = ExitCode.BUG
     retry_can_help: ClassVar[bool] = False
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        self.message = masked(message)
-        self.hint = hint and masked(hint)
+        self.message = _told(message, _LONGEST_MESSAGE)
+        self.hint = hint and _told(hint, _LONGEST_HINT)
         super().__init__(self.message)
 
     def values(self) -> dict[str, object]:
         """The error as JSON documents and logs show it."""
         return {"message": self.message, "hint": self.hint, "exit_code": int(self.exit_code)}
+
+
+def _told(text: str, most: int) -> str:
+    beginning = masked(text[:most]) + ("..." if len(text) > most else "")
+    return _COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), beginning)
 
 
 class UsageError(BackupdError):

@@ -103,3 +103,13 @@ def test_no_library_leaks_a_secret_into_the_log(way: str) -> None:
     done = subprocess.run([sys.executable, "-c", _LEAK, way], capture_output=True, text=True, check=True)
     assert "leaked-token" not in done.stdout + done.stderr
     assert "***" in (done.stdout if way == "daemon" else done.stderr)
+
+
+def test_an_error_is_short_and_harmless_whatever_it_quotes() -> None:
+    """A stored object may have megabytes of commands for a terminal where a time should be."""
+    error = BackupdError(f"'\x1b[2J\u202e{'9' * 10_000_000}' is not a time", hint="\x9b" * 100_000)
+    assert error.message.startswith("'\\x1b[2J\\u202e999")
+    assert len(error.message) < 3_000
+    assert len(error.hint or "") < 50_000
+    assert f"{error.message}{error.hint}".isprintable()
+    assert BackupdError("/data/tenant-\udcff.db").message == "/data/tenant-\udcff.db"

@@ -17,6 +17,8 @@ _DURATION = re.compile(
     r"(?:([0-9]{1,9})w)?(?:([0-9]{1,9})d)?(?:([0-9]{1,9})h)?(?:([0-9]{1,9})m)?(?:([0-9]{1,9})s)?(?:([0-9]{1,12})ms)?"
 )
 _SIZE = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?) ?([kmgt]?i?b)", re.IGNORECASE)
+# Controls, marks without a width, and what turns text around. A path may have all else, such as bytes that are no text.
+_STRAY = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 _UNIT_BYTES = {
     "B": 1,
     "kB": 10**3,
@@ -136,8 +138,9 @@ def _known_time_zone(name: str) -> str:
 
 
 def _checked_text(text: str) -> str:
-    if problem := stray_characters(text):
-        raise InvalidValueError(problem)
+    problem = stray_characters(text)
+    if problem is not None or not text.isprintable():
+        raise InvalidValueError(problem or "must not contain an unprintable character")
     return text
 
 
@@ -152,7 +155,7 @@ def stray_characters(text: str) -> str | None:
     """What is wrong with a text that some tool wrote or mounted with more than was meant; it is not repeated."""
     if text.endswith(("\n", "\r")):
         return "must not end with a line break"
-    if not text.isprintable():
+    if _STRAY.search(text):
         return "must not contain a control character"
     return "must not begin or end with a space" if text != text.strip() else None
 

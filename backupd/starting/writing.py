@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backupd.config import load
-from backupd.config.problems import variable_of
+from backupd.config.problems import refuse_what_tools_keep, variable_of
 from backupd.config.settings import default_state_dir, home_directory
 from backupd.config.values import absolute_path
 from backupd.errors import TargetExistsError, TargetUnwritableError, UsageError
@@ -57,9 +57,10 @@ class ConfigurationWish:
 def usual_place(environ: Mapping[str, str], *, is_root: bool) -> Path:
     """Where the file belongs when nobody says: where every command looks for it, wherever it is started.
 
-    Raises `UsageError` when there is no home directory.
+    Raises `UsageError` when there is no home directory, or the variable has what no path has.
     """
     if named := environ.get("BACKUPD_CONFIG"):
+        refuse_what_tools_keep("BACKUPD_CONFIG", named)
         return Path(named).absolute()
     if is_root:
         return Path("/etc/backupd/config.toml")
@@ -74,6 +75,7 @@ def usual_place(environ: Mapping[str, str], *, is_root: bool) -> Path:
 def state_directory(environ: Mapping[str, str], *, is_root: bool) -> Path:
     """Where backupd keeps its own files under the configuration that is to be written. Raises `UsageError`."""
     if named := environ.get(variable_of("state_dir")):
+        refuse_what_tools_keep(variable_of("state_dir"), named)
         return absolute_path(named)
     return default_state_dir(environ, is_root=is_root)
 

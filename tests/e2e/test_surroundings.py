@@ -132,6 +132,11 @@ def test_values_in_quotes_make_no_directory(tmp_path: Path) -> None:
     for variable, value in quoted.items():
         said = CommandLine(tmp_path, **{variable: value}).run("now", "app.db", code=ExitCode.USAGE)
         assert said.told("error")[0].startswith(f"{variable}: ")
+    for variable in ("BACKUPD_CONFIG", "BACKUPD_STATE_DIR"):
+        said = CommandLine(tmp_path, **{"BACKUPD_CONFIG": f"{tmp_path}/x", variable: f'"{tmp_path}/new/x"'}).run(
+            "init", "--yes", code=ExitCode.USAGE
+        )
+        assert said.told("error")[0].startswith(f"{variable}: ")
     assert {path.name for path in tmp_path.iterdir()} == before
 
 

@@ -973,3 +973,17 @@ def test_a_missing_bucket_at_a_real_server(server: str, verb: str, request: pyte
     error = failure(S3Store(settings.model_copy(update={"url": "s3://nosuch-bucket"})), verb)
     assert not isinstance(error, NoSuchObjectError)
     assert "bucket nosuch-bucket does not exist" in error.message
+
+
+@pytest.mark.parametrize("server", ["seaweed", "moto"])
+@pytest.mark.parametrize("has_stored", [False, True])
+def test_a_bucket_in_the_endpoint_of_a_real_server(server: str, request: pytest.FixtureRequest, *, has_stored: bool):
+    """Servers take objects there, under a name that begins with the bucket's; a listing says what is wrong."""
+    settings = request.getfixturevalue(server).settings()
+    right = settings.endpoint_url
+    store = S3Store(settings.model_copy(update={"endpoint_url": f"{right}/{settings.bucket}"}))
+    if has_stored:
+        put(store, "app/a", b"content")
+    error = failure(store, "list")
+    assert isinstance(error, StoreRefusedError)
+    assert error.hint == f"set `endpoint_url` to {right}"
