@@ -141,6 +141,12 @@ class SourceUnusableError(BackupdError):
     exit_code = ExitCode.SOURCE_UNUSABLE
 
 
+class MissingDatabaseError(SourceUnusableError):
+    """The file of a database is not there, or no file of a pattern: the application may be about to make it."""
+
+    retry_can_help = True
+
+
 class NotADatabaseError(SourceUnusableError):
     """The database file is there, and SQLite does not recognise it as a sound database."""
 

@@ -22,6 +22,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from backupd.capture import sink, source
+from backupd.capture.checksums import is_sealed, sealed, without_seal
 from backupd.capture.holder import LockHolder
 from backupd.capture.limits import BYTES_PER_STEP, let_timers_end_this_process
 from backupd.capture.packer import Packer, PackWriter, Stream
@@ -254,8 +255,12 @@ def _canonical(first_page: bytes, schema_version: int, header: source.Header, pa
     """Page 1 with a change counter that differs when the content does, so that a cache never trusts the wrong one."""
     version = header.writer_version
     blank = sink.complete_first_page(first_page, schema_version=schema_version, writer_version=version, counter=0)
+    # Neither the API's page nor the log tells the counter that the application's checksum was made with.
+    if has_checksum := is_sealed(blank):
+        blank = without_seal(blank)
     counter = int.from_bytes(packer.table.digest_behind(blank)[:4], "big") or 1
-    return sink.complete_first_page(first_page, schema_version=schema_version, writer_version=version, counter=counter)
+    page = sink.complete_first_page(blank, schema_version=schema_version, writer_version=version, counter=counter)
+    return sealed(page) if has_checksum else page
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import apsw
 
-from backupd.errors import BackupdError, BusyError, NotADatabaseError, SourceUnusableError
+from backupd.errors import BackupdError, BusyError, MissingDatabaseError, NotADatabaseError, SourceUnusableError
 from backupd.format import is_page_size
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _no_database(path: str) -> NotADatabaseError:
 def unreadable(path: str, error: OSError) -> SourceUnusableError:
     """Our error for one of the system's about the source database."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return SourceUnusableError(
+        return MissingDatabaseError(
             f"database {path} does not exist",
             hint="check the path and, in a container, that the volume is mounted there; nothing was created",
         )

@@ -20,8 +20,6 @@ from backupd.cli.options import Invocation, Verb, global_options
 from backupd.errors import BackupdError, ExitCode
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from backupd.cli.tables import Cells
     from backupd.health.judging import Alarm
     from backupd.health.values import DatabaseHealth, Status, StoreHealth
@@ -121,9 +119,11 @@ def _line(found: _Found) -> str:
         whose = f"{concerned} of {quantities.count(len(watched), 'database')}: " if first.database else ""
         more = f"; and {quantities.count(len(alarms) - 1, 'more alarm')}" if len(alarms) > 1 else ""
         return f"{whose}{first.message}, since {quantities.local_time(first.since)}{more}"
+    awaited = _awaited(found)
+    waiting = f"waiting for the application to create {' and '.join(awaited)}" if awaited else ""
     if not watched:
-        return "no database is known yet: the daemon has just started"
-    return f"ok: {_ok(watched, found.now)}{_stopped(found)}"
+        return waiting or "no database is known yet: the daemon has just started"
+    return f"ok: {_ok(watched, found.now)}{_stopped(found)}{'; ' if waiting else ''}{waiting}"
 
 
 def _ok(watched: dict[str, DatabaseHealth], now: datetime) -> str:
@@ -141,6 +141,19 @@ def _ok(watched: dict[str, DatabaseHealth], now: datetime) -> str:
     return f"{quantities.count(len(watched), 'database')} current {where}, {since}{later}"
 
 
+def _awaited(found: _Found) -> list[str]:
+    """What the daemon has looked for in vain only since a moment ago, and which is no alarm yet."""
+    daemon = found.status.daemon
+    if daemon is None or daemon.stopped_at is not None:
+        return []
+    alarms = {alarm.key for alarm in found.alarms}
+    return [
+        path
+        for path, problem in daemon.entry_problems.items()
+        if problem.is_transient and f"nothing-matches {path}" not in alarms
+    ]
+
+
 def _stopped(found: _Found) -> str:
     daemon = found.status.daemon
     return (
@@ -154,12 +167,16 @@ def _show(found: _Found, *, is_json: bool) -> int:
     if is_json:
         output.print_document({"status": _values(found)})
         return ExitCode.DONE
-    if not found.status.databases:
+    if found.status.databases:
+        _print_table(found)
+    elif found.status.daemon is not None:
+        output.print_result(f"{_daemon(found)}; it has found no database yet")
+    else:
         output.print_result(
             f"nothing is known yet: neither backupd run nor backupd now has worked with {found.state_dir}"
         )
-    else:
-        _print_table(found)
+    for path in _awaited(found):
+        output.print_result(output.printable(f"waiting for the application to create {path}"))
     for alarm in found.alarms:
         since = quantities.local_time(alarm.since)
         output.print_warning(f"{alarm.message}, since {since}")
@@ -200,7 +217,7 @@ def _cells(name: str, database: DatabaseHealth, url: str, health: StoreHealth, f
     return (
         name,
         url,
-        _state(name, database, url, health, found.alarms),
+        _state(name, database, url, health, found),
         "never" if health.current_at is None else quantities.age(health.current_at, found.now),
         health.snapshot_id or "-",
         _proven(health, found.now),
@@ -219,11 +236,13 @@ def _proven(health: StoreHealth, now: datetime) -> str:
     return quantities.age(proven_at, now)
 
 
-def _state(name: str, database: DatabaseHealth, url: str, health: StoreHealth, alarms: Sequence[Alarm]) -> str:
+def _state(name: str, database: DatabaseHealth, url: str, health: StoreHealth, found: _Found) -> str:
     """One word; the worst one that is true."""
     if database.vanished_at is not None:
         return "vanished"
-    kinds = {alarm.kind for alarm in alarms if alarm.database == name and alarm.store in {None, url}}
+    if found.status.daemon is not None and database.path in found.status.daemon.entry_problems:
+        return "missing"
+    kinds = {alarm.kind for alarm in found.alarms if alarm.database == name and alarm.store in {None, url}}
     for kind, word in (
         ("stale", "late"),
         ("damaged", "damaged"),

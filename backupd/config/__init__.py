@@ -11,6 +11,7 @@ from backupd.config.databases import (
     entries_by_name,
     find_databases,
     look_for_databases,
+    missing_file,
     nothing_found,
     unmatched_patterns,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "format_size",
     "load",
     "look_for_databases",
+    "missing_file",
     "nothing_found",
     "parse_duration",
     "parse_size",

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, model_validator
 from backupd.config.retention import RetentionSettings
 from backupd.config.schedule import ScheduleSettings
 from backupd.config.values import InvalidValueError, Table, absolute_path
-from backupd.errors import SourceUnusableError, UsageError
+from backupd.errors import MissingDatabaseError, SourceUnusableError, UsageError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # A store keeps these files beside the databases' directories.
@@ -86,6 +86,11 @@ class DatabaseSettings(Table):
         if not self.is_glob:
             self.database_at(*self.paths())
         return self
+
+    @property
+    def shown_path(self) -> str:
+        """What the status knows this entry by: its one file, or the pattern."""
+        return self.path if self.is_glob else str(*self.paths())
 
     def paths(self) -> tuple[Path, ...]:
         """The files that this entry stands for now, in order; for a path without wildcards always that one.
@@ -174,12 +179,29 @@ def look_for_databases(entries: Iterable[DatabaseSettings]) -> Found:
     return Found(tuple(databases), tuple(problems), problems_by_path)
 
 
+def missing_file(entry: DatabaseSettings) -> MissingDatabaseError | None:
+    """That the one file of an entry without wildcards is not there; None when it is, or cannot be looked at."""
+    if entry.is_glob:
+        return None
+    (path,) = entry.paths()
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return MissingDatabaseError(
+            f"database {path} does not exist",
+            hint="check the path and, in a container, that the volume is mounted there; nothing was created",
+        )
+    except OSError:
+        return None  # its run fails, and says why
+    return None
+
+
 def nothing_found(*patterns: str) -> SourceUnusableError:
     """The error for patterns that find no file. Looks whether that is because this process may not look for any."""
     told = f"no file matches {' or '.join(patterns)}"
     closed = next(filter(None, map(_closed_directory, patterns)), None)
     if closed is None:
-        return SourceUnusableError(
+        return MissingDatabaseError(
             told,
             hint="check the path, whether the file is called otherwise and, in a container, whether the volume is "
             "mounted there",

@@ -6,9 +6,12 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
+from backupd.config import missing_file
 from backupd.daemon import chores
+from backupd.daemon.charge import missing
 from backupd.daemon.rounds import Rounds
 from backupd.daemon.timetable import ONE_BY_ONE
+from backupd.health import planning
 from backupd.logs import log
 from backupd.upkeep.drills import last_drill
 
@@ -22,22 +25,30 @@ if TYPE_CHECKING:
 
 
 def plan_all(charge: Charge, timetable: Timetable, status: Status) -> None:
-    """Put all that is configured into the timetable, in place of what is there; what was missed comes at once."""
+    """Put all that is configured into the timetable, in place of what is there; what was missed comes at once.
+
+    The status then says when each database is due and planned by this configuration, and not by the one before.
+    """
     timetable.clear()
-    for entry in charge.settings.databases:
-        _plan_entry(entry, charge, timetable, status)
+    all_rounds = [_plan_entry(entry, charge, timetable, status) for entry in charge.settings.databases]
+    now = datetime.now(UTC)
+    plans = {name: plan for rounds in all_rounds for name, plan in rounds.new_plans(status).items()}
+    charge.note(lambda status: planning.with_plans(status, plans, at=now, are_new=True))
 
 
-def _plan_entry(entry: DatabaseSettings, charge: Charge, timetable: Timetable, status: Status) -> None:
+def _plan_entry(entry: DatabaseSettings, charge: Charge, timetable: Timetable, status: Status) -> Rounds:
     now = datetime.now(UTC)
     schedule = charge.settings.schedule_of(entry)
-    known = [status.databases.get(each.name) for each in charge.databases(entry)[0]]
+    databases, _ = charge.databases(entry)
+    known = [status.databases.get(each.name) for each in databases]
+    rounds = Rounds(charge, entry, timetable)
     urls = [repository.url for _, repository in charge.repositories]
     # Where every store is put-only, nothing can be restored to test or pruned from here: it is not promised either.
     has_full_keys = any(not store.put_only for store, _ in charge.repositories)
-    is_missed = is_round_missed(known, urls, schedule, now)
+    is_lost = missing_file(entry) is not None or bool(missing(entry, databases, status))
+    is_missed = is_lost or is_round_missed(known, urls, schedule, now)
     for kind, call, times, comes_at_once in (
-        ("snapshots", Rounds(charge, entry, timetable).run, schedule.snapshots, is_missed),
+        ("snapshots", rounds.run, schedule.snapshots, is_missed),
         ("drills", partial(chores.run_drills, charge, entry), schedule.drills, is_drill_missed(known, schedule, now)),
         ("prunes", partial(chores.run_prunes, charge, entry), schedule.prunes, False),
     ):
@@ -60,6 +71,7 @@ def _plan_entry(entry: DatabaseSettings, charge: Charge, timetable: Timetable, s
                 next_run_at=timetable.next_at(key),
                 is_missed=comes_at_once,
             )
+    return rounds
 
 
 def is_round_missed(

@@ -77,19 +77,23 @@ class Charge:
         raise UsageError(f"no database {name!r} is configured", hint="backupd status shows those that are")
 
 
-def missing(entry: DatabaseSettings, databases: Sequence[Configured], status: Status) -> dict[str, OSError | None]:
+def missing(
+    entry: DatabaseSettings, databases: Sequence[Configured], status: Status, *, with_vanished: bool = False
+) -> dict[str, OSError | None]:
     """What the pattern of `entry` found before, and which is not among `databases`; by name, why it cannot be reached.
 
-    None: the file is gone. Anything else may only be in the way, and the application may be writing it.
+    None: the file is gone. Anything else may only be in the way, and the application may be writing it. What is
+    known to have vanished is left out, unless it is asked for.
     """
     if not entry.is_glob:
         return {}
     names = {each.name for each in databases}
     found: dict[str, OSError | None] = {}
     for name, known in status.databases.items():
-        if known.is_scheduled and known.vanished_at is None and name not in names:
+        is_meant = known.vanished_at is None or with_vanished
+        if known.is_scheduled and is_meant and name not in names:
             reason = _why_missing(Path(known.path))
-            if not isinstance(reason, _StillThere) and _could_find(entry, Path(known.path)):
+            if not isinstance(reason, _StillThere) and _finds(entry, name, Path(known.path)):
                 found[name] = reason
     return found
 
@@ -108,9 +112,8 @@ def _why_missing(path: Path) -> OSError | _StillThere | None:
     return _StillThere()
 
 
-def _could_find(entry: DatabaseSettings, path: Path) -> bool:
+def _finds(entry: DatabaseSettings, name: str, path: Path) -> bool:
     try:
-        entry.database_at(path)
+        return entry.database_at(path).name == name
     except UsageError:
         return False
-    return True

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from datetime import datetime, timedelta
+    from datetime import datetime
 
 
 class Retries:
@@ -27,11 +28,17 @@ class Retries:
             self._is_planned = False
 
     def want(
-        self, name: str, *, now: datetime, next_run_at: datetime | None, first_pause: timedelta | None = None
+        self,
+        name: str,
+        *,
+        now: datetime,
+        next_run_at: datetime | None,
+        first_pause: timedelta | None = None,
+        longest_pause: timedelta = timedelta.max,
     ) -> datetime | None:
         """Note that `name` has failed. Gives when to try again, None when that is planned already or comes anyway.
 
-        `first_pause` in place of the usual one; it grows as that does.
+        `first_pause` in place of the usual one; it grows as that does, up to `longest_pause`.
         """
         with self._lock:
             self._names.add(name)
@@ -39,7 +46,7 @@ class Retries:
                 return None
             # The exponent is bounded only to stay a number: long before that, the next scheduled run comes first.
             pause: timedelta = (first_pause or self._first_pause) * 2 ** min(self._attempts, 20)
-            at = now + pause
+            at = now + min(pause, longest_pause)
             if next_run_at is not None and at >= next_run_at:
                 return None
             self._attempts += 1

@@ -10,16 +10,21 @@ import os
 import threading
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backupd.config import Database, missing_file
 from backupd.daemon.asking import plan_round
 from backupd.daemon.charge import missing
 from backupd.daemon.chores import run_drill
 from backupd.daemon.retries import Retries
 from backupd.daemon.snapshots import look_after
-from backupd.errors import AnotherRunError, BackupdError, SourceUnusableError
+from backupd.errors import AnotherRunError, BackupdError, MissingDatabaseError, SourceUnusableError
 from backupd.health import planning, recording
+from backupd.health.heartbeats import Heartbeats
+from backupd.health.judging import LOOKS_THAT_MAY_FIND_NOTHING
 from backupd.logs import log
+from backupd.upkeep.configured import Configured
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -29,14 +34,13 @@ if TYPE_CHECKING:
     from backupd.daemon.charge import Charge
     from backupd.daemon.timetable import Timetable
     from backupd.health import Status
-    from backupd.health.heartbeats import Heartbeats
-    from backupd.upkeep.configured import Configured
     from backupd.upkeep.stores import RotatedStore
 
 # What is noted as failed when a file is missing, or cannot be a database: there is no name for that.
 _NOT_FOUND = ""
 # An application that starts at the same moment is about to make its first file, and looking costs nothing.
 _LOOK_AGAIN_AFTER = timedelta(seconds=5)
+_LOOK_AT_LEAST_EVERY = timedelta(seconds=30)
 
 
 class Rounds:
@@ -47,6 +51,7 @@ class Rounds:
         self._entry = entry
         self._timetable = timetable
         self._retries = Retries(charge.settings.daemon.retry_after)
+        self._looks = 0  # for a missing file, in vain, one after the other
         self._known_ids: Mapping[str, str] = {}
         # Two rounds at once (a retry beside the scheduled one) would decide by the same status.
         self._turn = threading.Lock()
@@ -60,37 +65,49 @@ class Rounds:
     def _retry_key(self) -> str:
         return f"retry {self._entry.path}"
 
+    @property
+    def _look_key(self) -> str:
+        return f"look {self._entry.path}"
+
     def run(self) -> None:
         """The scheduled round, over all databases of the entry."""
         self._timetable.remove(self._retry_key)
         self._retries.begin_anew()
-        self._round(None)
+        self._round(None, is_scheduled=True)
 
     def _retry(self) -> None:
         names = self._retries.take()
         if names:  # a scheduled round may have taken them up at the same moment
             self._round(None if _NOT_FOUND in names else names)
 
-    def _round(self, only: Collection[str] | None) -> None:
+    def _round(self, only: Collection[str] | None, *, is_scheduled: bool = False) -> None:
         with self._turn:
             now = datetime.now(UTC)
             sight = self._charge.look()
             databases, problem = sight.databases(self._entry)
-            meant = [each for each in databases if only is None or each.name in only]
-            end = _RoundEnd(self._charge.heartbeats, [each.name for each in meant], problem)
-            stores = sight.stores
-            answers = self._charge.questions.ask(stores)
+            problem = problem or missing_file(self._entry)
+            is_missing = isinstance(problem, MissingDatabaseError)
+            meant = [] if is_missing else [each for each in databases if only is None or each.name in only]
             before = self._charge.status.read()
+            is_told = self._is_told(problem, before, is_scheduled=is_scheduled)
+            heartbeats = self._charge.heartbeats if is_told else Heartbeats(())
+            end = _RoundEnd(heartbeats, [each.name for each in (databases if is_missing else meant)], problem)
+            stores = sight.stores if meant else []  # a look for a file that is missing asks no store
+            answers = self._charge.questions.ask(stores)
             plan = plan_round(meant, stores, answers, self._known_ids, before, now=now)
             if self._charge.is_over.is_set():  # another configuration may have taken this entry out meanwhile
                 return
-            if only is None:  # the databases that a retry leaves out have not been asked for in a new repository
+            # The databases that a retry leaves out have not been asked for in a new repository.
+            if only is None and stores:
                 self._known_ids = {url: found for url, found in answers.ids.items() if found is not None}
             lost = missing(self._entry, databases, before)
             gone = [name for name, reason in lost.items() if reason is None] if databases else []
             problem = problem or _out_of_reach(lost, before)
             self._record(databases, plan, problem, gone, now)
-            self._log(plan, problem)
+            self._log(plan, problem, is_told=is_told)
+            self._look_for_vanished(databases)
+        for configured in databases if is_missing else ():
+            end.finished(configured.name, problem)
         for configured in meant:
             error = plan.error_of(configured.name)
             if wanting := plan.wanting.get(configured.name):
@@ -101,6 +118,34 @@ class Rounds:
             self._want_retry(_NOT_FOUND)
         end.all_begun()
         self._charge.wake()
+
+    def _is_told(self, problem: BackupdError | None, before: Status, *, is_scheduled: bool) -> bool:
+        """Whether a round with this problem is news: looks for a missing file are, when it becomes an alarm.
+
+        Until then, the application is about to make it.
+        """
+        if not isinstance(problem, MissingDatabaseError):
+            self._looks = 0
+            return True
+        known = before.daemon and before.daemon.entry_problems.get(self._entry.shown_path)
+        self._looks = 1 + max(self._looks, known.count if known else 0)
+        is_awaited = self._looks <= LOOKS_THAT_MAY_FIND_NOTHING
+        return not is_awaited and (is_scheduled or self._looks == LOOKS_THAT_MAY_FIND_NOTHING + 1)
+
+    def _look_for_vanished(self, databases: Sequence[Configured]) -> None:
+        """Have a round soon after a file that had vanished is there again. Until then, looking costs a `stat` each."""
+        status = self._charge.status.read()
+        lost = missing(self._entry, databases, status, with_vanished=True)
+        paths = [Path(status.databases[name].path) for name in lost if status.databases[name].vanished_at is not None]
+
+        def look() -> None:
+            if any(os.path.exists(path) for path in paths):  # noqa: PTH110  (Path.exists raises where it may not look)
+                self._round(None)
+            elif not self._charge.is_over.is_set():
+                self._timetable.add_once(self._look_key, look, datetime.now(UTC) + _LOOK_AT_LEAST_EVERY)
+
+        if paths:
+            self._timetable.add_once(self._look_key, look, datetime.now(UTC) + _LOOK_AT_LEAST_EVERY)
 
     def _start(
         self, configured: Configured, stores: Sequence[RotatedStore], error: BackupdError | None, end: _RoundEnd
@@ -126,18 +171,32 @@ class Rounds:
         # That somebody else is at work on it is no failure, as little as it is in the status; but it is tried again.
         end.finished(name, None if isinstance(error, AnotherRunError) else error)
         if error is not None:
-            self._want_retry(name)
+            self._want_retry(_NOT_FOUND if isinstance(error, MissingDatabaseError) else name)
 
     def _want_retry(self, name: str) -> None:
         now = datetime.now(UTC)
-        first_pause = self._charge.settings.daemon.retry_after
+        first_pause, longest_pause = self._charge.settings.daemon.retry_after, timedelta.max
         if name == _NOT_FOUND:
-            first_pause = min(first_pause, _LOOK_AGAIN_AFTER)
+            # However long it has been missing: whoever makes the file is not to wait for the first snapshot.
+            first_pause, longest_pause = min(first_pause, _LOOK_AGAIN_AFTER), _LOOK_AT_LEAST_EVERY
         next_run_at = self._timetable.next_at(self.key)
-        at = self._retries.want(name, now=now, next_run_at=next_run_at, first_pause=first_pause)
+        at = self._retries.want(
+            name, now=now, next_run_at=next_run_at, first_pause=first_pause, longest_pause=longest_pause
+        )
         # A run that began under an earlier configuration must not go on by it.
         if at is not None and not self._charge.is_over.is_set():
             self._timetable.add_once(self._retry_key, self._retry, at)
+
+    def new_plans(self, status: Status) -> dict[str, planning.Plan]:
+        """What is meant by this configuration for each database of the entry, those of `status` that are gone too."""
+        databases, _ = self._charge.databases(self._entry)
+        schedule = self._charge.settings.schedule_of(self._entry)
+        gone = [
+            Configured(Database(name, Path(status.databases[name].path)), schedule)
+            for name in missing(self._entry, databases, status)
+        ]
+        every = [*databases, *gone]
+        return self._plans(every, functools.cache(partial(_due_after, every, grace=self._charge.settings.health.grace)))
 
     def _record(
         self,
@@ -155,7 +214,7 @@ class Rounds:
         def recorded(status: Status) -> Status:
             if self._charge.is_over.is_set():
                 return status
-            status = planning.with_entry_problem(status, self._entry.path, problem, at=now)
+            status = planning.with_entry_problem(status, self._entry.shown_path, problem, at=now)
             status = planning.with_vanished(status, gone, at=now)
             status = planning.with_plans(status, plans, at=now)
             for url, names in plan.seen.items():
@@ -186,9 +245,11 @@ class Rounds:
             for each in databases
         }
 
-    def _log(self, plan: Round, problem: BackupdError | None) -> None:
-        if problem is not None:
+    def _log(self, plan: Round, problem: BackupdError | None, *, is_told: bool) -> None:
+        if problem is not None and is_told:
             log.error("databases not found", path=self._entry.path, error=problem.values())
+        elif problem is not None and self._looks == 1:
+            log.info("waiting for the application to create it", path=self._entry.path, found=problem.message)
         down = {url: error for errors in plan.down.values() for url, error in errors}
         for url, error in down.items():
             names = [name for name, errors in plan.down.items() if url in dict(errors)]

@@ -165,7 +165,7 @@ class _Service:
         )
 
     def _plan(self) -> None:
-        """Plan everything anew; what goes on by the plan before may finish."""
+        """Plan everything again; what goes on by the plan before may finish."""
         self._charge.is_over.set()
         self._charge = replace(self._charge, is_over=threading.Event())
         known = self._status.read()
@@ -173,15 +173,14 @@ class _Service:
         for entry in self._charge.settings.databases:
             databases, _ = self._charge.databases(entry)
             names.update(each.name for each in databases)
-            names.update(missing(entry, databases, known))  # that is still to be told, by the entry's round
+            # Of what has gone, the entry's round still has to tell, or has told within a week.
+            names.update(missing(entry, databases, known, with_vanished=True))
         warn_of_unknown_databases(self._charge.settings.heartbeats, names)
         for warning in twin_warnings(self._charge.settings.stores):
             log.warning(warning)
-        patterns = {entry.path for entry in self._charge.settings.databases}
+        keys = {entry.shown_path for entry in self._charge.settings.databases}
         status = self._charge.note(
-            lambda status: planning.without_other_entries(
-                planning.without_others(status, names, at=datetime.now(UTC)), patterns
-            )
+            lambda status: planning.without_other_entries(planning.without_others(status, names), keys)
         )
         plan_all(self._charge, self._timetable, status)
 

@@ -197,6 +197,7 @@ _STORE = _Record(
     StoreHealth,
     current_at=_TIME,
     due_by=_TIME,
+    planned_since=_TIME,
     fingerprint=_TEXT,
     snapshot_id=_TEXT,
     snapshot_at=_TIME,

@@ -33,9 +33,10 @@ if TYPE_CHECKING:
 SILENT_AFTER = timedelta(minutes=2)
 """A daemon that has left no sign of life for this long hangs, cannot write, or was killed."""
 
+LOOKS_THAT_MAY_FIND_NOTHING = 3
+"""An application that is started at the same moment may be about to make its first file: half a minute."""
+
 _ATTEMPTS_THAT_MAY_FAIL = 1
-# An application that is started at the same moment may be about to make its first file: half a minute by the daemon.
-_LOOKS_THAT_MAY_FIND_NOTHING = 3
 _CLOCKS_MAY_DIFFER_BY = timedelta(minutes=5)
 
 
@@ -67,7 +68,8 @@ def judge(status: Status, *, now: datetime, alive_at: datetime | None) -> tuple[
     """
     alarms = [*_daemon_alarms(status, now, alive_at)]
     for name, database in status.databases.items():
-        alarms += _database_alarms(name, database, now)
+        is_missing = status.daemon is not None and database.path in status.daemon.entry_problems
+        alarms += _database_alarms(name, database, now, is_missing=is_missing)
     return tuple(sorted(alarms, key=lambda alarm: not alarm.is_red))
 
 
@@ -113,12 +115,14 @@ def _daemon_alarms(status: Status, now: datetime, alive_at: datetime | None) -> 
             since=problem.since,
             is_red=False,
         )
+    names = {database.path: name for name, database in status.databases.items()}
     for pattern, failure in daemon.entry_problems.items():
-        if failure.count <= _LOOKS_THAT_MAY_FIND_NOTHING:
+        if failure.count <= LOOKS_THAT_MAY_FIND_NOTHING:
             continue
         yield Alarm(
             key=f"nothing-matches {pattern}",
             kind="nothing-matches",
+            database=names.get(pattern),
             title=pattern,
             message=f"not everything at {pattern} is backed up: {failure.message}",
             hint=_hint(failure.hint, "check the path and, in a container, that the volume is mounted there"),
@@ -127,7 +131,8 @@ def _daemon_alarms(status: Status, now: datetime, alive_at: datetime | None) -> 
         )
 
 
-def _database_alarms(name: str, database: DatabaseHealth, now: datetime) -> Iterator[Alarm]:
+def _database_alarms(name: str, database: DatabaseHealth, now: datetime, *, is_missing: bool) -> Iterator[Alarm]:
+    """`is_missing`: its entry finds no file, which is waited for, or is an alarm already that says why it is late."""
     if database.vanished_at is not None:
         yield Alarm(
             key=f"vanished {name}",
@@ -158,7 +163,7 @@ def _database_alarms(name: str, database: DatabaseHealth, now: datetime) -> Iter
     }
     for url, health in database.stores.items():
         drill = drills[url]
-        yield from filter(None, (_not_current(name, url, health, now), drill))
+        yield from filter(None, (None if is_missing else _not_current(name, url, health, now), drill))
         if health.passed_over is not None:
             yield Alarm(
                 key=f"passed-over {name} {url}",

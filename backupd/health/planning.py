@@ -47,11 +47,13 @@ def with_running(status: Status, name: str, *, since: datetime | None) -> Status
     return with_database(status, name, lambda database: replace(database, running_since=since))
 
 
-def with_plans(status: Status, plans: Mapping[str, Plan], *, at: datetime) -> Status:
+def with_plans(status: Status, plans: Mapping[str, Plan], *, at: datetime, are_new: bool = False) -> Status:
     """What the daemon means to do for these databases: new ones, and ones whose schedule or stores may have changed.
 
-    When each store is due follows from when it was current last. One that never was stays due when it was, so that
-    a daemon that restarts all the time is not late for ever. A store that is not in the plan is forgotten.
+    When each store is due follows from when it was current last, or else from when the daemon began to maintain it: a
+    daemon that restarts all the time must not be late for ever. What a shorter schedule alone has made late has as long
+    as that schedule gives. A store that is not in the plan is forgotten. `are_new`: the daemon has started, or the
+    configuration was read again. Then proofs, too, are due by the schedule of now.
     """
     known: dict[tuple[object, datetime], datetime] = {}
 
@@ -63,17 +65,14 @@ def with_plans(status: Status, plans: Mapping[str, Plan], *, at: datetime) -> St
         return known[key]
 
     return with_databases(
-        status, {name: _planned(status.databases.get(name), plan, at, due) for name, plan in plans.items()}
+        status,
+        {name: _planned(status.databases.get(name), plan, at, due, is_new=are_new) for name, plan in plans.items()},
     )
 
 
-def without_others(status: Status, names: Collection[str], *, at: datetime) -> Status:
-    """Forget the databases that are not configured any more: all but `names`, and those that vanished within a week."""
-
-    def is_kept(name: str, database: DatabaseHealth) -> bool:
-        return name in names or (database.vanished_at is not None and not _is_long_gone(database, at))
-
-    return _with_databases_that(status, is_kept)
+def without_others(status: Status, names: Collection[str]) -> Status:
+    """Forget the databases that are not configured any more: all but `names`."""
+    return _with_databases_that(status, lambda name, _: name in names)
 
 
 def without_other_entries(status: Status, patterns: Collection[str]) -> Status:
@@ -141,40 +140,67 @@ def with_entry_problem(status: Status, pattern: str, error: BackupdError | None,
     return replace(status, daemon=replace(status.daemon, entry_problems=problems))
 
 
-def _planned(database: DatabaseHealth | None, plan: Plan, at: datetime, due: _Due) -> DatabaseHealth:
+def _planned(database: DatabaseHealth | None, plan: Plan, at: datetime, due: _Due, *, is_new: bool) -> DatabaseHealth:
     known = database.stores if database else {}
+    has_drills = plan.next_drill_at is not None
 
     def planned(url: str, health: StoreHealth) -> StoreHealth:
         health = _with_put_only(health, is_so=url in plan.put_only)
-        if health.current_at is not None:
-            return replace(health, due_by=due(plan, health.current_at))
-        return health if health.due_by is not None else replace(health, due_by=due(plan, at))
+        if is_new and not has_drills:
+            health = _without_failed_drill(health)
+        planned_since = min(health.planned_since or health.current_at or at, at)
+        fresh = due(plan, health.current_at or planned_since)
+        due_by = _deadline(health.due_by, fresh, at, lambda: due(plan, at))
+        return replace(health, planned_since=planned_since, due_by=due_by)
 
+    stores = {url: planned(url, known.get(url) or StoreHealth()) for url in plan.stores}
     return replace(
         database or DatabaseHealth(path=str(plan.path)),
         path=str(plan.path),
         is_scheduled=True,
         next_run_at=plan.next_run_at,
         next_drill_at=plan.next_drill_at,
-        proof_due_by=_proof_due_by(database, plan, at),
+        proof_due_by=_proof_due_by(database.proof_due_by if database else None, stores, plan, at, is_new=is_new),
         vanished_at=None,
-        stores={url: planned(url, known.get(url) or StoreHealth()) for url in plan.stores},
+        stores=stores,
     )
 
 
-def _proof_due_by(database: DatabaseHealth | None, plan: Plan, at: datetime) -> datetime | None:
-    """After the last proof there is. Where none ever was, it stays due when it was, however often a daemon starts.
+def _deadline(before: datetime | None, fresh: datetime, at: datetime, from_now: Callable[[], datetime]) -> datetime:
+    """The deadline `fresh` of the plan as it is now, in place of the one `before`.
 
-    What is not over is left as it is: each drill says it anew, and to ask a thousand schedules takes long.
+    One that is over, although that before was not, is so by the new plan alone: work by that plan has only begun. It
+    is put off once, or a daemon that restarts all the time would be late at no time.
+    """
+    if fresh > at or (before is not None and before <= at):
+        return fresh
+    return from_now() if before is None else min(before, from_now())
+
+
+def _proof_due_by(
+    earlier: datetime | None, stores: Mapping[str, StoreHealth], plan: Plan, at: datetime, *, is_new: bool
+) -> datetime | None:
+    """After the last proof there is, or else after the daemon began to maintain the database.
+
+    Unless the plan is new, what is not over is left as it is: each drill says it again, and to ask a thousand schedules
+    takes long.
     """
     if plan.next_drill_at is None or plan.put_only.issuperset(plan.stores):
         return None
-    earlier, stores = (database.proof_due_by, database.stores) if database else (None, {})
-    if earlier is not None and earlier > at:
+    if earlier is not None and earlier > at and not is_new:
         return earlier
-    moments = (moment for url in plan.stores if (health := stores.get(url)) for moment in health.proofs_at)
-    proofs = [moment for moment in moments if moment <= at]  # one in the future is of a clock that was wrong
-    return earlier if earlier and not proofs else plan.proof_due_after(max(proofs, default=at))
+    proofs = [moment for health in stores.values() for moment in health.proofs_at]
+    begun = [health.planned_since for health in stores.values() if health.planned_since is not None]
+    # A proof in the future is of a clock that was wrong.
+    since = max((moment for moment in proofs if moment <= at), default=min(begun, default=at))
+    fresh, from_now = plan.proof_due_after(min(since, at)), plan.proof_due_after(at)
+    return None if fresh is None or from_now is None else _deadline(earlier, fresh, at, lambda: from_now)
+
+
+def _without_failed_drill(health: StoreHealth) -> StoreHealth:
+    """Where no drill is planned any more, what the last one failed with would never end. Damage that it found stays."""
+    is_found = health.is_damaged or health.is_source_damaged
+    return health if is_found else replace(health, drill_failure=None)
 
 
 def with_put_only(status: Status, name: str, stores: Mapping[str, bool]) -> Status:

@@ -82,6 +82,8 @@ class StoreHealth:
     """The store has the state of this moment: a capture succeeded, or proved that nothing had changed."""
     due_by: datetime | None = None
     """When it has to be current again, the grace included; None when nothing is scheduled."""
+    planned_since: datetime | None = None
+    """When the daemon began to maintain it here; None when only `backupd now` has."""
     fingerprint: str | None = None
     """What `stat` said of the file in the state that the store has; None when that proves nothing, or one failed."""
     snapshot_id: str | None = None

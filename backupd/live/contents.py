@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import apsw
 
 from backupd.capture import source
+from backupd.capture.checksums import is_sealed
 from backupd.capture.image import opened_image
 
 if TYPE_CHECKING:
@@ -80,6 +81,17 @@ def contents_of_live(path: Path, *, lock_timeout: float) -> Contents:
             source.let_go(connection)  # from here on each statement takes the lock for itself
         limit = _COUNTING_SECONDS if header.is_wal else _COUNTING_SECONDS_IN_ROLLBACK_MODE
         return _contents(connection, source.read_facts(connection, header), limit)
+
+
+def has_page_checksums(path: Path) -> bool:
+    """Whether page 1 of this file has the checksum of SQLite's checksum VFS.
+
+    This process must not have the database open: closing the file drops SQLite's locks.
+    """
+    with path.open("rb") as file:
+        head = file.read(source.HEADER_BYTES)
+        page_size = source.page_size_of(head)
+        return page_size is not None and is_sealed(head + file.read(page_size - len(head)))
 
 
 def contents_of_image(file: Path) -> Contents:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from backupd.errors import NotADatabaseError, TargetUnwritableError, UsageError
-from backupd.live.contents import Contents, Identity, contents_of_image, contents_of_live
+from backupd.live.contents import Contents, Identity, contents_of_image, contents_of_live, has_page_checksums
 from backupd.live.locks import holders
 from backupd.restore.placing import reporting_errors
 
@@ -116,6 +116,10 @@ def look_at(
         return LookAtTarget(target, Way.REPLACEMENT, "as asked for", contents)
     if (misfit := _why_misfit(contents, manifest)) is not None:
         return LookAtTarget(target, Way.REPLACEMENT, misfit, contents)
+    if has_page_checksums(target):
+        # SQLite writes page 1 last, and not with the VFS of the application, which would not read it any more.
+        reason = "its pages have the checksums of SQLite's checksum VFS, which only the application can write"
+        return LookAtTarget(target, Way.REPLACEMENT, reason, contents)
     reject_small_disk(target, contents, manifest, scratch=scratch)
     return LookAtTarget(target, Way.LIVE, "", contents)
 

@@ -182,6 +182,7 @@ def test_what_was_planned_before_is_planned_no_more(charged, tmp_path):
 
 def test_each_entry_has_its_own_schedule(charged):
     """Its keys win over those for all."""
+    create_database(charged.home / "shop.db", rows=2)
     own = DatabaseSettings(path=str(charged.home / "shop.db"), schedule={"snapshots": "every 1h", "prunes": "@daily"})
     settings = charged.charge.settings.model_copy(update={"databases": (charged.entry, own)})
     status = healthy("shop", stores=(charged.disk, charged.bucket))

@@ -269,12 +269,55 @@ def test_an_entry_that_finds_nothing_is_a_problem(make):
     setting.run()
     problem = setting.status.daemon.entry_problems[setting.entry.path]
     assert problem.message == f"no file matches {setting.entry.path}"
-    assert setting.heard.of(None) == ["start", "fail"]
+    assert setting.heard.told == []
     assert setting.pause(first=5) == 5
     create_database(setting.home / "app.db", rows=2)
     setting.retry()
     assert setting.status.daemon.entry_problems == {}
     assert len(setting.snapshots("disk", "app")) == 1
+
+
+@pytest.mark.parametrize("pattern", ["*.db", "app.db"])
+def test_a_missing_database_is_looked_for_twice_a_minute_for_ever(make, pattern):
+    """Half a minute long the application may be making it; then heartbeats hear of it, once and in each round."""
+    setting = make(pattern=pattern)
+    setting.run()
+    pauses = []
+    for _ in range(40):
+        pauses.append((setting.retry_at - datetime.now(UTC)).total_seconds())
+        setting.retry()
+    assert [round(pause) for pause in pauses] == [5, 10, 20, *[30] * 37]
+    assert setting.status.daemon.entry_problems[setting.entry.path].is_transient
+    assert setting.heard.of(None) == ["start", "fail"]
+    assert not any(store.calls for store in setting.stores)
+    setting.run()
+    assert setting.heard.of(None) == ["start", "fail"] * 2
+    assert setting.heard.of("app") == (["start", "fail"] * 2 if pattern == "app.db" else [])
+    create_database(setting.home / "app.db", rows=2)
+    setting.retry()
+    assert setting.status.daemon.entry_problems == {}
+    assert len(setting.snapshots("disk", "app")) == 1
+
+
+def test_a_vanished_file_that_comes_back_has_a_round_soon(make):
+    """It is looked for twice a minute, without a look at anything else."""
+    setting = make("app", "shop")
+    setting.run()
+    kept = (setting.home / "shop.db").rename(setting.home / "elsewhere")
+    setting.run()
+    look_key = f"look {setting.entry.path}"
+    look = setting.timetable._scheduler.get_job(setting.timetable._ids[look_key]).func
+    assert (setting.timetable.next_at(look_key) - datetime.now(UTC)).total_seconds() <= 30
+    calls = [len(store.calls) for store in setting.stores]
+    look()
+    assert [len(store.calls) for store in setting.stores] == calls
+    kept.rename(setting.home / "shop.db")
+    setting.look_again()
+    setting.timetable.remove(look_key)
+    look()
+    setting.wait()
+    assert setting.status.databases["shop"].vanished_at is None
+    assert setting.timetable.next_at(look_key) is None
 
 
 def test_heartbeats_hear_of_each_database_and_of_the_whole(make):

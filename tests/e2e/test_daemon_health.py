@@ -42,14 +42,16 @@ def test_source_gone_and_back(tmp_path: Path) -> None:
         (tmp_path / "app.db").rename(tmp_path / "elsewhere.db")
         change_rows(tmp_path / "users.db", "changed")
         position = daemon.run_again()
-        assert "1 of 2 databases: app is not current" in daemon.require_red("failing", database="app").stdout
-        failed = daemon.wait_for("snapshot", after=position, outcome="failed")
-        assert str(tmp_path / "app.db") in failed["error"]["message"]
-        assert failed["error"]["hint"]
+        said = daemon.require_red("nothing-matches", database="app").stdout
+        assert f"1 of 2 databases: not everything at {tmp_path / 'app.db'} is backed up" in said
+        waits = daemon.wait_for("waiting for the application to create it", after=position)
+        missing = daemon.wait_for("databases not found", after=position)
+        assert waits["path"] == missing["path"] == str(tmp_path / "app.db")
+        assert missing["error"]["hint"]
         daemon.wait_for("snapshot", after=position, database="users", outcome="created")
         (tmp_path / "elsewhere.db").rename(tmp_path / "app.db")
         assert "2 databases current" in daemon.require_green().stdout
-        daemon.wait_for("alarm over:", kind="failing", database="app")
+        daemon.wait_for("alarm over:", kind="nothing-matches", database="app")
 
 
 def test_directory_store_gone_and_back(tmp_path: Path) -> None:
@@ -134,7 +136,13 @@ def test_stale_snapshot(tmp_path: Path) -> None:
     create_database(tmp_path / "app.db", rows=10)
     site.configure(capture={"lock_timeout": "10m"})
     site.backupd.run("now")
-    site.change_status(lambda health: replace(health, current_at=health.current_at and health.current_at - LONG))
+    site.change_status(
+        lambda health: replace(
+            health,
+            current_at=health.current_at and health.current_at - LONG,
+            due_by=health.due_by and health.due_by - LONG,
+        )
+    )
     with connected(tmp_path / "app.db", "BEGIN EXCLUSIVE") as application, site.daemon() as daemon:
         said = daemon.require_red("stale", database="app").stdout
         assert "1 of 1 database: app is not current" in said

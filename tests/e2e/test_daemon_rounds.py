@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -82,6 +82,64 @@ def test_tenant_that_vanished_while_nobody_looked(tmp_path: Path) -> None:
     with site.daemon() as daemon:
         daemon.wait_for("alarm:", kind="vanished", database="bert")
         assert daemon.ask("/healthz").code == 200
+
+
+def _due(site: Site) -> dict[str, float]:
+    """In how many hours each store is due by the status."""
+    stores = site.status.read().databases["app"].stores
+    now = datetime.now(UTC)
+    return {url: (health.due_by - now).total_seconds() / 3600 for url, health in stores.items() if health.due_by}
+
+
+@pytest.mark.parametrize("way", ["restart", "reload"])
+def test_changed_schedule_and_stores_count_from_the_start(tmp_path: Path, way: str) -> None:
+    """No round comes for months: what was late by the old schedule, in a store that is gone besides, is not late."""
+    site = new_site(tmp_path)
+    create_database(tmp_path / "app.db", rows=10)
+    create_database(tmp_path / "old.db", rows=10)
+    site.configure(
+        "app.db", "old.db", stores=["backups", "other"], schedule={"snapshots": "every 366d"}, health={"grace": "1m"}
+    )
+    with ExitStack() as running:
+        daemon = running.enter_context(site.daemon())
+        for name in ("app", "old"):
+            for store in ("backups", "other"):
+                daemon.wait_for("snapshot", database=name, store=str(tmp_path / store), outcome="created")
+        daemon.require_green()
+        now = datetime.now(UTC)
+        site.change_status(lambda health: replace(health, due_by=now))
+        daemon.require_red("stale", database="app")
+        site.configure("app.db", schedule={"snapshots": "every 300d"}, health={"grace": "1m"})
+        if way == "restart":
+            daemon.stop()
+            daemon = running.enter_context(site.daemon())
+            position = 0
+        else:
+            position = daemon.reload()
+        planned = daemon.wait_for("planned", after=position, what="snapshots", schedule="every 300d")
+        assert not planned["is_missed"]
+        daemon.require_green()
+        assert list(_due(site)) == [str(tmp_path / "backups")]
+        database = site.status.read().databases["app"]
+        assert database.next_run_at == datetime.fromisoformat(planned["next_run_at"])
+        assert set(site.status.read().databases) == {"app"}
+
+
+def test_database_that_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
+    """It is no error and no alarm at first, and the status says what is waited for."""
+    site = new_site(tmp_path)
+    site.configure("app.db", "tenants/*/app.db")
+    with site.daemon() as daemon:
+        for path in ("app.db", "tenants/*/app.db"):
+            waits = daemon.wait_for("waiting for the application to create it", path=str(tmp_path / path))
+            assert waits["level"] == "info"
+            assert f"waiting for the application to create {tmp_path / path}" in site.backupd.run("status").stdout
+        assert daemon.alarms() == set()
+        assert f"waiting for the application to create {tmp_path / 'app.db'}" in site.check().stdout
+        create_database(tmp_path / "app.db", rows=10)
+        daemon.wait_for("snapshot", database="app", outcome="created")
+        assert f"create {tmp_path / 'app.db'}" not in site.backupd.run("status").stdout
+    assert {event["level"] for event in daemon.events if "alarm" not in event["event"]} <= {"info", "warning"}
 
 
 def _rest(daemon: Daemon) -> None:

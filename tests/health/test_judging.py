@@ -206,6 +206,15 @@ def test_an_entry_without_files_is_red_until_it_has_some() -> None:
     assert alarms(with_entry_problem(status, "/data/*/app.db", None, at=NOON)) == ()
 
 
+def test_a_file_that_is_missing_is_one_alarm() -> None:
+    """That it is late, and that attempts failed, is said by the same one."""
+    status = recorded(recorded(healthy(stores=(DISK,)), failed(store=DISK)), failed(store=DISK))
+    for _ in range(4):
+        status = with_entry_problem(status, "/app/app.db", DOWN, at=NOON)
+    alarm = only(status, LATER)
+    assert (alarm.kind, alarm.database) == ("nothing-matches", "app")
+
+
 def test_a_refused_configuration_is_told_and_not_red() -> None:
     """The one before is in force."""
     status = with_config_problem(healthy(), DOWN, at=NOON)
@@ -226,7 +235,7 @@ def test_a_database_that_is_not_configured_any_more_is_not_judged() -> None:
     """Whatever was wrong with it."""
     status = recorded(recorded(healthy("a", "app"), failed()), failed())
     assert len(alarms(status)) == 1
-    assert alarms(without_others(status, {"a"}, at=SOON)) == ()
+    assert alarms(without_others(status, {"a"})) == ()
 
 
 def test_damage_is_red_until_a_drill_succeeds() -> None:

@@ -217,7 +217,7 @@ def test_the_same_alarms_change_nothing() -> None:
 def test_an_alarm_of_a_database_that_was_taken_out_ends_in_those_words() -> None:
     """It did not get well."""
     status, _ = passed(failing("a", "app"), NOON)
-    _, sent = passed(without_others(status, {"a"}, at=NOON), NOON + MINUTE)
+    _, sent = passed(without_others(status, {"a"}), NOON + MINUTE)
     assert only(sent).body == f"Over: app in {BUCKET}: it is not configured any more."
 
 
@@ -235,7 +235,7 @@ def test_a_file_that_comes_back_is_told_and_one_that_is_forgotten_is_not() -> No
     status, _ = passed(with_vanished(never_due(healthy("a", "app")), ["app"], at=NOON), NOON)
     _, sent = passed(never_due(mended(status, at=NOON)), NOON + MINUTE)
     assert only(sent).title == "backupd: over: app"
-    status, sent = passed(without_others(status, {"a"}, at=NOON + 8 * DAY), NOON + 8 * DAY)
+    status, sent = passed(without_others(status, {"a"}), NOON + 8 * DAY)
     assert (sent, status.alarms) == ({}, {})
 
 

@@ -87,6 +87,49 @@ def test_a_proof_is_due_after_the_last_one_in_whatever_store() -> None:
     assert failing.databases["app"].proof_due_by == NOON + 48 * HOUR
 
 
+def test_a_new_plan_makes_nothing_late_that_was_not() -> None:
+    """A shorter schedule counts from now on, once: a daemon that restarts all the time gets late by it."""
+    status = with_plans(healthy(stores=(DISK,)), {"app": plan(DISK, minutes=24 * 60)}, at=NOON, are_new=True)
+    status = with_plans(status, {"app": plan(DISK)}, at=LATER, are_new=True)
+    assert store(status).due_by == LATER + 30 * MINUTE
+    for minutes in range(0, 50, 10):
+        status = with_plans(status, {"app": plan(DISK)}, at=LATER + minutes * MINUTE, are_new=minutes < 40)
+    assert store(status).due_by < LATER + 40 * MINUTE
+
+
+def test_a_new_plan_says_when_proofs_are_due() -> None:
+    """Whether drills come more or less often than before, were never done yet, or are not done any more."""
+
+    def every(hours: int) -> Plan:
+        return replace(plan(), proof_due_after=lambda moment: moment + hours * HOUR)
+
+    def due(status: Status) -> datetime | None:
+        return status.databases["app"].proof_due_by
+
+    status = with_plans(healthy(), {"app": every(2)}, at=NOON, are_new=True)
+    assert due(status) == NOON + 2 * HOUR
+    longer = with_plans(status, {"app": every(1000)}, at=LATER, are_new=True)
+    assert due(longer) == NOON + 1000 * HOUR
+    assert due(with_plans(longer, {"app": every(1000)}, at=NOON + 999 * HOUR, are_new=True)) == NOON + 1000 * HOUR
+    assert due(with_plans(longer, {"app": every(3)}, at=LATER, are_new=True)) == NOON + 3 * HOUR
+    assert due(with_plans(longer, {"app": every(3)}, at=NOON + 10 * HOUR, are_new=True)) == NOON + 13 * HOUR
+    failing = with_drill(status, Drill("failed", error=DOWN), at=LATER)
+    without = with_plans(failing, {"app": replace(plan(), next_drill_at=None)}, at=LATER, are_new=True)
+    assert (due(without), store(without).drill_failure) == (None, None)
+    damaged = with_drill(status, Drill("damaged-store", error=DOWN), at=LATER)
+    without = with_plans(damaged, {"app": replace(plan(), next_drill_at=None)}, at=LATER, are_new=True)
+    assert store(without).drill_failure is not None
+
+
+def test_a_clock_that_was_ahead_leaves_no_deadline_behind() -> None:
+    """It is put right, and everything is planned again: nothing is due only in that future."""
+    daily = replace(plan(DISK), proof_due_after=lambda moment: moment + 48 * HOUR)
+    status = with_plans(Status(), {"app": daily}, at=NOON + 9000 * HOUR, are_new=True)
+    status = with_plans(status, {"app": daily}, at=NOON, are_new=True)
+    assert store(status).due_by == NOON + 30 * MINUTE
+    assert status.databases["app"].proof_due_by == NOON + 48 * HOUR
+
+
 def test_no_proof_is_due_where_no_drill_is() -> None:
     """None is scheduled, or the keys of this machine may read no pack."""
     daily = replace(plan(), proof_due_after=lambda moment: moment + 48 * HOUR)
@@ -300,7 +343,7 @@ def test_a_plan_says_when_each_store_is_due() -> None:
     app = status.databases["app"]
     assert (app.is_scheduled, app.next_run_at, app.next_drill_at) == (True, LATER, LATER + HOUR)
     assert (store(status).due_by, store(status, BUCKET).due_by) == (NOON + 30 * MINUTE, LATER + 30 * MINUTE)
-    assert store(status, DISK, "new") == StoreHealth(due_by=LATER + 30 * MINUTE)
+    assert store(status, DISK, "new") == StoreHealth(due_by=LATER + 30 * MINUTE, planned_since=LATER)
     weekly = with_plans(status, {"app": plan(minutes=7 * 24 * 60)}, at=LATER)
     assert store(weekly).due_by == NOON + 14 * 24 * HOUR
     assert store(with_plans(status, {"app": plan(DISK)}, at=LATER)) == store(status)
@@ -332,13 +375,14 @@ def test_a_daemon_that_restarts_all_the_time_is_late_in_the_end() -> None:
 
 
 def test_what_is_not_configured_any_more_is_forgotten() -> None:
-    """But what vanished only after a week."""
+    """And what vanished is, too, when no entry could find it any more."""
     status = with_vanished(healthy("a", "b", "c"), ["b", "unknown"], at=NOON)
     assert status.databases["b"].vanished_at == NOON
     assert with_vanished(status, ["b"], at=LATER) == status
-    assert set(without_others(status, {"a"}, at=LATER).databases) == {"a", "b"}
-    assert set(without_others(status, {"a"}, at=NOON + 8 * 24 * HOUR).databases) == {"a"}
-    assert without_others(status, {"a", "b", "c"}, at=LATER) is status
+    assert set(without_others(status, {"a", "b"}).databases) == {"a", "b"}
+    assert set(without_others(status, {"a"}).databases) == {"a"}
+    assert set(with_vanished(status, [], at=NOON + 8 * 24 * HOUR).databases) == {"a", "c"}
+    assert without_others(status, {"a", "b", "c"}) is status
 
 
 @pytest.mark.parametrize("way", ["plan", "snapshot"])
