@@ -380,6 +380,68 @@ def test_damage_beside_what_cannot_be_checked_is_found(place: Place) -> None:
     assert place.drill().outcome is Outcome.DAMAGED_SOURCE
 
 
+_ODD_VALUES = {
+    "numeric": ("x NUMERIC", "x TEXT", "INSERT INTO t (x) VALUES (1)", "NUMERIC value in t.x"),
+    "text": ("x TEXT", "x NUMERIC", "INSERT INTO t (x) VALUES ('1')", "TEXT value in t.x"),
+    "null": ("x", "x NOT NULL", "INSERT INTO t (x) VALUES (NULL)", "NULL value in t.x"),
+    "strict": ("x ANY", "x INT", "INSERT INTO t (x) VALUES ('one')", "non-INT value in t.x"),
+}
+
+
+def _edit_column(place: Place, what: str, rows: int = 1) -> str:
+    """Change the declared type of a column by hand, as migration tools do; what SQLite says of its rows then."""
+    before, after, insert, line = _ODD_VALUES[what]
+    strict = " STRICT" if what == "strict" else ""
+    place.write(
+        f"CREATE TABLE t (id INTEGER PRIMARY KEY, {before}){strict};"
+        + f"{insert};" * rows
+        + "PRAGMA writable_schema = ON; UPDATE sqlite_schema SET sql = "
+        + f"'CREATE TABLE t (id INTEGER PRIMARY KEY, {after}){strict}' WHERE name = 't'"
+    )
+    return line
+
+
+@pytest.mark.parametrize("what", _ODD_VALUES)
+def test_values_that_do_not_fit_their_column_are_no_damage(place: Place, what: str) -> None:
+    """Pages and indexes are sound, and the values are as they were written: that is said, and proven."""
+    line = _edit_column(place, what, rows=300)
+    snapshot = place.back_up()
+    result = place.drill()
+    assert (result.outcome, result.error) == (Outcome.PROVEN, None)
+    assert result.findings == result.odd_values == (f"{line} (300 times)",)
+    assert str(result.remark).endswith(f": {line} (300 times)")
+    assert place.recorded(snapshot) is DrillOutcome.PROVEN
+
+
+@pytest.mark.parametrize("damage", ["index", "unique"])
+def test_many_odd_values_hide_no_damage(place: Place, damage: str) -> None:
+    """SQLite stops after a hundred lines; an index without its rows, or with equal ones, comes after them."""
+    _edit_column(place, "numeric", rows=300)
+    place.write("CREATE TABLE z (a, b); INSERT INTO z VALUES (1, 1), (1, 2); CREATE INDEX i ON z (a)")
+    edited = "CREATE INDEX i ON z (b)" if damage == "index" else "CREATE UNIQUE INDEX i ON z (a)"
+    place.write(f"PRAGMA writable_schema = ON; UPDATE sqlite_schema SET sql = '{edited}' WHERE name = 'i'")
+    place.back_up()
+    result = place.drill()
+    assert result.outcome is Outcome.DAMAGED_SOURCE
+    assert ("missing from index i" if damage == "index" else "non-unique entry in index i") in str(result.error)
+    assert result.odd_values
+
+
+def test_table_for_which_no_memory_is_enough_is_damage(place: Place) -> None:
+    """A length in its index is wrong: the machine is not to blame, and the other tables are looked at."""
+    place.fill()
+    place.write("CREATE VIRTUAL TABLE f USING fts5 (x); INSERT INTO f VALUES ('some words')")
+    with closing(sqlite3.connect(place.path)) as connection, connection:
+        (structure,) = connection.execute("SELECT block FROM f_data WHERE id = 10").fetchone()
+        structure = structure[:8] + b"\xff\xff\xff\x7f" + structure[12:]
+        connection.execute("UPDATE f_data SET block = ? WHERE id = 10", (structure,))
+    snapshot = place.back_up()
+    result = place.drill()
+    assert (result.outcome, result.rows["t"]) == (Outcome.DAMAGED_SOURCE, 500)
+    assert "table f: SQLite wants more memory" in str(result.error)
+    assert place.recorded(snapshot) is DrillOutcome.DAMAGED_SOURCE
+
+
 def test_orphans_and_broken_checks_are_no_damage(place: Place) -> None:
     """They are the application's business; orphans are told."""
     place.write(

@@ -79,6 +79,7 @@ def command(invocation: Invocation, database: str | None, store: str | None, *, 
         )
         return _exit_code(listing)
     _print(listing, verdicts, name, repositories)
+    _print_remarks(listing, session)
     for problem in listing.problems:
         output.print_error(problem)
     return _exit_code(listing)
@@ -109,6 +110,19 @@ def _print(listing: Listing, verdicts: Verdicts, name: str | None, repositories:
     ]
     if groups:
         output.print_result(render(("ID", "TAKEN", "AGE", ">SIZE", ">STORED", "PROVEN", "TAGS", "ALEMBIC"), groups))
+
+
+def _print_remarks(listing: Listing, session: Session) -> None:
+    """What test restores on this machine found of listed snapshots that is no damage."""
+    if session.is_quiet:
+        return
+    known = session.status.read().databases
+    for snapshot in listing.snapshots:
+        manifest, url = snapshot.manifest, snapshot.repository.url
+        database = known.get(manifest.database)
+        health = database.stores.get(url) if database else None
+        if health is not None and health.remark is not None and health.proven_id == str(manifest.id):
+            output.print_note(output.printable(f"note: {manifest.database}@{manifest.id} in {url} has {health.remark}"))
 
 
 def _group(snapshot: ListedSnapshot) -> tuple[str, str]:

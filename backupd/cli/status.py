@@ -175,6 +175,10 @@ def _show(found: _Found, *, is_json: bool) -> int:
         output.print_result(
             f"nothing is known yet: neither backupd run nor backupd now has worked with {found.state_dir}"
         )
+    for name, database in found.status.databases.items():
+        for url, health in database.stores.items():
+            if health.remark is not None:
+                output.print_note(output.printable(f"note: {name}@{health.proven_id} in {url} has {health.remark}"))
     for path in _awaited(found):
         output.print_result(output.printable(f"waiting for the application to create {path}"))
     for alarm in found.alarms:

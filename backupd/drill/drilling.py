@@ -174,8 +174,8 @@ class _Drilling:
         damage = list(soundness.findings)
         if soundness.page_count not in {None, manifest.page_count}:
             damage.insert(0, f"SQLite sees {soundness.page_count} pages instead of {manifest.page_count}")
-        findings = (*damage, *soundness.unchecked, *soundness.orphans)[:MOST_FINDINGS]
-        result = replace(result, findings=findings, rows=soundness.rows)
+        findings = (*damage, *soundness.unchecked, *soundness.odd_values, *soundness.orphans)[:MOST_FINDINGS]
+        result = replace(result, findings=findings, odd_values=tuple(soundness.odd_values), rows=soundness.rows)
         if damage:
             more = f" (and {len(damage) - 1} more findings)" if len(damage) > 1 else ""
             error = DamageError(

@@ -62,7 +62,9 @@ class DrillResult:
     error: BackupdError | None = None
     """None when the snapshot is proven, not checkable, or intact."""
     findings: tuple[str, ...] = ()
-    """What SQLite said of the database, the first hundred lines: damage, what it could not check, and orphaned rows."""
+    """What SQLite said of the database, the first hundred lines: damage, what was not checked, odd values, orphans."""
+    odd_values: tuple[str, ...] = ()
+    """Which values do not fit the type or constraint of their column. All is as it was written: that is no damage."""
     damaged_packs: tuple[str, ...] = ()
     """SHA-256 of each pack of the snapshot that is damaged or missing."""
     damaged_snapshots: tuple[SnapshotId, ...] = ()
@@ -78,6 +80,14 @@ class DrillResult:
     def proven_at(self) -> datetime | None:
         """When an earlier drill proved an intact snapshot, elsewhere maybe (aware, UTC)."""
         return None if self.outcome is not Outcome.INTACT or self.earlier is None else self.earlier.at
+
+    @property
+    def remark(self) -> str | None:
+        """The odd values in a few words."""
+        if not self.odd_values:
+            return None
+        more = f" and {len(self.odd_values) - 1} more" if len(self.odd_values) > 1 else ""
+        return f"values that do not fit their columns, which is no damage: {self.odd_values[0]}{more}"
 
     @property
     def note(self) -> str | None:
@@ -99,6 +109,7 @@ class DrillResult:
             "duration_seconds": round(self.duration_seconds, 3),
             "error": None if self.error is None else self.error.values(),
             "note": self.note,
+            "remark": self.remark,
             "findings": list(self.findings),
             "damaged_packs": list(self.damaged_packs),
         }

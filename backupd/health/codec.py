@@ -206,6 +206,7 @@ _STORE = _Record(
     proven_at=_TIME,
     intact_id=_TEXT,
     intact_at=_TIME,
+    remark=_TEXT,
     last_run=_LAST_RUN,
     totals=_one(_Record(Totals, snapshots=_INT, failures=_INT, stored_bytes=_INT)),
     failure=_FAILURE,

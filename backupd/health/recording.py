@@ -54,6 +54,10 @@ class DrillResult(Protocol):
         """What stopped it, or what it found."""
 
     @property
+    def remark(self) -> str | None:
+        """What SQLite said that is no damage."""
+
+    @property
     def proven_at(self) -> datetime | None:
         """When an earlier drill proved what this one found intact."""
 
@@ -210,6 +214,7 @@ def _after_drill(health: StoreHealth, result: DrillResult, at: datetime) -> Stor
             health,
             proven_id=str(result.id),
             proven_at=at,
+            remark=result.remark,
             drill_failure=None,
             is_damaged=False,
             is_source_damaged=False,

@@ -97,6 +97,8 @@ class StoreHealth:
     intact_id: str | None = None
     intact_at: datetime | None = None
     """When the last drill was begun that found every stored byte right, and could restore nothing: no identity."""
+    remark: str | None = None
+    """What the last drill found that is no damage: values that do not fit their columns."""
     last_run: LastRun | None = None
     totals: Totals = NOTHING_YET
     failure: Failure | None = None

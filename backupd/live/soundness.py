@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import threading
 from collections import Counter
@@ -23,19 +24,34 @@ _LONGEST_LINE = 500
 _HEADINGS = ("*** in database",)
 # FTS5 says this in place of an error when the application's tokenizer is not here.
 _FOREIGN = ("unable to validate the inverted index",)
+_OF_WRONG_LENGTH = ": out of memory"
+_LENGTH_IS_WRONG = "SQLite wants more memory for it than anything sound needs: a length in it is wrong"
+# What integrity_check says of values alone: pages, records, order and indexes are right, and each value reads as it was
+# written. The declared type, NOT NULL or CHECK is another than the one it was written under: the schema was edited, or
+# the program that wrote it ignored them. An index with an imprecise number is one of an older SQLite, which rounded
+# otherwise. Everything else is damage; so are two equal entries in a unique index, which SQLite never leaves, and which
+# give wrong answers. Source: sqlite3Pragma in pragma.c, PragTyp_INTEGRITY_CHECK.
+_OF_VALUES = re.compile(
+    r"(?:NULL|NUMERIC|TEXT|non-[A-Z]+) value in |CHECK constraint failed in "
+    r"|index .* stores an imprecise floating-point value for row "
+)
+_NO_LIMIT = 2**31 - 1
+_A_LITTLE_MEMORY_BYTES = 32 << 20
 
 
 @dataclass(slots=True)
 class Soundness:
     """Lines for people: `findings` are damage, `unchecked` is what needs the application's own code to be checked.
 
-    `orphans` are rows that refer to rows which are not there, and no damage. `rows` is by table, None where they cannot
-    be counted. `page_count` is what SQLite takes the image's size for; None when it cannot say.
+    No damage are `odd_values`, which do not fit the type or constraint of their column, and `orphans`, rows that refer
+    to rows which are not there. `rows` is by table, None where they cannot be counted. `page_count` is what SQLite
+    takes the image's size for; None when it cannot say.
     """
 
     page_count: int | None = None
     findings: list[str] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
+    odd_values: list[str] = field(default_factory=list)
     orphans: list[str] = field(default_factory=list)
     rows: dict[str, int | None] = field(default_factory=dict)
 
@@ -44,7 +60,8 @@ def examine(file: Path) -> Soundness:
     """Look through a whole image that nobody changes: each page, each index against its table, each foreign key.
 
     Rows that break a CHECK constraint are the application's business. Raises `apsw.Error` when the image cannot be
-    read at all, for want of memory or by a failing disk.
+    read at all, for want of memory or by a failing disk. Where SQLite wants more memory although there is some, a
+    length in the database is wrong: that is damage.
     """
     soundness = Soundness()
     with opened_image(file) as connection:
@@ -59,6 +76,9 @@ def examine(file: Path) -> Soundness:
                     soundness.rows[table] = _count(connection, table, soundness)
         except (apsw.CorruptError, apsw.NotADBError, UnicodeDecodeError) as error:
             _add(soundness.findings, str(error))
+        except apsw.NoMemError:
+            _reject_want_of_memory()
+            _add(soundness.findings, _LENGTH_IS_WRONG)
     return soundness
 
 
@@ -68,26 +88,82 @@ def _tables(connection: apsw.Connection) -> list[str]:
 
 
 def _check(connection: apsw.Connection, tables: list[str], soundness: Soundness) -> None:
+    found = _Found()
     try:
-        _check_integrity(connection, str(MOST_FINDINGS), soundness)
-    except apsw.SQLError:
-        # One table that needs the application's collation, function or module keeps SQLite from checking any.
-        soundness.findings.clear()
-        soundness.unchecked.clear()
+        found.look(connection, str(MOST_FINDINGS))
+        if found.is_full and not found.findings:
+            # A hundred values may hide a damaged index, which comes after them. No page is damaged: pages come first.
+            found = _Found()
+            found.look(connection, str(_NO_LIMIT))
+        found.tell(soundness)
+    except (apsw.SQLError, apsw.NoMemError):
+        # One table that needs the application's collation, function or module, or in which a length is wrong, keeps
+        # SQLite from checking any. What it said of pages before that, it says of no single table.
+        soundness.findings += found.findings
         for table in tables:
-            try:
-                _check_integrity(connection, _quoted(table), soundness)
-            except apsw.SQLError as error:
-                _add(soundness.unchecked, f"table {table}: {error}")
+            _check_table(connection, table, soundness)
 
 
-def _check_integrity(connection: apsw.Connection, argument: str, soundness: Soundness) -> None:
-    for (text,) in connection.execute(f"PRAGMA integrity_check({argument})"):
-        for line in str(text).splitlines():
-            if line.startswith(_FOREIGN):
-                _add(soundness.unchecked, line)
-            elif line != "ok" and not line.startswith(_HEADINGS):
-                _add(soundness.findings, line)
+def _check_table(connection: apsw.Connection, table: str, soundness: Soundness) -> None:
+    found = _Found()
+    try:
+        found.look(connection, _quoted(table))
+    except apsw.SQLError as error:
+        _add(soundness.unchecked, f"table {table}: {error}")
+    except apsw.NoMemError:
+        _reject_want_of_memory()
+        _add(soundness.findings, f"table {table}: {_LENGTH_IS_WRONG}")
+    else:
+        found.tell(soundness)
+        if found.is_full and not found.findings:
+            _add(soundness.unchecked, f"table {table}: SQLite looked no further after so many odd values")
+
+
+@dataclass(slots=True)
+class _Found:
+    """What one integrity_check has said."""
+
+    findings: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+    odd_values: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether SQLite may have stopped because that was enough."""
+        return len(self.findings) + len(self.unchecked) + self.odd_values.total() >= MOST_FINDINGS
+
+    def look(self, connection: apsw.Connection, argument: str) -> None:
+        """Have SQLite look, and sort what it says, up to a hundred lines of damage."""
+        for (text,) in connection.execute(f"PRAGMA integrity_check({argument})"):
+            for line in str(text).splitlines():
+                self._add(line)
+            if len(self.findings) >= MOST_FINDINGS:
+                return
+
+    def _add(self, line: str) -> None:
+        if _OF_VALUES.match(line):
+            self.odd_values[line.partition(" for row ")[0]] += 1
+        elif line.startswith(_FOREIGN) and not line.endswith(_OF_WRONG_LENGTH):
+            _add(self.unchecked, line)
+        elif line != "ok" and not line.startswith(_HEADINGS):
+            _add(self.findings, line)
+
+    def tell(self, soundness: Soundness) -> None:
+        """Add all of it to `soundness`."""
+        for line in self.findings:
+            _add(soundness.findings, line)
+        for line in self.unchecked:
+            _add(soundness.unchecked, line)
+        for line, count in self.odd_values.items():
+            _add(soundness.odd_values, line if count == 1 else f"{line} ({count} times)")
+
+
+def _reject_want_of_memory() -> None:
+    """Raise `apsw.NoMemError` when this process gets no memory. When it does, SQLite has asked for far more."""
+    try:
+        bytearray(_A_LITTLE_MEMORY_BYTES)
+    except MemoryError:
+        raise apsw.NoMemError("out of memory") from None
 
 
 def _find_orphans(connection: apsw.Connection, soundness: Soundness) -> None:
@@ -109,12 +185,17 @@ def _count(connection: apsw.Connection, table: str, soundness: Soundness) -> int
         if not any(line.startswith(f"table {table}: ") for line in soundness.unchecked):
             _add(soundness.unchecked, f"table {table}: {error}")
         return None
+    except apsw.NoMemError:
+        _reject_want_of_memory()
+        _add(soundness.findings, f"table {table}: {_LENGTH_IS_WRONG}")
+        return None
     return int(str(count))
 
 
 def _add(lines: list[str], line: str) -> None:
-    if len(lines) < MOST_FINDINGS:
-        lines.append(line[:_LONGEST_LINE])
+    line = line[:_LONGEST_LINE]
+    if len(lines) < MOST_FINDINGS and line not in lines:
+        lines.append(line)
 
 
 def _quoted(name: str) -> str:

@@ -68,12 +68,15 @@ def _take(inspection: Inspection, snapshot: SnapshotId, result: DrillResult) -> 
     inspection.rows[snapshot] = result.rows
     if result.earlier is not None:
         looked = Looked.CIPHERTEXT  # every stored byte is right, and what is known of the rest is of an earlier drill
+    others = [finding for finding in result.findings if finding not in result.odd_values]
+    if result.remark is not None:
+        inspection.findings.add(Kind.ODD_VALUES, key, result.remark, [snapshot])
     match result.outcome:
         case Verdict.PROVEN:
-            if result.findings:
-                inspection.findings.add(Kind.ORPHANED_ROWS, key, "; ".join(result.findings), [snapshot])
+            if others:
+                inspection.findings.add(Kind.ORPHANED_ROWS, key, "; ".join(others), [snapshot])
         case Verdict.NOT_CHECKABLE:
-            inspection.findings.add(Kind.NOT_CHECKABLE, key, "; ".join(result.findings), [snapshot])
+            inspection.findings.add(Kind.NOT_CHECKABLE, key, "; ".join(others), [snapshot])
         case Verdict.DAMAGED_SOURCE:
             inspection.findings.add(Kind.SOURCE_DAMAGED, key, reason, [snapshot])
             inspection.damaged_sources.append(result)

@@ -33,6 +33,8 @@ class Kind(StrEnum):
     """Every byte is what was captured, and that was a damaged database."""
     NOT_CHECKABLE = "not-checkable"
     """Information: something could not be looked at here, or only in part."""
+    ODD_VALUES = "odd-values"
+    """Information: values that do not fit the type or constraint of their column, as they were written."""
     ORPHANED_ROWS = "orphaned-rows"
     """Information: foreign keys that lead nowhere. The application may live with it."""
     ORPHAN = "orphan"
@@ -41,7 +43,7 @@ class Kind(StrEnum):
     @property
     def is_damage(self) -> bool:
         """Whether a snapshot does not restore to a sound database."""
-        return self not in {Kind.NOT_CHECKABLE, Kind.ORPHANED_ROWS, Kind.ORPHAN}
+        return self not in {Kind.NOT_CHECKABLE, Kind.ODD_VALUES, Kind.ORPHANED_ROWS, Kind.ORPHAN}
 
     @property
     def is_of_store(self) -> bool:

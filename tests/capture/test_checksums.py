@@ -1,4 +1,4 @@
-"""Databases with the page checksums of SQLite's checksum VFS, which an application refuses to read when one is wrong."""
+"""Databases with the page checksums of SQLite's checksum VFS: an application does not read a page with a wrong one."""
 
 from __future__ import annotations
 

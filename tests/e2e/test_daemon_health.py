@@ -6,7 +6,7 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from harness.clock import settable_clock
@@ -136,13 +136,8 @@ def test_stale_snapshot(tmp_path: Path) -> None:
     create_database(tmp_path / "app.db", rows=10)
     site.configure(capture={"lock_timeout": "10m"})
     site.backupd.run("now")
-    site.change_status(
-        lambda health: replace(
-            health,
-            current_at=health.current_at and health.current_at - LONG,
-            due_by=health.due_by and health.due_by - LONG,
-        )
-    )
+    long_ago = datetime.now(UTC) - LONG
+    site.change_status(lambda health: replace(health, current_at=long_ago, due_by=long_ago + timedelta(hours=3)))
     with connected(tmp_path / "app.db", "BEGIN EXCLUSIVE") as application, site.daemon() as daemon:
         said = daemon.require_red("stale", database="app").stdout
         assert "1 of 1 database: app is not current" in said

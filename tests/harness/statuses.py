@@ -31,6 +31,7 @@ class Drill:
     id: SnapshotId | None = None
     error: BackupdError | None = None
     findings: tuple[str, ...] = ()
+    remark: str | None = None
     proven_at: datetime | None = None
     damaged_snapshots: tuple[SnapshotId, ...] = ()
 
