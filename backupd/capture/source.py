@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import apsw
 
+from backupd.capture.foreign import LOOKED_AT_BYTES, why_unread
 from backupd.errors import BackupdError, BusyError, MissingDatabaseError, NotADatabaseError, SourceUnusableError
 from backupd.format import is_page_size
 
@@ -29,6 +30,7 @@ _WAL_VERSION = 2
 _LOCK_RETRY_SECONDS = 0.001
 _MMAP_LIMIT_BYTES = 1 << 46
 _READ_BYTES = 1 << 20
+_UNSUPPORTED = "unsupported file format"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ def read_header(path: str) -> Header:
     try:
         _reject_odd_file(path, os.stat(path))
         with open(path, "rb") as file:
-            head = file.read(HEADER_BYTES)
+            head = file.read(LOOKED_AT_BYTES)
     except OSError as error:
         raise unreadable(path, error) from error
     return header_of(path, head)
@@ -70,14 +72,9 @@ def header_of(path: str, head: bytes) -> Header:
     """The header that `head`, the first bytes of the file at `path`, begins with. Raises `SourceUnusableError`."""
     if not head:
         return Header(is_wal=False, page_size=0, writer_version=0)
-    if len(head) < HEADER_BYTES or not head.startswith(_MAGIC):
-        raise _no_database(path)
     page_size = page_size_of(head)
     if page_size is None or head[18] not in {1, 2} or head[19] not in {1, 2}:
-        raise NotADatabaseError(
-            f"{path} has a corrupt or encrypted SQLite header",
-            hint="restore the newest snapshot, or recover what can be with: sqlite3 FILE .recover",
-        )
+        raise why_unread(path, head)
     return Header(head[19] == _WAL_VERSION, page_size, struct.unpack(">I", head[96:100])[0])
 
 
@@ -100,13 +97,6 @@ def _reject_odd_file(path: str, status: os.stat_result) -> None:
         )
     if not stat.S_ISREG(status.st_mode):
         raise SourceUnusableError(f"{path} is not a regular file", hint="give the path of an SQLite database file")
-
-
-def _no_database(path: str) -> NotADatabaseError:
-    return NotADatabaseError(
-        f"{path} is not an SQLite database, or it is encrypted",
-        hint="check the path; a database of SQLCipher or another encrypting SQLite cannot be read",
-    )
 
 
 def unreadable(path: str, error: OSError) -> SourceUnusableError:
@@ -169,7 +159,19 @@ def opened(path: str, *, lock_timeout: float, timer: LockTimer | None = None) ->
         finally:
             connection.close()
     except apsw.Error as error:
-        raise translated(path, error) from error
+        raise translated(path, error, _first_bytes(path)) from error
+
+
+def _first_bytes(path: str) -> bytes:
+    """What the file begins with, as far as it can be read. This process must not have the database open."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            return os.read(descriptor, LOOKED_AT_BYTES)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return b""  # what SQLite said of it is reported
 
 
 def pin(connection: apsw.Connection) -> None:
@@ -226,8 +228,8 @@ class _Patience:
         return time.monotonic() < self._give_up_at
 
 
-def translated(path: str, error: apsw.Error) -> BackupdError:
-    """Our error for one of SQLite's about the source database."""
+def translated(path: str, error: apsw.Error, head: bytes = b"") -> BackupdError:
+    """Our error for one of SQLite's about the source database, whose file begins with `head`, if that is known."""
     extended = getattr(error, "extendedresult", 0)
     detail = str(error).partition(": ")[2] or str(error)
     if isinstance(error, apsw.BusyError | apsw.LockedError | apsw.ProtocolError):
@@ -240,8 +242,8 @@ def translated(path: str, error: apsw.Error) -> BackupdError:
             f"{path} has a hot rollback journal: a program crashed inside a transaction",
             hint="open it once with the application, which rolls the transaction back; backupd never writes to it",
         )
-    if isinstance(error, apsw.NotADBError):
-        return _no_database(path)
+    if isinstance(error, apsw.NotADBError) or detail == _UNSUPPORTED:
+        return why_unread(path, head, detail)
     if isinstance(error, apsw.CorruptError):
         return NotADatabaseError(
             f"{path} is corrupt: {detail}",
