@@ -72,7 +72,7 @@ def why_unread(path: str, head: bytes, detail: str = "") -> NotADatabaseError:
     if _looks_random(head):
         how = " (only its page size is in clear, as SEE and wxSQLite3 do)" if head[21:24] == _FRACTIONS else ""
         return NotADatabaseError(
-            f"{path} is not an SQLite database that can be read without a key: it looks encrypted{how}",
+            f"{path} is not an SQLite database, or it is encrypted: its bytes look random{how}",
             hint=f"a database of SQLCipher or another encrypting SQLite cannot be read: {_OWN_COPY}",
         )
     return NotADatabaseError(

@@ -24,6 +24,7 @@ from backupd.errors import BackupdError, ExitCode, NoSuchSnapshotError, PutOnlyE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from backupd.cli.session import Session
     from backupd.format.ids import SnapshotId
     from backupd.upkeep.stores import RotatedStore
 
@@ -65,6 +66,7 @@ def command(invocation: Invocation, snapshots: tuple[str, ...], database: str | 
     else:
         for result in results:
             result.print()
+        _print_way_back(results, session)
     return _exit_code(results)
 
 
@@ -96,6 +98,14 @@ class _Forgotten:
             until = quantities.local_time(self.until)
             line = f"{self.database}  forgotten  {self.id}  can be undeleted until {until}  -> {self.store}"
             output.print_result(output.printable(line))
+
+
+def _print_way_back(results: Sequence[_Forgotten], session: Session) -> None:
+    """The commands that bring back what has been forgotten, each once: `undelete` looks into every store."""
+    if session.is_quiet:
+        return
+    for name in dict.fromkeys(f"{result.database}@{result.id}" for result in results if result.until is not None):
+        output.print_hint(f"to have it back: backupd undelete {name}")
 
 
 def _forget(database: str, snapshot_id: SnapshotId, stores: Sequence[RotatedStore]) -> list[_Forgotten]:

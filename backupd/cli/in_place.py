@@ -17,7 +17,7 @@ from backupd.cli.progress import shown_progress
 from backupd.cli.sought import snapshot_to_restore
 from backupd.cli.to_file import described, print_restored_file, restored_to_file
 from backupd.config import Database
-from backupd.errors import BackupdError, InterruptedByUserError, UsageError
+from backupd.errors import BackupdError, InterruptedByUserError, NoSuchSnapshotError, UsageError
 from backupd.format.manifest import SnapshotKind
 from backupd.restore import InPlaceRestore, Plan, Way, led_to
 
@@ -64,7 +64,7 @@ def snapshot_to_undo(session: Session, text: str, store: str | None) -> WholeSna
     database = _known_database(session, name, text)
     noted = None if database is None else session.state.noted(_subject(name, led_to(database.path)))
     if noted is None:
-        found = snapshot_to_restore(session, "before-restore", text, store)
+        found = newest_safety_snapshot(session, text, store)
         _reject_other_file(found, database)
         return found
     if not noted.startswith(_WITH_SNAPSHOT):
@@ -73,6 +73,20 @@ def snapshot_to_undo(session: Session, text: str, store: str | None) -> WholeSna
             hint=f"older states can be restored too: backupd restore {name}@before-restore --dry-run",
         )
     return snapshot_to_restore(session, noted.removeprefix(_WITH_SNAPSHOT), text, store)
+
+
+def newest_safety_snapshot(session: Session, text: str | None, store: str | None) -> WholeSnapshot:
+    """What the last restore saved first. Raises `NoSuchSnapshotError` when no restore is known."""
+    try:
+        return snapshot_to_restore(session, "before-restore", text, store)
+    except NoSuchSnapshotError as error:
+        if not error.message.startswith("no snapshot"):
+            raise  # several databases have one
+        whose = "" if text is None else f" of {session.name_meant(text)}"
+        raise NoSuchSnapshotError(
+            f"there is no restore to undo: no safety snapshot{whose} is known ({error.message})",
+            hint="to go back to an older state: backupd list, then backupd restore NAME@ID",
+        ) from error
 
 
 def _reject_other_file(found: WholeSnapshot, database: Database | None) -> None:
@@ -268,8 +282,7 @@ def _print_result(session: Session, found: WholeSnapshot, result: InPlaceResult)
         }
         output.print_document({"restored": values})
         return
-    if not session.is_quiet:
-        output.print_result(output.printable(_line(found, result)))
+    output.print_result(output.printable(_line(found, result)))
     if result.safety_snapshot is not None:
         output.print_note(f"hint: to go back: {_undo_command(session, found, plan)}")
     if plan.way is Way.REPLACEMENT:

@@ -49,8 +49,9 @@ def command(
 ) -> int:
     """Take a snapshot of each DATABASE now.
 
-    DATABASE is a name from the configuration or the path of an SQLite file; without one, everything that is configured
-    is backed up. The database is only read, and the application that uses it goes on.
+    DATABASE is a name from the configuration, the path of an SQLite file, or NAME=PATH where the file's name can not be
+    that of a database; without one, everything that is configured is backed up. The database is only read, and the
+    application that uses it goes on.
 
     Without --store, snapshots go to all configured stores, or into ./backups when none is configured. If nothing has
     changed since the newest snapshot, no new one is made, except with --tag or --full.
@@ -78,7 +79,7 @@ def command(
         if is_rotated:
             rotating += zip(of_database, rotated, strict=True)
         if not session.is_json:
-            _print_results(of_database, session)
+            _print_results(of_database)
     # After the last of them: no snapshot is to wait for old ones to go.
     pruned = _rotate(rotating, session)
     if session.is_json:
@@ -162,12 +163,11 @@ def _rotate(results: Sequence[tuple[BackupResult, RotatedStore]], session: Sessi
     return pruned
 
 
-def _print_results(results: Sequence[BackupResult], session: Session) -> None:
+def _print_results(results: Sequence[BackupResult]) -> None:
     """A line for each result, and what is to be said about it; an error that all stores share is told once."""
     told: list[BaseException] = []
     for result in results:
-        if not session.is_quiet:
-            output.print_result(_line(result))
+        output.print_result(_line(result))
         for warning in result.warnings:
             output.print_warning(f"{result.database}: {warning}")
         if result.error is not None and result.error not in told:

@@ -90,7 +90,7 @@ def print_hold(result: PruneResult) -> None:
 def print_after(result: PruneResult, session: Session) -> None:
     """Say what a prune after a snapshot did, if that is anything, and what kept it from doing more."""
     changes = done(result)
-    if changes and not session.is_quiet:
+    if changes:
         output.print_result(output.printable(f"{result.database}: {', '.join(changes)}  -> {result.store}"))
     print_hold(result)
     if is_news(result, session.state) and result.error is not None:

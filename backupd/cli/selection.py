@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from backupd.config import check_database_name, database_from_path
+from backupd.config.values import absolute_path
 from backupd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,9 +24,9 @@ _NAMES_SHOWN = 8
 
 
 def select_databases(texts: Sequence[str], configured: Sequence[Database]) -> list[Database]:
-    """The databases that `texts` mean, each once, in their order.
+    """The databases that `texts` mean, each once, in their order: configured names, paths, or `NAME=PATH`.
 
-    Raises `UsageError` when one is neither a configured name nor a path, or when two files would have one name.
+    Raises `UsageError` when one is none of these, or when two files would have one name.
     """
     selected: list[Database] = []
     for text in texts:
@@ -39,7 +42,7 @@ def name_meant(text: str, configured: Sequence[Database]) -> str:
 
     The file need not exist any more: that is when people look for its snapshots.
     """
-    looks_like_path = "/" in text or Path(text).suffix.lower() in _FILE_SUFFIXES or _is_file(text)
+    looks_like_path = "/" in text or "=" in text or Path(text).suffix.lower() in _FILE_SUFFIXES or _is_file(text)
     if looks_like_path and _with_name(text, configured) is None:
         return _at_path(text, configured).name
     return check_database_name(text)
@@ -49,7 +52,7 @@ def _selected(text: str, configured: Sequence[Database]) -> Database:
     database = _with_name(text, configured)
     if database is not None:
         return database
-    if "/" in text or Path(text).suffix or _is_file(text):
+    if "/" in text or "=" in text or Path(text).suffix or _is_file(text):
         return _at_path(text, configured)
     raise UsageError(f"no database is called {text!r}", hint=_hint_for_unknown(text, configured))
 
@@ -64,9 +67,34 @@ def _with_name(name: str, databases: Iterable[Database]) -> Database | None:
 
 def _at_path(text: str, configured: Sequence[Database]) -> Database:
     """The file at a path, under its configured name if it has one: another name would start another history."""
-    given = database_from_path(Path(text))
-    same = (database for database in configured if database.path.resolve() == given.path.resolve())
-    return next(same, given)
+    name, path = _named_path(text)
+    same = (each for each in configured if each.path.resolve() == absolute_path(path).resolve())
+    known = next(same, None)
+    if known is not None:
+        if name not in {None, known.name}:
+            raise UsageError(
+                f"{known.path} is configured as {known.name}, and {name} would begin another history",
+                hint=f"leave the name out: {quote(str(path))}",
+            )
+        return known
+    try:
+        return database_from_path(path, name=name)
+    except UsageError as error:
+        if name is not None:
+            raise
+        likely = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "app"
+        raise UsageError(
+            error.message,
+            hint=f"give it a name: {quote(f'{likely}={text}')}; or set `name` in an entry for it under [[databases]]",
+        ) from error
+
+
+def _named_path(text: str) -> tuple[str | None, Path]:
+    """Name and path of `NAME=PATH`. What is a file as it stands, and what has no name there, is a path alone."""
+    name, sign, path = text.partition("=")
+    if not sign or not path or "/" in name or _is_file(text):
+        return None, Path(text)
+    return name, Path(path)
 
 
 def _reject_shared_name(database: Database, others: Iterable[Database]) -> None:
@@ -74,7 +102,7 @@ def _reject_shared_name(database: Database, others: Iterable[Database]) -> None:
         if other.name.lower() == database.name.lower():
             raise UsageError(
                 f"two databases with one name: {other.name!r} ({other.path}) and {database.name!r} ({database.path})",
-                hint="give each a `name` in the configuration, or back them up into different stores with --store",
+                hint=f"give one another name: {quote(f'NAME={database.path}')}; or set `name` under [[databases]]",
             )
 
 

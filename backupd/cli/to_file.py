@@ -41,7 +41,7 @@ def print_restored_file(found: WholeSnapshot, result: RestoreResult, session: Se
     manifest = found.manifest
     if session.is_json:
         output.print_document({"restored": _values(found, result)})
-    elif not session.is_quiet:
+    else:
         line = (
             f"restored {described(found)} from {found.repository.url} to {result.target}: "
             f"{quantities.size(manifest.image_bytes)} in {quantities.seconds(result.duration_seconds)}; "

@@ -43,9 +43,13 @@ def command(invocation: Invocation, /, database: str | None, store: str | None, 
     This is a restore like any other, with a plan, a question, and a safety snapshot first, so that an undo can be
     undone. All safety snapshots are `before-restore`, `before-restore~1`, ...: see `backupd restore`.
     """
-    from backupd.cli.in_place import database_to_restore, restore_in_place, snapshot_to_undo
+    from backupd.cli.in_place import (
+        database_to_restore,
+        newest_safety_snapshot,
+        restore_in_place,
+        snapshot_to_undo,
+    )
     from backupd.cli.session import Session
-    from backupd.cli.sought import snapshot_to_restore
 
     session = Session(invocation)
     configured = session.databases()
@@ -54,7 +58,7 @@ def command(invocation: Invocation, /, database: str | None, store: str | None, 
             raise UsageError(f"{len(configured)} databases are configured", hint="say which one: backupd undo DATABASE")
         database = configured[0].name
     if database is None:
-        found = snapshot_to_restore(session, "before-restore", None, store)
+        found = newest_safety_snapshot(session, None, store)
     else:
         found = snapshot_to_undo(session, database, store)
     restore_in_place(session, found, database_to_restore(session, found, database), InPlaceWish(**wish))

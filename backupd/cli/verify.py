@@ -239,9 +239,9 @@ def _values(found: Verification) -> dict[str, Any]:
 
 def _print(found: Verification, session: Session) -> None:
     """A line for each snapshot on stdout; what is wrong, and what to do, on stderr."""
+    for snapshot in found.snapshots:
+        output.print_result(output.printable(_line(snapshot)))
     if not session.is_quiet:
-        for snapshot in found.snapshots:
-            output.print_result(output.printable(_line(snapshot)))
         output.print_note(_summary(found))
     damage = [finding for finding in found.findings if finding.is_damage]
     for finding in damage:

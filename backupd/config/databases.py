@@ -123,7 +123,10 @@ def database_from_path(path: Path, *, name: str | None = None) -> Database:
     path = absolute_path(path)
     if name is not None:
         return Database(check_database_name(name), path)
-    return Database(_checked_name_from_path(path.stem, path, "set `name`, or rename the file"), path)
+    return Database(
+        _checked_name_from_path(path.stem, path, "set `name` in its entry under [[databases]], or rename the file"),
+        path,
+    )
 
 
 def find_databases(entries: Iterable[DatabaseSettings]) -> tuple[Database, ...]:
@@ -245,7 +248,7 @@ def _refuse_shared_name(database: Database, names: Mapping[str, Database], paths
     if other is not None:
         raise InvalidValueError(
             f"two databases with one name: {other.name!r} ({other.path}) and {database.name!r} ({database.path})",
-            hint="set `name` in an entry for one of them",
+            hint="set `name` in an entry under [[databases]] for one of them",
         )
 
 

@@ -57,7 +57,7 @@ def parse_request(values: Mapping[str, object]) -> Request:
         raise UsageError("database must be the name of a configured database")
     if tag is not None and not (isinstance(tag, str) and is_tag(tag)):
         raise UsageError(
-            "tag can not be a tag", hint="a tag is a letter, then letters, digits, dots, hyphens and so on"
+            f"{tag!r} can not be a tag", hint="a tag is a letter, then letters, digits, dots, hyphens and so on"
         )
     return Request(database, () if tag is None else (str(tag),), waits)
 

@@ -4,7 +4,9 @@
     <url>         it has ended well
     <url>/fail    it has failed
 
-The body says what became of it. The URL is a secret, and never told: whoever has it can say that all is well.
+They are POSTs, and the body says what became of it; where a service takes no POST, they are GETs without it. A push
+monitor of Uptime Kuma (`/api/push/`) is asked for with GET and `status=up`, or `status=down` and `msg`, and hears of no
+beginning. The URL is a secret, and never told: whoever has it can say that all is well.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import http.client
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from urllib.request import Request, urlopen
 
 from backupd import __version__
@@ -31,9 +33,24 @@ _MOST_WAITING = 200
 _LONGEST_BODY = 10_000
 
 
+# How a service says that it knows no such path, or not this method. Some say the first for the second.
+_NOT_KNOWN = frozenset((404, 405, 501))
+_PUSH_PATH = "/api/push/"
+_LONGEST_PUSH_MESSAGE = 200
+
+
 class _Beat(NamedTuple):
     url: str
+    """As it is configured."""
+    event: str
+    """"start", "fail", or "" for a good end."""
     body: str
+
+
+class _Problem(NamedTuple):
+    words: str
+    code: int | None = None
+    """Of HTTP, when the server answered."""
 
 
 class Heartbeats:
@@ -51,6 +68,7 @@ class Heartbeats:
         self.follow(settings)
         self._overall = overall
         self._lost: set[str] = set()
+        self._unknown: set[tuple[str, str]] = set()
         self._sender = Sender("heartbeats", self._deliver, most=_MOST_WAITING)
 
     def follow(self, settings: Sequence[HeartbeatSettings]) -> None:
@@ -81,7 +99,7 @@ class Heartbeats:
         return self._sender.close(timeout)
 
     def _send(self, url: str, event: str, body: str) -> None:
-        dropped = self._sender.put(_Beat(_with_event(url, event), body[:_LONGEST_BODY]))
+        dropped = self._sender.put(_Beat(url, event, body[:_LONGEST_BODY]))
         if dropped is not None:
             log.warning(
                 "a heartbeat was dropped: too many are waiting",
@@ -92,13 +110,20 @@ class Heartbeats:
     def _deliver(self, beat: _Beat) -> None:
         host = _host(beat.url)
         for _ in range(_TRIES):
-            problem = _post(beat)
-            if problem is None:
+            problem = _sent(beat)
+            if problem is None or problem.code in _NOT_KNOWN:
                 break
+        if problem is not None and beat.event and problem.code in _NOT_KNOWN:
+            # A service may take one sign alone. If it is the URL that is wrong, the next good end is refused too.
+            if (host, beat.event) not in self._unknown:
+                self._unknown.add((host, beat.event))
+                hint = "it worries when the others stay away; if it should know this, check the URL"
+                log.info("the service of a heartbeat does not know this sign", sign=beat.event, target=host, hint=hint)
+            return
         # Once when it begins and once when it is over: a server that is down is no news at every run.
         if problem is not None and host not in self._lost:
             self._lost.add(host)
-            log.warning(f"a heartbeat could not be sent: {problem}", target=host, hint="backups go on without it")
+            log.warning(f"a heartbeat could not be sent: {problem.words}", target=host, hint="backups go on without it")
         elif problem is None and host in self._lost:
             self._lost.remove(host)
             log.info("heartbeats can be sent again", target=host)
@@ -121,7 +146,8 @@ def warn_of_unknown_databases(settings: Iterable[HeartbeatSettings], names: Coll
 
 def send_once(settings: HeartbeatSettings, body: str) -> str | None:
     """Ask for the URL now, as after a run that ended well; what went wrong, in words without the URL, or None."""
-    return _post(_Beat(settings.url.get_secret_value(), body))
+    problem = _sent(_Beat(settings.url.get_secret_value(), "", body))
+    return None if problem is None else problem.words
 
 
 def host_of(settings: HeartbeatSettings) -> str:
@@ -129,25 +155,40 @@ def host_of(settings: HeartbeatSettings) -> str:
     return _host(settings.url.get_secret_value())
 
 
-def _post(beat: _Beat) -> str | None:
-    """Send it once; what went wrong, in words without the URL, or None."""
-    request = Request(  # noqa: S310  (the configuration allows http and https only)
-        beat.url,
-        data=sendable(beat.body).encode(),
-        headers={"User-Agent": f"backupd/{__version__}", "Content-Type": "text/plain; charset=utf-8"},
-        method="POST",
-    )
+def _sent(beat: _Beat) -> _Problem | None:
+    """Send it once, in the way that the service takes; what went wrong, in words without the URL, or None."""
+    if _PUSH_PATH in urlsplit(beat.url).path:
+        return None if beat.event == "start" else _asked(Request(_pushed(beat), method="GET"))  # noqa: S310
+    url = _with_event(beat.url, beat.event)
+    problem = _asked(Request(url, data=sendable(beat.body).encode(), method="POST"))  # noqa: S310
+    if problem is not None and problem.code in _NOT_KNOWN:
+        return _asked(Request(url, method="GET"))  # noqa: S310  (the configuration allows http and https only)
+    return problem
+
+
+def _asked(request: Request) -> _Problem | None:
+    request.add_header("User-Agent", f"backupd/{__version__}")
+    if request.data is not None:
+        request.add_header("Content-Type", "text/plain; charset=utf-8")
     try:
         with urlopen(request, timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310  (as above)
             response.read(1)
     except HTTPError as error:
         with error:
-            return f"the server answered {error.code}"
+            return _Problem(f"the server answered {error.code}", error.code)
     except URLError as error:
-        return _words(error.reason)
+        return _Problem(_words(error.reason))
     except (OSError, ValueError, http.client.HTTPException) as error:
-        return _words(error)
+        return _Problem(_words(error))
     return None
+
+
+def _pushed(beat: _Beat) -> str:
+    """The URL of a push monitor with what is to be told in its query, in place of what is there."""
+    parts = urlsplit(beat.url)
+    told = {"status": "down" if beat.event else "up", "msg": sendable(beat.body)[:_LONGEST_PUSH_MESSAGE] or "OK"}
+    query = {**dict(parse_qsl(parts.query, keep_blank_values=True)), **told}
+    return urlunsplit(parts._replace(query=urlencode(query)))
 
 
 def _words(reason: object) -> str:

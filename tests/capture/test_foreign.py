@@ -57,7 +57,7 @@ _FILES: dict[str, tuple[Callable[[bytes, Path], bytes], str, str]] = {
     "mvcc": (lambda data, _: data[:18] + b"\xff\xff" + data[20:], "in MVCC mode, of Turso", "journal_mode = wal"),
     "newer-version": (lambda data, _: data[:18] + b"\7\7" + data[20:], "version 7 of the file format", "journal_mode"),
     "newer-schema": (lambda data, _: data[:44] + b"\0\0\0\5" + data[48:], "a schema format", "still reads it"),
-    "sqlcipher": (lambda data, _: _noise(len(data)), "it looks encrypted", "export a plain copy"),
+    "sqlcipher": (lambda data, _: _noise(len(data)), "it is encrypted: its bytes look random", "export a plain copy"),
     "plain-header": (lambda data, _: data[:32] + _noise(len(data) - 32), "behind a header in clear", "without its key"),
     "see": (lambda data, _: _noise(16) + data[16:24] + _noise(len(data) - 24), "only its page size", "plain copy"),
     "zipvfs": (lambda data, _: b"ZV-zlib\0" + data[8:], "ZIPVFS", "plain copy"),

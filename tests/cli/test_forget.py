@@ -45,7 +45,9 @@ def test_forgotten_in_every_store_and_back_again(copied: CommandLine, snapshots:
     ]
     assert listed(copied) == [(store, each) for store in ("backups", "archive") for each in (first, third)]
     assert listed(copied, "--trash") == [("backups", second), ("archive", second)]
-    result = copied.run("undelete", second[:12], expect=0)
+    (hint,) = result.stderr.splitlines()
+    assert hint == f"hint: to have it back: backupd undelete app@{second}"
+    result = copied.run(*hint.partition("backupd ")[2].split(), expect=0)
     assert result.lines == [
         f"app  undeleted  {second}  stays until it is forgotten by hand  -> {copied.directory}/{store}"
         for store in ("backups", "archive")

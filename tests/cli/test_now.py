@@ -174,7 +174,7 @@ def test_wrong_usage(cli: CommandLine, arguments: list[str], error: str, hint: s
 
 
 def test_lost_cache_is_a_note_and_quiet_keeps_it(cli: CommandLine) -> None:
-    """What the use cases log goes to stderr as `key=value`; --quiet leaves neither notes nor result lines."""
+    """What the use cases log goes to stderr as `key=value`; --quiet leaves the results alone."""
     cli.run("now", "app.db", expect=0)
     hashes = list((cli.directory / "state/cache").rglob("*.hashes"))
     assert len(hashes) == 1
@@ -187,7 +187,8 @@ def test_lost_cache_is_a_note_and_quiet_keeps_it(cli: CommandLine) -> None:
     )
     hashes[0].unlink()
     quiet = cli.run("now", "app.db", "-q", expect=0)
-    assert (quiet.stdout, quiet.stderr) == ("", "")
+    assert (len(quiet.lines), quiet.stderr) == (1, "")
+    assert quiet.stdout.startswith("app  unchanged  ")
 
 
 def test_everything_that_is_made_is_private(cli: CommandLine) -> None:
@@ -234,7 +235,7 @@ def test_prunes_after_a_snapshot(cli: CommandLine) -> None:
     document = cli.run("now", "--full", "--json", expect=0).document
     (pruned,) = document["pruned"]
     assert [len(pruned["decisions"]), len(pruned["removed"]), pruned["hold"], pruned["error"]] == [2, 1, None, None]
-    assert len(cli.run("now", "--full", "-q", expect=0).stdout) == 0
+    assert [line[:12] for line in cli.run("now", "--full", "-q", expect=0).lines] == ["app  created", "app: 1 snaps"]
     off = {"BACKUPD_RETENTION__AFTER_SNAPSHOT": "false"}
     assert cli.run("now", "--full", "--json", environ=off, expect=0).document["pruned"] == []
     assert len(cli.run("list", "--json", expect=0).document["snapshots"]) == 2

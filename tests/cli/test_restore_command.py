@@ -174,7 +174,9 @@ def test_other_revision_must_be_allowed(configured: CommandLine) -> None:
 def test_undo_and_its_undo(configured: CommandLine) -> None:
     """Each goes back to what was there before, by the safety snapshot that is named in the result."""
     target = configured.create_database("live/app.db", rows=1)
-    assert "no snapshot before-restore" in configured.run("undo", "--yes", expect=12).stderr
+    refused = configured.run("undo", "--yes", expect=12).stderr
+    assert refused.startswith("error: there is no restore to undo: no safety snapshot of app is known")
+    assert "hint: to go back to an older state: backupd list" in refused
     restored = configured.run("restore", "latest", "--yes", "--json", expect=0).document["restored"]
     assert (restored["way"], restored["kept_as"]) == ("live", None)
     assert restored["pause_seconds"] < 2

@@ -36,15 +36,33 @@ def test_file_without_a_suffix_is_a_path(current: Path) -> None:
     assert select_databases(["data"], [named]) == [named]
 
 
+def test_file_can_be_given_a_name(current: Path) -> None:
+    """Where its own can not be one; but a configured file keeps its name, and so its history."""
+    named = Database("my-app", current / "my app.db")
+    assert select_databases(["my-app=my app.db"], []) == [named]
+    assert name_meant("my-app=my app.db", []) == "my-app"
+    (current / "a=b.db").touch()
+    with pytest.raises(UsageError, match="'a=b' can not be"):
+        select_databases(["a=b.db"], [])
+    assert select_databases(["ab=a=b.db"], []) == [Database("ab", current / "a=b.db")]
+    main = Database("main", current / "app.db")
+    assert select_databases(["main=link.db"], [main]) == [main]
+    with pytest.raises(UsageError, match="is configured as main, and other would begin another history"):
+        select_databases(["other=app.db"], [main])
+
+
 @pytest.mark.parametrize(
     ("texts", "configured", "message", "hint"),
     [
         (["creditrobt"], ["creditrobot"], "no database is called 'creditrobt'", "did you mean creditrobot?"),
         (["x"], ["a", "b"], "no database is called 'x'", "configured are: a, b; a path has a slash"),
         (["x"], [], "no database is called 'x'", "none is configured; give the path"),
-        (["app.db", "copy/App.db"], [], "two databases with one name: 'app' (", "give each a `name`"),
+        (["app.db", "copy/App.db"], [], "two databases with one name: 'app' (", "give one another name: "),
+        (["my app.db"], [], "'my app' can not be a database's name", "give it a name: 'my-app=my app.db'; or set"),
+        (["üä.db"], [], "'üä' can not be a database's name", "give it a name: 'app=üä.db'; or set"),
+        (["my app=x.db"], [], "'my app' can not be a database's name", "use up to 100 letters"),
     ],
-    ids=["misspelled", "unknown", "nothing configured", "one name twice"],
+    ids=["misspelled", "unknown", "nothing configured", "one name twice", "space", "umlaut", "wrong name"],
 )
 def test_what_means_no_database(
     current: Path, texts: list[str], configured: list[str], message: str, hint: str

@@ -63,7 +63,7 @@ _UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "short": (lambda path: path.write_bytes(b"SQLite format 3\0\x10\0"), "is not an SQLite database"),
     "encrypted": (lambda path: path.write_bytes(random.Random(1).randbytes(8192)), "it is encrypted"),
     "page-size-3": (lambda path: _patched(path, 16, b"\0\3"), "corrupt or encrypted SQLite header"),
-    "version-9": (lambda path: _patched(path, 18, b"\x09\x09"), "corrupt or encrypted SQLite header"),
+    "version-9": (lambda path: _patched(path, 18, b"\x09\x09"), "version 9 of the file format"),
     "cut-in-half": (lambda path: _cut_in_half(path, "delete"), "corrupt"),
     "cut-in-half-in-wal-mode": (lambda path: _cut_in_half(path, "wal"), "corrupt"),
     "link-loop": (lambda path: path.symlink_to(path), "symbolic links"),

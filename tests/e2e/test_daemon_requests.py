@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
+from harness.pages import DOCS, blocks
 from harness.place import change_rows, create_database
 from harness.site import TOKEN, new_site
 
@@ -61,6 +64,21 @@ def test_only_the_right_token_will_do(daemon: Daemon) -> None:
     assert TOKEN not in "".join(daemon.lines)
 
 
+def test_lines_for_a_migration_do_as_the_page_says(daemon: Daemon, tmp_path: Path) -> None:
+    """With Python alone: a snapshot and exit code 0, or what is wrong and another one, so that nothing is migrated."""
+    (code,) = [block for block in blocks(DOCS / "operations.md", "python") if "/snapshots" in block]
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    code = code.replace("/run/secrets/backupd_token", str(tmp_path / "token"))
+    code = code.replace("backupd:9620", f"127.0.0.1:{daemon.site.port}")
+    unknown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (unknown.returncode, unknown.stderr.split(": ")[0]) == (1, "no snapshot, so no migration")
+    assert "no database 'creditrobot'" in unknown.stderr
+    code = code.replace('"creditrobot"', '"app"')
+    taken = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(taken.stdout)["snapshots"][0]["outcome"] == "created"
+    assert daemon.site.listed("app")[-1]["tags"] == ["pre-migration"]
+
+
 def test_forms_json_and_query(daemon: Daemon) -> None:
     """The same can be asked for in each way; without a database, all are meant."""
     as_json = {"content_type": "application/json", "token": TOKEN}
@@ -89,8 +107,8 @@ def test_without_waiting(daemon: Daemon) -> None:
     ("body", "content_type", "told"),
     [
         ("database=nobody", "application/x-www-form-urlencoded", "no database 'nobody'"),
-        ("database=app&tag=latest", "application/x-www-form-urlencoded", "can not be a tag"),
-        ("database=app&tag=../x", "application/x-www-form-urlencoded", "can not be a tag"),
+        ("database=app&tag=latest", "application/x-www-form-urlencoded", "'latest' can not be a tag"),
+        ("database=app&tag=../x", "application/x-www-form-urlencoded", "'../x' can not be a tag"),
         ("database=app&wait=perhaps", "application/x-www-form-urlencoded", "wait must be true or false"),
         ("databse=app", "application/x-www-form-urlencoded", "unknown key 'databse'"),
         ("x" * 20_000, "application/x-www-form-urlencoded", "length"),

@@ -27,6 +27,8 @@ class Sink:
 
     port: int = 0
     code: int = 200
+    codes: dict[str, int] = field(default_factory=dict)
+    """Of requests with this method, or with this path, in place of `code`."""
     received: list[Received] = field(default_factory=list)
     gate: threading.Event = field(default_factory=threading.Event)
 
@@ -53,11 +55,16 @@ def sink() -> Iterator[Sink]:
     found.gate.set()
 
     class _Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.do_POST()
+
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-            found.received.append(Received(self.path, body))
+            code = found.codes.get(self.command, found.codes.get(self.path, found.code))
+            if self.command not in found.codes:
+                found.received.append(Received(self.path, body))
             found.gate.wait(30)
-            self.send_response(found.code)
+            self.send_response(code)
             self.send_header("Content-Length", "0")
             self.end_headers()
 

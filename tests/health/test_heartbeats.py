@@ -3,6 +3,7 @@ from __future__ import annotations
 import socket
 import threading
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from harness.command_line import wait_until
@@ -12,7 +13,7 @@ from pydantic import SecretStr
 
 from backupd.config.unattended import HeartbeatSettings
 from backupd.errors import SourceUnusableError, StoreUnavailableError
-from backupd.health.heartbeats import Heartbeats, unknown_databases, warn_of_unknown_databases
+from backupd.health.heartbeats import Heartbeats, send_once, unknown_databases, warn_of_unknown_databases
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -135,6 +136,47 @@ def test_a_server_that_is_not_there_fails_nothing(url: str, capsys) -> None:
     told = capsys.readouterr().err
     assert told.count("a heartbeat could not be sent") == 1
     assert "secret" not in told
+
+
+@pytest.mark.parametrize("code", [404, 405, 501])
+def test_a_service_that_takes_no_post_is_asked_with_get(server: Sink, code: int, capsys) -> None:
+    """What it does not know besides is said once; it hears of good rounds, and worries when they stay away."""
+    server.codes = {"POST": code, "/uuid/start": 404, "/uuid/fail": 404}
+    beats = Heartbeats([heartbeat(f"{server.url}/uuid")])
+    for _ in range(3):
+        beats.started(None)
+        beats.finished(None, DOWN)
+        beats.started(None)
+        beats.finished(None, None)
+    assert beats.close(_PATIENCE)
+    assert server.paths == ["/uuid/start", "/uuid/fail", "/uuid/start", "/uuid"] * 3
+    told = capsys.readouterr().err
+    assert told.count("does not know this sign") == 2
+    assert "could not be sent" not in told
+
+
+def test_a_push_monitor_is_told_in_its_query(server: Sink) -> None:
+    """Of Uptime Kuma: what is up, what is down and why, and nothing of a beginning."""
+    server.codes = {"POST": 404}
+    beats = Heartbeats([heartbeat(f"{server.url}/api/push/token?status=up&msg=OK&ping=")])
+    beats.started(None)
+    beats.finished(None, DOWN)
+    beats.finished(None, None)
+    assert beats.close(_PATIENCE)
+    down, up = (dict(parse_qsl(urlsplit(path).query, keep_blank_values=True)) for path in server.paths)
+    assert down == {"status": "down", "msg": "s3://bucket/creditrobot does not answer\ncheck the network", "ping": ""}
+    assert up == {"status": "up", "msg": "done in full", "ping": ""}
+    assert send_once(heartbeat(f"{server.url}/api/push/token"), "a test") is None
+
+
+def test_a_url_that_is_wrong_is_told(server: Sink, capsys) -> None:
+    """Neither method finds anything there."""
+    server.code = 404
+    beats = Heartbeats([heartbeat(f"{server.url}/uuid")])
+    beats.finished(None, None)
+    assert beats.close(_PATIENCE)
+    assert "a heartbeat could not be sent: the server answered 404" in capsys.readouterr().err
+    assert send_once(heartbeat(f"{server.url}/uuid"), "a test") == "the server answered 404"
 
 
 def test_what_is_no_http_fails_nothing(capsys) -> None:
