@@ -24,7 +24,7 @@ from backupd.health import planning, recording
 from backupd.health.heartbeats import Heartbeats
 from backupd.health.judging import LOOKS_THAT_MAY_FIND_NOTHING
 from backupd.logs import log
-from backupd.upkeep.configured import Configured
+from backupd.upkeep.configured import Configured, ProofsDue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -228,10 +228,13 @@ class Rounds:
     def _plans(
         self, databases: Sequence[Configured], due_after: Callable[[datetime], datetime]
     ) -> dict[str, planning.Plan]:
+        if not databases:
+            return {}
         urls = tuple(repository.url for _, repository in self._charge.repositories)
         put_only = frozenset(repository.url for store, repository in self._charge.repositories if store.put_only)
         next_run_at = self._timetable.next_at(self.key)
         next_drill_at = self._timetable.next_at(f"drills {self._entry.path}")
+        proofs_due = ProofsDue(databases[0], self._charge.settings.health.grace)
         return {
             each.name: planning.Plan(
                 path=each.database.path,
@@ -239,7 +242,7 @@ class Rounds:
                 put_only=put_only,
                 next_run_at=next_run_at,
                 next_drill_at=next_drill_at,
-                proof_due_after=partial(each.proof_due_after, grace=self._charge.settings.health.grace),
+                proof_due_after=proofs_due.after,
                 due_after=due_after,
             )
             for each in databases

@@ -193,8 +193,8 @@ def _proof_due_by(
     begun = [health.planned_since for health in stores.values() if health.planned_since is not None]
     # A proof in the future is of a clock that was wrong.
     since = max((moment for moment in proofs if moment <= at), default=min(begun, default=at))
-    fresh, from_now = plan.proof_due_after(min(since, at)), plan.proof_due_after(at)
-    return None if fresh is None or from_now is None else _deadline(earlier, fresh, at, lambda: from_now)
+    fresh = plan.proof_due_after(min(since, at))
+    return None if fresh is None else _deadline(earlier, fresh, at, lambda: plan.proof_due_after(at) or fresh)
 
 
 def _without_failed_drill(health: StoreHealth) -> StoreHealth:

@@ -39,3 +39,24 @@ class Configured:
         for _ in range(2):
             moment = drills.next_after(moment, self.schedule.zone) + self.schedule.latest_start
         return moment + grace
+
+
+class ProofsDue:
+    """`proof_due_after` for all databases of one schedule: each stretch between two drills is asked for only once."""
+
+    def __init__(self, configured: Configured, grace: timedelta) -> None:
+        self._configured = configured
+        self._grace = grace
+        self._known: list[tuple[datetime, datetime, datetime | None]] = []
+
+    def after(self, moment: datetime) -> datetime | None:
+        """When a drill has to have succeeded again after one did at `moment` (aware)."""
+        schedule = self._configured.schedule
+        if schedule.drills is None:
+            return None
+        for begin, end, due in self._known:
+            if begin <= moment < end:
+                return due
+        due = self._configured.proof_due_after(moment, self._grace)
+        self._known.append((moment, schedule.drills.next_after(moment, schedule.zone), due))
+        return due

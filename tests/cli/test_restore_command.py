@@ -7,8 +7,11 @@ import stat
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+import apsw
 import pytest
 from harness.command_line import CommandLine, names_in
+
+from backupd.capture.checksums import is_sealed, sealed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -300,6 +303,34 @@ def test_safety_snapshot_that_fails_stops_the_restore(configured: CommandLine) -
     )
     assert without.document["restored"]["safety_snapshot"] is None
     assert names_of(target)[0] == "state 1"
+
+
+def _seal_pages(path: Path) -> None:
+    """Give each page the checksum that an application with SQLite's checksum VFS would."""
+    image = path.read_bytes()
+    path.write_bytes(b"".join(sealed(image[start : start + 4096]) for start in range(0, len(image), 4096)))
+
+
+def test_database_with_page_checksums_is_replaced(configured: CommandLine) -> None:
+    """SQLite without the application's VFS would leave a page 1 that this does not read any more."""
+    target = configured.directory / "live/app.db"
+    with closing(apsw.Connection(str(target))) as connection:
+        connection.reserve_bytes(reserve=8)
+        connection.execute("CREATE TABLE users (name TEXT); INSERT INTO users VALUES ('one')")
+    _seal_pages(target)
+    configured.run("now", expect=0)
+    with closing(apsw.Connection(str(target))) as connection:
+        connection.execute("UPDATE users SET name = 'two'")
+    _seal_pages(target)
+    before = target.read_bytes()
+    refused = configured.run("restore", "latest", "--yes", expect=2)
+    assert "checksum VFS, which only the application can write" in refused.stderr
+    assert "--replace --app-stopped" in refused.stderr
+    assert target.read_bytes() == before
+    configured.run("restore", "latest", "--replace", "--app-stopped", "--yes", expect=0)
+    assert is_sealed(target.read_bytes()[:4096])
+    with closing(sqlite3.connect(target)) as connection:
+        assert connection.execute("SELECT name FROM users").fetchall() == [("one",)]
 
 
 def test_replacement_keeps_the_old_file(configured: CommandLine) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -189,3 +191,33 @@ def test_databases_that_are_not_looked_after_are_in_no_status(cli: CommandLine) 
     cli.run("now", "app.db", expect=0)
     cli.run("verify", "--level", "drill", expect=0)
     assert not (cli.directory / "state/status.json").exists()
+
+
+def test_odd_values_are_remarks_everywhere(cli: CommandLine) -> None:
+    """A column that was declared otherwise when they were written: exit code 0, and no alarm."""
+    with closing(sqlite3.connect(cli.directory / "app.db")) as connection:
+        connection.executescript(
+            "CREATE TABLE t (x NUMERIC); INSERT INTO t VALUES (1); PRAGMA writable_schema = ON;"
+            "UPDATE sqlite_schema SET sql = 'CREATE TABLE t (x TEXT)' WHERE name = 't'"
+        )
+    (cli.directory / "backupd.toml").write_text('[[databases]]\npath = "app.db"\n')
+    cli.run("now", expect=0)
+    found = cli.run("verify", "--level", "drill", expect=0)
+    remark = "values that do not fit their columns, which is no damage: NUMERIC value in t.x"
+    assert "note: app: odd-values: " in found.stderr
+    for verb in ("verify --level drill", "list", "status"):
+        told = cli.run(*verb.split(), expect=0).stderr
+        assert remark in told
+        assert "warning" not in told
+    (finding,) = cli.run("verify", "--level", "drill", "--json", expect=0).document["findings"]
+    assert (finding["kind"], finding["is_damage"]) == ("odd-values", False)
+    (health,) = cli.run("status", "--json", expect=0).document["status"]["databases"]["app"]["stores"].values()
+    assert (health["remark"], health["is_source_damaged"]) == (remark, False)
+    rescued = [
+        sys.executable,
+        str(cli.directory / "backups/rescue.py"),
+        "restore",
+        "app@latest",
+        str(cli.directory / "r.db"),
+    ]
+    assert subprocess.run(rescued, capture_output=True, check=True).returncode == 0
