@@ -37,6 +37,8 @@ _OF_VALUES = re.compile(
 )
 _NO_LIMIT = 2**31 - 1
 _A_LITTLE_MEMORY_BYTES = 32 << 20
+# What no database can be to blame for.
+_OF_THIS_MACHINE = (apsw.IOError, apsw.FullError, apsw.CantOpenError)
 
 
 @dataclass(slots=True)
@@ -74,12 +76,22 @@ def examine(file: Path) -> Soundness:
             for table in tables:
                 if not table.startswith("sqlite_"):
                     soundness.rows[table] = _count(connection, table, soundness)
-        except (apsw.CorruptError, apsw.NotADBError, UnicodeDecodeError) as error:
-            _add(soundness.findings, str(error))
-        except apsw.NoMemError:
-            _reject_want_of_memory()
-            _add(soundness.findings, _LENGTH_IS_WRONG)
+        except (apsw.Error, UnicodeDecodeError) as error:
+            _add(soundness.findings, _why_damaged(error))
     return soundness
+
+
+def _why_damaged(error: Exception) -> str:
+    """What is wrong with the database for which SQLite answers `error`. Raises it when the machine may be to blame."""
+    if isinstance(error, _OF_THIS_MACHINE):
+        raise error
+    if not isinstance(error, apsw.NoMemError):
+        return str(error)
+    try:
+        bytearray(_A_LITTLE_MEMORY_BYTES)
+    except MemoryError:
+        raise error from None
+    return _LENGTH_IS_WRONG
 
 
 def _tables(connection: apsw.Connection) -> list[str]:
@@ -96,12 +108,14 @@ def _check(connection: apsw.Connection, tables: list[str], soundness: Soundness)
             found = _Found()
             found.look(connection, str(_NO_LIMIT))
         found.tell(soundness)
-    except (apsw.SQLError, apsw.NoMemError):
-        # One table that needs the application's collation, function or module, or in which a length is wrong, keeps
-        # SQLite from checking any. What it said of pages before that, it says of no single table.
+    except apsw.Error as error:
+        # One table that needs the application's collation, function or module, or in which something is wrong that is
+        # an error, keeps SQLite from checking any. What it said of pages before that, it says of no single table.
         soundness.findings += found.findings
         for table in tables:
             _check_table(connection, table, soundness)
+        if not isinstance(error, apsw.SQLError) and not soundness.findings:
+            _add(soundness.findings, _why_damaged(error))
 
 
 def _check_table(connection: apsw.Connection, table: str, soundness: Soundness) -> None:
@@ -110,13 +124,11 @@ def _check_table(connection: apsw.Connection, table: str, soundness: Soundness) 
         found.look(connection, _quoted(table))
     except apsw.SQLError as error:
         _add(soundness.unchecked, f"table {table}: {error}")
-    except apsw.NoMemError:
-        _reject_want_of_memory()
-        _add(soundness.findings, f"table {table}: {_LENGTH_IS_WRONG}")
-    else:
-        found.tell(soundness)
-        if found.is_full and not found.findings:
-            _add(soundness.unchecked, f"table {table}: SQLite looked no further after so many odd values")
+    except apsw.Error as error:
+        _add(soundness.findings, f"table {table}: {_why_damaged(error)}")
+    found.tell(soundness)
+    if found.is_full and not found.findings:
+        _add(soundness.unchecked, f"table {table}: SQLite looked no further after so many odd values")
 
 
 @dataclass(slots=True)
@@ -158,14 +170,6 @@ class _Found:
             _add(soundness.odd_values, line if count == 1 else f"{line} ({count} times)")
 
 
-def _reject_want_of_memory() -> None:
-    """Raise `apsw.NoMemError` when this process gets no memory. When it does, SQLite has asked for far more."""
-    try:
-        bytearray(_A_LITTLE_MEMORY_BYTES)
-    except MemoryError:
-        raise apsw.NoMemError("out of memory") from None
-
-
 def _find_orphans(connection: apsw.Connection, soundness: Soundness) -> None:
     counts: Counter[tuple[str, str]] = Counter()
     try:
@@ -185,9 +189,8 @@ def _count(connection: apsw.Connection, table: str, soundness: Soundness) -> int
         if not any(line.startswith(f"table {table}: ") for line in soundness.unchecked):
             _add(soundness.unchecked, f"table {table}: {error}")
         return None
-    except apsw.NoMemError:
-        _reject_want_of_memory()
-        _add(soundness.findings, f"table {table}: {_LENGTH_IS_WRONG}")
+    except apsw.Error as error:
+        _add(soundness.findings, f"table {table}: {_why_damaged(error)}")
         return None
     return int(str(count))
 
