@@ -1,14 +1,37 @@
-"""What processes that backupd starts may know of it: nothing that somebody could want to steal."""
+"""The processes that backupd starts: how, what they may know of it, and why one cannot be started.
+
+`python -m backupd.children MODULE ARGUMENTS` loads a program and calls its `main`; where it cannot be loaded, it says
+so in one line, and ends with the status `NOT_LOADED`.
+"""
 
 from __future__ import annotations
 
+import errno
+import importlib
 import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backupd.errors import BackupdError, BusyError, UsageError
+
+if TYPE_CHECKING:
+    import subprocess
+
+NOT_LOADED = 126
+"""The exit status of a child whose program cannot be loaded. A shell says the same of what cannot be run."""
 
 _NAMES = frozenset(
     ("PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "SQLITE_TMPDIR", "OPENBLAS_NUM_THREADS", "LD_LIBRARY_PATH")
 )
 # FAKETIME comes with LD_PRELOAD: whoever gives a process another clock or allocator means its children too.
 _BEGINNINGS = ("LC_", "PYTHON", "LD_PRELOAD", "FAKETIME")
+_MOST_LINKS = 40  # as the kernel follows
+_EXHAUSTED = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+_INSTALL_ELSEWHERE = (
+    "install backupd, with its Python, where that user can read and run it (in /opt or /usr/local, not below /root), "
+    "or start it as another user"
+)
 
 
 def child_environment(**more: str) -> dict[str, str]:
@@ -19,3 +42,75 @@ def child_environment(**more: str) -> dict[str, str]:
     """
     passed = {name: value for name, value in os.environ.items() if name in _NAMES or name.startswith(_BEGINNINGS)}
     return {**passed, **more}
+
+
+def command_of(module: str, *arguments: str) -> list[str]:
+    """The command that runs `main` of `module`, a program of backupd."""
+    # -P keeps a module of the same name in the current directory from being imported instead of ours.
+    return [sys.executable, "-P", "-m", "backupd.children", module, *arguments]
+
+
+def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a child; `options` are those of `Popen`. Raises `BusyError` while the system has no room for a process.
+
+    Raises `UsageError` where this user cannot run Python, or the program that stands in its place.
+    """
+    from subprocess import Popen  # noqa: PLC0415  (most commands start none)
+
+    try:
+        return Popen(command, **options)  # noqa: S603
+    except OSError as error:
+        if error.errno in _EXHAUSTED:
+            raise BusyError(
+                f"no process can be started: {(error.strerror or str(error)).lower()}",
+                hint="raise the limits of this user or container on processes, memory and open files, and try again",
+            ) from error
+        reject_unreachable_python()
+        reason = (error.strerror or str(error)).lower()
+        raise UsageError(f"uid {os.geteuid()} cannot run {command[0]}: {reason}", hint=_INSTALL_ELSEWHERE) from error
+
+
+def not_loaded(what: str, reason: str = "it has said above what is missing") -> BackupdError:
+    """The error for a child, described as `what`, that ended with `NOT_LOADED`."""
+    return UsageError(
+        f"{what} could not load its program as uid {os.geteuid()}: {reason}",
+        hint=f"install backupd again if something of it is missing; else {_INSTALL_ELSEWHERE}",
+    )
+
+
+def reject_unreachable_python() -> None:
+    """Raise `UsageError` where this user, who may just have become another one, cannot run backupd once more."""
+    for path, right, verb in ((sys.executable, os.X_OK, "run"), (__file__, os.R_OK, "read")):
+        if not os.access(path, right):
+            closed = _closed_directory(Path(path))
+            raise UsageError(
+                f"uid {os.geteuid()} cannot {verb} {path}" + (f": {closed} is closed to it" if closed else ""),
+                hint=_INSTALL_ELSEWHERE,
+            )
+
+
+def _closed_directory(path: Path) -> Path | None:
+    """The first directory on the way to `path`, also behind symbolic links, that this user may not enter."""
+    for _ in range(_MOST_LINKS):
+        for directory in reversed(path.parents):
+            if not os.access(directory, os.X_OK):
+                return directory
+        if not path.is_symlink():
+            break
+        path = Path(os.path.normpath(path.parent / path.readlink()))
+    return None
+
+
+def main() -> None:
+    """Run the program that the first argument names; its own arguments follow."""
+    module = sys.argv.pop(1)
+    try:
+        program = importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        sys.stderr.write(f"{module} cannot be loaded by uid {os.geteuid()}: {type(error).__name__}: {error}\n")
+        sys.exit(NOT_LOADED)
+    program.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -72,7 +72,7 @@ class _Processes:
             if "backupd" in command:
                 self.command_lines.add(command)
             for child in _CHILDREN:
-                if f"-m {child}" in command:
+                if f"-m backupd.children {child}" in command:
                     self.environments.setdefault(child, set()).add(environment)
 
 

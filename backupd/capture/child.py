@@ -4,7 +4,7 @@ After the request, each line on stdin says that a pack has left the spool (`free
 anything any more (`hurry`). The end of stdin means that the parent is gone, and ends this process at once, so that no
 lock on the database outlives whoever asked for it.
 
-`python -m backupd.capture.child` is started by `process.Capture` only, which documents the request and the events.
+`process.Capture` is the only one to start it, as `children.command_of` says, and documents the request and the events.
 """
 
 from __future__ import annotations
@@ -198,7 +198,6 @@ class _Capture:
 
     def _capture_pinned(self, header: source.Header) -> bool:
         """In WAL mode, one transaction around everything: writers go on."""
-        source.reject_foreign_wal_files(self.path)
         before, output = os.stat(self.path), self.output
         with source.pinned(self.path, lock_timeout=self._request["lock_timeout"]) as connection:
             facts = source.read_facts(connection, header)

@@ -4,7 +4,7 @@ It answers each line of JSON on stdin with one on stdout: `lock` takes the lock 
 reads that state through the backup API; `release` lets the application write; `give` leaves in the spool what the API
 gave. The end of stdin ends this process at once, and with it the lock; so does a lock that is held for too long.
 
-`python -m backupd.capture.holder` is started by `LockHolder` only.
+Only `LockHolder` starts it, as `children.command_of` says.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from backupd.capture import sink, source
 from backupd.capture.limits import BYTES_PER_STEP, LockTimer, died, let_timers_end_this_process
 from backupd.capture.source import JournalModeChangedError
 from backupd.capture.table import HashTable, spool_full
+from backupd.children import command_of, start
 from backupd.errors import BackupdError
 from backupd.format.pack import HASH_BYTES
 
@@ -91,8 +92,8 @@ class LockHolder:
         """Start the process, if it does not run; it makes itself ready meanwhile."""
         if self._process is None:
             # In the group of the process that captures, so that ending the group ends this too.
-            command = [sys.executable, "-P", "-m", "backupd.capture.holder"]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603
+            command = command_of("backupd.capture.holder")
+            self._process = start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     @contextmanager
     def locked(self) -> Iterator[Locked]:

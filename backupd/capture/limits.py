@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 
+from backupd.children import NOT_LOADED, not_loaded
 from backupd.errors import BackupdError, BusyError, SourceUnusableError
 
 WHOLE_BYTES = 32 << 20
@@ -73,6 +74,8 @@ def written_without_lock(path: str) -> SourceUnusableError:
 
 def died(path: str, status: int, max_lock_seconds: float) -> BackupdError:
     """The error for a process that captured `path` and ended with `status`, as `Popen.returncode` gives it."""
+    if status == NOT_LOADED:
+        return not_loaded(f"the process that captures {path}")
     match -status:
         case signal.SIGALRM:
             return held_too_long(path, max_lock_seconds)

@@ -9,7 +9,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -21,7 +20,7 @@ from pydantic import TypeAdapter
 
 from backupd import errors
 from backupd.capture.limits import WHOLE_BYTES, died, held_too_long
-from backupd.children import child_environment
+from backupd.children import child_environment, command_of, start
 from backupd.errors import BusyError
 from backupd.format.manifest import SourceFacts
 
@@ -154,11 +153,13 @@ class Capture:
         self._must_end_at = math.inf
 
     def __enter__(self) -> Self:
-        """Start the child, which makes itself ready while the caller finds out what to ask for."""
-        # -P keeps a module of the same name in the current directory from being imported instead of ours.
-        command = [sys.executable, "-P", "-m", "backupd.capture.child"]
+        """Start the child, which makes itself ready while the caller finds out what to ask for.
+
+        Raises `BusyError` and `UsageError` where none can be started.
+        """
+        command = command_of("backupd.capture.child")
         # In a process group of its own, because Ctrl-C goes to the whole group and this one decides what becomes of it.
-        self._process = subprocess.Popen(  # noqa: S603
+        self._process = start(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment(), process_group=0
         )
         return self

@@ -64,6 +64,10 @@ def _as_expected(error: Exception) -> BackupdError:
         return error
     if isinstance(error, click.ClickException):
         return _usage_error(error)
+    if isinstance(error, ImportError) and not (error.name or "").startswith(PROGRAM):
+        from backupd.children import not_loaded  # noqa: PLC0415  (rare)
+
+        return not_loaded(PROGRAM, f"{type(error).__name__}: {error}")
     output.print_note("".join(traceback.format_exception(error)).rstrip(), is_verbatim=True)
     return output.bug(error)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from backupd.children import reject_unreachable_python
 from backupd.cli import output
 from backupd.cli.selection import name_meant, select_databases
 from backupd.config import entries_by_name, load, look_for_databases, store_from_url
@@ -38,6 +39,8 @@ class Session:
         self.is_json = invocation.is_json
         self.is_quiet = invocation.is_quiet
         self.settings = run_as_owner(_with_identity(load(invocation.config_file), invocation.identity_file))
+        if self.settings.run_as_owner:
+            reject_unreachable_python()  # before anything is loaded or started as the owner
         self.state = StateDirectory(self.settings.state_dir)
         self.status = StatusFile(self.state)
         self._has_told_of_twins = False

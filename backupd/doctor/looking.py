@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from backupd.children import child_environment
+from backupd.children import NOT_LOADED, child_environment, command_of, not_loaded, start
 from backupd.doctor.look import DatabaseLook
 from backupd.errors import BackupdError, BusyError
 
@@ -17,17 +16,17 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-# -P keeps a module of the same name in the current directory from being imported instead of ours.
-_CHILD = (sys.executable, "-P", "-m", "backupd.doctor.child")
+_CHILD = command_of("backupd.doctor.child")
 _GONE_WITHIN_SECONDS = 1.0
 
 
 def look_at(path: Path, *, lock_timeout: float, deadline: float, command: Sequence[str] = _CHILD) -> DatabaseLook:
     """What a process like the one that captures finds at `path`. Times are in seconds.
 
-    Raises `BusyError` past the deadline, and `BackupdError` when the process failed. `command` is what looks.
+    Raises `BusyError` past the deadline, `BackupdError` when the process failed, and what `children.start` raises.
+    `command` is what looks.
     """
-    process = subprocess.Popen(  # noqa: S603
+    process = start(
         [*command, os.fspath(path), str(lock_timeout)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -43,6 +42,8 @@ def look_at(path: Path, *, lock_timeout: float, deadline: float, command: Sequen
         _end(process)
     if process.returncode:
         reason = told.decode(errors="replace").strip().rpartition("\n")[2] or f"status {process.returncode}"
+        if process.returncode == NOT_LOADED:
+            raise not_loaded(f"the process that looks at {path}", reason)
         raise BackupdError(
             f"the process that looks at {path} failed: {reason}", hint="please report it with the line above"
         )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from backupd.children import child_environment
+from backupd.children import NOT_LOADED, child_environment, command_of, not_loaded, start
 from backupd.errors import BackupdError, BusyError, TargetUnwritableError
 from backupd.live.soundness import Soundness
 
@@ -27,12 +26,11 @@ def examine(file: Path, *, deadline: float, should_stop: Callable[[], None]) -> 
     machine, `BackupdError` when the process ends unasked, and what `should_stop` raises.
     """
     answer = file.with_name("soundness.json")
-    # -P keeps a module of the same name in the current directory from being imported instead of ours.
-    command = [sys.executable, "-P", "-m", "backupd.live.soundness", str(file)]
+    command = command_of("backupd.live.soundness", str(file))
     give_up_at = time.monotonic() + deadline
     with answer.open("wb") as output:
         # In a process group of its own: Ctrl-C goes to the whole group, and this one decides what becomes of it.
-        process = subprocess.Popen(  # noqa: S603
+        process = start(
             command,
             stdin=subprocess.PIPE,
             stdout=output,
@@ -58,6 +56,8 @@ def examine(file: Path, *, deadline: float, should_stop: Callable[[], None]) -> 
 
 
 def _read(answer: Path, status: int) -> Soundness:
+    if status == NOT_LOADED:
+        raise not_loaded("the process in which SQLite looks through the restored database")
     if status:
         raise BackupdError(
             f"the process in which SQLite looked through the restored database ended with status {status}",
