@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -117,7 +118,10 @@ def write_atomically(file: Path, content: bytes | memoryview) -> None:
 def _link_atomically(source: Path, file: Path) -> None:
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     try:
-        os.link(source, temporary)  # one file system: the spool is in the state directory too
+        try:
+            os.link(source, temporary)  # one file system: the spool is in the state directory too
+        except OSError:
+            shutil.copyfile(source, temporary)
         temporary.rename(file)
     finally:
         temporary.unlink(missing_ok=True)

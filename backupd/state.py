@@ -10,16 +10,16 @@ verifications/<digest>.*            what a verification that was broken off has 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import secrets
 import shutil
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from backupd.errors import AnotherRunError, TargetUnwritableError
+from backupd.files import rename_new, try_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,13 +45,12 @@ class StateDirectory:
         with self._reporting_errors():
             if not file.exists():
                 temporary = file.with_name(f"writer.{secrets.token_hex(4)}")
-                temporary.write_text(secrets.token_hex(8), encoding="utf-8")
                 try:
-                    os.link(temporary, file)  # unlike a rename, loses to whoever came first
-                except FileExistsError:
-                    pass
+                    temporary.write_text(secrets.token_hex(8), encoding="utf-8")
+                    with suppress(FileExistsError):
+                        rename_new(temporary, file)
                 finally:
-                    temporary.unlink()
+                    temporary.unlink(missing_ok=True)
             return file.read_text(encoding="utf-8", errors="replace")[:64]
 
     @contextmanager
@@ -66,7 +65,7 @@ class StateDirectory:
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             give_up_at = time.monotonic() + timeout
-            while not _try_lock(descriptor):
+            while not self._try_lock(descriptor, file):
                 if time.monotonic() > give_up_at:
                     raise AnotherRunError(
                         f"another backupd is at work on {subject}",
@@ -81,13 +80,14 @@ class StateDirectory:
     def spool(self) -> Iterator[Path]:
         """An empty directory for one run, gone when the block ends. Spools of runs that were killed go too."""
         directory = self._directory("spool")
-        _remove_abandoned_spools(directory)
+        with self._reporting_errors():
+            _remove_abandoned_spools(directory)
         run = directory / f"{time.time_ns():x}-{secrets.token_hex(4)}"
         lock_file = run.with_suffix(".lock")
         with self._reporting_errors():
             descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            _try_lock(descriptor)
+            self._try_lock(descriptor, lock_file)
             with self._reporting_errors():
                 run.mkdir(mode=0o700)
             yield run
@@ -138,6 +138,10 @@ class StateDirectory:
                 path.mkdir(mode=0o700, exist_ok=True)
         return path
 
+    def _try_lock(self, descriptor: int, file: Path) -> bool:
+        with self._reporting_errors():
+            return try_lock(descriptor, file)
+
     @contextmanager
     def _reporting_errors(self) -> Iterator[None]:
         try:
@@ -145,16 +149,9 @@ class StateDirectory:
         except OSError as error:
             raise TargetUnwritableError(
                 f"the state directory {self._root} cannot be used: {error.strerror} ({error.filename})",
-                hint="set state_dir (or BACKUPD_STATE_DIR) to a directory that backupd may write",
+                hint=f"set state_dir (or BACKUPD_STATE_DIR) to a directory that uid {os.geteuid()} may write, "
+                "on a disk of this machine",
             ) from error
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _remove_abandoned_spools(directory: Path) -> None:
@@ -166,7 +163,7 @@ def _remove_abandoned_spools(directory: Path) -> None:
             continue
         try:
             run = lock_file.with_suffix("")
-            if run.exists() and _try_lock(descriptor):
+            if run.exists() and try_lock(descriptor, lock_file):
                 shutil.rmtree(run, ignore_errors=True)
                 lock_file.unlink(missing_ok=True)
         finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import shutil
 import struct
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from backupd.capture.table import HashTable, spool_full
 from backupd.errors import SourceUnusableError
+from backupd.files import has_room
 from backupd.format.pack import HASH_BYTES, encode_pack
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class PackWriter:
             future.result()
 
     def _spill(self, raw: RawPack) -> None:
-        if shutil.disk_usage(self._spool).free < len(raw.images) + _SPOOL_RESERVE_BYTES:
+        if not has_room(self._spool, len(raw.images) + _SPOOL_RESERVE_BYTES):
             raise spool_full(self._spool)
         raw.spilled = self._spool / f"raw-{raw.stream}-{raw.order}"
         _write(raw.spilled, raw.images)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import mmap
 import os
-import shutil
 from typing import TYPE_CHECKING, NamedTuple
 
 from blake3 import blake3
 
 from backupd.errors import TargetUnwritableError
+from backupd.files import free_bytes, take_space
 from backupd.format import lock_page
 from backupd.format.pack import HASH_BYTES, page_hash
 
@@ -52,7 +52,13 @@ class HashTable:
         if file is not None:
             self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             self._take_space(file, page_count)
-        self._map = mmap.mmap(self._descriptor, page_count * HASH_BYTES)
+        try:
+            self._map = mmap.mmap(self._descriptor, page_count * HASH_BYTES)
+        except OSError as error:
+            raise TargetUnwritableError(
+                f"{file or 'the table of page hashes'} cannot be mapped into memory: {error.strerror}",
+                hint="set state_dir to a directory on a disk of this machine, and see that memory is left",
+            ) from error
 
     def run(self, first: int, count: int) -> bytes:
         """The hashes of `count` pages from page `first` on, joined."""
@@ -128,7 +134,7 @@ class HashTable:
     def _take_space(self, file: Path, page_count: int) -> None:
         """Take the space at once: a full disk would otherwise be a SIGBUS later."""
         try:
-            os.posix_fallocate(self._descriptor, 0, page_count * HASH_BYTES)
+            take_space(self._descriptor, page_count * HASH_BYTES)
         except OSError as error:
             raise spool_full(file.parent, error) from error
 
@@ -142,7 +148,7 @@ def count_unseen(hashes: bytes) -> int:
 
 def spool_full(spool: Path, error: OSError | None = None) -> TargetUnwritableError:
     """The error for a spool that takes no more."""
-    reason = error.strerror if error else f"{shutil.disk_usage(spool).free >> 20} MiB are left"
+    reason = error.strerror if error else f"{(free_bytes(spool) or 0) >> 20} MiB are left"
     return TargetUnwritableError(
         f"the spool {spool} cannot take more pages: {reason}",
         hint="free some space there, or set state_dir to a larger disk",

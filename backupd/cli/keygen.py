@@ -53,7 +53,7 @@ def command(invocation: Invocation, file: Path | None) -> None:
 
 def _write_new(file: Path, content: str) -> None:
     """Write the keys, durably and for this user alone, or leave nothing."""
-    from backupd.live.files import fsync_directory
+    from backupd.files import flush_directory
 
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -69,7 +69,7 @@ def _write_new(file: Path, content: str) -> None:
             opened.write(content)
             opened.flush()
             os.fsync(opened.fileno())
-        fsync_directory(file.absolute().parent)
+        flush_directory(file.absolute().parent)
     except OSError as error:
         file.unlink()
         raise TargetUnwritableError(f"{file} cannot be written: {error.strerror}", hint="name another file") from error

@@ -14,6 +14,7 @@ from backupd.config.problems import variable_of
 from backupd.doctor import figures
 from backupd.doctor.findings import Subject
 from backupd.errors import ExitCode
+from backupd.files import free_bytes, try_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -148,16 +149,15 @@ def look_at_state(directory: Path) -> StateLook:
     there = next(each for each in (real_path, *real_path.parents) if os.path.lexists(each))
     problem = None
     try:
-        status = os.statvfs(there)
-        free_bytes = status.f_bavail * status.f_frsize
+        room = free_bytes(there)
         if there == real_path:
-            with tempfile.NamedTemporaryFile(dir=there, prefix=".doctor-"):
-                pass
+            with tempfile.NamedTemporaryFile(dir=there, prefix=".doctor-") as opened:
+                try_lock(opened.fileno(), Path(opened.name))
         elif not os.access(there, os.W_OK | os.X_OK):
             problem = f"{there} cannot be written by uid {os.geteuid()}"
     except OSError as error:
         return StateLook(directory, real_path, there == real_path, (error.strerror or str(error)).lower(), None)
-    return StateLook(directory, real_path, there == real_path, problem, free_bytes)
+    return StateLook(directory, real_path, there == real_path, problem, room)
 
 
 def judge_state(look: StateLook, settings: Settings, host: Host, *, largest_bytes: int) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from backupd.doctor import figures
 from backupd.errors import ExitCode
+from backupd.files import free_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -36,14 +37,14 @@ def look_at(directory: Path) -> DirectoryLook:
     real_path = Path(os.path.realpath(directory))
     there = next(each for each in (real_path, *real_path.parents) if os.path.lexists(each))
     try:
-        device, status = there.stat().st_dev, os.statvfs(there)
+        device, status, free = there.stat().st_dev, os.statvfs(there), free_bytes(there)
         is_empty = there != real_path or not any(real_path.iterdir())
     except OSError:
         # Not a directory, say: writing into it tells what is wrong.
         return DirectoryLook(real_path, is_empty=False, device=None, free_bytes=None, free_inodes=None)
     # Some file systems have no fixed number of inodes, and say 0.
     free_inodes = status.f_favail if status.f_files else None
-    return DirectoryLook(real_path, is_empty, device, status.f_bavail * status.f_frsize, free_inodes)
+    return DirectoryLook(real_path, is_empty, device, free, free_inodes)
 
 
 def judge(

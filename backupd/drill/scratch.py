@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from backupd.errors import TargetUnwritableError
+from backupd.files import free_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,8 +26,8 @@ def scratch_file(state: StateDirectory, image_bytes: int) -> Iterator[tuple[Path
     Some space is left to others on the disk. Raises `TargetUnwritableError`, for an OSError of the block too.
     """
     with state.spool() as directory:
-        free = shutil.disk_usage(directory).free
-        if free < image_bytes + _LEFT_FREE_BYTES:
+        free = free_bytes(directory)
+        if free is not None and free < image_bytes + _LEFT_FREE_BYTES:
             needed = image_bytes + _LEFT_FREE_BYTES
             raise TargetUnwritableError(
                 f"the state directory {state.root} has {free >> 20} MiB free, a test restore needs {needed >> 20} MiB",

@@ -17,9 +17,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from backupd.errors import BackupdError, DamageError, TargetUnwritableError, UnsupportedFormatError
+from backupd.files import flush_directory
 from backupd.health.codec import Encoder, NewerStatusError, UnreadableStatusError, decode
 from backupd.health.values import Status
-from backupd.live.files import fsync_directory
 from backupd.logs import log
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def _replace(file: Path, content: bytes, *, is_durable: bool) -> tuple[int, int,
         temporary.unlink(missing_ok=True)
         raise
     if is_durable:
-        fsync_directory(file.parent)
+        flush_directory(file.parent)
     return identity
 
 

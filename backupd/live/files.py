@@ -1,13 +1,13 @@
-"""Files that a restore keeps beside a database while it works: locked by it, and durable by name."""
+"""Files that a restore keeps beside a database while it works, locked by it."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from backupd.errors import AnotherRunError
+from backupd.files import try_lock
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,15 +23,17 @@ def open_locked(file: Path, database: Path) -> int:
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _PRIVATE_MODE)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if is_named(descriptor, file):
+            is_locked = try_lock(descriptor, file)
+            if is_locked and is_named(descriptor, file):
                 return descriptor
-        except BlockingIOError as error:
+        except OSError:
+            if not os.fstat(descriptor).st_size:
+                file.unlink(missing_ok=True)  # made here: without locks nothing is begun
             os.close(descriptor)
-            raise AnotherRunError(
-                f"another restore to {database} is running", hint="wait until it has finished"
-            ) from error
+            raise
         os.close(descriptor)
+        if not is_locked:
+            raise AnotherRunError(f"another restore to {database} is running", hint="wait until it has finished")
 
 
 def partial_name(target: Path) -> Path:
@@ -58,12 +60,3 @@ def is_named(descriptor: int, path: Path) -> bool:
     except FileNotFoundError:
         return False
     return os.path.samestat(os.fstat(descriptor), named)
-
-
-def fsync_directory(directory: Path) -> None:
-    """Make the names in `directory` durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from pydantic import TypeAdapter, ValidationError
 
 from backupd.errors import BusyError, NotADatabaseError, TargetUnwritableError, UnsupportedFormatError
-from backupd.live.files import fsync_directory, open_locked, partial_name, remove_abandoned
+from backupd.files import flush_directory
+from backupd.live.files import open_locked, partial_name, remove_abandoned
 from backupd.logs import log
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def _announced(database: Path, replacement: Replacement | None) -> Iterator[Path
         try:
             os.pwrite(descriptor, json.dumps(asdict(_Intent(_VERSION, replacement))).encode(), 0)
             os.fsync(descriptor)
-            fsync_directory(file.parent)
+            flush_directory(file.parent)
         except OSError:
             file.unlink()
             raise
@@ -161,9 +162,9 @@ def _put_in_place(database: Path, replacement: Replacement) -> None:
     for old, new in replacement.moves:
         with suppress(FileNotFoundError):
             (directory / old).rename(directory / new)
-    fsync_directory(directory)
+    flush_directory(directory)
     (directory / replacement.image).rename(database)
-    fsync_directory(directory)
+    flush_directory(directory)
 
 
 def _take_back(database: Path, replacement: Replacement) -> bool:
@@ -183,7 +184,7 @@ def _take_back(database: Path, replacement: Replacement) -> bool:
         # What an application that was started since has made is newer.
         if (directory / new).exists() and not (directory / old).exists():
             (directory / new).rename(directory / old)
-    fsync_directory(directory)
+    flush_directory(directory)
     return True
 
 
@@ -196,10 +197,19 @@ def _keep_aside(database: Path, aside: Path) -> None:
     except FileExistsError:
         raise
     except OSError as error:
-        raise TargetUnwritableError(
-            f"{database} cannot be kept under a second name: {error.strerror}",
-            hint=f"move it away by hand with all files whose names begin with {database.name}, and restore again",
-        ) from error
+        raise no_second_name(database, error) from error
+
+
+def no_second_name(database: Path, error: OSError) -> TargetUnwritableError:
+    """The error for a file system that has no hard links: the name would lead nowhere for a moment, or to half a file.
+
+    An application, or its supervisor, makes an empty database when it finds none.
+    """
+    return TargetUnwritableError(
+        f"{database} cannot be kept under a second name while it is replaced: the file system of {database.parent} has "
+        f"no hard links ({(error.strerror or str(error)).lower()})",
+        hint=f"move it away by hand with all files whose names begin with {database.name}, and restore again",
+    )
 
 
 def _has_inode(file: Path, inode: int) -> bool:
@@ -215,7 +225,7 @@ def _intent_file(database: Path) -> Path:
 
 def _remove(file: Path) -> None:
     file.unlink(missing_ok=True)
-    fsync_directory(file.parent)
+    flush_directory(file.parent)
 
 
 def _read(descriptor: int, file: Path) -> _Intent | None:

@@ -26,6 +26,7 @@ import argparse
 import array
 import base64
 import collections
+import errno
 import hashlib
 import importlib
 import io
@@ -668,10 +669,10 @@ def restore(
     if absent:
         raise missing(snapshots, snapshot, absent)
     image_bytes = snapshot.page_size * snapshot.page_count
-    free = shutil.disk_usage(target.parent).free
-    if image_bytes > free:
+    disk = shutil.disk_usage(target.parent)
+    if disk.total and image_bytes > disk.free:  # some file systems do not say how much they hold
         hint = "name a file on another disk"
-        raise Failure(f"{target} needs {image_bytes} bytes, and {free} are free there", hint, USAGE)
+        raise Failure(f"{target} needs {image_bytes} bytes, and {disk.free} are free there", hint, USAGE)
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial")
     partial = Path(name)
     try:
@@ -714,6 +715,10 @@ def flush_name(file: Path) -> None:
         descriptor = os.open(file.parent, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            # Some network file systems write names through instead.
+            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
         finally:
             os.close(descriptor)
 

@@ -23,6 +23,7 @@ from backupd.restore.placing import (
     copy_image,
     free_name,
     partial_file,
+    reject_no_hard_links,
     reject_no_room,
     reporting_errors,
     side_files,
@@ -146,6 +147,7 @@ class InPlaceRestore:
             )
         reject_foreign_owner(self._target)
         reject_use(self._target)
+        reject_no_hard_links(self._target)
 
     def carry_out(
         self,
@@ -221,7 +223,7 @@ class InPlaceRestore:
             settle(self._target, lock_timeout=self._lock_timeout)
         with reporting_errors(self._target), partial_file(self._target) as (partial, descriptor):
             reject_no_room(self._target.parent, self._manifest.image_bytes)
-            take_over_ownership(descriptor, self._manifest, self._target)
+            take_over_ownership(descriptor, self._target)
             copy_image(self._image, descriptor)
             reject_use(self._target)
             self._reject_unsettled(is_readable=is_readable)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from backupd.errors import TargetUnwritableError
+from backupd.files import copy, free_bytes, set_mode
 from backupd.live.files import is_named, open_locked, partial_name
+from backupd.live.intent import no_second_name
 from backupd.logs import log
 
 if TYPE_CHECKING:
@@ -32,7 +33,12 @@ def partial_file(target: Path) -> Iterator[tuple[Path, int]]:
     partial = partial_name(target)
     descriptor = open_locked(partial, target)
     try:
-        os.fchmod(descriptor, _PRIVATE_MODE)
+        if not set_mode(descriptor, _PRIVATE_MODE):
+            log.warning(
+                "the file system gives the restored file permissions of its own: others may be able to read it",
+                file=str(target),
+                hint="restore to a disk of this machine with --to FILE, if that matters",
+            )
         os.truncate(descriptor, 0)
         yield partial, descriptor
     finally:
@@ -40,6 +46,19 @@ def partial_file(target: Path) -> Iterator[tuple[Path, int]]:
         if is_named(descriptor, partial):
             partial.unlink()
         os.close(descriptor)
+
+
+def reject_no_hard_links(target: Path) -> None:
+    """Refuse to replace a file where it could not be kept under a second name. Leaves nothing."""
+    with reporting_errors(target), partial_file(target) as (partial, _):
+        second = partial.with_name(f"{partial.name}-link")
+        try:
+            os.link(partial, second)
+        except FileExistsError:
+            pass  # left by a kill
+        except OSError as error:
+            raise no_second_name(target, error) from error
+        second.unlink()
 
 
 @contextmanager
@@ -56,8 +75,8 @@ def reporting_errors(target: Path) -> Iterator[None]:
 
 def reject_no_room(directory: Path, image_bytes: int) -> None:
     """Raise `TargetUnwritableError` when the image has no room in `directory`."""
-    free = shutil.disk_usage(directory).free
-    if free < image_bytes:
+    free = free_bytes(directory)
+    if free is not None and free < image_bytes:
         raise TargetUnwritableError(
             f"{directory} has {free >> 20} MiB free, the restored database needs {image_bytes >> 20} MiB",
             hint="free some space, or restore to another disk with --to FILE",
@@ -67,20 +86,8 @@ def reject_no_room(directory: Path, image_bytes: int) -> None:
 def give_back_ownership(descriptor: int, manifest: Manifest, directory: Path) -> None:
     """Owner and mode as the manifest recorded them, else the owner of the directory: the application must open it."""
     writer, around = manifest.writer, directory.stat()
-    _give_ownership(descriptor, (writer.uid, around.st_uid), (writer.gid, around.st_gid), writer.mode)
-
-
-def take_over_ownership(descriptor: int, manifest: Manifest, old: Path) -> None:
-    """Owner and mode of the file that is replaced, else as the manifest recorded them."""
-    writer, status = manifest.writer, old.stat()
-    _give_ownership(descriptor, (status.st_uid, writer.uid), (status.st_gid, writer.gid), status.st_mode)
-
-
-def _give_ownership(descriptor: int, uids: tuple[int, int], gids: tuple[int, int], mode: int) -> None:
-    _change_first_permitted(descriptor, [(uid, -1) for uid in uids])
-    _change_first_permitted(descriptor, [(-1, gid) for gid in gids])
-    os.fchmod(descriptor, mode & _PERMISSIONS)
-    given = os.fstat(descriptor)
+    uids, gids = (writer.uid, around.st_uid), (writer.gid, around.st_gid)
+    given = _give_ownership(descriptor, uids, gids, writer.mode)
     if given.st_uid not in uids or given.st_gid not in gids:
         log.warning(
             "the restored file keeps the owner of this process",
@@ -92,9 +99,35 @@ def _give_ownership(descriptor: int, uids: tuple[int, int], gids: tuple[int, int
         )
 
 
-def _change_first_permitted(descriptor: int, owners: list[tuple[int, int]]) -> None:
+def take_over_ownership(descriptor: int, old: Path) -> None:
+    """Owner and mode of the file that is replaced. Raises `TargetUnwritableError` where the owner cannot be given."""
+    status = old.stat()
+    given = _give_ownership(descriptor, (status.st_uid,), (status.st_gid,), status.st_mode)
+    if given.st_uid != status.st_uid:
+        raise foreign_owner(old, status.st_uid)
+    if given.st_gid != status.st_gid:
+        log.warning("the restored file has another group than the old one", gid=given.st_gid, wanted_gid=status.st_gid)
+
+
+def foreign_owner(target: Path, owner: int) -> TargetUnwritableError:
+    """The error for a file in place of the old one that the application could not write."""
+    return TargetUnwritableError(
+        f"{target} belongs to uid {owner}, and a file that uid {os.geteuid()} puts in its place would not",
+        hint=f"run backupd as uid {owner}, or as a root that may chown there",
+    )
+
+
+def _give_ownership(descriptor: int, uids: Sequence[int], gids: Sequence[int], mode: int) -> os.stat_result:
+    """The first of the owners and of the groups that the system permits, and the mode; what the file has then."""
+    _change_first_permitted(descriptor, [(uid, -1) for uid in uids])
+    _change_first_permitted(descriptor, [(-1, gid) for gid in gids])
+    set_mode(descriptor, mode & _PERMISSIONS)
+    return os.fstat(descriptor)
+
+
+def _change_first_permitted(descriptor: int, owners: Sequence[tuple[int, int]]) -> None:
     for uid, gid in owners:
-        with suppress(PermissionError):
+        with suppress(OSError):  # not only EPERM: a user namespace has no such uid, a file system no owners
             os.fchown(descriptor, uid, gid)
             return
 
@@ -102,10 +135,7 @@ def _change_first_permitted(descriptor: int, owners: list[tuple[int, int]]) -> N
 def copy_image(image: Path, descriptor: int) -> None:
     """Copy a proven image into an open, empty file, and make it durable."""
     with image.open("rb", buffering=0) as source:
-        offset, rest = 0, os.fstat(source.fileno()).st_size
-        while rest:
-            sent = os.sendfile(descriptor, source.fileno(), offset, rest)
-            offset, rest = offset + sent, rest - sent
+        copy(source.fileno(), descriptor)
     os.fsync(descriptor)
 
 

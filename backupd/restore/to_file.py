@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backupd.errors import TargetExistsError, TargetUnwritableError
-from backupd.live.files import fsync_directory
+from backupd.files import flush_directory
 from backupd.live.intent import finish_interrupted
 from backupd.logs import log
 from backupd.restore.image import Progress, write_image
@@ -138,4 +138,4 @@ def _put_in_place(partial: Path, target: Path) -> None:
         file.rename(aside)
         log.warning("a leftover was moved aside", file=str(aside), hint="remove it when nobody needs it any more")
     partial.rename(target)
-    fsync_directory(target.parent)
+    flush_directory(target.parent)

@@ -16,6 +16,7 @@ from backupd.config.problems import refuse_what_tools_keep, variable_of
 from backupd.config.settings import default_state_dir, home_directory
 from backupd.config.values import absolute_path
 from backupd.errors import TargetExistsError, TargetUnwritableError, UsageError
+from backupd.files import flush_directory, rename_new, set_mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -166,8 +167,8 @@ def place(file: Path, wish: ConfigurationWish, environ: Mapping[str, str], *, is
         if is_forced:
             temporary.rename(file)
         else:
-            os.link(temporary, file)  # unlike a rename, loses to whoever came first
-        _flush_names(file.parent)
+            rename_new(temporary, file)
+        flush_directory(file.parent)
     except UsageError as error:
         # Nobody has ever seen the other name.
         raise UsageError(error.message.replace(str(temporary), str(file)), hint=error.hint) from None
@@ -196,21 +197,14 @@ def _make_directory(directory: Path) -> None:
     missing = [each for each in (directory, *directory.parents) if not each.exists()]
     for each in reversed(missing):
         each.mkdir(exist_ok=True)
-        each.chmod(_DIRECTORY_MODE)  # the command line's umask is for what holds a database's content
+        with suppress(OSError):  # where the mount decides
+            each.chmod(_DIRECTORY_MODE)  # the command line's umask is for what holds a database's content
 
 
 def _write(file: Path, content: bytes, mode: int) -> None:
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _SECRET_MODE)
     with os.fdopen(descriptor, "wb") as opened:
         opened.write(content)
-        os.fchmod(descriptor, mode)
+        set_mode(descriptor, mode)
         opened.flush()
         os.fsync(descriptor)
-
-
-def _flush_names(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from backupd import files
+
 if TYPE_CHECKING:
     from pathlib import Path
 
 _STALE_AFTER_SECONDS = 3600
-_COPY_BLOCK_BYTES = 1 << 20
-_COPY_RANGE_BYTES = 1 << 30
-_NOT_SUPPORTED = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 def create_with_parents(path: Path) -> None:
@@ -25,7 +23,7 @@ def create_with_parents(path: Path) -> None:
         directory.mkdir(mode=0o700, exist_ok=True)
         parent = os.open(directory.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            flush_names(parent)
+            files.flush_names(parent)
         finally:
             os.close(parent)
 
@@ -33,45 +31,17 @@ def create_with_parents(path: Path) -> None:
 def write_durably(name: str, directory: int, content: bytes | int) -> None:
     """Write a new file of mode 0600 and flush it. `content` is bytes, or a descriptor that is read to its end.
 
-    The name is not durable before `flush_names`. When this raises, the file may be there in part.
+    The name is not durable before `files.flush_names`. When this raises, the file may be there in part.
     """
     file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode=0o600, dir_fd=directory)
     try:
         if isinstance(content, int):
-            _copy(content, file)
+            files.copy(content, file)
         else:
-            _write(file, content)
+            files.write(file, content)
         os.fsync(file)
     finally:
         os.close(file)
-
-
-def _copy(source: int, target: int) -> None:
-    try:
-        while os.copy_file_range(source, target, _COPY_RANGE_BYTES):
-            pass
-    except OSError as error:
-        if error.errno not in _NOT_SUPPORTED:
-            raise
-    # The rest: everything where the kernel cannot copy between these file systems, and nothing where it did.
-    while block := os.read(source, _COPY_BLOCK_BYTES):
-        _write(target, block)
-
-
-def _write(file: int, content: bytes) -> None:
-    rest = memoryview(content)
-    while rest:
-        rest = rest[os.write(file, rest) :]
-
-
-def flush_names(directory: int) -> None:
-    """Make the names in a directory durable, where directories can be flushed at all."""
-    try:
-        os.fsync(directory)
-    except OSError as error:
-        # Some network file systems cannot flush a directory, and write names through instead.
-        if error.errno not in _NOT_SUPPORTED:
-            raise
 
 
 def read_at(file: int, offset: int, length: int) -> bytes:

@@ -20,10 +20,10 @@ from backupd.errors import (
     StoreRefusedError,
     StoreUnavailableError,
 )
+from backupd.files import flush_names
 from backupd.store import ObjectFacts, StoredObject
 from backupd.store.descriptors import (
     create_with_parents,
-    flush_names,
     read_at,
     remove_stale,
     sorted_entries,
@@ -239,6 +239,11 @@ def _translate(error: OSError, root: Path, path: Path) -> StoreError:
         return StoreRefusedError(
             f"{path}: {reason.lower()}",
             hint=f"let uid {os.geteuid()} read and write {root}, and check that it is not mounted read-only",
+        )
+    if error.errno == errno.EXDEV:
+        return StoreRefusedError(
+            f"{path}: it is on another file system than {root / _INCOMING}, and nothing can be renamed into it",
+            hint=f"keep all of {root} on one file system, without mounts and quotas of directories below it",
         )
     if error.errno in _IN_THE_WAY:
         return StoreRefusedError(

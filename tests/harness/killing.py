@@ -23,7 +23,7 @@ from harness.cli import CommandLine, Runner, finish, side_files
 from harness.command_line import wait_until
 from harness.place import connected, content_digest, create_database
 
-_CALLS = ["pwrite64", "sendfile", "ftruncate", "fdatasync", "fsync", "linkat", "renameat", "unlinkat"]
+_CALLS = ["pwrite64", "copy_file_range", "ftruncate", "fdatasync", "fsync", "linkat", "renameat", "unlinkat"]
 _CALLS += ["?link", "?rename", "?unlink"]  # not on every processor
 _SUFFIXES = ("", "-wal", "-shm", "-journal")
 
