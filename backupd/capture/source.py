@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ from urllib.parse import quote
 
 import apsw
 
+from backupd.capture import side_files
 from backupd.capture.foreign import LOOKED_AT_BYTES, why_unread
 from backupd.errors import BackupdError, BusyError, MissingDatabaseError, NotADatabaseError, SourceUnusableError
 from backupd.format import is_page_size
@@ -28,9 +30,20 @@ HEADER_BYTES = 100
 _MAGIC = b"SQLite format 3\x00"
 _WAL_VERSION = 2
 _LOCK_RETRY_SECONDS = 0.001
+FLOCK = "@hhqqi4x"
+"""`struct flock` for `fcntl`: type, from where, start, length, process."""
+LOCK_BYTES = (1 << 30, 512)
+"""Start and length of what SQLite locks in a database. Source: https://www.sqlite.org/src/file/src/os_unix.c."""
+
 _MMAP_LIMIT_BYTES = 1 << 46
 _READ_BYTES = 1 << 20
 _UNSUPPORTED = "unsupported file format"
+_NO_SHARED_MEMORY = {
+    apsw.SQLITE_IOERR_SHMOPEN,
+    apsw.SQLITE_IOERR_SHMSIZE,
+    apsw.SQLITE_IOERR_SHMLOCK,
+    apsw.SQLITE_IOERR_SHMMAP,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,22 +125,6 @@ def unreadable(path: str, error: OSError) -> SourceUnusableError:
     return SourceUnusableError(f"database {path} cannot be read: {error.strerror}", hint=hint)
 
 
-def reject_foreign_wal_files(path: str) -> None:
-    """Refuse to be the one that creates `-wal` and `-shm`, when the application could then not write them.
-
-    SQLite gives new ones the mode of the database, and the owner of the process unless that is root.
-    """
-    owner = os.stat(path).st_uid
-    if os.geteuid() in {0, owner} or (os.path.exists(path + "-wal") and os.path.exists(path + "-shm")):
-        return
-    if os.access(os.path.dirname(path), os.W_OK):
-        raise SourceUnusableError(
-            f"{path} is in WAL mode and nobody has it open: reading it as uid {os.geteuid()} would leave -wal and "
-            f"-shm files that its owner, uid {owner}, cannot write",
-            hint=f"run backupd as uid {owner} or as root, or keep the application running",
-        )
-
-
 def warm_file_cache(path: str) -> None:
     """Read the whole file, so that the time under SQLite's lock is not spent on the disk. Raises `SourceUnusableError`.
 
@@ -148,6 +145,7 @@ def opened(path: str, *, lock_timeout: float, timer: LockTimer | None = None) ->
 
     Each wait starts `timer` again. SQLite's errors inside the block become `BusyError` and `SourceUnusableError`.
     """
+    prepare(path)
     try:
         # A URI can name every file; apsw takes no plain path that is not UTF-8.
         uri = f"file:{quote(os.fsencode(path))}"
@@ -159,7 +157,7 @@ def opened(path: str, *, lock_timeout: float, timer: LockTimer | None = None) ->
         finally:
             connection.close()
     except apsw.Error as error:
-        raise translated(path, error, _first_bytes(path)) from error
+        raise side_files.refusal(path, error) or translated(path, error, _first_bytes(path)) from error
 
 
 def _first_bytes(path: str) -> bytes:
@@ -172,6 +170,30 @@ def _first_bytes(path: str) -> bytes:
             os.close(descriptor)
     except OSError:
         return b""  # what SQLite said of it is reported
+
+
+def prepare(path: str) -> None:
+    """See to it that SQLite leaves no file beside the database that its owner could not write, and that it gets locks.
+
+    Before each connection to a live database, and while this process has none to it. Raises `SourceUnusableError`.
+    """
+    try:
+        side_files.guard(path)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_GETLK, struct.pack(FLOCK, fcntl.F_RDLCK, os.SEEK_SET, *LOCK_BYTES, 0))
+    except OSError as error:
+        # SQLite takes this for a lock of another process, and waits for it.
+        raise SourceUnusableError(
+            f"the file system of {path} gives no locks ({(error.strerror or str(error)).lower()}), and without them "
+            "SQLite reads nothing",
+            hint="for NFS, use version 4 or start its lock service; better put the database on a disk of the machine "
+            "that writes it, and run backupd there",
+        ) from error
+    finally:
+        os.close(descriptor)
 
 
 def pin(connection: apsw.Connection) -> None:
@@ -255,7 +277,11 @@ def translated(path: str, error: apsw.Error, head: bytes = b"") -> BackupdError:
             hint="a WAL database needs a directory that backupd may write (no :ro mount, uid of the owner or root), "
             "or the application running",
         )
-    hint = "free some space, or inodes, on its disk" if is_disk_full(path) else "check the disk and the system log"
+    hint = "check the disk and the system log"
+    if is_disk_full(path):
+        hint = "free some space, or inodes, on its disk"
+    elif extended in _NO_SHARED_MEMORY:
+        hint = "its file system gives no shared memory, which WAL mode needs: put the database on a local disk"
     return SourceUnusableError(f"{path} cannot be read: {detail}", hint=hint)
 
 
@@ -265,7 +291,8 @@ def is_disk_full(path: str) -> bool:
         status = os.statvfs(os.path.dirname(path))
     except OSError:
         return False
-    return not status.f_bavail or bool(status.f_files and not status.f_favail)
+    # Some file systems say nothing: then all of these are 0.
+    return bool(status.f_blocks and not status.f_bavail) or bool(status.f_files and not status.f_favail)
 
 
 class JournalModeChangedError(Exception):

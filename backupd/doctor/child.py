@@ -5,7 +5,7 @@ database elsewhere would drop SQLite's locks in the process that does so. It rea
 file system says, and opens the database exactly as a capture does. Where writers wait for a capture, it does for a
 moment what they wait for, and measures that.
 
-`python -m backupd.doctor.child PATH LOCK_TIMEOUT` is started by `looking.look_at` only.
+Only `looking.look_at` starts it, with the arguments PATH and LOCK_TIMEOUT, as `children.command_of` says.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from backupd.capture import sink, source
+from backupd.capture import side_files, sink, source
 from backupd.capture.limits import BYTES_PER_STEP, WHOLE_BYTES
 from backupd.capture.unlocked import UnlockedFile
 from backupd.doctor.look import DatabaseLook, FileFacts, Refusal
-from backupd.errors import BackupdError
+from backupd.errors import BackupdError, SourceUnusableError
+from backupd.files import free_bytes
 
 _SAMPLE_BYTES = 256 << 20
 
@@ -41,8 +42,6 @@ def look(path: str, *, lock_timeout: float) -> DatabaseLook:
     facts: dict[str, Any] = {}
     waits: dict[str, Any] = {}
     try:
-        if header.is_wal:
-            source.reject_foreign_wal_files(real_path)
         with source.pinned(real_path, lock_timeout=lock_timeout) as connection:
             facts = source.read_facts(connection, header)
             image_bytes = connection.pragma("page_size") * connection.pragma("page_count")
@@ -118,6 +117,7 @@ def _around(path: str) -> dict[str, Any]:
         "gid": os.getegid(),
         "is_writable": os.access(path, os.W_OK),
         "is_directory_writable": os.access(directory, os.W_OK),
+        "makes_files_of_owner": _makes_files_of_owner(path),
     }
     try:
         status = os.statvfs(directory)
@@ -127,9 +127,19 @@ def _around(path: str) -> dict[str, Any]:
     return {
         **around,
         "is_read_only": bool(status.f_flag & os.ST_RDONLY),
-        "free_bytes": status.f_bavail * status.f_frsize,
+        "free_bytes": free_bytes(directory),
         "has_free_inodes": not status.f_files or bool(status.f_favail),
     }
+
+
+def _makes_files_of_owner(path: str) -> bool:
+    try:
+        side_files.reject_foreign_files(path)
+    except OSError:
+        pass  # there is no such file
+    except SourceUnusableError:
+        return False
+    return True
 
 
 def _facts(path: str) -> FileFacts | None:

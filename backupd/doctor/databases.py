@@ -155,11 +155,11 @@ class _Judgement:
 
     def _missing_right(self, file: FileFacts, told: str) -> Finding | None:
         look = self._look
-        if look.is_wal and look.uid not in {0, file.uid}:
+        if look.is_wal and not (look.makes_files_of_owner and look.uid in {0, file.uid}):
             return self._subject.warning(
                 "owner",
                 f"{told}: a WAL database can then be backed up only while the application has it open",
-                f"run backupd as uid {file.uid} or as root",
+                f"run backupd as uid {file.uid}, or as a root that may chown there",
             )
         if not look.is_directory_writable and look.directory is not None:
             where = f"{told}, which may not write into the directory ({_described(look.directory)})"
@@ -172,6 +172,8 @@ class _Judgement:
             return self._restore_elsewhere(where)
         if not look.is_writable:
             return self._restore_elsewhere(f"{told}, which may not write it")
+        if not look.makes_files_of_owner:
+            return self._restore_elsewhere(f"{told}, which may not make files that belong to the owner")
         return None
 
     def _restore_elsewhere(self, told: str) -> Finding:

@@ -30,8 +30,9 @@ class DatabaseLook:
     """One database as the process that backs it up would meet it. `real_path` has no symbolic links.
 
     `uid` and `gid` are those of that process. What could not be found out is None; `refusal` says why the database
-    cannot be backed up. `index` is the `-shm` file, `device` that of the directory. `journal_mode` is SQLite's own
-    word, or what the header says while it cannot be opened: `wal` or `rollback`; `image_bytes` is 0 then.
+    cannot be backed up, and `makes_files_of_owner` whether files that SQLite makes beside it can be its owner's.
+    `index` is the `-shm` file, `device` that of the directory. `journal_mode` is SQLite's own word, or what the header
+    says while it cannot be opened: `wal` or `rollback`; `image_bytes` is 0 then.
 
     In rollback mode, `step_seconds` is how long a writer waits for a capture that no commit interrupts, and
     `confirm_seconds` for one that commits keep interrupting, as measured.
@@ -47,6 +48,7 @@ class DatabaseLook:
     gid: int = 0
     is_writable: bool = False
     is_directory_writable: bool = False
+    makes_files_of_owner: bool = True
     is_read_only: bool | None = None
     device: int | None = None
     free_bytes: int | None = None

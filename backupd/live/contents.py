@@ -74,8 +74,6 @@ def contents_of_live(path: Path, *, lock_timeout: float) -> Contents:
     """
     text = os.fspath(path)
     header = source.read_header(text)
-    if header.is_wal:
-        source.reject_foreign_wal_files(text)
     with source.pinned(text, lock_timeout=lock_timeout) as connection:
         if not header.is_wal:
             source.let_go(connection)  # from here on each statement takes the lock for itself

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import apsw
 
-from backupd.capture import source
+from backupd.capture import side_files, source
 from backupd.capture.image import opened_image
 from backupd.errors import BackupdError, BusyError, TargetUnwritableError
 from backupd.live.contents import Identity
@@ -80,8 +80,8 @@ class LiveDatabase:
     def __enter__(self) -> Self:
         text = os.fspath(self._path)
         self._is_wal = source.read_header(text).is_wal
-        if self._is_wal:
-            source.reject_foreign_wal_files(text)
+        source.prepare(text)
+        side_files.reject_foreign_files(text)
         with self._translating_errors():
             self._connection = _open(self._path)
             try:
@@ -227,7 +227,7 @@ class LiveDatabase:
         try:
             yield
         except apsw.Error as error:
-            raise _translated(self._path, error) from error
+            raise side_files.refusal(os.fspath(self._path), error) or _translated(self._path, error) from error
 
 
 def settle(path: Path, *, lock_timeout: float) -> None:

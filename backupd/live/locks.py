@@ -11,11 +11,11 @@ import os
 import struct
 from typing import TYPE_CHECKING
 
+from backupd.capture.source import FLOCK, LOCK_BYTES
+
 if TYPE_CHECKING:
     from pathlib import Path
 
-_FLOCK = "@hhqqi4x"
-_DATABASE_LOCKS = (1 << 30, 512)
 _INDEX_LOCKS = (120, 9)
 
 
@@ -25,7 +25,7 @@ def holders(database: Path) -> set[int]:
     Must not be called while this process has a connection to it: closing the file would drop that one's locks.
     """
     index = database.with_name(f"{database.name}-shm")
-    return _holders(database, *_DATABASE_LOCKS) | _holders(index, *_INDEX_LOCKS)
+    return _holders(database, *LOCK_BYTES) | _holders(index, *_INDEX_LOCKS)
 
 
 def _holders(file: Path, start: int, length: int) -> set[int]:
@@ -37,8 +37,8 @@ def _holders(file: Path, start: int, length: int) -> set[int]:
         found: set[int] = set()
         end = start + length
         while start < end:
-            asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, start, end - start, 0)
-            kind, _, first, held, process = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
+            asked = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, start, end - start, 0)
+            kind, _, first, held, process = struct.unpack(FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
             if kind == fcntl.F_UNLCK:
                 break
             found.add(process)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from backupd.errors import NotADatabaseError, TargetUnwritableError, UsageError
+from backupd.capture.side_files import reject_foreign_files
+from backupd.errors import NotADatabaseError, SourceUnusableError, TargetUnwritableError, UsageError
+from backupd.files import free_bytes, is_mounted_read_only
 from backupd.live.contents import Contents, Identity, contents_of_image, contents_of_live, has_page_checksums
 from backupd.live.locks import holders
-from backupd.restore.placing import reporting_errors
+from backupd.restore.placing import foreign_owner, reporting_errors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -166,11 +167,11 @@ def reject_change(planned: Plan, now: Identity) -> None:
 
 def reject_small_disk(target: Path, now: Contents, manifest: Manifest, *, scratch: Path | None = None) -> None:
     """Refuse when the log of a live restore has no room; with the image, when `scratch` is on the same disk."""
-    free = shutil.disk_usage(target.parent).free
+    free = free_bytes(target.parent)
     needed = _log_bytes(now, manifest) + max(0, manifest.image_bytes - now.image_bytes)
     if scratch is not None and scratch.stat().st_dev == target.parent.stat().st_dev:
         needed += manifest.image_bytes
-    if free < needed:
+    if free is not None and free < needed:
         raise TargetUnwritableError(
             f"{target.parent} has {free >> 20} MiB free, and the restore needs {(needed >> 20) + 1} MiB there for its "
             f"{'WAL' if now.is_wal else 'journal'}",
@@ -192,12 +193,11 @@ def reject_use(target: Path) -> None:
 
 def reject_foreign_owner(target: Path) -> None:
     """Refuse to put another file in place that could not have the owner of the old one."""
-    owner = target.stat().st_uid
-    if os.geteuid() not in {0, owner}:
-        raise TargetUnwritableError(
-            f"{target} belongs to uid {owner}, and a file that uid {os.geteuid()} puts in its place would not",
-            hint=f"run backupd as uid {owner} or as root",
-        )
+    with reporting_errors(target):
+        try:
+            reject_foreign_files(os.fspath(target))
+        except SourceUnusableError as error:
+            raise foreign_owner(target, target.stat().st_uid) from error
 
 
 def _reject_odd_target(target: Path) -> None:
@@ -208,7 +208,7 @@ def _reject_odd_target(target: Path) -> None:
             f"the directory {target.parent} does not exist",
             hint="check the path and, in a container, that the volume is mounted there",
         )
-    if os.statvfs(target.parent).f_flag & os.ST_RDONLY:
+    if is_mounted_read_only(target.parent):
         raise TargetUnwritableError(
             f"the volume of {target} is mounted read-only",
             hint="mount it without :ro for the time of the restore, or restore to a file elsewhere with --to FILE",
