@@ -1,4 +1,4 @@
-"""The processes that backupd starts: how, what they may know of it, and why one cannot be started.
+"""The processes that backupd starts: how, what they may know of it, how long they take, and why one cannot start.
 
 `python -m backupd.children MODULE ARGUMENTS` loads a program and calls its `main`; where it cannot be loaded, it says
 so in one line, and ends with the status `NOT_LOADED`.
@@ -10,17 +10,20 @@ import errno
 import importlib
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from backupd.errors import BackupdError, BusyError, UsageError
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Sequence
 
 NOT_LOADED = 126
 """The exit status of a child whose program cannot be loaded. A shell says the same of what cannot be run."""
 
+_GONE_WITHIN_SECONDS = 1.0
 _NAMES = frozenset(
     ("PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "SQLITE_TMPDIR", "OPENBLAS_NUM_THREADS", "LD_LIBRARY_PATH")
 )
@@ -50,7 +53,7 @@ def command_of(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", "backupd.children", module, *arguments]
 
 
-def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+def start(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
     """Start a child; `options` are those of `Popen`. Raises `BusyError` while the system has no room for a process.
 
     Raises `UsageError` where this user cannot run Python, or the program that stands in its place.
@@ -76,6 +79,54 @@ def not_loaded(what: str, reason: str = "it has said above what is missing") -> 
         f"{what} could not load its program as uid {os.geteuid()}: {reason}",
         hint=f"install backupd again if something of it is missing; else {_INSTALL_ELSEWHERE}",
     )
+
+
+class Answer(NamedTuple):
+    """What a process wrote, and the status that it ended with, as `Popen.returncode` gives it."""
+
+    status: int
+    output: bytes
+    last_words: str
+    """The last line on stderr."""
+
+
+def answer_of(command: Sequence[str], *, deadline: float) -> Answer:
+    """Run `command` to its end. Raises TimeoutError when that takes longer than `deadline`, in seconds.
+
+    The process is killed then. One that waits for a dead disk cannot die, and is left behind. Raises what `start` does,
+    and `UsageError` when the program could not be loaded.
+    """
+    import subprocess  # noqa: PLC0415  (most commands start none)
+
+    process = start(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=child_environment(),
+        process_group=0,
+    )
+    try:
+        output, told = process.communicate(timeout=deadline)
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError from error
+    finally:
+        _end(process)
+    last_words = told.decode(errors="replace").strip().rpartition("\n")[2]
+    if process.returncode == NOT_LOADED:
+        raise not_loaded("a process that looks at a database", last_words)
+    return Answer(process.returncode, output, last_words)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    import subprocess  # noqa: PLC0415
+
+    process.kill()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_GONE_WITHIN_SECONDS)
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
 
 
 def reject_unreachable_python() -> None:

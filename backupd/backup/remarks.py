@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backupd.backup.ground import Ground
+    from backupd.capture.process import Pinned
     from backupd.format.ids import SnapshotId
-    from backupd.format.manifest import AnyManifest, SourceFacts, Writer
+    from backupd.format.manifest import AnyManifest, Writer
     from backupd.state import StateDirectory
 
 _CLOCK_TOLERANCE = timedelta(minutes=1)
@@ -104,9 +105,10 @@ def _way_to_remove(database: str, snapshot_id: str, *, is_readable: bool) -> str
     return f"look at it: backupd verify {database}@{snapshot_id}; if no machine of yours took it: {way}"
 
 
-def source_remarks(source: SourceFacts, path: Path) -> Iterator[str]:
+def source_remarks(pinned: Pinned, path: Path) -> Iterator[str]:
     """Warnings about the database itself, at `path`, in the state that was captured."""
-    if source.tables is None:
+    yield from pinned.left_out
+    if not pinned.is_schema_readable:
         yield (
             "its schema cannot be read: the database is damaged, and was captured as it is; "
             f"check it with: sqlite3 {path} 'PRAGMA integrity_check'"

@@ -23,6 +23,7 @@ from typing import Any
 
 from backupd.capture import sink, source
 from backupd.capture.checksums import is_sealed, sealed, without_seal
+from backupd.capture.facts import FACTS_SECONDS, read_facts
 from backupd.capture.holder import LockHolder
 from backupd.capture.limits import BYTES_PER_STEP, let_timers_end_this_process
 from backupd.capture.packer import Packer, PackWriter, Stream
@@ -33,6 +34,7 @@ from backupd.errors import BackupdError, BusyError, SourceUnusableError, UsageEr
 from backupd.format import MAX_IMAGE_PAGES
 
 _BEGINNINGS = 3
+_ALIVE_SECONDS = 1.0
 _events: SimpleQueue[str | None] = SimpleQueue()
 
 
@@ -63,6 +65,7 @@ class Output:
         self._packer: Packer | None = None
         self._is_locked = False
         self._pages_read = 0
+        self._alive_at = 0.0
 
     @property
     def packer(self) -> Packer:
@@ -72,6 +75,7 @@ class Output:
 
     def begin(self, page_size: int, page_count: int) -> None:
         """From now on the image has so many pages. What has come of it before stays, where it is not replaced."""
+        source.reject_hollow(self._path, page_size * page_count)
         if page_count > MAX_IMAGE_PAGES:
             raise UsageError(
                 f"{self._path} has {page_count} pages, the format holds {MAX_IMAGE_PAGES}",
@@ -130,6 +134,17 @@ class Output:
         """Report that so many pages of the image have been read; those that are read again do not count."""
         self._pages_read = max(self._pages_read, pages)
         _emit("pages", captured=self._pages_read, page_size=self.page_size, page_count=self.page_count)
+
+    def alive(self) -> None:
+        """Report, once a second at most, that something of the database has been read."""
+        now = time.monotonic()
+        if now - self._alive_at > _ALIVE_SECONDS:
+            self._alive_at = now
+            _emit("alive")
+
+    def expect(self, seconds: float) -> None:
+        """Report that the next event comes within `seconds`, or that this process hangs."""
+        _emit("expect", seconds=seconds)
 
     def locked(self, at: float) -> None:
         """Report that writers wait for us, since `at` of the monotonic clock."""
@@ -199,8 +214,10 @@ class _Capture:
     def _capture_pinned(self, header: source.Header) -> bool:
         """In WAL mode, one transaction around everything: writers go on."""
         before, output = os.stat(self.path), self.output
+        output.expect(self._request["lock_timeout"] + source.opening_seconds(self.path))
         with source.pinned(self.path, lock_timeout=self._request["lock_timeout"]) as connection:
-            facts = source.read_facts(connection, header)
+            output.expect(FACTS_SECONDS)
+            facts = read_facts(connection, header, seconds=FACTS_SECONDS)
             source.reject_journal_mode(facts, is_wal=True)
             page_size, page_count = connection.pragma("page_size"), connection.pragma("page_count")
             output.begin(page_size, page_count)

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from backupd import errors
 from backupd.capture import sink, source
+from backupd.capture.facts import read_facts
 from backupd.capture.limits import BYTES_PER_STEP, LockTimer, died, let_timers_end_this_process
 from backupd.capture.source import JournalModeChangedError
 from backupd.capture.table import HashTable, spool_full
@@ -199,16 +200,9 @@ class _Holder:
         if header.is_wal:
             raise JournalModeChangedError
         timer = LockTimer(max_lock)
-        try:
-            self._hold_with(timer, path, header, lock_timeout)
-        finally:
-            timer.stop()
-        _answer({})
-
-    def _hold_with(self, timer: LockTimer, path: str, header: source.Header, lock_timeout: float) -> None:
         with source.pinned(path, lock_timeout=lock_timeout, timer=timer) as connection:
             at = time.monotonic()
-            facts = source.read_facts(connection, header)
+            facts = read_facts(connection, header, seconds=timer.facts_seconds)
             source.reject_journal_mode(facts, is_wal=False)
             page_size, page_count = connection.pragma("page_size"), connection.pragma("page_count")
             _answer({"at": at, "page_size": page_size, "page_count": page_count, "facts": facts})
@@ -216,6 +210,7 @@ class _Holder:
                 self._keeps_images = request["keeps_images"]
                 self._compare(connection, page_size, page_count, request["table"])
                 _answer({})
+        _answer({})
 
     def _compare(self, connection: apsw.Connection, page_size: int, page_count: int, table: str) -> None:
         self._numbers, self._images = [], []

@@ -21,6 +21,12 @@ _OFF = (
 )
 
 
+def distrust(connection: apsw.Connection) -> None:
+    """Have `connection` run nothing that the schema of its database says."""
+    for switch in _OFF:
+        connection.config(switch, 0)
+
+
 @contextmanager
 def opened_image(file: Path) -> Iterator[apsw.Connection]:
     """A connection to a file that nobody changes, which leaves nothing beside it and runs nothing that its schema says.
@@ -31,8 +37,7 @@ def opened_image(file: Path) -> Iterator[apsw.Connection]:
     uri = f"file:{quote(os.fsencode(file))}?immutable=1"
     connection = apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
     try:
-        for switch in _OFF:
-            connection.config(switch, 0)
+        distrust(connection)
         connection.pragma("cell_size_check", True)
         yield connection
     finally:

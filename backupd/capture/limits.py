@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 
+from backupd.capture.facts import FACTS_SECONDS
 from backupd.children import NOT_LOADED, not_loaded
 from backupd.errors import BackupdError, BusyError, SourceUnusableError
 
@@ -25,6 +26,8 @@ class LockTimer:
 
     def __init__(self, max_lock_seconds: float) -> None:
         self._seconds = max_lock_seconds + _GRACE_SECONDS
+        self.facts_seconds = min(FACTS_SECONDS, max_lock_seconds / 4)
+        """What reading the facts may take of that: the pages come after it."""
 
     def start(self) -> None:
         """The lock is not held, and may be at any moment. Starts again if it runs already."""

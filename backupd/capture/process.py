@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 _TICK_SECONDS = 0.1
 _LOCK_GRACE_SECONDS = 0.5  # the process that holds the lock has its own timer, which comes first
 _READ_BYTES = 1 << 16
+_SILENT_SECONDS = 30.0
+"""After so long without an event, beside a wait for a lock, the capture counts as hanging."""
+_LATE_SECONDS = 5.0
+_GONE_WITHIN_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,9 @@ class Pinned:
     uid: int
     gid: int
     mode: int
+    is_schema_readable: bool = True
+    left_out: tuple[str, ...] = ()
+    """A sentence about each fact that would have taken too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +158,8 @@ class Capture:
         self.packs_in_spool = 0
         self._lock = threading.Lock()
         self._must_end_at = math.inf
+        self._heard_at = math.inf
+        self._may_be_silent_seconds = math.inf
 
     def __enter__(self) -> Self:
         """Start the child, which makes itself ready while the caller finds out what to ask for.
@@ -169,7 +178,8 @@ class Capture:
     ) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)  # with it the process that may hold the lock
-        self._process.wait()
+        with suppress(subprocess.TimeoutExpired):  # who waits for a dead disk cannot die, and is left behind
+            self._process.wait(_GONE_WITHIN_SECONDS)
         with self._lock:
             for pipe in (self._process.stdin, self._process.stdout):
                 assert pipe is not None  # noqa: S101
@@ -191,13 +201,16 @@ class Capture:
         with self._lock, suppress(BrokenPipeError, ValueError):
             os.write(self._process.stdin.fileno(), line.encode() + b"\n")
 
-    def events(self, request: CaptureRequest, *, deadline: float) -> Iterator[Event | None]:
+    def events(
+        self, request: CaptureRequest, *, deadline: float, patience: float = _SILENT_SECONDS
+    ) -> Iterator[Event | None]:
         """Capture, once: what the child reports, and None ten times a second while it reports nothing.
 
-        `deadline` is the most seconds that everything may take. Raises
-        `SourceUnusableError`, `BusyError` (locked, held for too long, or past the deadline) and `TargetUnwritableError`
-        (spool).
+        `deadline` is the most seconds that everything may take, `patience` how long the child may be silent beside its
+        waiting for a lock. Raises `SourceUnusableError`, `BusyError` (locked, held for too long, silent, or past the
+        deadline) and `TargetUnwritableError` (spool).
         """
+        self._may_be_silent_seconds = patience + request.lock_timeout
         self._send(json.dumps(asdict(request)))
         is_done = False
         for line in self._lines(request.path, deadline):
@@ -205,10 +218,12 @@ class Capture:
                 # Only now: the event that the lock was released may have waited to be read.
                 if time.monotonic() > self._must_end_at:
                     raise held_too_long(request.path, request.max_lock)
+                self._reject_silence(request)
                 yield None
                 continue
             values = json.loads(line)
             kind = values.pop("event")
+            self._expect(kind, values, patience + request.lock_timeout)
             if kind == "failed":
                 raise getattr(errors, values["error"])(values["message"], hint=values["hint"])
             is_done = is_done or kind == "done"
@@ -219,6 +234,27 @@ class Capture:
         status = self._process.wait()
         if not is_done or status:
             raise died(request.path, status, request.max_lock)
+
+    def _expect(self, kind: str, values: dict[str, Any], usual_seconds: float) -> None:
+        """Find out from an event how long it may take until the next one."""
+        match kind:
+            case "expect":
+                self._may_be_silent_seconds = values["seconds"] + _LATE_SECONDS
+            case "held" | "captured":  # it waits for packs, and not for the database
+                self._may_be_silent_seconds = math.inf
+            case "pack":
+                pass
+            case _:
+                self._may_be_silent_seconds = usual_seconds
+
+    def _reject_silence(self, request: CaptureRequest) -> None:
+        silent_seconds = time.monotonic() - self._heard_at
+        is_spool_full = self.packs_in_spool >= request.slots
+        if silent_seconds > self._may_be_silent_seconds and not is_spool_full:
+            raise BusyError(
+                f"the capture of {request.path} has made no progress for {silent_seconds:.0f} s",
+                hint="its disk or file system seems to hang: try `ls -l` on its directory, and look at the system log",
+            )
 
     def _watch(self, event: Event | None, max_lock: float) -> None:
         """Count the spool, and see to it that even a child that hangs gives the application its database back."""
@@ -234,7 +270,8 @@ class Capture:
                 pass
 
     def _lines(self, path: str, deadline: float) -> Iterator[bytes | None]:
-        give_up_at = time.monotonic() + deadline
+        self._heard_at = time.monotonic()
+        give_up_at = self._heard_at + deadline
         assert self._process.stdout is not None  # noqa: S101
         descriptor = self._process.stdout.fileno()
         poll = select.poll()
@@ -252,6 +289,7 @@ class Capture:
             chunk = os.read(descriptor, _READ_BYTES)
             if not chunk:
                 return
+            self._heard_at = time.monotonic()
             *lines, rest = (rest + chunk).split(b"\n")
             yield from lines
 
@@ -267,7 +305,10 @@ _PLAIN_EVENTS: dict[str, type[Captured | Locked | Released | Compared]] = {
 def _event(kind: str, values: dict[str, Any]) -> Event | None:
     match kind:
         case "pinned":
-            return Pinned(**{**values, "facts": TypeAdapter(SourceFacts).validate_python(values["facts"])})
+            facts = values.pop("facts")
+            is_schema_readable, left_out = facts.pop("is_schema_readable"), tuple(facts.pop("left_out"))
+            source = TypeAdapter(SourceFacts).validate_python(facts)
+            return Pinned(**values, facts=source, is_schema_readable=is_schema_readable, left_out=left_out)
         case "pages":
             return PagesCaptured(*(values[pages] * values["page_size"] for pages in ("captured", "page_count")))
         case "pack":

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from blake3 import blake3
 
 from backupd.capture import sink, source
+from backupd.capture.facts import read_facts
 from backupd.capture.limits import BYTES_PER_STEP, LockTimer, never_at_rest, written_without_lock
 from backupd.capture.unchanged import TICK_SECONDS, Stillness, has_fine_stamp
 from backupd.capture.unlocked import UnlockedFile
@@ -105,7 +106,8 @@ class StepwiseCapture:
     def _prepare(self, header: source.Header, status: os.stat_result) -> None:
         """What may have to wait for a disk, and so must not come under the lock."""
         if header.page_size and status.st_size >= header.page_size:
-            self._output.begin(header.page_size, status.st_size // header.page_size)
+            page_count = status.st_size // header.page_size
+            self._output.begin(header.page_size, min(page_count, header.page_count or page_count))
         if status.st_size <= self._whole_bytes:
             source.warm_file_cache(self._path)
         else:
@@ -133,7 +135,7 @@ class _Steps:
         self._lock()
         status = os.stat(self._path)
         source.read_damaged_schema(connection)
-        facts = source.read_facts(connection, header)
+        facts = read_facts(connection, header, seconds=self._timer.facts_seconds)
         source.reject_journal_mode(facts, is_wal=False)
         self._evidence, self._version = _evidence(status), connection.data_version("main")
         page_size, page_count = connection.pragma("page_size"), connection.pragma("page_count")
@@ -271,7 +273,7 @@ class ConfirmedCapture:
             raise _InterruptedError
         self._output.begin(page_size, page_count)
         started, changed_pages = time.monotonic(), 0
-        for run in file.changed_runs(page_size * page_count):
+        for run in file.changed_runs(page_size * page_count, read=self._output.alive):
             changed_pages += self._output.packer.pages_written(*_pages(run, page_size, page_count))
             self._output.progress((run.offset + len(run.content)) // page_size)
         seconds = time.monotonic() - started

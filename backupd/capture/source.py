@@ -1,10 +1,8 @@
-"""The live database: open it read-only, pin one committed state, and say what is in it."""
+"""The live database: look at its header, open it read-only, and pin one committed state."""
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
 import os
 import stat
 import struct
@@ -18,6 +16,7 @@ import apsw
 
 from backupd.capture import side_files
 from backupd.capture.foreign import LOOKED_AT_BYTES, why_unread
+from backupd.capture.image import distrust
 from backupd.errors import BackupdError, BusyError, MissingDatabaseError, NotADatabaseError, SourceUnusableError
 from backupd.format import is_page_size
 
@@ -44,6 +43,11 @@ _NO_SHARED_MEMORY = {
     apsw.SQLITE_IOERR_SHMLOCK,
     apsw.SQLITE_IOERR_SHMMAP,
 }
+_BLOCK_BYTES = 512
+_SLOWEST_BYTES_PER_SECOND = 10e6
+_LARGEST_HOLE_BYTES = 16 << 30
+_DENSEST = 20
+"""How many times as much as it takes of the disk a database may hold: on file systems that compress, 5 is a lot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,8 @@ class Header:
     is_wal: bool
     page_size: int
     """0 for an empty file."""
+    page_count: int
+    """What the file says of its size; 0 where SQLite takes its length for that."""
     writer_version: int
     """SQLITE_VERSION_NUMBER of the library that changed the file last; 0 for an empty file."""
 
@@ -84,11 +90,13 @@ def read_header(path: str) -> Header:
 def header_of(path: str, head: bytes) -> Header:
     """The header that `head`, the first bytes of the file at `path`, begins with. Raises `SourceUnusableError`."""
     if not head:
-        return Header(is_wal=False, page_size=0, writer_version=0)
+        return Header(is_wal=False, page_size=0, page_count=0, writer_version=0)
     page_size = page_size_of(head)
     if page_size is None or head[18] not in {1, 2} or head[19] not in {1, 2}:
         raise why_unread(path, head)
-    return Header(head[19] == _WAL_VERSION, page_size, struct.unpack(">I", head[96:100])[0])
+    # An SQLite before 3.7.0 changes the counter and leaves the size, and the counter that the size is valid for.
+    page_count = int.from_bytes(head[28:32], "big") if head[24:28] == head[92:96] else 0
+    return Header(head[19] == _WAL_VERSION, page_size, page_count, struct.unpack(">I", head[96:100])[0])
 
 
 def page_size_of(head: bytes) -> int | None:
@@ -125,6 +133,33 @@ def unreadable(path: str, error: OSError) -> SourceUnusableError:
     return SourceUnusableError(f"database {path} cannot be read: {error.strerror}", hint=hint)
 
 
+def opening_seconds(path: str) -> float:
+    """How long SQLite may take to open the database: it may have to read all of its log first, from a slow disk."""
+    return _log_bytes(path) / _SLOWEST_BYTES_PER_SECOND
+
+
+def _log_bytes(path: str) -> int:
+    """How much of the disk the log beside the database has."""
+    try:
+        return os.stat(f"{path}-wal").st_blocks * _BLOCK_BYTES
+    except OSError:
+        return 0
+
+
+def reject_hollow(path: str, image_bytes: int) -> None:
+    """Refuse an image that is nearly all hole: reading nothing would take hours. Raises `SourceUnusableError`.
+
+    A file system that compresses, or does not say what a file has of the disk, is no reason to.
+    """
+    stored_bytes = os.stat(path).st_blocks * _BLOCK_BYTES
+    if stored_bytes and image_bytes > _LARGEST_HOLE_BYTES + _DENSEST * (stored_bytes + _log_bytes(path)):
+        raise SourceUnusableError(
+            f"{path} says that it has {image_bytes >> 30} GiB, and has {stored_bytes >> 10} KiB of the disk: nearly "
+            "all of it is a hole",
+            hint="find out what made the file so large; VACUUM INTO writes a copy of what is really in it",
+        )
+
+
 def warm_file_cache(path: str) -> None:
     """Read the whole file, so that the time under SQLite's lock is not spent on the disk. Raises `SourceUnusableError`.
 
@@ -151,6 +186,7 @@ def opened(path: str, *, lock_timeout: float, timer: LockTimer | None = None) ->
         uri = f"file:{quote(os.fsencode(path))}"
         connection = apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
         try:
+            distrust(connection)
             connection.set_busy_handler(_Patience(lock_timeout, timer).wait)
             connection.pragma("mmap_size", _MMAP_LIMIT_BYTES)
             yield connection
@@ -213,14 +249,19 @@ def pinned(path: str, *, lock_timeout: float, timer: LockTimer | None = None) ->
     """A read-only connection whose transaction holds one committed state until the block ends.
 
     In WAL mode writers go on; in rollback mode they wait until then. Waits at most `lock_timeout` seconds for the
-    first lock. Raises `BusyError`, `SourceUnusableError`; SQLite's errors inside the block become these too.
+    first lock. `timer` runs from then on until it is released. Raises `BusyError`, `SourceUnusableError`; SQLite's
+    errors inside the block become these too.
     """
-    with opened(path, lock_timeout=lock_timeout, timer=timer) as connection:
+    try:
+        with opened(path, lock_timeout=lock_timeout, timer=timer) as connection:
+            if timer is not None:
+                timer.start()
+            pin(connection)
+            read_damaged_schema(connection)
+            yield connection
+    finally:
         if timer is not None:
-            timer.start()
-        pin(connection)
-        read_damaged_schema(connection)
-        yield connection
+            timer.stop()
 
 
 def read_damaged_schema(connection: apsw.Connection) -> None:
@@ -303,36 +344,3 @@ def reject_journal_mode(facts: dict[str, Any], *, is_wal: bool) -> None:
     """Refuse to go on with a database whose `facts` show another journal mode than its header did."""
     if (facts["journal_mode"] == "wal") != is_wal:
         raise JournalModeChangedError
-
-
-def read_facts(connection: apsw.Connection, header: Header) -> dict[str, Any]:
-    """The values of `format.manifest.SourceFacts`, all of the pinned state. None where the schema cannot be read."""
-    facts: dict[str, Any] = {
-        "journal_mode": connection.pragma("journal_mode"),
-        "encoding": connection.pragma("encoding"),
-        "free_pages": connection.pragma("freelist_count"),
-        "schema_version": connection.pragma("schema_version"),
-        "user_version": connection.pragma("user_version"),
-        "application_id": connection.pragma("application_id"),
-        "sqlite_version": header.sqlite_version,
-        "tables": None,
-        "schema_digest": None,
-        "alembic_revisions": None,
-    }
-    try:
-        schema = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema").fetchall()
-        digest = schema_digest(schema)  # refuses what is no text
-        tables = sorted(str(name) for kind, name, _, _ in schema if kind == "table")
-        facts |= {"tables": tables, "schema_digest": digest}
-        if "alembic_version" in tables:
-            rows = connection.execute("SELECT version_num FROM alembic_version").fetchall()
-            facts["alembic_revisions"] = sorted(str(row[0]) for row in rows)
-    except (apsw.CorruptError, apsw.SQLError, apsw.NotADBError, UnicodeDecodeError, TypeError):
-        pass  # a schema that cannot be read, or is no text, is a fact too; a damaged copy is better than none
-    return facts
-
-
-def schema_digest(schema: list[tuple[Any, ...]]) -> str:
-    """SHA-256, in hex, over the rows (type, name, tbl_name, sql) of sqlite_schema: sorted, each as a line of JSON."""
-    lines = sorted(json.dumps(row) for row in schema)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

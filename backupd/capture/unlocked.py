@@ -21,7 +21,7 @@ from backupd.capture.source import unreadable
 from backupd.format.pack import HASH_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
 STEP_BYTES = 64 << 10
@@ -84,11 +84,13 @@ class UnlockedFile:
             filled = self._fill(view, offset)
         return bytes(content[:filled])
 
-    def changed_runs(self, size_bytes: int, *, give_up_at: float = float("inf")) -> Iterator[Run]:
+    def changed_runs(
+        self, size_bytes: int, *, give_up_at: float = float("inf"), read: Callable[[], None] = lambda: None
+    ) -> Iterator[Run]:
         """Read the first `size_bytes` of the file, and give the steps that are not as they were last time, in order.
 
         The caller has to use each run that it gets: it counts as known from then on. When the monotonic clock reaches
-        `give_up_at`, ends with `TimeoutError`, and nothing is lost.
+        `give_up_at`, ends with `TimeoutError`, and nothing is lost. `read` is called after each reading.
         """
         steps = -(-size_bytes // STEP_BYTES)
         self._hashes[steps * HASH_BYTES :] = b""
@@ -103,6 +105,7 @@ class UnlockedFile:
                 for digests, run in reading.popleft().result():
                     self._remember(run.offset // STEP_BYTES, digests)
                     yield run
+                read()
                 if time.monotonic() > give_up_at:
                     raise TimeoutError
         finally:

@@ -5,7 +5,8 @@ database elsewhere would drop SQLite's locks in the process that does so. It rea
 file system says, and opens the database exactly as a capture does. Where writers wait for a capture, it does for a
 moment what they wait for, and measures that.
 
-Only `looking.look_at` starts it, with the arguments PATH and LOCK_TIMEOUT, as `children.command_of` says.
+Only `looking.look_at` starts it, with the arguments PATH, LOCK_TIMEOUT and MAX_LOCK, as `children.command_of` says. It
+ends by SIGALRM when writers would wait for longer than MAX_LOCK seconds.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from backupd.capture import side_files, sink, source
-from backupd.capture.limits import BYTES_PER_STEP, WHOLE_BYTES
+from backupd.capture.facts import FACTS_SECONDS, read_facts
+from backupd.capture.limits import BYTES_PER_STEP, WHOLE_BYTES, LockTimer, let_timers_end_this_process
 from backupd.capture.unlocked import UnlockedFile
 from backupd.doctor.look import DatabaseLook, FileFacts, Refusal
 from backupd.errors import BackupdError, SourceUnusableError
@@ -31,7 +33,7 @@ from backupd.files import free_bytes
 _SAMPLE_BYTES = 256 << 20
 
 
-def look(path: str, *, lock_timeout: float) -> DatabaseLook:
+def look(path: str, *, lock_timeout: float, max_lock: float) -> DatabaseLook:
     """What there is to know of the database at `path`. Never raises an expected error: a refusal is a fact."""
     real_path = os.path.realpath(path)
     try:
@@ -41,14 +43,15 @@ def look(path: str, *, lock_timeout: float) -> DatabaseLook:
     refusal, image_bytes = None, 0
     facts: dict[str, Any] = {}
     waits: dict[str, Any] = {}
+    timer = None if header.is_wal else LockTimer(max_lock)
     try:
-        with source.pinned(real_path, lock_timeout=lock_timeout) as connection:
-            facts = source.read_facts(connection, header)
+        with source.pinned(real_path, lock_timeout=lock_timeout, timer=timer) as connection:
+            facts = read_facts(connection, header, seconds=timer.facts_seconds if timer else FACTS_SECONDS)
             image_bytes = connection.pragma("page_size") * connection.pragma("page_count")
-        if not header.is_wal and image_bytes:
+        if timer is not None and image_bytes:
             waits = {
                 "confirm_seconds": _confirm_seconds(real_path, image_bytes),
-                "step_seconds": _step_seconds(real_path, lock_timeout=lock_timeout),
+                "step_seconds": _step_seconds(real_path, lock_timeout, timer),
             }
     except BackupdError as error:
         refusal = _refusal(error)
@@ -57,7 +60,8 @@ def look(path: str, *, lock_timeout: float) -> DatabaseLook:
         refusal=refusal,
         journal_mode=facts.get("journal_mode") or ("wal" if header.is_wal else "rollback"),
         sqlite_version=header.sqlite_version,
-        is_schema_readable=not facts or facts["tables"] is not None,
+        is_schema_readable=facts.get("is_schema_readable", True),
+        left_out=tuple(facts.get("left_out", ())),
         image_bytes=image_bytes,
         **waits,
         **_around(real_path),
@@ -84,13 +88,13 @@ class _StepTakenError(Exception):
     """One step is enough."""
 
 
-def _step_seconds(path: str, *, lock_timeout: float) -> float:
+def _step_seconds(path: str, lock_timeout: float, timer: LockTimer) -> float:
     """How long the backup API takes to copy what a capture copies while it holds the lock."""
 
     def stop(_: int) -> None:
         raise _StepTakenError
 
-    with source.pinned(path, lock_timeout=lock_timeout) as connection:
+    with source.pinned(path, lock_timeout=lock_timeout, timer=timer) as connection:
         started = time.monotonic()
         page_size, page_count = connection.pragma("page_size"), connection.pragma("page_count")
         is_whole = page_size * page_count <= WHOLE_BYTES
@@ -157,8 +161,7 @@ def _refusal(error: BackupdError) -> Refusal:
 def main() -> None:
     """Print the facts of the database in the arguments."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    print(json.dumps(asdict(look(sys.argv[1], lock_timeout=float(sys.argv[2])))))  # noqa: T201
-
-
-if __name__ == "__main__":
-    main()
+    let_timers_end_this_process()
+    path, lock_timeout, max_lock = sys.argv[1:]
+    looked = look(path, lock_timeout=float(lock_timeout), max_lock=float(max_lock))
+    print(json.dumps(asdict(looked)))  # noqa: T201

@@ -72,6 +72,12 @@ class _Judgement:
                 f"{self._path} opens, and its schema cannot be read: it is damaged",
                 "check it with: sqlite3 FILE 'PRAGMA integrity_check'; it is backed up as it is",
             )
+        if self._look.left_out:
+            return self._subject.warning(
+                "opens",
+                f"{self._path} opens read-only, and {'; '.join(self._look.left_out)}",
+                "look at its schema with: sqlite3 FILE .schema; it is backed up as it is",
+            )
         return self._subject.ok("opens", f"{self._path} opens read-only")
 
     def _size(self) -> Finding:

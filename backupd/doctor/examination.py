@@ -135,7 +135,8 @@ class _Run:
         looks: dict[str, DatabaseLook] = {}
         findings: list[Finding] = []
         lock_timeout = min(self._settings.capture.lock_timeout.total_seconds(), self._patience.lock)
-        outcomes = _look_at_all(found, self._patience, lock_timeout=lock_timeout)
+        max_lock = self._settings.capture.max_lock.total_seconds()
+        outcomes = _look_at_all(found, self._patience, lock_timeout=lock_timeout, max_lock=max_lock)
         for database in found:
             try:
                 look = outcomes[database].result(0)
@@ -182,7 +183,7 @@ class _Run:
 
 
 def _look_at_all(
-    found: Sequence[Database], patience: Patience, *, lock_timeout: float
+    found: Sequence[Database], patience: Patience, *, lock_timeout: float, max_lock: float
 ) -> dict[Database, Future[DatabaseLook]]:
     """A look at each database, a few at a time. One that has not come in time stays without a result."""
     outcomes: dict[Database, Future[DatabaseLook]] = {database: Future() for database in found}
@@ -195,7 +196,8 @@ def _look_at_all(
             except IndexError:
                 return  # another took the last
             try:
-                outcome.set_result(look_at(database.path, lock_timeout=lock_timeout, deadline=patience.database))
+                look = look_at(database.path, lock_timeout=lock_timeout, max_lock=max_lock, deadline=patience.database)
+                outcome.set_result(look)
             except Exception as error:  # noqa: BLE001  (raised again where the result is asked for)
                 outcome.set_exception(error)
 

@@ -56,6 +56,8 @@ class DatabaseLook:
     journal_mode: str | None = None
     sqlite_version: str = ""
     is_schema_readable: bool = True
+    left_out: tuple[str, ...] = ()
+    """A sentence about each fact that would have taken too long."""
     image_bytes: int = 0
     step_seconds: float = 0.0
     confirm_seconds: float = 0.0
@@ -70,4 +72,4 @@ class DatabaseLook:
         """The look that `dataclasses.asdict` has taken apart."""
         files = {name: values[name] and FileFacts(**values[name]) for name in ("file", "wal", "index", "directory")}
         refusal = values["refusal"] and Refusal(**values["refusal"])
-        return cls(**{**values, **files, "refusal": refusal})
+        return cls(**{**values, **files, "refusal": refusal, "left_out": tuple(values["left_out"])})

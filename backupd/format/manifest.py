@@ -82,7 +82,7 @@ class PackEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFacts:
-    """What the database said of itself in the captured state. None where its schema could not be read."""
+    """What the database said of itself in the captured state. None: its schema could not be read, or not in time."""
 
     journal_mode: Text
     encoding: Text
@@ -94,7 +94,7 @@ class SourceFacts:
     """The SQLite that wrote the file last, such as `3.45.1`, by its own header; empty for an empty database."""
     tables: tuple[str, ...] | None
     schema_digest: Digest | None
-    """SHA-256 over the rows of sqlite_schema, by `backupd.capture.source.schema_digest`."""
+    """SHA-256 over the rows of sqlite_schema, by `backupd.capture.facts.schema_digest`."""
     alembic_revisions: tuple[str, ...] | None
     """Rows of `alembic_version`, sorted; None when there is no such table."""
 

@@ -1,24 +1,38 @@
-"""What a database holds, so that a person can see what a restore would change."""
+"""What a database holds, so that a person can see what a restore would change.
+
+A live database is looked at by a process of its own, which can be ended whatever it hangs in: `python -m
+backupd.live.contents PATH LOCK_TIMEOUT` prints a `Contents`, or an error, as one JSON object.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import apsw
 
+from backupd import errors
 from backupd.capture import source
 from backupd.capture.checksums import is_sealed
+from backupd.capture.facts import FACTS_SECONDS, TooMuchError, bounded, read_facts, read_schema
 from backupd.capture.image import opened_image
+from backupd.capture.limits import LockTimer, held_too_long, let_timers_end_this_process
+from backupd.children import answer_of, command_of
+from backupd.errors import BackupdError, BusyError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_STEPS_BETWEEN_LOOKS_AT_THE_CLOCK = 10_000
 _COUNTING_SECONDS = 10.0
 _COUNTING_SECONDS_IN_ROLLBACK_MODE = 1.0
+_SCHEMA_SECONDS = 0.5
+_MOST_LOCK_SECONDS = 3.0
+_LOOKING_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,18 +81,48 @@ class Contents:
         return self.journal_mode == "wal"
 
 
-def contents_of_live(path: Path, *, lock_timeout: float) -> Contents:
+def contents_of_live(path: Path, *, lock_timeout: float, looking_seconds: float = _LOOKING_SECONDS) -> Contents:
     """What is in the live database, which is opened read-only. Writers wait for one table's count at most.
 
-    Raises `SourceUnusableError` when it is not a readable database, and `BusyError`.
+    `looking_seconds` is how long that may take beside waiting for a lock. Raises `SourceUnusableError` when it is not a
+    readable database, and `BusyError`, also when it takes longer.
     """
-    text = os.fspath(path)
+    command = command_of("backupd.live.contents", os.fspath(path), str(lock_timeout))
+    deadline = lock_timeout + source.opening_seconds(os.fspath(path)) + looking_seconds
+    try:
+        answer = answer_of(command, deadline=deadline)
+    except TimeoutError as error:
+        raise BusyError(
+            f"{path} could not be looked at within {deadline:g} s",
+            hint="its file system or disk seems to hang: try `ls -l` on its directory, and look at the system log",
+        ) from error
+    if answer.status == -signal.SIGALRM:
+        raise held_too_long(os.fspath(path), _MOST_LOCK_SECONDS)
+    if answer.status:
+        raise BackupdError(
+            f"the process that looks at {path} failed: {answer.last_words or f'status {answer.status}'}",
+            hint="please report it with the line above",
+        )
+    values = json.loads(answer.output)
+    if "error" in values:
+        raise getattr(errors, values["error"])(values["message"], hint=values["hint"])
+    revisions = values.pop("alembic_revisions")
+    return Contents(**values, alembic_revisions=None if revisions is None else tuple(revisions))
+
+
+def _look(text: str, lock_timeout: float) -> Contents:
     header = source.read_header(text)
-    with source.pinned(text, lock_timeout=lock_timeout) as connection:
-        if not header.is_wal:
-            source.let_go(connection)  # from here on each statement takes the lock for itself
-        limit = _COUNTING_SECONDS if header.is_wal else _COUNTING_SECONDS_IN_ROLLBACK_MODE
-        return _contents(connection, source.read_facts(connection, header), limit)
+    if header.is_wal:
+        with source.pinned(text, lock_timeout=lock_timeout) as connection:
+            facts = read_facts(connection, header, seconds=FACTS_SECONDS)
+            return _contents(connection, facts, _COUNTING_SECONDS)
+    timer = LockTimer(_MOST_LOCK_SECONDS)
+    with source.pinned(text, lock_timeout=lock_timeout, timer=timer) as connection:
+        source.let_go(connection)  # from here on each statement takes the lock for itself
+        timer.start()
+        facts = read_facts(connection, header, seconds=timer.facts_seconds)
+        timer.start()
+        return _contents(connection, facts, _COUNTING_SECONDS_IN_ROLLBACK_MODE)
 
 
 def has_page_checksums(path: Path) -> bool:
@@ -99,48 +143,61 @@ def contents_of_image(file: Path) -> Contents:
         connection.execute("BEGIN")
         connection.pragma("schema_version")
         connection.pragma("writable_schema", True)  # a damaged schema was captured as it was
-        return _contents(connection, source.read_facts(connection, header), _COUNTING_SECONDS)
+        return _contents(connection, read_facts(connection, header, seconds=FACTS_SECONDS), _COUNTING_SECONDS)
 
 
 def _contents(connection: apsw.Connection, facts: dict[str, object], counting_seconds: float) -> Contents:
     revisions = facts["alembic_revisions"]
+    schema = _schema(connection)
     return Contents(
         page_size=connection.pragma("page_size"),
         page_count=connection.pragma("page_count"),
         journal_mode=str(facts["journal_mode"]),
         encoding=str(facts["encoding"]),
-        rows=_rows(connection, counting_seconds),
-        schema=_schema(connection),
+        rows=_rows(connection, schema, counting_seconds),
+        schema=schema,
         alembic_revisions=tuple(revisions) if isinstance(revisions, list) else None,
     )
 
 
 def _schema(connection: apsw.Connection) -> dict[str, str]:
     try:
-        found = connection.execute("SELECT type, name, sql FROM sqlite_schema").fetchall()
-    except (apsw.Error, UnicodeDecodeError):
+        with bounded(connection, seconds=_SCHEMA_SECONDS):
+            found = read_schema(connection)
+    except (TooMuchError, apsw.Error, UnicodeDecodeError):
         return {}
-    return {f"{kind} {name}": str(sql) for kind, name, sql in found if not _is_internal(str(name))}
+    return {f"{kind} {name}": str(sql) for kind, name, _, sql in found if not _is_internal(str(name))}
 
 
-def _rows(connection: apsw.Connection, counting_seconds: float) -> dict[str, int | None]:
-    tables = [key.partition(" ")[2] for key in _schema(connection) if key.startswith("table ")]
+def _rows(connection: apsw.Connection, schema: dict[str, str], counting_seconds: float) -> dict[str, int | None]:
     give_up_at = time.monotonic() + counting_seconds
-    connection.set_progress_handler(lambda: time.monotonic() > give_up_at, _STEPS_BETWEEN_LOOKS_AT_THE_CLOCK)
-    try:
-        return {table: _count(connection, table) for table in sorted(tables)}
-    finally:
-        connection.set_progress_handler(None)
+    tables = [key.partition(" ")[2] for key in schema if key.startswith("table ")]
+    return {table: _count(connection, table, give_up_at - time.monotonic()) for table in sorted(tables)}
 
 
-def _count(connection: apsw.Connection, table: str) -> int | None:
+def _count(connection: apsw.Connection, table: str, seconds: float) -> int | None:
+    if seconds < 0:
+        return None
     quoted = table.replace('"', '""')
     try:
-        rows = connection.execute(f'SELECT count(*) FROM "{quoted}"').fetchall()  # noqa: S608  (a name cannot be bound)
-    except apsw.Error:
+        with bounded(connection, seconds=seconds):
+            rows = connection.execute(f'SELECT count(*) FROM "{quoted}"').fetchall()  # noqa: S608  (a name cannot be bound)
+    except (TooMuchError, apsw.Error):
         return None  # no time, damaged, or a virtual table whose module is the application's
     return int(str(rows[0][0]))
 
 
 def _is_internal(name: str) -> bool:
     return name.startswith("sqlite_")
+
+
+def main() -> None:
+    """Print what is in the database in the arguments."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    let_timers_end_this_process()
+    path, lock_timeout = sys.argv[1:]
+    try:
+        values: dict[str, object] = asdict(_look(path, float(lock_timeout)))
+    except BackupdError as error:
+        values = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
+    sys.stdout.write(json.dumps(values))

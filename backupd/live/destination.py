@@ -12,7 +12,8 @@ from urllib.parse import quote
 import apsw
 
 from backupd.capture import side_files, source
-from backupd.capture.image import opened_image
+from backupd.capture.facts import TooMuchError, alembic_revisions
+from backupd.capture.image import distrust, opened_image
 from backupd.errors import BackupdError, BusyError, TargetUnwritableError
 from backupd.live.contents import Identity
 
@@ -31,6 +32,7 @@ _PAGE_CACHE_KIB = 16 << 10
 pause is twice as long on a disk that takes 5 ms for a flush. 32 MiB were measured to be hardly faster than this.
 """
 
+_REVISIONS_SECONDS = 0.5
 _BYTES_PER_STEP = 2 << 20
 _JOURNAL_MODE_OFFSET = 18
 _ROLLBACK, _WAL = b"\x01\x01", b"\x02\x02"
@@ -76,6 +78,8 @@ class LiveDatabase:
         self._patience = lock_timeout
         self._give_up_at = 0.0
         self._pause = _Pause()
+        self._using = threading.RLock()
+        """SQLite's wrapper refuses a connection that two threads use at once, and a timer has to let writers go."""
 
     def __enter__(self) -> Self:
         text = os.fspath(self._path)
@@ -110,23 +114,23 @@ class LiveDatabase:
 
     def version(self) -> int:
         """A number that changes with every commit of another connection."""
-        with self._translating_errors():
+        with self._using, self._translating_errors():
             self._connection.pragma("data_version")  # looks at the file
             return self._connection.data_version("main")
 
     def identity(self) -> Identity:
         """What a restore was agreed to for."""
-        with self._translating_errors():
+        with self._using, self._translating_errors():
             connection = self._connection
             try:
-                revisions = connection.execute("SELECT version_num FROM alembic_version").fetchall()
-            except apsw.SQLError:
+                revisions = alembic_revisions(connection, seconds=_REVISIONS_SECONDS)
+            except TooMuchError:
                 revisions = None
             return Identity(
                 page_size=connection.pragma("page_size"),
                 encoding=connection.pragma("encoding"),
                 journal_mode=connection.pragma("journal_mode"),
-                alembic_revisions=None if revisions is None else tuple(sorted(str(each[0]) for each in revisions)),
+                alembic_revisions=None if revisions is None else tuple(revisions),
             )
 
     @contextmanager
@@ -145,9 +149,10 @@ class LiveDatabase:
             self._let_writers_go()
 
     def _let_writers_go(self) -> None:
-        if self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
-            self._pause.end()
+        with self._using:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+                self._pause.end()
 
     @contextmanager
     def opened(self, image: Path) -> Iterator[apsw.Connection]:
@@ -241,7 +246,9 @@ def settle(path: Path, *, lock_timeout: float) -> None:
 
 def _open(path: Path) -> apsw.Connection:
     uri = f"file:{quote(os.fsencode(path))}"
-    return apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_URI)
+    connection = apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_URI)
+    distrust(connection)
+    return connection
 
 
 def _set_journal_mode(image: Path, *, is_wal: bool) -> None:

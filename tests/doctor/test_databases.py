@@ -55,7 +55,7 @@ def _found(tmp_path: Path, look: DatabaseLook = _WELL, host: Host = _MACHINE, **
 
 
 def _look(path: Path) -> DatabaseLook:
-    return look_at(path, lock_timeout=0.5, deadline=20)
+    return look_at(path, lock_timeout=0.5, max_lock=3, deadline=20)
 
 
 def test_a_database_that_is_well(tmp_path: Path) -> None:
@@ -256,15 +256,40 @@ def test_look_that_hangs_is_given_up(tmp_path: Path) -> None:
     started = time.monotonic()
     hanging = [sys.executable, "-c", "import time; time.sleep(60)"]
     with pytest.raises(BusyError, match=r"app\.db could not be looked at within 0\.3 s"):
-        look_at(tmp_path / "app.db", lock_timeout=1, deadline=0.3, command=hanging)
+        look_at(tmp_path / "app.db", lock_timeout=1, max_lock=3, deadline=0.3, command=hanging)
     assert time.monotonic() - started < 10
+
+
+def test_look_that_would_hold_writers_up_is_given_up(tmp_path: Path) -> None:
+    """As a capture is: the process that looks has a timer of its own for the lock, and ends by it."""
+    late = [sys.executable, "-c", "import signal, time; signal.setitimer(signal.ITIMER_REAL, 0.01); time.sleep(60)"]
+    with pytest.raises(BusyError, match=r"app\.db is not in WAL mode, and copying it held up its writers"):
+        look_at(tmp_path / "app.db", lock_timeout=1, max_lock=3, deadline=20, command=late)
+
+
+def test_schema_that_is_not_read_in_time_is_a_warning(tmp_path: Path) -> None:
+    """A table that is an endless view is left alone, and the rest is looked at."""
+    path = tmp_path / "app.db"
+    create_database(path)
+    endless = "WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM r) SELECT x AS version_num FROM r"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute(
+            "INSERT INTO sqlite_schema VALUES ('table', 'alembic_version', 'alembic_version', 2, ?)",
+            (f"CREATE VIEW alembic_version AS {endless}",),
+        )
+    look = _look(path)
+    opens = _found(tmp_path, look)["opens"]
+    assert opens.verdict is Verdict.WARNING
+    assert "its Alembic revisions are left out of the manifest" in opens.message
+    assert look.step_seconds > 0
 
 
 def test_look_that_breaks_is_a_bug(tmp_path: Path) -> None:
     """The last line that the process wrote is in the error."""
     broken = [sys.executable, "-c", "raise SystemExit('it broke')"]
     with pytest.raises(BackupdError, match="it broke") as caught:
-        look_at(tmp_path / "app.db", lock_timeout=1, deadline=20, command=broken)
+        look_at(tmp_path / "app.db", lock_timeout=1, max_lock=3, deadline=20, command=broken)
     assert caught.value.exit_code is ExitCode.BUG
 
 
@@ -275,7 +300,7 @@ def test_read_only_volume(tmp_path: Path) -> None:
         mounts.mount("--bind", tmp_path, tmp_path)
         mounts.mount("-o", "remount,bind,ro", tmp_path)
         enter = [*mounts.runner().enter, sys.executable, "-P", "-m", "backupd.doctor.child"]
-        look = look_at(tmp_path / "app.db", lock_timeout=1, deadline=20, command=enter)
+        look = look_at(tmp_path / "app.db", lock_timeout=1, max_lock=3, deadline=20, command=enter)
     assert look.is_read_only
     assert look.refusal is None
     assert _found(tmp_path, look)["mount"].verdict is Verdict.NOTE
@@ -297,7 +322,11 @@ def test_another_user_would_leave_files_that_the_owner_cannot_write() -> None:
         with another_user() as stranger:
             command = [*stranger.enter, "env", *(f"{k}={v}" for k, v in stranger.environ.items()), *stranger.become]
             look = look_at(
-                path, lock_timeout=1, deadline=20, command=[*command, stranger.python, "-m", "backupd.doctor.child"]
+                path,
+                lock_timeout=1,
+                max_lock=3,
+                deadline=20,
+                command=[*command, stranger.python, "-m", "backupd.doctor.child"],
             )
         assert look.refusal is not None
         assert "uid 1000, cannot write" in look.refusal.message

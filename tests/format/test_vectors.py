@@ -18,7 +18,7 @@ import pytest
 import zstandard
 
 import backupd.format
-from backupd.capture.source import schema_digest
+from backupd.capture.facts import schema_digest
 from backupd.encryption import Encryption
 from backupd.errors import BackupdError, DamageError, UnsupportedFormatError
 from backupd.format import FormatError, NewerFormatError

@@ -80,3 +80,27 @@ def capture(
         for at, number in enumerate(numbers):
             pages[pack.stream][number] = images[at * index.page_size : (at + 1) * index.page_size]
     return Capturing(pinned.page_size, pinned.page_count, pinned.facts, pages, spool / "hashes", events)
+
+
+_BROKEN = """
+import os, sys
+if "backupd.capture.child" in sys.orig_argv:
+    request = os.read(0, 1 << 20)
+    if {name!r}.encode() in request:
+        print("no event")
+        sys.stdout.flush()
+        os._exit(0)
+    there, kept = os.pipe()
+    os.write(kept, request)
+    os.dup2(there, 0)
+"""
+
+
+def breaking_captures(directory: Path, name: str) -> dict[str, str]:
+    """Variables by which the process that captures a database at a path with `name` in it writes what is no event.
+
+    No version of it does: it stands for every bug that concerns one database and no other.
+    """
+    directory.mkdir()
+    (directory / "sitecustomize.py").write_text(_BROKEN.format(name=name))
+    return {"PYTHONPATH": str(directory)}

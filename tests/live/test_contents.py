@@ -1,17 +1,18 @@
 from __future__ import annotations
 
+import os
+import signal
 import sqlite3
-from contextlib import closing
-from typing import TYPE_CHECKING
+import threading
+import time
+from contextlib import closing, suppress
+from pathlib import Path
 
 import pytest
 from harness.place import connected, create_database
 
-from backupd.errors import NotADatabaseError
+from backupd.errors import BusyError, NotADatabaseError
 from backupd.live.contents import contents_of_image, contents_of_live
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.mark.parametrize("journal_mode", ["wal", "delete"])
@@ -44,6 +45,47 @@ def test_counting_holds_no_writer_up_in_rollback_mode(tmp_path: Path) -> None:
     create_database(database, rows=7)
     with connected(database, "BEGIN IMMEDIATE", "DELETE FROM report"):
         assert contents_of_live(database, lock_timeout=1).rows == {"report": 7}
+
+
+@pytest.mark.parametrize("journal_mode", ["wal", "delete"])
+def test_table_that_is_an_endless_view_costs_nothing(tmp_path: Path, journal_mode: str) -> None:
+    """Its rows are not counted, it has no revision, and all others are as they are."""
+    database = tmp_path / "app.db"
+    create_database(database, rows=7, journal_mode=journal_mode)
+    endless = "WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM r) SELECT x AS version_num FROM r"
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute(
+            "INSERT INTO sqlite_schema VALUES ('table', 'alembic_version', 'alembic_version', 2, ?)",
+            (f"CREATE VIEW alembic_version AS {endless}",),
+        )
+    began = time.monotonic()
+    contents = contents_of_live(database, lock_timeout=1)
+    assert time.monotonic() - began < 5
+    assert contents.rows == {"alembic_version": None, "report": 7}
+    assert contents.alembic_revisions is None
+
+
+def test_look_that_hangs_is_given_up(tmp_path: Path) -> None:
+    """It is another process that looks, and that is ended at its deadline, whatever it hangs in."""
+    database = tmp_path / "app.db"
+    create_database(database, rows=7)
+    is_over = threading.Event()
+
+    def stop() -> None:
+        while not is_over.wait(0.001):
+            for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+                with suppress(ProcessLookupError):
+                    os.kill(int(child), signal.SIGSTOP)
+
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    try:
+        with pytest.raises(BusyError, match=r"app\.db could not be looked at within 0\.5 s"):
+            contents_of_live(database, lock_timeout=0, looking_seconds=0.5)
+    finally:
+        is_over.set()
+        stopping.join()
 
 
 def test_image_is_looked_at_without_leaving_files(tmp_path: Path) -> None:

@@ -139,6 +139,34 @@ def test_writers_wait_and_are_let_go_in_time(tmp_path: Path, journal_mode: str) 
             pass
 
 
+@MODES
+def test_writers_are_let_go_in_time_while_the_database_is_asked(tmp_path: Path, journal_mode: str) -> None:
+    """The timer and the caller use one connection, and neither fails by the other."""
+    live = _live(tmp_path, journal_mode)
+    is_over = threading.Event()
+    with LiveDatabase(live, lock_timeout=1) as database, ExitStack() as asking:
+        with database.writers_waiting(most_seconds=0.2):
+            failures: list[BaseException] = []
+
+            def ask() -> None:
+                try:
+                    while not is_over.is_set():
+                        database.identity()
+                        database.version()
+                except BaseException as error:  # noqa: BLE001  (raised below)
+                    failures.append(error)
+
+            thread = threading.Thread(target=ask)
+            thread.start()
+            asking.callback(thread.join)
+            asking.callback(is_over.set)
+            with connected(live, "PRAGMA busy_timeout = 20000", "UPDATE report SET title = 'new' WHERE id = 1"):
+                pass
+            is_over.set()
+            thread.join()
+        assert failures == []
+
+
 def _expect_locked(live: Path, statement: str) -> None:
     with pytest.raises(AssertionError), connected(live, "PRAGMA busy_timeout = 0", statement):
         pass
