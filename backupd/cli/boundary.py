@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from typing import TYPE_CHECKING
 
 import click
@@ -60,16 +59,7 @@ def _report(error: Exception) -> int:
 
 
 def _as_expected(error: Exception) -> BackupdError:
-    if isinstance(error, BackupdError):
-        return error
-    if isinstance(error, click.ClickException):
-        return _usage_error(error)
-    if isinstance(error, ImportError) and not (error.name or "").startswith(PROGRAM):
-        from backupd.children import not_loaded  # noqa: PLC0415  (rare)
-
-        return not_loaded(PROGRAM, f"{type(error).__name__}: {error}")
-    output.print_note("".join(traceback.format_exception(error)).rstrip(), is_verbatim=True)
-    return output.bug(error)
+    return _usage_error(error) if isinstance(error, click.ClickException) else output.reported(error)
 
 
 def _usage_error(error: click.ClickException) -> UsageError:

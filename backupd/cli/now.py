@@ -74,7 +74,7 @@ def command(
     for database in chosen:
         # A name alone is not enough: another file may be called the same, and has no policy.
         is_rotated = database in configured
-        of_database = _back_up(database, rotated, session, wish, is_configured=is_rotated)
+        of_database = _results(database, rotated, session, wish, is_configured=is_rotated)
         results += of_database
         if is_rotated:
             rotating += zip(of_database, rotated, strict=True)
@@ -128,6 +128,20 @@ def _chosen_databases(texts: Sequence[str], session: Session) -> list[Database]:
     return list(configured)
 
 
+def _results(
+    database: Database, stores: Sequence[RotatedStore], session: Session, wish: Wish, *, is_configured: bool
+) -> list[BackupResult]:
+    """A result per store, also after a bug: whatever is wrong with one database, the others are backed up."""
+    from backupd.backup import BackupResult, Outcome
+
+    try:
+        return _back_up(database, stores, session, wish, is_configured=is_configured)
+    except Exception as failed:  # noqa: BLE001  (as said)
+        error = output.reported(failed)
+        urls = [rotated.url for rotated in stores]
+        return [BackupResult(database=database.name, store=url, outcome=Outcome.FAILED, error=error) for url in urls]
+
+
 def _back_up(
     database: Database, stores: Sequence[RotatedStore], session: Session, wish: Wish, *, is_configured: bool
 ) -> list[BackupResult]:
@@ -151,11 +165,17 @@ def _back_up(
 def _rotate(results: Sequence[tuple[BackupResult, RotatedStore]], session: Session) -> list[PruneResult]:
     """Prune what has just been backed up, in the stores where that succeeded; that is no part of the snapshot."""
     from backupd.cli.pruned import print_after
+    from backupd.prune import PruneResult
     from backupd.upkeep.rotation import rotate_after
 
     pruned = []
     for result, rotated in results:
-        outcome = rotate_after(result, rotated, session.state, session.status)
+        outcome: PruneResult | None
+        try:
+            outcome = rotate_after(result, rotated, session.state, session.status)
+        except Exception as failed:  # noqa: BLE001  (the snapshots are made, and their results are still to be shown)
+            error = output.reported(failed)
+            outcome = PruneResult(database=result.database, store=rotated.url, error=error)
         if outcome is not None:
             pruned.append(outcome)
             if not session.is_json:

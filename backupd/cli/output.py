@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import sys
+import traceback
 from typing import TYPE_CHECKING, Any
 
 from backupd.errors import BackupdError, ExitCode, TargetUnwritableError
@@ -119,6 +120,18 @@ def error_values(error: BackupdError, *, store: str | None = None) -> dict[str, 
     """An error as JSON shows it; `store` as for `print_hint`."""
     hint = None if error.hint is None else completed_hint(error.hint, store=store)
     return {**error.values(), "hint": hint}
+
+
+def reported(error: Exception) -> BackupdError:
+    """The error itself if it was expected; else a bug, whose traceback goes to stderr."""
+    if isinstance(error, BackupdError):
+        return error
+    if isinstance(error, ImportError) and not (error.name or "").startswith("backupd"):
+        from backupd.children import not_loaded  # noqa: PLC0415  (rare)
+
+        return not_loaded("backupd", f"{type(error).__name__}: {error}")
+    print_note("".join(traceback.format_exception(error)).rstrip(), is_verbatim=True)
+    return bug(error)
 
 
 def bug(error: Exception) -> BackupdError:

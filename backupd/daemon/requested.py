@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from backupd.backup import BackupResult, Outcome, Wish, exit_code_of
 from backupd.daemon.outcomes import log_result
 from backupd.errors import BackupdError, ExitCode, InterruptedByUserError, UsageError
+from backupd.logs import log
 from backupd.reference import is_tag
 from backupd.upkeep.rotation import is_rotated_after
 from backupd.upkeep.snapshots import take_snapshot
@@ -78,12 +80,18 @@ def _take_all(wanted: list[Configured], request: Request, charge: Charge) -> lis
     for configured in wanted:
         try:
             results += _take(configured, request, charge)
-        except BackupdError as error:
+        except Exception as failed:  # noqa: BLE001  (one database costs no other its snapshot, not even by a bug)
+            error = failed if isinstance(failed, BackupdError) else _logged_bug(configured, failed)
             refused = [_not_taken(configured, rotated, error) for rotated in charge.stores()]
             for result in refused:
                 log_result(result)
             results += refused
     return results
+
+
+def _logged_bug(configured: Configured, bug: Exception) -> BackupdError:
+    log.error("this is a bug in backupd", database=configured.name, error=repr(bug), traceback=traceback.format_exc())
+    return BackupdError(f"this is a bug in backupd: {bug!r}", hint="please report it, with its log")
 
 
 def _not_taken(configured: Configured, rotated: RotatedStore, error: BackupdError) -> BackupResult:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from datetime import datetime
+
+    from backupd.errors import BackupdError
+
+_LONGEST_PAUSE = timedelta(minutes=15)
 
 
 class Retries:
@@ -60,3 +65,44 @@ class Retries:
             self._names.clear()
             self._is_planned = False
             return names
+
+
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    """How often in a row a database ran out of time, the last time by `error`, and when it may be tried again."""
+
+    times: int
+    until: datetime
+    error: BackupdError
+
+
+class BackOff:
+    """The databases of one entry that ran out of time. Each has pauses of its own, and rounds leave it out until then.
+
+    A pause is twice as long as the one before, up to a quarter of an hour. Threads may use all of it.
+    """
+
+    def __init__(self, first_pause: timedelta) -> None:
+        self._first_pause = first_pause
+        self._lock = threading.Lock()
+        self._waits: dict[str, _Wait] = {}
+
+    def failed(self, name: str, error: BackupdError, *, now: datetime) -> datetime:
+        """Note that `name` has run out of time (once more) by `error`. Gives when to try it again."""
+        with self._lock:
+            known = self._waits.get(name)
+            times = 0 if known is None else known.times + 1
+            longest = max(_LONGEST_PAUSE, self._first_pause)
+            pause: timedelta = min(self._first_pause * 2 ** min(times, 20), longest)
+            self._waits[name] = _Wait(times, now + pause, error)
+            return now + pause
+
+    def ended(self, name: str) -> None:
+        """It has not run out of time."""
+        with self._lock:
+            self._waits.pop(name, None)
+
+    def waiting(self, *, now: datetime) -> dict[str, BackupdError]:
+        """The databases that it is too early to try again, and what they failed with."""
+        with self._lock:
+            return {name: wait.error for name, wait in self._waits.items() if now < wait.until}

@@ -17,7 +17,8 @@ from backupd.config import Database, missing_file
 from backupd.daemon.asking import plan_round
 from backupd.daemon.charge import missing
 from backupd.daemon.chores import run_drill
-from backupd.daemon.retries import Retries
+from backupd.daemon.retries import BackOff, Retries
+from backupd.daemon.runs import ran_out_of_time
 from backupd.daemon.snapshots import look_after
 from backupd.errors import AnotherRunError, BackupdError, MissingDatabaseError, SourceUnusableError
 from backupd.health import planning, recording
@@ -52,6 +53,7 @@ class Rounds:
         self._timetable = timetable
         self._retries = Retries(charge.settings.daemon.retry_after)
         self._looks = 0  # for a missing file, in vain, one after the other
+        self._back_off = BackOff(charge.settings.daemon.retry_after)
         self._known_ids: Mapping[str, str] = {}
         # Two rounds at once (a retry beside the scheduled one) would decide by the same status.
         self._turn = threading.Lock()
@@ -87,11 +89,13 @@ class Rounds:
             databases, problem = sight.databases(self._entry)
             problem = problem or missing_file(self._entry)
             is_missing = isinstance(problem, MissingDatabaseError)
-            meant = [] if is_missing else [each for each in databases if only is None or each.name in only]
+            asked_for = [] if is_missing else [each for each in databases if only is None or each.name in only]
+            waiting = self._back_off.waiting(now=now)
+            meant = [each for each in asked_for if each.name not in waiting]
             before = self._charge.status.read()
             is_told = self._is_told(problem, before, is_scheduled=is_scheduled)
             heartbeats = self._charge.heartbeats if is_told else Heartbeats(())
-            end = _RoundEnd(heartbeats, [each.name for each in (databases if is_missing else meant)], problem)
+            end = _RoundEnd(heartbeats, [each.name for each in (databases if is_missing else asked_for)], problem)
             stores = sight.stores if meant else []  # a look for a file that is missing asks no store
             answers = self._charge.questions.ask(stores)
             plan = plan_round(meant, stores, answers, self._known_ids, before, now=now)
@@ -108,9 +112,11 @@ class Rounds:
             self._look_for_vanished(databases)
         for configured in databases if is_missing else ():
             end.finished(configured.name, problem)
-        for configured in meant:
-            error = plan.error_of(configured.name)
-            if wanting := plan.wanting.get(configured.name):
+        for configured in asked_for:
+            error = waiting.get(configured.name) or plan.error_of(configured.name)
+            if configured.name in waiting:
+                end.finished(configured.name, error)
+            elif wanting := plan.wanting.get(configured.name):
                 self._start(configured, wanting, error, end)
             else:
                 self._finish(configured.name, error, end)
@@ -170,8 +176,19 @@ class Rounds:
     def _finish(self, name: str, error: BackupdError | None, end: _RoundEnd) -> None:
         # That somebody else is at work on it is no failure, as little as it is in the status; but it is tried again.
         end.finished(name, None if isinstance(error, AnotherRunError) else error)
-        if error is not None:
+        if error is None or not ran_out_of_time(error):
+            self._back_off.ended(name)
+        if error is not None and ran_out_of_time(error):
+            self._want_late_retry(name, error)
+        elif error is not None:
             self._want_retry(_NOT_FOUND if isinstance(error, MissingDatabaseError) else name)
+
+    def _want_late_retry(self, name: str, error: BackupdError) -> None:
+        """Try a database that ran out of time again by itself: the others of the entry have their own pauses."""
+        at = self._back_off.failed(name, error, now=datetime.now(UTC))
+        if not self._charge.is_over.is_set():
+            log.warning("it ran out of time, and waits before the next try", database=name, next_try_at=at.isoformat())
+            self._timetable.add_once(f"{self._retry_key} {name}", partial(self._round, [name]), at)
 
     def _want_retry(self, name: str) -> None:
         now = datetime.now(UTC)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from backupd.errors import BackupdError, BusyError, InterruptedByUserError
+from backupd.errors import AnotherRunError, BackupdError, BusyError, InterruptedByUserError
 from backupd.logs import log
 
 if TYPE_CHECKING:
@@ -29,6 +29,14 @@ class Run:
     on_end: list[OnEnd] = field(default_factory=list)
 
 
+def ran_out_of_time(error: BackupdError) -> bool:
+    """Whether a run was given up because its database took too long: locked, hanging, or too slow for what it allows.
+
+    The next run may take as long again, and is not to keep others from their turn.
+    """
+    return isinstance(error, BusyError) and not isinstance(error, AnotherRunError)
+
+
 class Runs:
     """What is being done, by the name of the database. Threads may use all of it."""
 
@@ -38,6 +46,8 @@ class Runs:
         self._waiting: dict[str, Run] = {}
         self._running: set[str] = set()
         self._started: dict[str, Run] = {}
+        self._late: set[str] = set()
+        """Those whose last run ran out of time. They wait for all others, and share one slot."""
         self._is_closed = False
         self._is_abandoned = False
 
@@ -68,7 +78,7 @@ class Runs:
     def _begin_what_can(self) -> None:
         """Under the lock, whenever there may be room. A database whose turn somebody else has holds no other up."""
         while len(self._started) < self._limit:
-            name = next((name for name in self._waiting if name not in self._running), None)
+            name = self._next()
             if name is None:
                 return
             run = self._waiting[name]
@@ -82,6 +92,16 @@ class Runs:
             self._running.add(name)
             self._started[name] = self._waiting.pop(name)
 
+    def _next(self) -> str | None:
+        """Whose run can begin: in the order in which they came, but for those that would take long to fail again."""
+        ready = (name for name in self._waiting if name not in self._running)
+        late = None
+        for name in ready:
+            if name not in self._late:
+                return name
+            late = late or name
+        return None if self._late & self._started.keys() else late
+
     def _run(self, name: str, run: Run) -> None:
         error: BackupdError | None
         try:
@@ -93,6 +113,10 @@ class Runs:
             log.error("this is a bug in backupd", database=name, error=repr(bug), traceback=traceback.format_exc())
         with self._changed:  # which whoever started it holds until it is noted as begun
             del self._started[name]
+            if error is None:
+                self._late.discard(name)
+            elif ran_out_of_time(error):
+                self._late.add(name)
             self._end(name)
         if not isinstance(error, InterruptedByUserError):
             for on_end in run.on_end:

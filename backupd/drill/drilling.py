@@ -50,6 +50,10 @@ _RECORDED = {
 """What the store is told; a drill without a verdict leaves what an earlier one said."""
 _RESTORED = frozenset((DrillOutcome.PROVEN, DrillOutcome.DAMAGED_SOURCE))
 
+_LEAST_CHECKING_SECONDS = 300.0
+_CHECKED_BYTES_PER_SECOND = 1e6
+"""Much slower than any disk: SQLite checks 50 MB/s and more on two cores."""
+
 
 def drill(
     repository: Repository,
@@ -132,7 +136,9 @@ class _Drilling:
         with scratch_file(self._state, manifest.image_bytes) as (file, descriptor):
             fetched_bytes = fetch_proven(self._repository, manifest, descriptor, self._should_stop)
             result = replace(result, fetched_bytes=fetched_bytes)
-            soundness = examine(file, deadline=self._deadline, should_stop=self._should_stop)
+            # An image can be made so that SQLite never comes to its end: the drills of others are next in the queue.
+            enough = _LEAST_CHECKING_SECONDS + manifest.image_bytes / _CHECKED_BYTES_PER_SECOND
+            soundness = examine(file, deadline=min(self._deadline, enough), should_stop=self._should_stop)
         return self._judged(result, manifest, soundness)
 
     def _unopened(self, result: DrillResult, found: AnyManifest) -> DrillResult:

@@ -9,6 +9,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
+from harness.capturing import breaking_captures
 from harness.command_line import wait_until
 
 if TYPE_CHECKING:
@@ -361,3 +362,24 @@ def test_store_is_one_however_it_is_spelled(cli: CommandLine) -> None:
     assert [each["store"] for each in document["snapshots"]] == [f"{cli.directory}/backups"]
     assert [len(each["removed"]) for each in document["pruned"]] == [1]
     assert len(cli.run("list", "--store", "link", "--json", expect=0).document["snapshots"]) == 2
+
+
+def test_bug_in_one_database_costs_no_other_its_snapshot(cli: CommandLine) -> None:
+    """It is reported with its traceback; the run ends as partly done, and as a bug if there is nothing else."""
+    names = ("a", "bad", "c")
+    for name in names:
+        cli.create_database(f"{name}.db", rows=2)
+    environ = breaking_captures(cli.directory / "broken", "/bad.db")
+    paths = [f"{name}.db" for name in names]
+    result = cli.run("now", *paths, "--json", expect=3, environ=environ)
+    assert {each["database"]: each["outcome"] for each in result.document["snapshots"]} == {
+        "a": "created",
+        "bad": "failed",
+        "c": "created",
+    }
+    error = next(each["error"] for each in result.document["snapshots"] if each["error"] is not None)
+    assert error["message"].startswith("this is a bug in backupd: JSONDecodeError")
+    assert error["exit_code"] == 1
+    assert "Traceback" in result.stderr
+    alone = cli.run("now", "bad.db", expect=1, environ=environ)
+    assert "error: bad: this is a bug in backupd" in alone.stderr

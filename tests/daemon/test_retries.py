@@ -3,10 +3,12 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backupd.daemon.retries import Retries
+from backupd.daemon.retries import BackOff, Retries
+from backupd.errors import BusyError
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 FIRST_PAUSE = timedelta(seconds=30)
+LOCKED = BusyError("it is locked")
 
 
 def pauses(retries, next_run_at, *, start=NOW, most=100):
@@ -76,3 +78,20 @@ def test_a_failure_just_before_the_scheduled_time_waits_for_that():
     assert retries.want("app", now=NOW, next_run_at=NOW + FIRST_PAUSE) is None
     assert retries.want("shop", now=NOW, next_run_at=NOW + 2 * FIRST_PAUSE) == NOW + FIRST_PAUSE
     assert retries.take() == {"app", "shop"}
+
+
+def test_what_ran_out_of_time_has_pauses_of_its_own():
+    """Twice as long each time, up to a quarter of an hour, whatever becomes of others, and until it succeeds."""
+    back_off, now, found = BackOff(FIRST_PAUSE), NOW, []
+    for _ in range(8):
+        at = back_off.failed("slow", LOCKED, now=now)
+        assert back_off.waiting(now=at - timedelta(seconds=1)) == {"slow": LOCKED}
+        assert back_off.waiting(now=at) == {}
+        found.append((at - now).total_seconds())
+        now = at
+    assert found == [30, 60, 120, 240, 480, 900, 900, 900]
+    assert back_off.failed("shop", LOCKED, now=now) == now + FIRST_PAUSE
+    back_off.ended("shop")
+    assert back_off.waiting(now=now) == {}
+    back_off.ended("slow")
+    assert back_off.failed("slow", LOCKED, now=now) == now + FIRST_PAUSE

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from harness.charge import Charged, is_idle
 from harness.command_line import wait_until
-from harness.place import change_rows, create_database
+from harness.place import change_rows, connected, create_database
 
 from backupd.capture.unchanged import fingerprint
 from backupd.daemon.rounds import Rounds
@@ -250,6 +250,26 @@ def test_a_configuration_that_is_over_leaves_no_plans(make):
     setting.charge.is_over.set()
     setting.run()
     assert not any(database.is_scheduled for database in setting.status.databases.values())
+
+
+def test_a_database_that_ran_out_of_time_waits_alone(make):
+    """Rounds leave it out until its own pause is over, it is an alarm all the while, and others have their own."""
+    setting = make("app", "locked", capture={"lock_timeout": "100ms"}, daemon={"retry_after": "1h"})
+    with connected(setting.home / "locked.db", "PRAGMA locking_mode = EXCLUSIVE", "BEGIN EXCLUSIVE"):
+        setting.run()
+        assert len(setting.snapshots("disk", "app")) == 1
+        assert setting.retry_at is None
+        own_retry = f"retry {setting.entry.path} locked"
+        pause = setting.timetable.next_at(own_retry) - datetime.now(UTC)
+        assert timedelta(minutes=59) < pause <= timedelta(hours=1)
+        change_rows(setting.home / "app.db", "state A")
+        setting.run()
+        assert len(setting.snapshots("disk", "app")) == 2
+        failure = setting.health("locked", setting.disk).failure
+        assert failure.count == 1
+        assert "locked.db stayed locked by the application" in failure.message
+        assert setting.heard.of("locked") == ["start", "fail"] * 2
+        assert setting.heard.of(None) == ["start", "fail"] * 2
 
 
 def test_a_run_that_goes_on_is_not_begun_again(make):

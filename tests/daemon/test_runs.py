@@ -37,6 +37,12 @@ class Work:
             self.at_work.discard(name)
             self.ended.append(name)
 
+    def keep(self, *names):
+        """Let these go on, when they begin the next time, until they are let go."""
+        with self._lock:
+            for name in names:
+                self._gates[name] = threading.Event()
+
     def let_go(self, *names):
         """Let these end, now or as soon as they begin."""
         with self._lock:
@@ -180,6 +186,54 @@ def test_the_same_limit_again_lets_no_more_run(work):
         wait_until(lambda: is_idle(runs))
         assert work.most == 1
         assert work.begun == ["a", "b", "c"]
+
+
+def test_what_ran_out_of_time_shares_one_slot_and_lets_others_go_first(work):
+    """However many there are, and however often they come: until one of them has ended well."""
+    slow, good = ["slow-1", "slow-2", "slow-3"], ["good-1", "good-2"]
+
+    def time_out(name):
+        work.run(name)
+        raise BusyError(f"{name} hangs")
+
+    with running(2) as runs:
+        work.let_go(*slow)
+        for name in slow:
+            runs.start(name, lambda name=name: time_out(name), lambda _: None)
+        wait_until(lambda: is_idle(runs))
+        work.keep(*slow)
+        start(runs, work, "first")
+        wait_until(lambda: work.at_work == {"first"})
+        start(runs, work, *slow)
+        wait_until(lambda: work.at_work == {"first", "slow-1"})
+        start(runs, work, *good)
+        work.let_go("first", *good)
+        wait_until(lambda: set(good) <= set(work.ended))
+        assert work.at_work == {"slow-1"}
+        work.let_go("slow-1")
+        wait_until(lambda: work.at_work == {"slow-2"})
+        work.let_go("slow-2", "slow-3")
+        wait_until(lambda: is_idle(runs))
+        work.keep("slow-1", "slow-2")
+        start(runs, work, "slow-1", "slow-2")
+        wait_until(lambda: work.at_work == {"slow-1", "slow-2"})
+        work.let_go("slow-1", "slow-2")
+        wait_until(lambda: is_idle(runs))
+
+
+def test_what_ran_out_of_time_has_the_only_slot_when_no_other_wants_it(work):
+    """With concurrent_runs = 1 too."""
+    with running(1) as runs:
+        work.let_go("slow")
+
+        def time_out():
+            work.run("slow")
+            raise BusyError("it hangs")
+
+        for _ in range(2):
+            runs.start("slow", time_out, lambda _: None)
+            wait_until(lambda: is_idle(runs))
+        assert work.begun == ["slow", "slow"]
 
 
 def test_a_turn_waits_for_the_run_in_progress(work):
