@@ -85,6 +85,14 @@ def test_leftover_that_sqlite_would_apply_is_refused(
         snapshotted.restore(tmp_path / "restored.db")
 
 
+@pytest.mark.parametrize("suffix", ["-wal", "-journal"])
+def test_pipe_under_the_name_of_a_log_is_refused(snapshotted: Snapshotted, tmp_path: Path, suffix: str) -> None:
+    """At once: who opens a pipe for reading waits for a writer, who may never come."""
+    os.mkfifo(tmp_path / f"restored.db{suffix}")
+    with pytest.raises(TargetExistsError, match="left from another database"):
+        snapshotted.restore(tmp_path / "restored.db")
+
+
 def test_empty_log_and_its_index_are_in_nobodys_way(snapshotted: Snapshotted, tmp_path: Path) -> None:
     """A read-only look at an idle database leaves them, and the file may be lost after that."""
     for suffix in ("-wal", "-shm"):

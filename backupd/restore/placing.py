@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import stat
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -166,7 +167,12 @@ def side_files(target: Path) -> list[Path]:
 
 
 def _holds_something(file: Path) -> bool:
-    if not file.name.endswith("-journal"):
-        return file.stat().st_size > 0
-    with file.open("rb") as journal:
-        return any(journal.read(1))
+    # Not blocking: to open a pipe would wait for a writer. What is no file is nothing that may be passed over either.
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            return True
+        return any(os.read(descriptor, 1)) if file.name.endswith("-journal") else status.st_size > 0
+    finally:
+        os.close(descriptor)
