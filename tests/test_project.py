@@ -41,6 +41,12 @@ def test_every_dependency_is_pinned(pins, project):
     assert names - {"backupd"} <= pins.keys()
 
 
+def test_no_older_apsw_is_taken_than_one_that_ignores_super_journals(project):
+    """SQLite before 3.53.3 deletes the file that a planted journal names, with the rights of the process."""
+    (apsw,) = [text for text in project["dependencies"] if text.startswith("apsw")]
+    assert tuple(map(int, re.fullmatch(r"apsw>=([0-9.]+)", apsw)[1].split("."))) >= (3, 53, 3)
+
+
 def test_pins_name_versions_and_nothing_else():
     """No address, no option, no order that a merge would scramble."""
     lines = (_ROOT / "constraints.txt").read_text().splitlines()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from concurrent.futures import wait
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backupd.backup.comparison import Comparison
@@ -25,6 +23,7 @@ from backupd.store import canonical_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from backupd.config import Database, Settings
     from backupd.state import StateDirectory
@@ -77,7 +76,7 @@ def _attempt(
     parts = [StorePart(database, store, state, settings, wish, patience) for store in stores]
     try:
         if wish.kind is SnapshotKind.REGULAR:  # a restore has done so itself, and has the database open now
-            finish_interrupted(Path(_led_to(database.path)), lock_timeout=settings.capture.lock_timeout.total_seconds())
+            finish_interrupted(database.file(), state, lock_timeout=settings.capture.lock_timeout.total_seconds())
         with state.spool() as spool, Capture() as capture:
             asked = _not_silent(database, stores, parts, patience)
             for part in sorted(asked, key=lambda part: canonical_url(part.repository.url)):
@@ -132,7 +131,7 @@ def _run(
     on_progress: Callable[[Progress], None],
 ) -> None:
     """Run the capture, feed its packs to the parts, and let each of them commit."""
-    path, max_lock_seconds = _led_to(database.path), settings.capture.max_lock.total_seconds()
+    path, max_lock_seconds = str(database.file()), settings.capture.max_lock.total_seconds()
     comparison = Comparison(state, path, max_lock_seconds=max_lock_seconds, now=datetime.now(UTC))
     request = CaptureRequest(
         path=path,
@@ -164,11 +163,6 @@ def _share_streams(parts: Sequence[StorePart], spool: Path) -> list[StreamBase]:
             streams[key] = (len(streams), part.ground.stream_base(spool / f"expected-{len(streams)}"))
         part.stream = streams[key][0]
     return [base for _, base in streams.values()]
-
-
-def _led_to(path: Path) -> str:
-    """The file behind a symbolic link: SQLite keeps its log there. One that leads nowhere goes by its own name."""
-    return os.path.realpath(path) if os.path.exists(path) else str(path)  # noqa: PTH110  (Path.exists raises)
 
 
 def _all_do(

@@ -176,15 +176,18 @@ def warm_file_cache(path: str) -> None:
 
 @contextmanager
 def opened(path: str, *, lock_timeout: float, timer: LockTimer | None = None) -> Iterator[apsw.Connection]:
-    """A read-only connection that holds no lock yet. Waits at most `lock_timeout` seconds for each.
+    """A read-only connection that holds no lock yet; no symbolic link may be in `path`.
 
-    Each wait starts `timer` again. SQLite's errors inside the block become `BusyError` and `SourceUnusableError`.
+    Waits at most `lock_timeout` seconds for each lock, and each wait starts `timer` again. SQLite's errors inside the
+    block become `BusyError` and `SourceUnusableError`.
     """
     prepare(path)
     try:
         # A URI can name every file; apsw takes no plain path that is not UTF-8.
         uri = f"file:{quote(os.fsencode(path))}"
-        connection = apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+        # Without symbolic links since its way was looked at: one that comes in meanwhile is not followed.
+        flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI | apsw.SQLITE_OPEN_NOFOLLOW
+        connection = apsw.Connection(uri, flags=flags)
         try:
             distrust(connection)
             connection.set_busy_handler(_Patience(lock_timeout, timer).wait)
@@ -313,6 +316,8 @@ def translated(path: str, error: apsw.Error, head: bytes = b"") -> BackupdError:
             hint="check it with: sqlite3 FILE 'PRAGMA integrity_check'; the newest good snapshot can be restored",
         )
     if isinstance(error, apsw.CantOpenError | apsw.ReadOnlyError) and not is_disk_full(path):
+        if extended == apsw.SQLITE_CANTOPEN_SYMLINK:
+            detail = "a symbolic link has come into its path since that was looked at"
         return SourceUnusableError(
             f"{path} cannot be opened for reading: {detail}",
             hint="a WAL database needs a directory that backupd may write (no :ro mount, uid of the owner or root), "

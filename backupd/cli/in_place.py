@@ -41,6 +41,8 @@ def database_to_restore(session: Session, found: WholeSnapshot, text: str | None
     name, writer = found.manifest.database, found.manifest.writer
     database = _known_database(session, name, text)
     if database is None:
+        if (problem := session.problem_of(name)) is not None:
+            raise problem
         raise UsageError(
             f"where to restore {name} to is not known: it is not configured here",
             hint=f"name the file: --to FILE; it was {writer.path} on {writer.host}",
@@ -102,7 +104,7 @@ def _reject_other_file(found: WholeSnapshot, database: Database | None) -> None:
 
 def restore_in_place(session: Session, found: WholeSnapshot, database: Database, wish: InPlaceWish) -> None:
     """Plan, ask, restore, and tell. Raises `BackupdError`; `InterruptedByUserError` when the answer is no."""
-    target = led_to(database.path)
+    target = led_to(database.file())
     if not target.exists() and not target.is_symlink() and not wish.is_dry_run:
         # Nothing is lost, so nothing is asked.
         result = restored_to_file(found, target, session, force=wish.must_replace, as_source=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from backupd.children import reject_unreachable_python
 from backupd.cli import output
 from backupd.cli.selection import name_meant, select_databases
-from backupd.config import entries_by_name, load, look_for_databases, store_from_url
+from backupd.config import load, look_for_databases, store_from_url
 from backupd.config.values import absolute_path
 from backupd.encryption import read_identities
 from backupd.health import StatusFile
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from backupd.cli.options import Invocation
     from backupd.config import Database, Settings, StoreSettings
-    from backupd.errors import UsageError
+    from backupd.config.discovery import Found
+    from backupd.errors import BackupdError
     from backupd.store import Store
     from backupd.upkeep.stores import RotatedStore
 
@@ -52,15 +53,22 @@ class Session:
         Warns once in a run of files that patterns find and that cannot have their name: one tenant with an odd name is
         to stop no other's snapshot or restore.
         """
-        found = look_for_databases(self.settings.databases)
+        found = self._found()
         told, self._has_told_of_odd_files = self._has_told_of_odd_files, True
         for path, problem in () if told else found.problems_by_path.items():
             output.print_warning(f"{path} is left out: {problem.message}; {problem.hint}")
         return tuple(database for _, database in found.databases)
 
-    def problems(self) -> list[UsageError]:
+    def problems(self) -> list[BackupdError]:
         """Why files that the configuration means now are not among `databases`."""
-        return [*look_for_databases(self.settings.databases).problems_by_path.values()]
+        return [*self._found().problems_by_path.values()]
+
+    def problem_of(self, name: str) -> BackupdError | None:
+        """Why the file that would have this name is not among `databases`; None when none would."""
+        return self._found().problems_by_name.get(name)
+
+    def _found(self) -> Found:
+        return look_for_databases(self.settings.databases, lambda: self.status.read().paths)
 
     def selected(self, texts: Sequence[str]) -> list[Database]:
         """The databases that `texts` mean, as `select_databases` finds them among the configured ones."""
@@ -75,16 +83,17 @@ class Session:
 
     def _reject_odd_file(self, text: str) -> None:
         """Raise why a file that was left out cannot have its name: by another, it would be in another's history."""
-        found = look_for_databases(self.settings.databases)
-        is_name = any(database.name == text for _, database in found.databases)
+        found = self._found()
         given = os.path.realpath(os.path.expanduser(text))  # noqa: PTH111  (Path.expanduser raises)
+        if any(database.name == text or os.path.realpath(database.path) == given for _, database in found.databases):
+            return
         for path, problem in found.problems_by_path.items():
-            if not is_name and os.path.realpath(path) == given:
+            if os.path.realpath(path) == given:
                 raise problem
 
     def configured(self, database: Database) -> Configured:
         """A database that is among `databases`, with its schedule."""
-        entry = entries_by_name(self.settings.databases)[database.name]
+        entry = self._found().entries_by_name[database.name]
         return Configured(database, self.settings.schedule_of(entry))
 
     def stores(self, urls: Sequence[str]) -> list[Store]:

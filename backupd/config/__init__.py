@@ -8,13 +8,11 @@ from backupd.config.databases import (
     DatabaseSettings,
     check_database_name,
     database_from_path,
-    entries_by_name,
-    find_databases,
-    look_for_databases,
     missing_file,
     nothing_found,
     unmatched_patterns,
 )
+from backupd.config.discovery import entries_by_name, find_databases, look_for_databases
 from backupd.config.encryption import EncryptionSettings
 from backupd.config.loading import load
 from backupd.config.retention import RetentionSettings

@@ -3,9 +3,9 @@
 import glob
 import os
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -15,6 +15,7 @@ from backupd.config.retention import RetentionSettings
 from backupd.config.schedule import ScheduleSettings
 from backupd.config.values import InvalidValueError, Table, absolute_path
 from backupd.errors import MissingDatabaseError, SourceUnusableError, UsageError
+from backupd.trust import Way, way_of
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # A store keeps these files beside the databases' directories.
@@ -26,10 +27,42 @@ _WILDCARD = re.compile(r"\[(?P<escaped>[*?[])\]|(?P<run>(?:\*|\?|\[(?![*?[]\])!?
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """One file to protect. `path` is absolute, with its symbolic links unresolved; nothing says that it exists."""
+    """One file to protect. `path` is absolute, with its symbolic links unresolved; nothing says that it exists.
+
+    `within` is the directory, without symbolic links, that the pattern which found the file may not be led out of; None
+    for a path that is written as it is.
+    """
 
     name: str
     path: Path
+    within: Path | None = field(default=None, compare=False)
+
+    def file(self) -> Path:
+        """The file that `path` leads to at this moment, without symbolic links; SQLite keeps its log beside that.
+
+        What is not there goes by `path`. Raises `SourceUnusableError` when another user may have
+        led `path` to what is not theirs: call it again right before the file is opened, as names change.
+        """
+        way = way_of(self.path)
+        reject_led_away(self.path, way, self.within)
+        return self.path if way.status is None else Path(way.real)
+
+
+def reject_led_away(path: Path, way: Way, within: Path | None, uid: int | None = None) -> None:
+    """Raise `SourceUnusableError` when `way`, that of `path`, leaves `within`, or another user may have laid it.
+
+    As a process of `uid` sees that; None is this one's.
+    """
+    if within is not None and way.leaves(str(within)):
+        raise SourceUnusableError(
+            f"{path} leads to {way.real}, out of {within}: a pattern follows no link that far",
+            hint="if it is meant, give that file an entry of its own with `path` and `name`; if not, remove the link",
+        )
+    if reason := way.planted(uid):
+        raise SourceUnusableError(
+            f"{path} is not followed: {reason}",
+            hint="if it is meant, name the file itself, or have root make the link; if not, look who made it",
+        )
 
 
 def check_database_name(name: str) -> str:
@@ -104,11 +137,18 @@ class DatabaseSettings(Table):
         # Path.is_dir raises where something may not be looked at: one tenant would stop all others.
         return tuple(Path(path) for path in found if not path.endswith(_SIDECARS) and not os.path.isdir(path))  # noqa: PTH112
 
-    def database_at(self, path: Path) -> Database:
+    def database_at(self, path: Path, within: Path | None = None) -> Database:
         """One of `paths` with its name. Raises `UsageError` when the part of the path that varies can not be a name."""
         if not self.is_glob:
             return database_from_path(path, name=self.name)
-        return Database(_name_that_varies(self.path, path), path)
+        return Database(_name_that_varies(self.path, path), path, within)
+
+    def fixed_part(self) -> str | None:
+        """The directory before the first wildcard, as it is written; None for a path without wildcards."""
+        first = next((wildcard for wildcard in _WILDCARD.finditer(self.path) if wildcard["run"]), None)
+        if first is None:
+            return None
+        return os.path.dirname(_WILDCARD.sub(r"\g<escaped>", self.path[: first.start()]))  # noqa: PTH120  (of a pattern)
 
 
 def _has_wildcard(pattern: str) -> bool:
@@ -127,59 +167,6 @@ def database_from_path(path: Path, *, name: str | None = None) -> Database:
         _checked_name_from_path(path.stem, path, "set `name` in its entry under [[databases]], or rename the file"),
         path,
     )
-
-
-def find_databases(entries: Iterable[DatabaseSettings]) -> tuple[Database, ...]:
-    """Every database that `entries` stand for at this moment, in their order; call it again, as files come and go.
-
-    A file that has an entry of its own is left out of what patterns find, and a file that two patterns find belongs to
-    the first. A pattern that finds nothing adds nothing: `unmatched_patterns` tells which. Raises `UsageError` when two
-    databases would have one name (upper and lower case are the same, because some stores' file systems say so).
-    """
-    found = look_for_databases(entries)
-    for _, problem in found.problems:
-        raise problem
-    return tuple(database for _, database in found.databases)
-
-
-def entries_by_name(entries: Iterable[DatabaseSettings]) -> dict[str, DatabaseSettings]:
-    """The entry that each database comes from at this moment. Of two with one name, the first."""
-    return {database.name: entry for entry, database in look_for_databases(entries).databases}
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """Databases, and why other files are none, with the entry that each comes from."""
-
-    databases: tuple[tuple[DatabaseSettings, Database], ...]
-    problems: tuple[tuple[DatabaseSettings, UsageError], ...]
-    problems_by_path: Mapping[Path, UsageError]
-
-
-def look_for_databases(entries: Iterable[DatabaseSettings]) -> Found:
-    """As `find_databases`, for whoever goes on without those files that cannot have their name."""
-    entries = tuple(entries)
-    taken = {path for entry in entries if not entry.is_glob for path in entry.paths()}
-    names: dict[str, Database] = {}
-    paths: set[Path] = set()
-    databases: list[tuple[DatabaseSettings, Database]] = []
-    problems: list[tuple[DatabaseSettings, UsageError]] = []
-    problems_by_path: dict[Path, UsageError] = {}
-    for entry in entries:
-        for path in [path for path in entry.paths() if not entry.is_glob or path not in taken]:
-            if entry.is_glob:
-                taken.add(path)
-            try:
-                database = entry.database_at(path)
-                _refuse_shared_name(database, names, paths)
-            except UsageError as problem:
-                problems.append((entry, problem))
-                problems_by_path[path] = problem
-                continue
-            names[database.name.lower()] = database
-            paths.add(path)
-            databases.append((entry, database))
-    return Found(tuple(databases), tuple(problems), problems_by_path)
 
 
 def missing_file(entry: DatabaseSettings) -> MissingDatabaseError | None:
@@ -238,18 +225,6 @@ def _closed_directory(pattern: str) -> tuple[str, int] | None:
 def unmatched_patterns(entries: Iterable[DatabaseSettings]) -> tuple[str, ...]:
     """The patterns among `entries` that find no file now."""
     return tuple(entry.path for entry in entries if not entry.paths())
-
-
-def _refuse_shared_name(database: Database, names: Mapping[str, Database], paths: Container[Path]) -> None:
-    """Raise `InvalidValueError` when `database` has a name or a path that another one has."""
-    if database.path in paths:
-        raise InvalidValueError(f"{database.path} has two entries", hint="take one of them out")
-    other = names.get(database.name.lower())
-    if other is not None:
-        raise InvalidValueError(
-            f"two databases with one name: {other.name!r} ({other.path}) and {database.name!r} ({database.path})",
-            hint="set `name` in an entry under [[databases]] for one of them",
-        )
 
 
 def _name_that_varies(pattern: str, path: Path) -> str:

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Self, get_args
 
 from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
-from backupd.config.databases import DatabaseSettings, entries_by_name, find_databases
+from backupd.config.databases import DatabaseSettings
+from backupd.config.discovery import entries_by_name, reject_twins
 from backupd.config.encryption import EncryptionSettings
 from backupd.config.retention import RetentionSettings
 from backupd.config.schedule import ScheduleSettings
@@ -146,7 +147,7 @@ class Settings(Table):
     @model_validator(mode="after")
     def _refuse_twins(self) -> Self:
         # What patterns find changes while backupd runs, and is looked at then.
-        find_databases(entry for entry in self.databases if not entry.is_glob)
+        reject_twins(entry for entry in self.databases if not entry.is_glob)
         _refuse_shared_patterns(entry.path for entry in self.databases if entry.is_glob)
         by_url: dict[str, StoreSettings] = {}
         for store in self.stores:

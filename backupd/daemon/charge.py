@@ -55,7 +55,7 @@ class Charge:
 
     def look(self) -> Sight:
         """What is there at this moment, or was a second ago: entries that have their rounds together look once."""
-        return self.sights.now(self.settings, self.repositories)
+        return self.sights.now(self.settings, self.repositories, lambda: self.status.read().paths)
 
     def stores(self) -> list[RotatedStore]:
         """The stores with the policies that hold at this moment. Their repositories are always the same."""

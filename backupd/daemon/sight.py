@@ -12,7 +12,7 @@ from backupd.upkeep.configured import Configured
 from backupd.upkeep.stores import RotatedStore
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from backupd.config import DatabaseSettings, RetentionSettings, Settings, StoreSettings
     from backupd.errors import BackupdError
@@ -24,10 +24,15 @@ _COUNTS_FOR_SECONDS = 1.0
 class Sight:
     """What was found at one moment. Entries are known by their identity: equal ones may be there."""
 
-    def __init__(self, settings: Settings, repositories: Sequence[tuple[StoreSettings, Repository]]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        repositories: Sequence[tuple[StoreSettings, Repository]],
+        known: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
         self._settings = settings
         self._repositories = repositories
-        self._found = look_for_databases(settings.databases)
+        self._found = look_for_databases(settings.databases, known)
         schedules = {id(entry): settings.schedule_of(entry) for entry in settings.databases}
         self._by_entry: dict[int, list[Configured]] = {id(entry): [] for entry in settings.databases}
         for entry, database in self._found.databases:
@@ -66,9 +71,14 @@ class Sights:
         self._lock = threading.Lock()
         self._last: tuple[float, Sight] | None = None
 
-    def now(self, settings: Settings, repositories: Sequence[tuple[StoreSettings, Repository]]) -> Sight:
+    def now(
+        self,
+        settings: Settings,
+        repositories: Sequence[tuple[StoreSettings, Repository]],
+        known: Callable[[], Mapping[str, str]],
+    ) -> Sight:
         """What is there now, or was a second ago; of the same settings at each call."""
         with self._lock:
             if self._last is None or time.monotonic() - self._last[0] > _COUNTS_FOR_SECONDS:
-                self._last = time.monotonic(), Sight(settings, repositories)
+                self._last = time.monotonic(), Sight(settings, repositories, known)
             return self._last[1]

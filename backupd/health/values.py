@@ -200,3 +200,8 @@ class Status:
     daemon: DaemonHealth | None = None
     databases: Mapping[str, DatabaseHealth] = field(default_factory=dict)
     alarms: Mapping[str, AlarmState] = field(default_factory=dict)
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """The path of each database by its name."""
+        return {name: database.path for name, database in self.databases.items()}
