@@ -24,16 +24,18 @@ _ANOTHER = 3456
 
 # Prints what it is after each step, and starts again as the daemon would.
 _PROCESS = """
-import json, os, sys
+import json, os, subprocess, sys
 from pathlib import Path
 from backupd.config import Settings
-from backupd.owner import run_as_owner, should_be_another, start_again
+from backupd.owner import run_as_owner, should_be_another, start_again, why_still_root
 
 settings = Settings.model_validate(json.loads(sys.argv[1]))
 os.setuid(int(os.environ.pop("UID_OF_THE_TEST", "0")))
 own = run_as_owner(settings)
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+inner = subprocess.run(["grep", "^Cap[PE]", "/proc/self/status"], capture_output=True, text=True, check=True).stdout
 print(json.dumps({
+    "inherited": [int(line.split()[1], 16) for line in inner.splitlines()], "why_root": why_still_root(own),
     "uids": os.getresuid(), "gids": os.getresgid(), "groups": os.getgroups(), "home": os.environ["HOME"],
     "state_dir": str(own.state_dir), "capabilities": [int(status[f"Cap{which}"], 16) for which in ("Prm", "Eff")],
 }), flush=True)
@@ -134,6 +136,104 @@ def test_root_s_own_databases_are_left_to_root(home):
     assert process["uids"] == [0] * 3
     assert process["home"] == "/root"
     assert process["state_dir"] == str(home / "state/0")
+
+
+@only_root
+def test_root_that_stays_keeps_no_capability_that_it_does_not_need(home):
+    """None where everything is root's, nor can a program that it starts have one; and it says that it is root."""
+    database = _database(home / "instance/app.db", 0, 0)
+    (process,) = _run(_settings(home))
+    assert process["capabilities"] == process["inherited"] == [0, 0]
+    assert process["why_root"] == f"{database} belongs to root; capabilities: none"
+
+
+@only_root
+@pytest.mark.parametrize("of_another", ["instance", "backups", "instance/z.db"])
+def test_root_that_stays_keeps_the_rights_over_what_is_not_its_own(home, of_another):
+    """The directory, a store or a second database belong to another user: those, and no more."""
+    database = _database(home / "instance/app.db", 0, 0)
+    (home / "backups").mkdir()
+    _database(home / of_another)
+    (process,) = _run(_settings(home))
+    assert process["uids"] == [0] * 3
+    assert process["capabilities"] == process["inherited"] == [1 << 0 | 1 << 1 | 1 << 3] * 2
+    assert process["why_root"] == f"{database} belongs to root; capabilities: CHOWN, DAC_OVERRIDE, FOWNER"
+
+
+@only_root
+def test_root_that_gave_rights_up_ends_when_it_needs_them(home, monkeypatch):
+    """They do not come back in this process, nor in one that takes its place: something outside starts it again."""
+    _database(home / "instance/app.db", 0, 0)
+    settings = Settings.model_validate(_settings(home))
+    monkeypatch.setattr("backupd.owner._given_up", 1 << 1)
+    assert not should_be_another(settings)
+    database = _database(home / "instance/new.db")
+    assert should_be_another(settings)
+    database.unlink()
+    _database(home / "instance/app.db")
+    with pytest.raises(SourceUnusableError, match=f"now belongs to uid {_UID}"):
+        start_again(settings)
+
+
+def _of(path: Path, uid: int, gid: int) -> Path:
+    os.chown(path, uid, gid, follow_symlinks=False)
+    return path
+
+
+@only_root
+@pytest.mark.parametrize("uid", [0, _ANOTHER])
+@pytest.mark.parametrize("plant", ["link", "link inside", "hard link", "moved", "link to a directory"])
+def test_the_application_does_not_choose_the_user(home, plant, uid):
+    """By a name in its own directory that leads to a file, or a directory, of root or of a third user."""
+    inner = home / "instance/tenant"
+    inner.mkdir()
+    _of(home / "instance", _UID, _GID)
+    _of(inner, _UID, _GID)
+    (home / "elsewhere").mkdir()
+    other = _database(home / "elsewhere/app.db", uid, uid)
+    _of(home / "elsewhere", uid, uid)
+    name = inner / "000.db"
+    match plant:
+        case "link":
+            name.symlink_to(other)
+        case "link inside":
+            name.symlink_to(_database(home / "instance/other", uid, uid))
+        case "hard link":
+            name.hardlink_to(other)
+        case "moved":
+            other.rename(name)
+        case "link to a directory":
+            name = home / "instance/000"
+            name.symlink_to(home / "elsewhere")
+    if name.is_symlink():
+        _of(name, _UID, _GID)
+    if plant != "moved":  # alone, the file of another is as good as any
+        (process,) = _run(_settings(home, "instance/*/*.db"))
+        assert process["uids"] == [_UID] * 3
+    _database(inner / "app.db")
+    (process,) = _run(_settings(home, "instance/*/*.db"))
+    assert process["uids"] == [_UID] * 3
+
+
+@only_root
+def test_a_link_in_an_entry_without_wildcards_does_not_choose_either(home):
+    """Nor does the process that has become the owner find that it should be another."""
+    _of(home / "instance", _UID, _GID)
+    (home / "instance/app.db").symlink_to("/etc/passwd")
+    _of(home / "instance/app.db", _UID, _GID)
+    processes = _run(_settings(home, "instance/app.db"), "/etc/passwd")
+    assert [process["uids"] for process in processes] == [[_UID] * 3]
+
+
+@only_root
+def test_a_directory_that_another_user_leads_elsewhere_is_not_handed_over(home):
+    """An empty one of root would be theirs."""
+    _database(home / "instance/app.db")
+    (home / "empty").mkdir()
+    (home / "backups").symlink_to("empty")
+    _of(home / "backups", _UID, _GID)
+    _run(_settings(home))
+    assert _owners(home / "empty") == [0]
 
 
 @only_root

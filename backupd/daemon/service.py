@@ -24,7 +24,7 @@ from backupd.errors import BackupdError, BusyError, UsageError
 from backupd.health import StatusFile, planning
 from backupd.health.heartbeats import Heartbeats, warn_of_unknown_databases
 from backupd.logs import log
-from backupd.owner import should_be_another
+from backupd.owner import should_be_another, why_still_root
 from backupd.schedules import misunderstood_zone
 from backupd.state import StateDirectory
 from backupd.upkeep.stores import each_once, open_repositories, twin_warnings
@@ -80,6 +80,8 @@ class _Service:
         log.info("backupd has started", version=__version__, pid=os.getpid(), config=source and str(source))
         _tell_encryption(self._charge.settings)
         _tell_time_zone(self._charge.settings)
+        if reason := why_still_root(self._charge.settings):
+            log.info("backupd stays root", reason=reason)
         self._timetable.start()
         self._plan()
         self._attention.start()

@@ -15,6 +15,7 @@ from backupd.doctor import figures
 from backupd.doctor.findings import Subject
 from backupd.errors import ExitCode
 from backupd.files import free_bytes, try_lock
+from backupd.owner import why_still_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from backupd.config import Database, DatabaseSettings, Settings
     from backupd.doctor.findings import Finding
     from backupd.doctor.mounts import Host
-    from backupd.errors import BackupdError, UsageError
+    from backupd.errors import BackupdError
 
 CONFIGURATION = Subject("configuration")
 STATE = Subject("state directory")
@@ -52,7 +53,7 @@ class Protected:
     entries: Mapping[str, DatabaseSettings] = field(default_factory=dict)
     unmatched: tuple[BackupdError, ...] = ()
     """Why patterns find no file."""
-    problems: tuple[UsageError, ...] = ()
+    problems: tuple[BackupdError, ...] = ()
     """Why files that patterns find are no databases."""
 
 
@@ -98,6 +99,14 @@ def has_secret(table: Mapping[str, Any]) -> bool:
         if any(has_secret(each) for each in tables):
             return True
     return False
+
+
+def judge_user(settings: Settings) -> Iterator[Finding]:
+    """Whether this process is root where it had better be the owner of a database."""
+    if reason := why_still_root(settings):
+        yield CONFIGURATION.note(
+            "user", f"backupd stays root: {reason}", "give the database to the user that the application runs as"
+        )
 
 
 def judge_secret_files(environ: Mapping[str, str], host: Host) -> Iterator[Finding]:

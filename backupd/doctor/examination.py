@@ -95,6 +95,7 @@ class _Run:
         now = datetime.now(UTC)
         return (
             *configuration.judge_file(self._settings, self._environ),
+            *configuration.judge_user(self._settings),
             *configuration.judge_secret_files(self._environ, self._host),
             *of_configuration,
             *judge_encryption(self._settings),
@@ -196,7 +197,9 @@ def _look_at_all(
             except IndexError:
                 return  # another took the last
             try:
-                look = look_at(database.path, lock_timeout=lock_timeout, max_lock=max_lock, deadline=patience.database)
+                look = look_at(
+                    database.file(), lock_timeout=lock_timeout, max_lock=max_lock, deadline=patience.database
+                )
                 outcome.set_result(look)
             except Exception as error:  # noqa: BLE001  (raised again where the result is asked for)
                 outcome.set_exception(error)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
 import threading
 import time
@@ -251,3 +252,14 @@ def test_key_of_the_object_is_random(cli: CommandLine) -> None:
         for _ in range(2):
             cli.run("doctor", expect=10)
     assert len(set(seen)) == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can stay root")
+def test_root_that_could_not_become_an_owner_is_told(cli: CommandLine) -> None:
+    """Whose database it is that keeps it root, and what it may do."""
+    _configure(cli, _directory_store())
+    checks = _checks(cli.run("doctor", "--json", environ={"BACKUPD_RUN_AS_OWNER": "true"}))
+    check = checks["configuration", "user"]
+    assert check["verdict"] == "note"
+    assert check["message"] == f"backupd stays root: {cli.directory}/app.db belongs to root; capabilities: none"
+    assert ("configuration", "user") not in _checks(cli.run("doctor", "--json"))
