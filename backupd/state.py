@@ -19,7 +19,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from backupd.errors import AnotherRunError, TargetUnwritableError
-from backupd.files import rename_new, try_lock
+from backupd.files import flush_directory, rename_new, try_lock
+from backupd.trust import is_anothers, is_writable_for_others, status_of, way_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +34,7 @@ class StateDirectory:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._trusted: set[Path] = set()
 
     @property
     def root(self) -> Path:
@@ -62,7 +64,7 @@ class StateDirectory:
         digest = hashlib.sha256(os.fsencode(subject)).hexdigest()[:32]
         file = self._directory("locks") / f"{digest}.lock"
         with self._reporting_errors():
-            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             give_up_at = time.monotonic() + timeout
             while not self._try_lock(descriptor, file):
@@ -104,8 +106,11 @@ class StateDirectory:
         """A directory for what verifications have read when they are broken off."""
         return self._directory("verifications")
 
-    def note(self, subject: str, text: str | None) -> None:
-        """Leave `text` about `subject`, free text, to later runs, in place of what was there; None takes it away."""
+    def note(self, subject: str, text: str | None, *, is_durable: bool = False) -> None:
+        """Leave `text` about `subject`, free text, to later runs, in place of what was there; None takes it away.
+
+        A note that `is_durable` is still there after a loss of power.
+        """
         file = self._note_file(subject)
         with self._reporting_errors():
             if text is None:
@@ -113,8 +118,14 @@ class StateDirectory:
                 return
             temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
             try:
-                temporary.write_text(text, encoding="utf-8")
+                with temporary.open("x", encoding="utf-8") as opened:
+                    opened.write(text)
+                    opened.flush()
+                    if is_durable:
+                        os.fsync(opened.fileno())
                 temporary.rename(file)
+                if is_durable:
+                    flush_directory(file.parent)
             finally:
                 temporary.unlink(missing_ok=True)
 
@@ -133,14 +144,33 @@ class StateDirectory:
         path = self._root
         with self._reporting_errors():
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._reject_anothers(path)
             for part in parts:  # one by one: the mode does not hold for parents that mkdir makes
                 path /= part
                 path.mkdir(mode=0o700, exist_ok=True)
+                self._reject_anothers(path)
         return path
 
     def _try_lock(self, descriptor: int, file: Path) -> bool:
         with self._reporting_errors():
             return try_lock(descriptor, file)
+
+    def _reject_anothers(self, path: Path) -> None:
+        """Raise `TargetUnwritableError` for a directory that another user may have made for backupd to find."""
+        if path in self._trusted:
+            return
+        way = way_of(path)
+        reason = way.planted()
+        if reason is None and way.status is not None and is_anothers(way.status):
+            around = status_of(os.path.dirname(way.real))  # noqa: PTH120  (a plain string)
+            if around is not None and is_writable_for_others(around, but_group=True):
+                reason = f"it belongs to uid {way.status.st_uid}, where every user may make one"
+        if reason is not None:
+            raise TargetUnwritableError(
+                f"{path} is not used for state: {reason}",
+                hint="set state_dir (or BACKUPD_STATE_DIR) to a directory that no other user may write",
+            )
+        self._trusted.add(path)
 
     @contextmanager
     def _reporting_errors(self) -> Iterator[None]:

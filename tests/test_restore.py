@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +20,8 @@ from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from backupd.format.manifest import Manifest
 
 
@@ -36,10 +39,10 @@ class Snapshotted:
         self.repository = Repository(store, state)
         self.manifest: Manifest = read_history(self.repository, "app").manifests[0]
 
-    def restore(self, target: Path, *, force: bool = False) -> RestoreResult:
-        return restore_to_file(
-            self.repository, self.manifest, target, force=force, as_source=False, on_progress=lambda _: None
-        )
+    def restore(
+        self, target: Path, *, force: bool = False, look: Callable[[object], None] = lambda _: None
+    ) -> RestoreResult:
+        return restore_to_file(self.repository, self.manifest, target, force=force, as_source=False, on_progress=look)
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +73,74 @@ def test_restores_to_one_file_at_once_leave_it_whole(snapshotted: Snapshotted, t
 
 def test_partial_file_of_a_killed_restore_is_taken_over(snapshotted: Snapshotted, tmp_path: Path) -> None:
     """Nobody has to tidy up by hand."""
-    (tmp_path / ".restored.db.backupd-partial").write_bytes(b"x" * 10**6)
+    (tmp_path / ".restored.db.backupd-partial").mkdir(mode=0o700)
+    (tmp_path / ".restored.db.backupd-partial/image").write_bytes(b"x" * 10**6)
     snapshotted.restore(tmp_path / "restored.db")
     assert [path.name for path in tmp_path.iterdir()] == ["restored.db"]
+
+
+@pytest.mark.parametrize("kind", ["nothing", "file", "pipe", "directory", "link"])
+def test_no_other_user_can_open_what_has_no_name_yet(snapshotted: Snapshotted, tmp_path: Path, kind: str) -> None:
+    """Whatever they put in its place, and kept open: the file is made by this process, where no other can enter."""
+    squatted = tmp_path / ".restored.db.backupd-partial"
+    match kind:
+        case "file":
+            squatted.write_bytes(b"theirs")
+        case "pipe":
+            os.mkfifo(squatted)
+        case "directory":
+            squatted.mkdir(mode=0o777)
+            (squatted / "image").write_bytes(b"theirs")
+        case "link":
+            (tmp_path / "target").mkdir()
+            squatted.symlink_to("target")
+    if kind != "nothing":
+        if os.geteuid() != 0:
+            pytest.skip("only root can give files to others")
+        os.chown(squatted, 4711, 4711, follow_symlinks=False)
+    before = {*tmp_path.iterdir()}
+    seen: list[tuple[int, int]] = []
+
+    def look(_: object) -> None:
+        (made,) = {*tmp_path.iterdir()} - before
+        (image,) = made.iterdir()
+        seen.append((stat.S_IMODE(made.lstat().st_mode), stat.S_IMODE(image.lstat().st_mode)))
+
+    snapshotted.restore(tmp_path / "restored.db", look=look)
+    assert set(seen) == {(0o700, 0o600)}
+    assert (tmp_path / "restored.db").stat().st_size == len(snapshotted.image)
+    assert {*tmp_path.iterdir()} == before | {tmp_path / "restored.db"}
+
+
+def test_directory_that_was_exchanged_during_a_restore(snapshotted: Snapshotted, tmp_path: Path) -> None:
+    """The file of another user may get the name, as they could give it to any; but it does not count as restored."""
+    private = tmp_path / ".restored.db.backupd-partial"
+
+    def exchange(_: object) -> None:
+        if not (tmp_path / "moved").exists():
+            private.rename(tmp_path / "moved")
+            private.mkdir()
+            (private / "image").write_bytes(snapshotted.image)
+
+    with pytest.raises(TargetUnwritableError, match="another user has put a file of theirs in the place of"):
+        snapshotted.restore(tmp_path / "restored.db", look=exchange)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
+@pytest.mark.parametrize("is_there", [True, False])
+def test_target_that_another_user_leads_elsewhere(snapshotted: Snapshotted, tmp_path: Path, *, is_there: bool) -> None:
+    """Neither is a file overwritten through their link, nor one made where only root may."""
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "ours").mkdir()
+    if is_there:
+        (tmp_path / "ours/file").write_bytes(b"precious")
+    for link, to in (("theirs/restored.db", "../ours/file"), ("theirs/sub", "../ours")):
+        (tmp_path / link).symlink_to(to)
+        os.chown(tmp_path / link, 4711, 4711, follow_symlinks=False)
+    for target, force in (("theirs/restored.db", True), ("theirs/sub/file", is_there)):
+        with pytest.raises(TargetUnwritableError, match="a symbolic link that uid 4711 made"):
+            snapshotted.restore(tmp_path / target, force=force)
+    assert [path.read_bytes() for path in (tmp_path / "ours").iterdir()] == [b"precious"] * is_there
 
 
 @pytest.mark.parametrize(("suffix", "content"), [("-wal", b"rows"), ("-journal", b"rows")])

@@ -246,7 +246,8 @@ def settle(path: Path, *, lock_timeout: float) -> None:
 
 def _open(path: Path) -> apsw.Connection:
     uri = f"file:{quote(os.fsencode(path))}"
-    connection = apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_URI)
+    flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_URI | apsw.SQLITE_OPEN_NOFOLLOW
+    connection = apsw.Connection(uri, flags=flags)
     distrust(connection)
     return connection
 

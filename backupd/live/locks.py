@@ -30,7 +30,8 @@ def holders(database: Path) -> set[int]:
 
 def _holders(file: Path, start: int, length: int) -> set[int]:
     try:
-        descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+        # Another user may have put a link to a device there, or a named pipe.
+        descriptor = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return set()
     try:

@@ -57,7 +57,7 @@ class Repository:
         self.store = store
         self.encryption = encryption
         self.cache = Cache(self._cache_directory)
-        self._state = state
+        self.state = state
         self._id: str | None = None
         self._told: set[str] = set()
         self._telling = threading.Lock()
@@ -104,7 +104,7 @@ class Repository:
         """Make the store a repository. Repeatable; of two that try at once on one machine, one does it."""
         if self.exists():
             return
-        with self._state.lock(f"the creation of {self.url}", timeout=_LOCK_SECONDS):
+        with self.state.lock(f"the creation of {self.url}", timeout=_LOCK_SECONDS):
             if not self.exists():
                 content = json.dumps({"format": FORMAT_VERSION, "repository": secrets.token_hex(16)}).encode() + b"\n"
                 self.put_object(REPOSITORY_KEY, content)
@@ -125,12 +125,12 @@ class Repository:
         # What a store does not take may cost no snapshot, and is not asked again all day.
         if not self._has_left_rescue and self._id is not None:
             self._has_left_rescue = True
-            leave_rescue_objects(self.store, self._state, self._id)
+            leave_rescue_objects(self.store, self.state, self._id)
 
     @contextmanager
     def lock(self, database: str, *, timeout: float) -> Iterator[None]:
         """Keep other runs with the same state directory away from `database` in this store. Raises `BusyError`."""
-        with self._state.lock(f"{database} in {canonical_url(self.url)}", timeout=timeout):
+        with self.state.lock(f"{database} in {canonical_url(self.url)}", timeout=timeout):
             yield
 
     def databases(self, *, with_trash: bool = False) -> list[str]:
@@ -188,4 +188,4 @@ class Repository:
         assert self._id is not None  # noqa: S101
         # A copy of a repository has its id too, and goes on with another history.
         place = hashlib.sha256(os.fsencode(canonical_url(self.url))).hexdigest()[:8]
-        return self._state.cache(f"{self._id}-{place}", database)
+        return self.state.cache(f"{self._id}-{place}", database)

@@ -42,6 +42,7 @@ from backupd.restore.plan import (
     reject_use,
 )
 from backupd.restore.to_file import restore_to_file
+from backupd.trust import status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -101,6 +102,7 @@ class InPlaceRestore:
         self._is_app_stopped = is_app_stopped
         self._lock_timeout = lock_timeout
         self._image: Path | None = None
+        self._seen: os.stat_result | None = None
 
     @contextmanager
     def planned(self, on_progress: Callable[[Progress], None], *, is_dry_run: bool) -> Iterator[Plan]:
@@ -108,7 +110,7 @@ class InPlaceRestore:
 
         Unless in a dry run, a replacement that nobody asked for, or whose application is not stopped, is refused.
         """
-        finish_interrupted(self._target, lock_timeout=self._lock_timeout)
+        finish_interrupted(self._target, self._state, lock_timeout=self._lock_timeout)
         if not is_dry_run:
             self._settle_hot_journal()
         with self._state.spool() as spool:
@@ -119,6 +121,7 @@ class InPlaceRestore:
                 must_replace=self._must_replace,
                 lock_timeout=self._lock_timeout,
             )
+            self._seen = status_of(os.fspath(self._target))
             if not is_dry_run:
                 self._reject_unstopped(look)
             reject_no_room(spool, self._manifest.image_bytes)
@@ -186,6 +189,7 @@ class InPlaceRestore:
         if not planned.now.is_wal:
             warm_file_cache(os.fspath(self._target))  # SQLite copies all of it into its journal under the lock
         with LiveDatabase(self._target, lock_timeout=self._lock_timeout) as database:
+            self._reject_another_file()
             if take_safety_snapshot is not None:
                 saved_version = database.version()
                 safety = take_safety_snapshot()
@@ -201,7 +205,7 @@ class InPlaceRestore:
                                 safety = take_safety_snapshot()
                             reject_small_disk(self._target, planned.now, self._manifest)
                             with reporting_errors(self._target):
-                                announcement.enter_context(announced_transaction(self._target))
+                                announcement.enter_context(announced_transaction(self._target, self._state))
                         is_done = database.replace_content(
                             image, version, lambda done, pages: on_progress(done * page_size, pages * page_size)
                         )
@@ -218,6 +222,7 @@ class InPlaceRestore:
         is_readable = planned.now is not None
         safety = take_safety_snapshot() if take_safety_snapshot is not None and is_readable else None
         reject_use(self._target)
+        self._reject_another_file()
         if is_readable:
             # One whole file, so that every moment of the change of names has the old content or the new.
             settle(self._target, lock_timeout=self._lock_timeout)
@@ -230,9 +235,19 @@ class InPlaceRestore:
             aside = free_name(self._target, ("", *_SIDE_SUFFIXES))
             inode = os.fstat(descriptor).st_ino
             # All of them, also of a database that is one whole file: what somebody makes now belongs to the old one.
-            replace_files(self._target, Replacement(partial.name, inode, aside.name, self._moves(aside)))
+            image = f"{partial.parent.name}/{partial.name}"
+            replace_files(self._target, Replacement(image, inode, aside.name, self._moves(aside)), self._state)
         self._tell_of_users(aside)
         return _result(planned, safety_snapshot=safety, kept_as=aside)
+
+    def _reject_another_file(self) -> None:
+        """Refuse what has taken the place of the file that the plan was made for."""
+        now = status_of(os.fspath(self._target))
+        if self._seen is None or now is None or not os.path.samestat(self._seen, now):
+            raise UsageError(
+                f"{self._target} is not the file any more that the plan was made for",
+                hint="look at the plan again: run the same command once more",
+            )
 
     def _tell_of_users(self, aside: Path) -> None:
         """Somebody who opened the old file in the last moment goes on with it, unless told."""

@@ -10,10 +10,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from backupd.errors import TargetUnwritableError
-from backupd.files import copy, free_bytes, set_mode
-from backupd.live.files import is_named, open_locked, partial_name
+from backupd.files import copy, flush_directory, free_bytes, set_mode
+from backupd.live.files import is_named, make_partial
 from backupd.live.intent import no_second_name
 from backupd.logs import log
+from backupd.trust import way_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,18 +22,14 @@ if TYPE_CHECKING:
 
     from backupd.format.manifest import Manifest
 
-_PRIVATE_MODE = 0o600
 _PERMISSIONS = 0o777
+_PRIVATE_MODE = 0o600
 
 
 @contextmanager
 def partial_file(target: Path) -> Iterator[tuple[Path, int]]:
-    """A private file beside `target` and its descriptor; gone at the end unless it was renamed.
-
-    Its name is always the same, so that the next restore takes over what a killed one left.
-    """
-    partial = partial_name(target)
-    descriptor = open_locked(partial, target)
+    """A private file on the file system of `target` and its descriptor; gone at the end unless it was renamed."""
+    partial, descriptor = make_partial(target)
     try:
         if not set_mode(descriptor, _PRIVATE_MODE):
             log.warning(
@@ -40,13 +37,33 @@ def partial_file(target: Path) -> Iterator[tuple[Path, int]]:
                 file=str(target),
                 hint="restore to a disk of this machine with --to FILE, if that matters",
             )
-        os.truncate(descriptor, 0)
         yield partial, descriptor
     finally:
-        # After the rename the name may be another restore's already.
         if is_named(descriptor, partial):
             partial.unlink()
         os.close(descriptor)
+        with suppress(OSError):  # another user has moved it away: it is empty
+            partial.parent.rmdir()
+
+
+def give_name(partial: Path, descriptor: int, target: Path) -> None:
+    """Rename `partial`, open as `descriptor`, to `target`, durably.
+
+    Raises `TargetUnwritableError` when another file got the name: the owner of the directory could do that.
+    """
+    partial.rename(target)
+    if not is_named(descriptor, target):
+        raise TargetUnwritableError(
+            f"another user has put a file of theirs in the place of {target}",
+            hint=f"look who writes {target.parent}, or restore elsewhere with --to FILE",
+        )
+    flush_directory(target.parent)
+
+
+def reject_planted(target: Path) -> None:
+    """Raise `TargetUnwritableError` when another user may have led `target` to what is not theirs."""
+    if reason := way_of(target.absolute()).planted():
+        raise TargetUnwritableError(f"{target} is not written: {reason}", hint="name the file itself, or another")
 
 
 def reject_no_hard_links(target: Path) -> None:
@@ -141,7 +158,11 @@ def copy_image(image: Path, descriptor: int) -> None:
 
 
 def led_to(target: Path) -> Path:
-    """What a symbolic link leads to, as the application sees it: that is restored to, not the link."""
+    """What a symbolic link leads to, as the application sees it: that is restored to, not the link.
+
+    Raises `TargetUnwritableError` when that is nowhere, or when another user may have led it to what is not theirs.
+    """
+    reject_planted(target)
     try:
         return target.resolve()
     except (OSError, RuntimeError) as error:

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backupd.errors import TargetExistsError, TargetUnwritableError
-from backupd.files import flush_directory
 from backupd.live.intent import finish_interrupted
 from backupd.logs import log
 from backupd.restore.image import Progress, write_image
 from backupd.restore.placing import (
     free_name,
     give_back_ownership,
+    give_name,
     led_to,
     partial_file,
     reject_no_room,
+    reject_planted,
     reporting_errors,
     side_files,
 )
@@ -54,6 +55,7 @@ def reject_unusable_target(target: Path, *, force: bool) -> None:
 
 
 def _reject_unusable(target: Path, *, force: bool) -> None:
+    reject_planted(target)
     if target.exists() and not target.is_file():
         what = "a directory" if target.is_dir() else "not a regular file"
         raise TargetUnwritableError(f"{target} is {what}", hint="give the file to restore to: --to FILE")
@@ -120,22 +122,21 @@ def restore_to_file(
     if force:
         target = led_to(target)
         reject_unusable_target(target, force=force)
-    finish_interrupted(target, lock_timeout=_LOCK_SECONDS)
+    finish_interrupted(target, repository.state, lock_timeout=_LOCK_SECONDS)
     reject_no_room(target.parent, manifest.image_bytes)
     with reporting_errors(target), partial_file(target) as (partial, descriptor):
         fetched_bytes = write_image(repository, manifest, partial, descriptor, on_progress)
         if as_source:
             give_back_ownership(descriptor, manifest, target.parent)
         reject_unusable_target(target, force=force)
-        _put_in_place(partial, target)
+        _put_in_place(partial, descriptor, target)
     return RestoreResult(target, manifest.image_bytes, fetched_bytes, time.monotonic() - started)
 
 
-def _put_in_place(partial: Path, target: Path) -> None:
+def _put_in_place(partial: Path, descriptor: int, target: Path) -> None:
     """Give the finished file its name, after leftovers of a file that is gone have moved out of SQLite's sight."""
     for file in side_files(target):
         aside = free_name(file)
         file.rename(aside)
         log.warning("a leftover was moved aside", file=str(aside), hint="remove it when nobody needs it any more")
-    partial.rename(target)
-    flush_directory(target.parent)
+    give_name(partial, descriptor, target)

@@ -17,7 +17,7 @@ _MAGIC = b"SQLite format 3\x00"
 _MOST_LEVELS = 10
 _MOST_SECONDS = 20.0
 _SIDE_FILES = ("-wal", "-shm", "-journal")
-_KEPT_BY_RESTORE = (".backupd-partial",)
+_KEPT_BY_RESTORE = ".backupd-partial"
 _ASIDE = ".before-restore-"
 # Caches and working copies of tools: they have SQLite files that nobody wants back.
 _NOT_LOOKED_INTO = frozenset(
@@ -111,11 +111,11 @@ class _Search:
     def _is_looked_into(self, directory: Path) -> bool:
         if directory.name in _NOT_LOOKED_INTO or str(directory) in {"/proc", "/sys", "/dev"}:
             return False
-        return os.path.realpath(directory) not in self._without
+        return _KEPT_BY_RESTORE not in directory.name and os.path.realpath(directory) not in self._without
 
 
 def _is_database(path: Path) -> bool:
-    if path.name.endswith((*_SIDE_FILES, *_KEPT_BY_RESTORE)) or _ASIDE in path.name:
+    if path.name.endswith(_SIDE_FILES) or _ASIDE in path.name:
         return False
     # O_NONBLOCK because another program may put a named pipe in the file's place in this moment.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -117,7 +117,8 @@ def test_another_user_may_not_replace(stranger: Runner, journal_mode: str, code:
 def test_leftover_of_a_killed_restore_stops_no_snapshot(stranger: Runner) -> None:
     """Somebody who may only read cannot remove it, and need not."""
     with _owned_database(_UID, _GID, 0o644, "delete") as (home, _):
-        (home / ".app.db.backupd-partial").write_bytes(b"half of it")
+        (home / ".app.db.backupd-partial").mkdir(mode=0o700)
+        (home / ".app.db.backupd-partial/image").write_bytes(b"half of it")
         _give_away(home)
         home.chmod(0o755)
         os.chown(home, 0, 0)

@@ -177,7 +177,7 @@ class World:
         if left and not any("partial" in name for name in left):
             self.bugs.append(f"a restore left {left}")
         for name in left:
-            (self.targets / name).unlink()
+            shutil.rmtree(self.targets / name)
         if target.exists():
             try:
                 read_state(target)

@@ -86,7 +86,12 @@ def _require_strace() -> None:
 
 
 def _traced(home: Path, log: Path, *options: str) -> CommandLine:
-    names = [f"app.db{suffix}" for suffix in _SUFFIXES] + [".app.db.backupd-partial", ".app.db.backupd-restoring", ""]
+    names = [f"app.db{suffix}" for suffix in _SUFFIXES] + [
+        ".app.db.backupd-partial/image",
+        ".app.db.backupd-partial",
+        ".app.db.backupd-restoring",
+        "",
+    ]
     paths = [part for name in names for part in ("-P", str(home / name))]
     enter = ("strace", "-f", "-qq", "-o", str(log), "-e", f"trace={','.join(_CALLS)}", *paths, *options, "--")
     return CommandLine(home, runner=Runner(enter=enter))

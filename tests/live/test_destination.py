@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import struct
 import subprocess
 import sys
 import threading
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 from harness.place import connected, content_digest, create_database
 
-from backupd.errors import BusyError, TargetUnwritableError
+from backupd.capture.source import pinned
+from backupd.errors import BusyError, SourceUnusableError, TargetUnwritableError
 from backupd.live.destination import LiveDatabase, settle
 
 if TYPE_CHECKING:
@@ -286,3 +288,45 @@ def test_empty_database_takes_and_gives_everything(tmp_path: Path, image: Path) 
         assert _is_replaced(database, tmp_path / "nothing.db", database.version())
     with closing(sqlite3.connect(image)) as connection:
         assert connection.execute("SELECT * FROM sqlite_schema").fetchall() == []
+
+
+def test_file_that_a_planted_journal_names_stays(tmp_path: Path) -> None:
+    """SQLite once deleted what a hot journal named as its super-journal, with the rights of root.
+
+    Source: https://www.sqlite.org/src/file/src/pager.c, "readSuperJournal": page of the lock byte, name, its length,
+    the sum of its bytes, and the magic at the end.
+    """
+    live, victim = tmp_path / "app.db", tmp_path / "victim"
+    victim.write_text("precious")
+    create_database(live, rows=50)
+    with connected(live, "PRAGMA cache_size = 1", "BEGIN", "UPDATE report SET body = zeroblob(2000)") as application:
+        application.kill()
+        application.wait()
+    with closing(sqlite3.connect(f"file:{live}?mode=ro&immutable=1", uri=True)) as connection:
+        ((page_size,),) = connection.execute("PRAGMA page_size").fetchall()
+    name = os.fsencode(victim)
+    with (tmp_path / "app.db-journal").open("ab") as journal:
+        journal.write(struct.pack(">I", (1 << 30) // page_size + 1) + name)
+        journal.write(struct.pack(">II", len(name), sum(name)) + bytes.fromhex("d9d505f920a163d7"))
+    settle(live, lock_timeout=5)
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / "app.db-journal").exists()
+
+
+def test_link_that_came_in_meanwhile_is_not_followed(tmp_path: Path) -> None:
+    """The path was looked at, and then another user put a link into their directory."""
+    create_database(tmp_path / "other.db", rows=1)
+    (tmp_path / "theirs").symlink_to(tmp_path)
+    for path in (tmp_path / "app.db", tmp_path / "theirs/other.db"):
+        if path.name == "app.db":
+            path.symlink_to("other.db")
+        with (
+            pytest.raises(TargetUnwritableError, match="cannot be written"),
+            LiveDatabase(path, lock_timeout=1),
+        ):
+            pass
+        with (
+            pytest.raises(SourceUnusableError, match="a symbolic link has come into its path"),
+            pinned(os.fspath(path), lock_timeout=1),
+        ):
+            pass

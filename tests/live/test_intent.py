@@ -2,17 +2,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
+import stat
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import pytest
 from harness.place import connected, content_digest, create_database
 
 from backupd.errors import AnotherRunError, BusyError, UnsupportedFormatError
-from backupd.live.intent import Replacement, announced_transaction, finish_interrupted, replace_files
+from backupd.live.intent import Replacement, _subject, announced_transaction, finish_interrupted, replace_files
+from backupd.state import StateDirectory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,6 +30,11 @@ def database(tmp_path: Path) -> Path:
     (tmp_path / "app.db-wal").write_bytes(b"log of the old")
     create_database(tmp_path / "new.db", rows=3)
     return file
+
+
+def _state(database: Path) -> StateDirectory:
+    """The state directory of the restores of a test, which is not beside the database."""
+    return StateDirectory(database.parent.with_name(f"{database.parent.name}-state"))
 
 
 def _replacement(database: Path) -> Replacement:
@@ -44,7 +53,7 @@ _UNDONE = {"app.db": b"old", "app.db-wal": b"log of the old"}
 
 def test_files_change_their_names(database: Path) -> None:
     """The old one and its log are kept together, and nothing else stays."""
-    replace_files(database, _replacement(database))
+    replace_files(database, _replacement(database), _state(database))
     assert _files(database) == _DONE
 
 
@@ -54,6 +63,7 @@ def test_kill_at_every_system_call(database: Path, tmp_path: Path) -> None:
 import os, signal, sys
 from pathlib import Path
 from backupd.live.intent import Replacement, replace_files
+from backupd.state import StateDirectory
 database, inode, fatal = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 calls = 0
 def killing(call):
@@ -66,37 +76,40 @@ def killing(call):
     return wrapped
 for name in ("open", "pwrite", "fsync", "link", "rename", "unlink", "truncate"):
     setattr(os, name, killing(getattr(os, name)))
-replace_files(database, Replacement("new.db", inode, "app.db.aside", (("app.db-wal", "app.db.aside-wal"),)))
+replacement = Replacement("new.db", inode, "app.db.aside", (("app.db-wal", "app.db.aside-wal"),))
+replace_files(database, replacement, StateDirectory(Path(sys.argv[4])))
 """
     content = (database.parent / "new.db").read_bytes()
     outcomes = set()
-    for fatal in range(1, 40):
+    for fatal in range(1, 100):
         for path in database.parent.iterdir():
             path.unlink()
         database.write_bytes(b"old")
         (tmp_path / "app.db-wal").write_bytes(b"log of the old")
         (tmp_path / "new.db").write_bytes(content)
         inode = (tmp_path / "new.db").stat().st_ino
-        run = subprocess.run([sys.executable, "-c", script, database, str(inode), str(fatal)], check=False)
+        run = subprocess.run(
+            [sys.executable, "-c", script, database, str(inode), str(fatal), _state(database).root], check=False
+        )
         assert database.read_bytes()[:14] in {b"old", _NEW}
-        finish_interrupted(database, lock_timeout=1)
+        finish_interrupted(database, _state(database), lock_timeout=1)
         found = _files(database)
         found.pop("new.db", None)  # stands for the restore's partial file, which has another name
         assert found in (_DONE, _UNDONE)
         outcomes.add(found == _DONE)
         if run.returncode == 0:
             break
-    assert 10 < fatal < 39
+    assert 10 < fatal < 99
     assert outcomes == {True, False}
 
 
 def test_new_log_of_the_new_file_is_left_alone(database: Path, tmp_path: Path) -> None:
     """The application was started after the kill: what it wrote since belongs to the new file."""
     replacement = _replacement(database)
-    replace_files(database, replacement)
+    replace_files(database, replacement, _state(database))
     _write_intent(database, replacement)
     (tmp_path / "app.db-wal").write_bytes(b"log of the new")
-    finish_interrupted(database, lock_timeout=1)
+    finish_interrupted(database, _state(database), lock_timeout=1)
     assert _files(database) == {**_DONE, "app.db-wal": b"log of the new"}
 
 
@@ -105,7 +118,7 @@ def test_failure_takes_everything_back(database: Path, tmp_path: Path) -> None:
     (tmp_path / "app.db.aside-wal").mkdir()
     (tmp_path / "app.db.aside-wal" / "in the way").touch()
     with pytest.raises(OSError, match="irectory"):
-        replace_files(database, _replacement(database))
+        replace_files(database, _replacement(database), _state(database))
     (tmp_path / "app.db.aside-wal" / "in the way").unlink()
     (tmp_path / "app.db.aside-wal").rmdir()
     assert _files(database) == {**_UNDONE, "new.db": _NEW}
@@ -129,7 +142,7 @@ def test_application_went_on_with_the_old_file(tmp_path: Path, journal_mode: str
     ) as application:
         application.kill()
         application.wait()
-    finish_interrupted(database, lock_timeout=1)
+    finish_interrupted(database, _state(database), lock_timeout=1)
     with closing(sqlite3.connect(database)) as connection:
         assert connection.execute("SELECT count(*) FROM report WHERE length(body) = 1000").fetchone() == (40,)
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -144,22 +157,22 @@ def test_running_application_is_left_alone(tmp_path: Path) -> None:
     _write_intent(database, _replacement(database))
     inode = database.stat().st_ino
     with connected(database, "SELECT count(*) FROM report"):
-        finish_interrupted(database, lock_timeout=1)
+        finish_interrupted(database, _state(database), lock_timeout=1)
     assert database.stat().st_ino == inode
 
 
 def test_file_that_is_another_one_since_is_left_alone(database: Path, tmp_path: Path) -> None:
     """The volume was copied, or somebody put a file there: the log of the old one must not come beside it."""
     replacement = _replacement(database)
-    replace_files(database, replacement)
+    replace_files(database, replacement, _state(database))
     _write_intent(database, replacement)
     (tmp_path / "copy.db").write_bytes(database.read_bytes())
     (tmp_path / "copy.db").rename(database)
-    finish_interrupted(database, lock_timeout=1)
+    finish_interrupted(database, _state(database), lock_timeout=1)
     assert _files(database) == _DONE
     _write_intent(database, replacement)
     database.unlink()
-    finish_interrupted(database, lock_timeout=1)
+    finish_interrupted(database, _state(database), lock_timeout=1)
     assert _files(database) == {name: content for name, content in _DONE.items() if name != "app.db"}
 
 
@@ -167,27 +180,31 @@ def test_database_that_is_garbage_since_needs_no_rolling_back(tmp_path: Path) ->
     """Nothing stands in the way of replacing it."""
     database = tmp_path / "app.db"
     database.write_bytes(b"garbage")
-    (tmp_path / ".app.db.backupd-restoring").write_text('{"version": 1, "replacement": null}')
-    finish_interrupted(database, lock_timeout=1)
+    _write_intent(database, None)
+    finish_interrupted(database, _state(database), lock_timeout=1)
     assert _files(database) == {"app.db": b"garbage"}
 
 
 @pytest.mark.parametrize(
-    "content", ["[]", '{"version": 2, "replacement": null}', '{"version": 1}', '{"version": 1, "replacement": {}}']
+    "values", [{"version": 2, "replacement": None}, {"version": 1}, {"version": 1, "replacement": {}}]
 )
-def test_intent_of_another_backupd_is_named_and_kept(database: Path, content: str) -> None:
-    """Who does not understand it must not throw it away."""
-    intent = database.parent / ".app.db.backupd-restoring"
-    intent.write_text(content)
+def test_intent_of_another_backupd_is_named_and_kept(database: Path, values: dict[str, object]) -> None:
+    """A backupd that does not understand it must not throw it away."""
+    intent = _write_intent(database, None)
+    intent.write_text(json.dumps({"token": _TOKEN, **values}))
+    before = intent.read_bytes()
     with pytest.raises(UnsupportedFormatError, match="backupd-restoring tells of a restore"):
-        finish_interrupted(database, lock_timeout=1)
-    assert intent.read_text() == content
+        finish_interrupted(database, _state(database), lock_timeout=1)
+    assert intent.read_bytes() == before
 
 
 def test_restore_beside_an_intent_that_was_left_meanwhile(database: Path) -> None:
     """Another restore was killed while this one waited for an answer: its record is not overwritten."""
     _write_intent(database, _replacement(database))
-    with pytest.raises(BusyError, match="was interrupted in the meantime"), announced_transaction(database):
+    with (
+        pytest.raises(BusyError, match="was interrupted in the meantime"),
+        announced_transaction(database, _state(database)),
+    ):
         pass
     assert (database.parent / ".app.db.backupd-restoring").exists()
 
@@ -203,37 +220,119 @@ def test_hot_journal_of_a_killed_restore_is_rolled_back(tmp_path: Path) -> None:
         application.kill()
         application.wait()
     assert (tmp_path / "app.db-journal").exists()
-    finish_interrupted(database, lock_timeout=1)
+    finish_interrupted(database, _state(database), lock_timeout=1)
     assert (tmp_path / "app.db-journal").exists()
-    (tmp_path / ".app.db.backupd-restoring").write_text('{"version": 1, "replacement": null}')
-    finish_interrupted(database, lock_timeout=1)
+    _write_intent(database, None)
+    finish_interrupted(database, _state(database), lock_timeout=1)
     assert [path.name for path in tmp_path.iterdir()] == ["app.db"]
     assert content_digest(database) == before
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"version": 1, "repl'])
+@pytest.mark.parametrize("content", [b"", b"{", b'{"version": 1, "tok'])
 def test_intent_that_was_not_written_whole_had_not_begun(database: Path, content: bytes) -> None:
     """Nothing is done before it is on the disk."""
     (database.parent / ".app.db.backupd-restoring").write_bytes(content)
-    finish_interrupted(database, lock_timeout=1)
+    (database.parent / ".app.db.backupd-restoring").chmod(0o600)
+    finish_interrupted(database, _state(database), lock_timeout=1)
     assert _files(database) == {**_UNDONE, "new.db": _NEW}
 
 
 def test_two_restores_of_one_database(database: Path) -> None:
     """The second waits, and says so when it takes too long."""
-    with announced_transaction(database), pytest.raises(AnotherRunError, match="another restore"):
-        finish_interrupted(database, lock_timeout=0.1)
-    finish_interrupted(database, lock_timeout=0)
+    with announced_transaction(database, _state(database)), pytest.raises(AnotherRunError, match="another restore"):
+        finish_interrupted(database, _state(database), lock_timeout=0.1)
+    finish_interrupted(database, _state(database), lock_timeout=0)
     assert _files(database) == {**_UNDONE, "new.db": _NEW}
 
 
-def _write_intent(database: Path, replacement: Replacement) -> None:
-    values = {
-        "image": replacement.image,
-        "inode": replacement.inode,
-        "aside": replacement.aside,
-        "moves": replacement.moves,
-    }
+@pytest.mark.parametrize(
+    "plant", ["other user", "other mode", "no token", "other token", "ended", "pipe", "directory", "link"]
+)
+def test_what_another_user_could_have_put_there_is_ignored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], plant: str
+) -> None:
+    """It is reported once, and the database is not opened for writing: its hot journal stays. A restore can go on."""
+    database = tmp_path / "app.db"
+    create_database(database, rows=50)
+    with connected(
+        database, "PRAGMA cache_size = 1", "BEGIN", "UPDATE report SET body = zeroblob(2000)"
+    ) as application:
+        application.kill()
+        application.wait()
+    _plant(_write_intent(database, None), plant, _state(database), database)
+    if plant == "ended":
+        finish_interrupted(database, _state(database), lock_timeout=0)
+        assert {path.name for path in tmp_path.iterdir()} == {"app.db", "app.db-journal"}
+        return
+    before = {path.name: path.lstat().st_ino for path in tmp_path.iterdir()}
+    for _ in range(2):
+        finish_interrupted(database, _state(database), lock_timeout=0)
+    assert {path.name: path.lstat().st_ino for path in tmp_path.iterdir()} == before
+    assert capsys.readouterr().err.count("is ignored") == 1
+    with announced_transaction(database, _state(database)):
+        own = (tmp_path / ".app.db.backupd-restoring").lstat()
+        assert (stat.S_IFMT(own.st_mode), stat.S_IMODE(own.st_mode), own.st_uid) == (stat.S_IFREG, 0o600, os.geteuid())
+    finish_interrupted(database, _state(database), lock_timeout=0)
+    assert (tmp_path / "app.db-journal").exists()
+
+
+def _plant(intent: Path, plant: str, state: StateDirectory, database: Path) -> None:
+    values = json.loads(intent.read_text())
+    match plant:
+        case "other user":
+            if os.geteuid() != 0:
+                pytest.skip("only root can give files to others")
+            os.chown(intent, 4711, 4711)
+        case "other mode":
+            intent.chmod(0o620)
+        case "no token":
+            intent.write_text(json.dumps({"version": 1, "replacement": None}))
+        case "other token":
+            intent.write_text(json.dumps({**values, "token": "0" * 32}))
+        case "ended":
+            state.note(_subject(database), f"ended {_TOKEN}")
+        case "pipe":
+            intent.unlink()
+            os.mkfifo(intent)
+        case "directory":
+            intent.unlink()
+            intent.mkdir()
+        case "link":
+            intent.rename(intent.with_name("moved"))
+            intent.symlink_to("moved")
+
+
+def test_a_restore_whose_state_is_lost_is_reported_and_leaves_a_whole_database(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is opened for writing; the application rolls back by itself."""
+    database = tmp_path / "app.db"
+    create_database(database, rows=50)
+    before = content_digest(database)
+    with connected(
+        database, "PRAGMA cache_size = 1", "BEGIN", "UPDATE report SET body = zeroblob(2000)"
+    ) as application:
+        application.kill()
+        application.wait()
+    intent = _write_intent(database, None)
+    shutil.rmtree(_state(database).root)
+    finish_interrupted(database, _state(database), lock_timeout=0)
+    assert "knows of no such restore" in capsys.readouterr().err
+    assert intent.exists()
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("SELECT count(*) FROM report")
+    assert content_digest(database) == before
+
+
+_TOKEN = "0123456789abcdef0123456789abcdef"
+
+
+def _write_intent(database: Path, replacement: Replacement | None) -> Path:
+    """What a restore leaves that was killed after it had said what it does."""
+    _state(database).note(_subject(database), _TOKEN)
+    values = None if replacement is None else asdict(replacement)
     intent = database.with_name(".app.db.backupd-restoring")
-    intent.write_text(json.dumps({"version": 1, "replacement": values}))
+    intent.write_text(json.dumps({"version": 1, "token": _TOKEN, "replacement": values}))
+    intent.chmod(0o600)
     os.sync()
+    return intent

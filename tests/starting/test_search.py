@@ -36,10 +36,9 @@ def test_files_that_go_with_a_database_are_left_out(tmp_path: Path) -> None:
         "app.db-shm",
         "app.db-journal",
         "app.db.before-restore-20261122",
-        ".app.db.backupd-partial",
     ):
         shutil.copyfile(database, tmp_path / name)
-    for name in (".git/index.db", "node_modules/x/y.db", "__pycache__/z.db"):
+    for name in (".git/index.db", "node_modules/x/y.db", "__pycache__/z.db", ".app.db.backupd-partial/image"):
         _database(tmp_path / name)
     assert find_sqlite_files(tmp_path).files == (database,)
 
