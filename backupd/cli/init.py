@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     cls=Verb,
     short_help="Find databases and write a configuration.",
     examples=(
-        "backupd init . --store ./backups --config ./backupd.toml",
+        "backupd init . --store ./backups",
         "backupd init --database app.db --store ./other-disk --config ./other.toml",
         "backupd init --database app.db --store ./other-disk --config ./other.toml --force --json",
     ),
@@ -69,16 +69,15 @@ def command(invocation: Invocation, /, *, directory: Path | None, force: bool, y
     taken, and ./backups is the store if none is named. Files are known by their content. Where each tenant has a
     directory with a file of one name, one pattern stands for all of them.
 
-    The file is written to --config FILE, or $BACKUPD_CONFIG, or /etc/backupd/config.toml for root and
-    ~/.config/backupd/config.toml for others; only if it is valid, and never over one that is there, but with --force.
-    With a secret in it, nobody else may read it.
+    The file is written to --config FILE, or $BACKUPD_CONFIG, or else to ./backupd.toml; only if it is valid, and never
+    over one that is there, but with --force. With a secret in it, nobody else may read it.
 
     The exit code is that of doctor, once the file is written.
     """
     from backupd.cli.starting import Answers, questions_can_be_asked
     from backupd.starting.writing import place, state_directory, usual_place
 
-    file = invocation.config_file or usual_place(os.environ, is_root=os.geteuid() == 0)
+    file = invocation.config_file or usual_place(os.environ)
     file = file.expanduser().absolute()
     _reject_existing(file, is_forced=force)
     answers = Answers(
@@ -123,7 +122,7 @@ def _warn_of_moved_names(file: Path, wish: ConfigurationWish) -> None:
 def _examine(invocation: Invocation, file: Path, settings: Settings, wish: ConfigurationWish, answers: Answers) -> int:
     """Say what was written, and what doctor finds of it; doctor's exit code."""
     from backupd.cli.checks import print_findings, values_of
-    from backupd.config import load
+    from backupd.config.loading import first_of_usual_places
     from backupd.doctor.examination import examine
     from backupd.doctor.findings import exit_code_of
     from backupd.logs import log
@@ -144,9 +143,12 @@ def _examine(invocation: Invocation, file: Path, settings: Settings, wish: Confi
         output.print_document({"config": _values(file, wish, answers), "checks": values_of(findings)})
     else:
         print_findings(findings, is_quiet=invocation.is_quiet)
-    if load().source != file:
-        quoted = shlex.quote(str(file))
-        output.print_note(f"hint: commands find this configuration with --config {quoted}, or BACKUPD_CONFIG={quoted}")
+    quoted = shlex.quote(str(file))
+    named = f"with --config {quoted}, or BACKUPD_CONFIG={quoted}"
+    if first_of_usual_places(os.environ) != file:
+        output.print_note(f"hint: commands find this configuration {named}")
+    elif invocation.config_file is None and not os.environ.get("BACKUPD_CONFIG"):
+        output.print_note(f"hint: commands that are started in {file.parent} find this configuration, others {named}")
     return exit_code_of(findings)
 
 

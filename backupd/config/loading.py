@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,8 +16,10 @@ from backupd.config.settings import ENTRIES, TABLES, Settings, default_state_dir
 from backupd.config.stores import SCHEME
 from backupd.config.values import absolute_path
 from backupd.errors import UsageError
+from backupd.trust import is_anothers, is_writable_for_others, way_of
 
 _CONFIG = "BACKUPD_CONFIG"
+_OF_THE_SYSTEM = Path("/etc/backupd/config.toml")
 # Kubernetes and Docker put these into every container beside a service called "backupd" or "backupd-something"; they
 # are not the user's. Names and values are as the kubelet writes them: BACKUPD_HTTP_PORT=9620 is a typing error.
 _SERVICE = r"BACKUPD(_(?!_)[A-Z0-9_]*?)?"
@@ -35,12 +38,16 @@ def load(config_file: Path | None = None, environ: Mapping[str, str] = os.enviro
     /etc/backupd/config.toml; when there is none of them, every key has its default. A relative path in a file starts at
     that file's directory, one in a variable at the current directory.
 
+    A file in the current or the home directory that another user made, or may write, is refused. One that `config_file`
+    or $BACKUPD_CONFIG names is meant.
+
     Raises `UsageError` for everything that is wrong; neither its text nor its causes contain a secret.
     """
     if named := environ.get(_CONFIG):
         refuse_what_tools_keep(_CONFIG, named)
     source = _config_file(config_file, environ)
-    in_file = _read_toml(source) if source else {}
+    is_named = config_file is not None or bool(environ.get(_CONFIG))
+    in_file = _read_toml(source, is_named=is_named or source == _OF_THE_SYSTEM) if source else {}
     variables = {
         name: value
         for name, value in environ.items()
@@ -66,11 +73,31 @@ def _is_service_link(name: str, value: str) -> bool:
 
 
 def _config_file(config_file: Path | None, environ: Mapping[str, str]) -> Path | None:
-    if config_file is not None:
-        return absolute_path(config_file)
+    return first_of_usual_places(environ) if config_file is None else absolute_path(config_file)
+
+
+def first_of_usual_places(environ: Mapping[str, str]) -> Path | None:
+    """The file that a command reads which no option leads to another; None when there is none."""
     if named := environ.get(_CONFIG):
         return absolute_path(named)
     return next((path for path in _usual_places(environ) if _is_there(path)), None)
+
+
+def _reject_anothers(path: Path, status: os.stat_result) -> None:
+    """Raise `UsageError` for a file that another user may have put where this one happens to stand."""
+    another = next((each.st_uid for each in (*way_of(path).links, status) if is_anothers(each)), None)
+    is_open = is_writable_for_others(status, but_group=os.geteuid() != 0)
+    if another is None and not is_open:
+        return
+    whose = f"belongs to uid {another}" if another is not None else "can be written by other users"
+    raise UsageError(
+        f"{path} {whose}, so it is not used without being named",
+        hint=f"if it is meant: --config {shlex.quote(_as_named(path))}; if not, start backupd in another directory",
+    )
+
+
+def _as_named(path: Path) -> str:
+    return f"./{path.name}" if path.parent == Path.cwd() else str(path)
 
 
 def _usual_places(environ: Mapping[str, str]) -> Iterator[Path]:
@@ -81,7 +108,7 @@ def _usual_places(environ: Mapping[str, str]) -> Iterator[Path]:
         yield xdg_config_home / "backupd/config.toml"
     elif home is not None:
         yield home / ".config/backupd/config.toml"
-    yield Path("/etc/backupd/config.toml")
+    yield _OF_THE_SYSTEM
 
 
 def _is_there(path: Path) -> bool:
@@ -93,11 +120,16 @@ def _is_there(path: Path) -> bool:
     return True
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path, *, is_named: bool) -> dict[str, Any]:
+    """What is in the file. Unless it `is_named`, it must be the user's own, or root's."""
     hint = "config.example.toml shows how it should look"
     try:
+        with open(path, "rb", opener=_open_at_once if not is_named else None) as opened:
+            if not is_named:
+                _reject_anothers(path, os.fstat(opened.fileno()))
+            content = opened.read()
         # Some editors put a byte order mark first, which TOML does not know.
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        return tomllib.loads(content.decode("utf-8-sig"))
     except FileNotFoundError:
         problem = f"no such configuration file: {path}"
         hint = "check --config or BACKUPD_CONFIG"
@@ -113,6 +145,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         problem = f"{path} is not valid TOML: {error}"
     raise UsageError(problem, hint=hint)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # another user's named pipe would be waited for
 
 
 def _anchored(in_file: dict[str, Any], directory: Path) -> dict[str, Any]:

@@ -187,7 +187,7 @@ def _identity(stat: os.stat_result) -> tuple[int, int, int]:
 def _replace(file: Path, content: bytes, *, is_durable: bool) -> tuple[int, int, int]:
     """Give `file` this content in one step; say which file it is now. Of two at once, one wins."""
     temporary = file.with_name(f".{file.name}.new")  # always the same, so that kills do not pile them up
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, _PRIVATE_MODE)
+    descriptor = _new(temporary)
     try:
         try:
             _belong_to_owner(descriptor, file.parent)
@@ -206,6 +206,15 @@ def _replace(file: Path, content: bytes, *, is_durable: bool) -> tuple[int, int,
     if is_durable:
         flush_directory(file.parent)
     return identity
+
+
+def _new(file: Path) -> int:
+    """A file that this process has made, in the place of any other: the directory may be another user's."""
+    while True:
+        try:
+            return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, _PRIVATE_MODE)
+        except FileExistsError:
+            file.unlink(missing_ok=True)
 
 
 def _belong_to_owner(descriptor: int, directory: Path) -> None:

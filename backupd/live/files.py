@@ -158,7 +158,8 @@ def remove_abandoned(directory: Path, target: Path) -> None:
                     os.unlink(_IMAGE, dir_fd=opened)
                 finally:
                     os.close(descriptor)
-            for name in {*os.listdir(opened)} - {_IMAGE}:  # what SQLite, or a trial of links, made beside it
+            # What SQLite, or a trial of links, made beside it.
+            for name in {*os.listdir(opened)} - {_IMAGE}:  # noqa: PTH208  (of a descriptor)
                 os.unlink(name, dir_fd=opened)
             directory.rmdir()
     finally:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from backupd.config import load
 from backupd.config.problems import refuse_what_tools_keep, variable_of
-from backupd.config.settings import default_state_dir, home_directory
+from backupd.config.settings import default_state_dir
 from backupd.config.values import absolute_path
 from backupd.errors import TargetExistsError, TargetUnwritableError, UsageError
 from backupd.files import flush_directory, rename_new, set_mode
@@ -55,22 +55,14 @@ class ConfigurationWish:
         return any(store.secret_access_key is not None for store in self.stores)
 
 
-def usual_place(environ: Mapping[str, str], *, is_root: bool) -> Path:
-    """Where the file belongs when nobody says: where every command looks for it, wherever it is started.
+def usual_place(environ: Mapping[str, str]) -> Path:
+    """Where the file belongs by default: where the variable has it, or else in the current directory.
 
-    Raises `UsageError` when there is no home directory, or the variable has what no path has.
+    Raises `UsageError` when the variable has what no path has.
     """
-    if named := environ.get("BACKUPD_CONFIG"):
-        refuse_what_tools_keep("BACKUPD_CONFIG", named)
-        return Path(named).absolute()
-    if is_root:
-        return Path("/etc/backupd/config.toml")
-    if (xdg := Path(environ.get("XDG_CONFIG_HOME", ""))).is_absolute():
-        return xdg / "backupd/config.toml"
-    home = home_directory(environ)
-    if home is None:
-        raise UsageError("there is no home directory to write the configuration to", hint="name a file with --config")
-    return home / ".config/backupd/config.toml"
+    named = environ.get("BACKUPD_CONFIG", "")
+    refuse_what_tools_keep("BACKUPD_CONFIG", named)
+    return Path(named or "backupd.toml").absolute()
 
 
 def state_directory(environ: Mapping[str, str], *, is_root: bool) -> Path:
@@ -197,8 +189,13 @@ def _make_directory(directory: Path) -> None:
     missing = [each for each in (directory, *directory.parents) if not each.exists()]
     for each in reversed(missing):
         each.mkdir(exist_ok=True)
-        with suppress(OSError):  # where the mount decides
-            each.chmod(_DIRECTORY_MODE)  # the command line's umask is for what holds a database's content
+        # The command line's umask is for what holds a database's content. By descriptor, as names may be changed.
+        descriptor = os.open(each, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            if os.fstat(descriptor).st_uid == os.geteuid():
+                set_mode(descriptor, _DIRECTORY_MODE)  # elsewhere the mount decides
+        finally:
+            os.close(descriptor)
 
 
 def _write(file: Path, content: bytes, mode: int) -> None:

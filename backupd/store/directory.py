@@ -30,6 +30,7 @@ from backupd.store.descriptors import (
     write_durably,
 )
 from backupd.store.keys import require_safe_key, require_safe_prefix
+from backupd.trust import way_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -53,6 +54,7 @@ class DirectoryStore:
         self._root = root.absolute()
         self._lock = threading.Lock()
         self._has_put = False
+        self._is_trusted = False
         self._durable: set[str] = set()
 
     @property
@@ -167,6 +169,11 @@ class DirectoryStore:
             yield directory
 
     def _open_root(self, *, create: bool) -> int:
+        if not self._is_trusted and (reason := way_of(self._root).planted()):
+            raise StoreRefusedError(
+                f"store {self._root} is not used: {reason}", hint="name the directory itself in the store's `url`"
+            )
+        self._is_trusted = True
         if create and not self._root.exists():
             create_with_parents(self._root)
         try:

@@ -108,6 +108,30 @@ def test_a_bucket_with_its_secret(cli: CommandLine, moto: S3Server) -> None:
     assert f"-> {url}" in cli.run("now", expect=0).stdout
 
 
+def test_it_writes_into_the_current_directory(cli: CommandLine) -> None:
+    """For every user, root too; it says where, and from where commands find it."""
+    finished = cli.run("init", expect=0)
+    file = cli.directory / "backupd.toml"
+    assert finished.lines[0].startswith(f"wrote {file}: ")
+    assert (
+        f"hint: commands that are started in {cli.directory} find this configuration, others with --config {file}"
+        in finished.stderr
+    )
+    cli.run("now", "app", expect=0)
+    assert cli.run("init", expect=2).stderr.startswith(f"error: {file} exists already")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
+def test_it_does_not_take_over_the_configuration_of_another_user(cli: CommandLine) -> None:
+    """Not even by force is what root writes theirs, and what they wrote is not read for the names in it."""
+    file = cli.directory / "backupd.toml"
+    file.write_text("[[databases]]\nname = 'app'\npath = '/elsewhere.db'\n")
+    os.chown(file, 4711, 4711)
+    os.chown(cli.directory, 4711, 4711)
+    cli.run("init", "--force", expect=0)
+    assert file.stat().st_uid == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
