@@ -6,7 +6,6 @@ so in one line, and ends with the status `NOT_LOADED`.
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import sys
@@ -14,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from backupd.errors import BackupdError, BusyError, UsageError
+from backupd.errors import BackupdError, UsageError, limit_reached
 
 if TYPE_CHECKING:
     import subprocess
@@ -30,7 +29,6 @@ _NAMES = frozenset(
 # FAKETIME comes with LD_PRELOAD: whoever gives a process another clock or allocator means its children too.
 _BEGINNINGS = ("LC_", "PYTHON", "LD_PRELOAD", "FAKETIME")
 _MOST_LINKS = 40  # as the kernel follows
-_EXHAUSTED = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 _INSTALL_ELSEWHERE = (
     "install backupd, with its Python, where that user can read and run it (in /opt or /usr/local, not below /root), "
     "or start it as another user"
@@ -54,7 +52,7 @@ def command_of(module: str, *arguments: str) -> list[str]:
 
 
 def start(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-    """Start a child; `options` are those of `Popen`. Raises `BusyError` while the system has no room for a process.
+    """Start a child; `options` are those of `Popen`. Raises `LimitReachedError` while the system has no room for one.
 
     Raises `UsageError` where this user cannot run Python, or the program that stands in its place.
     """
@@ -63,11 +61,8 @@ def start(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
     try:
         return Popen(command, **options)  # noqa: S603
     except OSError as error:
-        if error.errno in _EXHAUSTED:
-            raise BusyError(
-                f"no process can be started: {(error.strerror or str(error)).lower()}",
-                hint="raise the limits of this user or container on processes, memory and open files, and try again",
-            ) from error
+        if limit := limit_reached(error):
+            raise limit from error
         reject_unreachable_python()
         reason = (error.strerror or str(error)).lower()
         raise UsageError(f"uid {os.geteuid()} cannot run {command[0]}: {reason}", hint=_INSTALL_ELSEWHERE) from error

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from enum import IntEnum
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 from backupd.masking import masked
 
@@ -129,6 +133,16 @@ class AnotherRunError(BusyError):
     """Another run of backupd is at work on the same thing, and will end: nothing is wrong with either."""
 
 
+class LimitReachedError(BackupdError):
+    """This machine or container gives no more threads, processes, memory or open files, or backupd has enough to do.
+
+    It passes when something else ends, and says nothing of any database or store.
+    """
+
+    exit_code = ExitCode.BUSY
+    retry_can_help = True
+
+
 class NoSuchSnapshotError(BackupdError):
     """No snapshot, or more than one, answers to the reference that was given."""
 
@@ -167,3 +181,60 @@ class InterruptedByUserError(BackupdError):
     """Ctrl-C or SIGTERM."""
 
     exit_code = ExitCode.INTERRUPTED
+
+
+_PROCESSES = "raise the limit of processes: pids_limit of the container, ulimit -u, or TasksMax of systemd"
+_THREADS = f"{_PROCESSES}; or that of memory"
+_MEMORY = "raise the memory limit: mem_limit of the container, ulimit -v, or MemoryMax of systemd"
+_FILES = "raise the limit of open files: ulimits.nofile of the container, ulimit -n, or LimitNOFILE of systemd"
+_LIMITS = {
+    errno.EAGAIN: ("no process can be started: the limit of processes is reached", _PROCESSES),
+    errno.ENOMEM: ("no memory is left for backupd", _MEMORY),
+    errno.EMFILE: ("backupd has as many files and connections open as it may have", _FILES),
+    errno.ENFILE: ("this machine has as many files open as it can have", "close other programs, or raise fs.file-max"),
+}
+# What the dynamic loader says, when it could not map a library, and pthread_create in C code.
+_WORDS_OF_LOADER = ("failed to map segment", "cannot allocate memory", "cannot apply additional memory protection")
+
+
+def limit_reached(error: BaseException) -> LimitReachedError | None:
+    """The limit of this machine or container that `error`, or what caused it, comes from; None when it is another.
+
+    The one place that knows how Python and the system say so: MemoryError, RuntimeError for a thread, ImportError for a
+    library that cannot be loaded, and ENOMEM, EMFILE, ENFILE or (for a process) EAGAIN.
+    """
+    for each in _with_causes(error):
+        if isinstance(each, LimitReachedError):
+            return each
+        if isinstance(each, RuntimeError) and "can't start new thread" in str(each):
+            return LimitReachedError(
+                "no thread can be started: a limit of processes or memory is reached", hint=_THREADS
+            )
+        is_memory = isinstance(each, MemoryError)
+        if isinstance(each, ImportError) and any(words in str(each).lower() for words in _WORDS_OF_LOADER):
+            is_memory = True
+        number = errno.ENOMEM if is_memory else each.errno if isinstance(each, OSError) else None
+        # Deeper down, EAGAIN is what a lock that is taken, or a socket that has nothing yet, says.
+        if number in _LIMITS and (number != errno.EAGAIN or each is error):
+            message, hint = _LIMITS[number]
+            return LimitReachedError(message, hint=hint)
+    return None
+
+
+def expected(error: BaseException) -> BackupdError:
+    """`error` as one of ours: itself, a limit of this machine, or else a bug."""
+    if isinstance(error, BackupdError):
+        return error
+    return limit_reached(error) or BackupdError(
+        f"this is a bug in backupd: {error!r}", hint="please report it, with its log"
+    )
+
+
+def _with_causes(error: BaseException) -> Iterator[BaseException]:
+    """`error`, and what it was raised for; each once, since some libraries make rings of them."""
+    known: set[int] = set()
+    found: BaseException | None = error
+    while found is not None and id(found) not in known:
+        known.add(id(found))
+        yield found
+        found = found.__cause__ or found.__context__

@@ -9,14 +9,18 @@ import json
 import logging
 import sys
 import threading
+import traceback
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from backupd.errors import LimitReachedError, expected
 from backupd.masking import masked_values
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
     from typing import TextIO
+
+    from backupd.errors import BackupdError
 
 
 class Log:
@@ -53,6 +57,21 @@ class Log:
     def error(self, event: str, **values: object) -> None:
         """Something that was not done and should have been; `hint` says what to do."""
         self._structlog().error(event, **values)
+
+    def unexpected(self, error: BaseException, **values: object) -> BackupdError:
+        """Report an exception where none was expected: a limit, an error of ours, or else a bug with its traceback.
+
+        Gives it as an error of ours.
+        """
+        known = expected(error)
+        if isinstance(known, LimitReachedError):
+            self.error("a limit of this machine was reached", **values, error=known.values())
+        elif known is error:
+            self.error("given up", **values, error=known.values())
+        else:
+            told = "".join(traceback.format_exception(error))
+            self.error("this is a bug in backupd", **values, error=repr(error), traceback=told)
+        return known
 
     def _structlog(self) -> Any:
         if self._logger is None:

@@ -16,7 +16,7 @@ from backupd.backup.silence import Patience, SilentStores
 from backupd.backup.spooled import spool_failure
 from backupd.backup.store_part import StorePart
 from backupd.capture.process import Capture, CaptureRequest, PagesCaptured, StreamBase
-from backupd.errors import BackupdError, LostPacksError, StoreUnavailableError
+from backupd.errors import BackupdError, LostPacksError, StoreUnavailableError, expected
 from backupd.format.manifest import SnapshotKind
 from backupd.live.intent import finish_interrupted
 from backupd.store import canonical_url
@@ -90,9 +90,9 @@ def _attempt(
                     # Before the spool goes, or an upload that misses its file would be the first to fail.
                     for part in ready:
                         part.fail(error)
-    except (BackupdError, OSError) as error:
+    except (BackupdError, OSError, MemoryError) as error:
         for part in parts:
-            part.fail(error if isinstance(error, BackupdError) else spool_failure(error))
+            part.fail(spool_failure(error) if isinstance(error, OSError) else expected(error))
     finally:
         # A directory store removes its temporary file when it may finish; a store that hangs is not waited for.
         wait([each for part in parts for each in part.drop()], timeout=_GRACE_SECONDS)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backupd.backup.assembly import WrittenPack
-from backupd.errors import TargetUnwritableError
+from backupd.errors import TargetUnwritableError, limit_reached
 from backupd.format.manifest import PackEntry
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from backupd.capture.process import Capture, PackReady, Pinned
+    from backupd.errors import BackupdError
     from backupd.format.ids import SnapshotId
     from backupd.format.manifest import Manifest
 
@@ -72,9 +73,9 @@ class SpooledPack:
         self._capture.pack_left_spool()
 
 
-def spool_failure(error: OSError) -> TargetUnwritableError:
-    """The error for a spool that cannot be written or read."""
-    return TargetUnwritableError(
+def spool_failure(error: OSError) -> BackupdError:
+    """The error for a spool that cannot be written or read, unless it is a limit that was reached there."""
+    return limit_reached(error) or TargetUnwritableError(
         f"{error.filename or 'the spool'}: {error.strerror}",
         hint="check the space and the permissions of state_dir; the stores are as they were",
     )

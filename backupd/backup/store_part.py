@@ -6,7 +6,7 @@ import math
 import os
 import socket
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ from backupd.format.pagemap import encode_page_map
 from backupd.receipt import receipt_of
 from backupd.repository import Repository
 from backupd.repository.writing import commit, put_pack
+from backupd.threads import WorkerThreads, start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +67,7 @@ class StorePart:
         self._lock_timeout = settings.capture.lock_timeout.total_seconds()
         self._wish = wish
         self._packs: list[SpooledPack] = []
-        self._uploads = ThreadPoolExecutor(settings.packs.upload_threads, thread_name_prefix="upload")
+        self._uploads = WorkerThreads(settings.packs.upload_threads, thread_name_prefix="upload")
         self._pending: list[Future[None]] = []
         self._steps: list[Future[None]] = []
         self._outstanding: set[SpooledPack] = set()
@@ -95,8 +96,8 @@ class StorePart:
             else:
                 ended.set_result(None)
 
+        start_thread(run, name="store-part")
         self._steps.append(ended)
-        threading.Thread(target=run, name="store-part", daemon=True).start()
         return ended
 
     @property

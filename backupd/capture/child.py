@@ -14,7 +14,6 @@ import mmap
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from pathlib import Path
@@ -30,8 +29,16 @@ from backupd.capture.packer import Packer, PackWriter, Stream
 from backupd.capture.rollback import ConfirmedCapture, StepwiseCapture
 from backupd.capture.table import spool_full
 from backupd.encryption import Encryption
-from backupd.errors import BackupdError, BusyError, SourceUnusableError, UsageError
+from backupd.errors import (
+    BackupdError,
+    BusyError,
+    LimitReachedError,
+    SourceUnusableError,
+    UsageError,
+    limit_reached,
+)
 from backupd.format import MAX_IMAGE_PAGES
+from backupd.threads import start_thread
 
 _BEGINNINGS = 3
 _ALIVE_SECONDS = 1.0
@@ -287,9 +294,14 @@ def main() -> None:
     if not line:
         return  # the parent found that there is nothing to do
     capture = _Capture(json.loads(line))
-    threading.Thread(target=capture.output.follow_parent, daemon=True).start()
-    writer = threading.Thread(target=_write_events, daemon=True)
-    writer.start()
+    try:
+        start_thread(capture.output.follow_parent, name="parent")
+        writer = start_thread(_write_events, name="events")
+    except LimitReachedError as error:
+        _report_failure(error)
+        _events.put(None)
+        _write_events()
+        return
     _capture_and_report(capture)
     _events.put(None)
     writer.join()
@@ -297,6 +309,8 @@ def main() -> None:
 
 def _translated(error: OSError, capture: _Capture) -> BackupdError:
     """Our error for one of the system's, about the spool or the database."""
+    if limit := limit_reached(error):
+        return limit
     if str(error.filename).startswith(str(capture.output.spool)):
         return spool_full(capture.output.spool, error)
     if isinstance(error, FileNotFoundError):
@@ -316,6 +330,9 @@ def _capture_and_report(capture: _Capture) -> None:
     except OSError as error:
         _report_failure(_translated(error, capture))
     except Exception as error:  # noqa: BLE001  (a bug; the parent tells it in one line)
+        if limit := limit_reached(error):
+            _report_failure(limit)
+            return
         traceback.print_exc()
         message = f"the process that captures failed: {type(error).__name__}: {error}"
         _emit("failed", error="BackupdError", message=message, hint="please report it with the lines above")

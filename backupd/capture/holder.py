@@ -17,7 +17,6 @@ import select
 import signal
 import subprocess
 import sys
-import threading
 import time
 import traceback
 from contextlib import contextmanager, suppress
@@ -33,8 +32,9 @@ from backupd.capture.limits import BYTES_PER_STEP, LockTimer, died, let_timers_e
 from backupd.capture.source import JournalModeChangedError
 from backupd.capture.table import HashTable, spool_full
 from backupd.children import command_of, start
-from backupd.errors import BackupdError
+from backupd.errors import BackupdError, limit_reached
 from backupd.format.pack import HASH_BYTES
+from backupd.threads import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -262,10 +262,13 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; others decide
     let_timers_end_this_process()
     holder = _Holder()
-    threading.Thread(target=holder.read_requests, daemon=True).start()
     try:
+        start_thread(holder.read_requests, name="requests")
         holder.run()
     except Exception as error:  # noqa: BLE001  (a bug, or the parent has gone)
+        if limit := limit_reached(error):
+            _answer({"error": type(limit).__name__, "message": limit.message, "hint": limit.hint})
+            return
         traceback.print_exc()
         message = f"the process that holds the lock failed: {type(error).__name__}: {error}"
         _answer({"error": "BackupdError", "message": message, "hint": "please report it with the lines above"})

@@ -7,7 +7,7 @@ import signal
 
 from backupd.capture.facts import FACTS_SECONDS
 from backupd.children import NOT_LOADED, not_loaded
-from backupd.errors import BackupdError, BusyError, SourceUnusableError
+from backupd.errors import BackupdError, BusyError, LimitReachedError, SourceUnusableError
 
 WHOLE_BYTES = 32 << 20
 """Up to so much is copied under one lock: writers wait for about 15 ms on two cores. More is copied in steps."""
@@ -87,8 +87,8 @@ def died(path: str, status: int, max_lock_seconds: float) -> BackupdError:
                 f"{path} was truncated during the capture, or its disk failed",
                 hint="find out what truncated it, then try again; earlier snapshots are untouched",
             )
-        case signal.SIGKILL:
-            return BackupdError(
+        case signal.SIGKILL | signal.SIGABRT:  # by the system, or by a library that got no memory
+            return LimitReachedError(
                 f"the process that captured {path} was killed",
                 hint="memory may have run out: allow 200 MB plus 40 bytes a page",
             )

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import struct
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -15,10 +14,12 @@ from backupd.capture.table import HashTable, spool_full
 from backupd.errors import SourceUnusableError
 from backupd.files import has_room
 from backupd.format.pack import HASH_BYTES, encode_pack
+from backupd.threads import WorkerThreads
 
 if TYPE_CHECKING:
     import mmap
     from collections.abc import Callable
+    from concurrent.futures import Future
     from pathlib import Path
 
     from backupd.capture.table import Pages
@@ -72,7 +73,7 @@ class PackWriter:
         self._emit = emit
         self._memory = threading.Semaphore(_RAW_PACKS_IN_MEMORY)
         self._slots = threading.Semaphore(slots)
-        self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="pack")
+        self._workers = WorkerThreads(_WORKERS, thread_name_prefix="pack")
         self._pending: list[Future[None]] = []
 
     def free_slot(self) -> None:

@@ -17,7 +17,15 @@ import apsw
 from backupd.capture import side_files
 from backupd.capture.foreign import LOOKED_AT_BYTES, why_unread
 from backupd.capture.image import distrust
-from backupd.errors import BackupdError, BusyError, MissingDatabaseError, NotADatabaseError, SourceUnusableError
+from backupd.errors import (
+    BackupdError,
+    BusyError,
+    LimitReachedError,
+    MissingDatabaseError,
+    NotADatabaseError,
+    SourceUnusableError,
+    limit_reached,
+)
 from backupd.format import is_page_size
 
 if TYPE_CHECKING:
@@ -323,12 +331,14 @@ def translated(path: str, error: apsw.Error, head: bytes = b"") -> BackupdError:
             hint="a WAL database needs a directory that backupd may write (no :ro mount, uid of the owner or root), "
             "or the application running",
         )
-    hint = "check the disk and the system log"
+    limit = limit_reached(MemoryError()) if isinstance(error, apsw.NoMemError) else None
+    kind: type[BackupdError] = LimitReachedError if limit else SourceUnusableError
+    hint = limit.hint if limit else "check the disk and the system log"
     if is_disk_full(path):
         hint = "free some space, or inodes, on its disk"
     elif extended in _NO_SHARED_MEMORY:
         hint = "its file system gives no shared memory, which WAL mode needs: put the database on a local disk"
-    return SourceUnusableError(f"{path} cannot be read: {detail}", hint=hint)
+    return kind(f"{path} cannot be read: {detail}", hint=hint)
 
 
 def is_disk_full(path: str) -> bool:

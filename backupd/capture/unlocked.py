@@ -10,7 +10,6 @@ import os
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -19,9 +18,11 @@ from blake3 import blake3
 
 from backupd.capture.source import unreadable
 from backupd.format.pack import HASH_BYTES
+from backupd.threads import WorkerThreads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from concurrent.futures import Future
     from types import TracebackType
 
 STEP_BYTES = 64 << 10
@@ -64,7 +65,7 @@ class UnlockedFile:
     def __enter__(self) -> Self:
         with self._translating_errors():
             self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="read")
+        self._threads = WorkerThreads(_THREADS, thread_name_prefix="read")
         return self
 
     def __exit__(

@@ -9,7 +9,8 @@ import os
 import sys
 from typing import NoReturn
 
-from backupd.cli import interrupts
+from backupd.cli import interrupts, output
+from backupd.errors import limit_reached
 
 _PRIVATE_UMASK = 0o077
 
@@ -27,4 +28,10 @@ def run() -> NoReturn:
         code = exit_code_of(sys.argv[1:])
     except KeyboardInterrupt:
         code = interrupts.report()
+    except (ImportError, MemoryError, OSError) as error:
+        limit = limit_reached(error)
+        if limit is None:
+            raise
+        output.print_failure(limit)
+        code = limit.exit_code
     interrupts.leave(code)

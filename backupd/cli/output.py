@@ -13,7 +13,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from backupd.errors import BackupdError, ExitCode, TargetUnwritableError
+from backupd.errors import BackupdError, ExitCode, TargetUnwritableError, limit_reached
 from backupd.logs import printable as printable  # noqa: PLC0414  (for all that print)
 from backupd.masking import masked, masked_values
 
@@ -130,6 +130,8 @@ def reported(error: Exception) -> BackupdError:
         from backupd.children import not_loaded  # noqa: PLC0415  (rare)
 
         return not_loaded("backupd", f"{type(error).__name__}: {error}")
+    if limit := limit_reached(error):
+        return limit
     print_note("".join(traceback.format_exception(error)).rstrip(), is_verbatim=True)
     return bug(error)
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import threading
-import traceback
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from backupd.capture.unchanged import fingerprint
-from backupd.errors import BackupdError, StoreUnavailableError, TargetUnwritableError
+from backupd.errors import BackupdError, LimitReachedError, StoreUnavailableError
 from backupd.logs import log
-from backupd.threads import worker_threads
+from backupd.threads import start_thread, worker_threads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -81,10 +80,7 @@ class Questions:
             except BackupdError as error:
                 errors[url] = error
             except Exception as bug:  # noqa: BLE001  (no store may end the round of the others)
-                log.error("this is a bug in backupd", store=url, error=repr(bug), traceback=traceback.format_exc())
-                errors[url] = BackupdError(
-                    f"{url}: this is a bug in backupd: {bug!r}", hint="please report it, with its log"
-                )
+                errors[url] = log.unexpected(bug, store=url)
         return Answers(ids, errors)
 
     def _asked(self, rotated: RotatedStore) -> Future[str | None]:
@@ -92,15 +88,12 @@ class Questions:
             pending = self._pending.get(rotated.url)
             if pending is None:
                 pending = Future()
-                thread = threading.Thread(target=self._ask, args=(rotated, pending), name="ask", daemon=True)
                 self._pending[rotated.url] = pending
                 try:
-                    thread.start()
-                except RuntimeError as error:
+                    start_thread(self._ask, rotated, pending, name="ask")
+                except LimitReachedError as error:
                     del self._pending[rotated.url]
-                    pending.set_exception(
-                        TargetUnwritableError(f"no thread can be started: {error}", hint="raise the limit of processes")
-                    )
+                    pending.set_exception(error)
             return pending
 
     def _ask(self, rotated: RotatedStore, answer: Future[str | None]) -> None:

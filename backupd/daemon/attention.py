@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-import traceback
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -78,7 +77,7 @@ class Attention:
                 self._leave_a_sign()
                 self._notifications.tell(self._news(), now=datetime.now(UTC))
             except Exception as error:  # noqa: BLE001  (whoever is to tell of bugs must not end by one)
-                log.error("this is a bug in backupd", error=repr(error), traceback=traceback.format_exc())
+                log.unexpected(error)
             self._woken.wait(_PERIOD_SECONDS)
             self._woken.clear()
 

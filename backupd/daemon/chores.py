@@ -6,7 +6,6 @@ wait for it one after the other.
 
 from __future__ import annotations
 
-import traceback
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -119,4 +118,4 @@ def _telling_of_bugs(database: str) -> Iterator[None]:
     except InterruptedByUserError:
         raise
     except Exception as bug:  # noqa: BLE001  (as said)
-        log.error("this is a bug in backupd", database=database, error=repr(bug), traceback=traceback.format_exc())
+        log.unexpected(bug, database=database)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-import traceback
 from concurrent.futures import Future, wait
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from backupd.errors import BackupdError, StoreUnavailableError
 from backupd.health.recording import with_prune
 from backupd.logs import log
 from backupd.prune import PruneResult
+from backupd.threads import start_thread
 from backupd.upkeep.rotation import rotate
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ class Rotations:
             if rotated.url in self._hanging:
                 return None
         outcome: Future[PruneResult] = Future()
-        thread = threading.Thread(target=self._run, args=(database, rotated, outcome), name="rotate", daemon=True)
-        thread.start()
+        start_thread(self._run, database, rotated, outcome, name="rotate")
         give_up_at = time.monotonic() + self._patience.total_seconds()
         while not wait([outcome], timeout=_LOOKS_SECONDS).done:
             go_on()
@@ -62,8 +61,7 @@ class Rotations:
         try:
             result = rotate(database, rotated, self._state, self._status)
         except Exception as bug:  # noqa: BLE001  (no bug may end what waits for this)
-            log.error("this is a bug in backupd", database=database, error=repr(bug), traceback=traceback.format_exc())
-            error = BackupdError(f"this is a bug in backupd: {bug!r}", hint="please report it, with the log")
+            error = log.unexpected(bug, database=database)
             result = PruneResult(database=database, store=rotated.url, error=error)
         with self._lock:
             outcome.set_result(result)

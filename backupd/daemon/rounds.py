@@ -20,7 +20,13 @@ from backupd.daemon.chores import run_drill
 from backupd.daemon.retries import BackOff, Retries
 from backupd.daemon.runs import ran_out_of_time
 from backupd.daemon.snapshots import look_after
-from backupd.errors import AnotherRunError, BackupdError, MissingDatabaseError, SourceUnusableError
+from backupd.errors import (
+    AnotherRunError,
+    BackupdError,
+    InterruptedByUserError,
+    MissingDatabaseError,
+    SourceUnusableError,
+)
 from backupd.health import planning, recording
 from backupd.health.heartbeats import Heartbeats
 from backupd.health.judging import LOOKS_THAT_MAY_FIND_NOTHING
@@ -83,6 +89,18 @@ class Rounds:
             self._round(None if _NOT_FOUND in names else names)
 
     def _round(self, only: Collection[str] | None, *, is_scheduled: bool = False) -> None:
+        try:
+            self._go_round(only, is_scheduled=is_scheduled)
+        except InterruptedByUserError:
+            return
+        except Exception as error:  # noqa: BLE001  (a round that is lost must be seen, and made up for)
+            failed, now = log.unexpected(error, path=self._entry.path), datetime.now(UTC)
+            self._charge.note(
+                lambda status: planning.with_entry_problem(status, self._entry.shown_path, failed, at=now)
+            )
+            self._want_retry(_NOT_FOUND)
+
+    def _go_round(self, only: Collection[str] | None, *, is_scheduled: bool) -> None:
         with self._turn:
             now = datetime.now(UTC)
             sight = self._charge.look()

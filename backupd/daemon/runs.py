@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-import traceback
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from backupd.errors import AnotherRunError, BackupdError, BusyError, InterruptedByUserError
+from backupd.errors import AnotherRunError, BackupdError, BusyError, InterruptedByUserError, LimitReachedError
 from backupd.logs import log
+from backupd.threads import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,6 +75,11 @@ class Runs:
             run.on_end.append(on_end)
             self._begin_what_can()
 
+    def begin_what_waits(self) -> None:
+        """Try again what could not begin when no thread could be started."""
+        with self._changed:
+            self._begin_what_can()
+
     def _begin_what_can(self) -> None:
         """Under the lock, whenever there may be room. A database whose turn somebody else has holds no other up."""
         while len(self._started) < self._limit:
@@ -83,11 +88,10 @@ class Runs:
                 return
             run = self._waiting[name]
             # A daemon thread: what does not end although it was abandoned must not keep the process from ending.
-            thread = threading.Thread(target=self._run, args=(name, run), name="run", daemon=True)
             try:
-                thread.start()
-            except RuntimeError as error:
-                log.error("no thread can be started: the run waits", database=name, error=str(error))
+                start_thread(self._run, name, run, name="run")
+            except LimitReachedError as error:
+                log.error("the run waits", database=name, error=error.values())
                 return
             self._running.add(name)
             self._started[name] = self._waiting.pop(name)
@@ -109,8 +113,7 @@ class Runs:
         except BackupdError as expected:
             error = expected
         except Exception as bug:  # noqa: BLE001  (nobody else would tell of it)
-            error = BackupdError(f"this is a bug in backupd: {bug!r}", hint="please report it, with its log")
-            log.error("this is a bug in backupd", database=name, error=repr(bug), traceback=traceback.format_exc())
+            error = log.unexpected(bug, database=name)
         with self._changed:  # which whoever started it holds until it is noted as begun
             del self._started[name]
             if error is None:

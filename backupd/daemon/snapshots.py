@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from backupd.backup import Wish
 from backupd.daemon.outcomes import log_result
-from backupd.errors import BackupdError
+from backupd.errors import expected
 from backupd.health import planning, recording
 from backupd.upkeep.rotation import is_rotated_after
 from backupd.upkeep.snapshots import take_snapshot
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from backupd.backup import BackupResult
     from backupd.daemon.charge import Charge
+    from backupd.errors import BackupdError
     from backupd.health import StoreHealth
     from backupd.upkeep.configured import Configured
     from backupd.upkeep.stores import RotatedStore
@@ -38,8 +39,7 @@ def look_after(
         results, has_mended = _take_all(configured, stores, charge)
     except Exception as bug:
         # Told by whoever started this; but a database that is not backed up must be seen to be so.
-        error = BackupdError(f"this is a bug in backupd: {bug!r}", hint="please report it, with the log")
-        down = {configured.name: [(rotated.url, error) for rotated in stores]}
+        down = {configured.name: [(rotated.url, expected(bug)) for rotated in stores]}
         charge.note(lambda status: recording.with_down(status, down, at=started_at))
         raise
     finally:

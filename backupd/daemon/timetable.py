@@ -10,13 +10,14 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from apscheduler.events import EVENT_JOB_ERROR, JobExecutionEvent
-from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.executors.pool import BasePoolExecutor
 from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.date import DateTrigger
 
 from backupd.logs import log
+from backupd.threads import WorkerThreads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +61,19 @@ def _clock_offset() -> timedelta:
     return timedelta(seconds=time.time() - time.monotonic())
 
 
+class _Threads(BasePoolExecutor):  # type: ignore[misc]  # it has no types
+    """Up to `most` threads. APScheduler drops what it could start no thread for: hence one from the beginning."""
+
+    def __init__(self, most: int) -> None:
+        self._workers = WorkerThreads(most, thread_name_prefix="timetable")
+        super().__init__(self._workers)
+
+    def start(self, scheduler: BackgroundScheduler, alias: str) -> None:
+        """Raises `LimitReachedError`."""
+        self._workers.submit(int).result()
+        super().start(scheduler, alias)
+
+
 class _Scheduler(BackgroundScheduler):  # type: ignore[misc]  # it has no types
     """Ends in peace: once it is to stop, APScheduler does not find what it has just done, and wants to remove that."""
 
@@ -78,8 +92,8 @@ class Timetable:
         """`clock_offset` is how far the clock is from one that nobody can set."""
         self._scheduler = _Scheduler(
             executors={
-                "default": ThreadPoolExecutor(_THREADS),
-                **{queue: ThreadPoolExecutor(1) for queue in ONE_BY_ONE},
+                "default": _Threads(_THREADS),
+                **{queue: _Threads(1) for queue in ONE_BY_ONE},
             },
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
             timezone=UTC,
@@ -92,7 +106,7 @@ class Timetable:
         self._clock_offset = clock_offset()
 
     def start(self) -> None:
-        """Begin to do what is due. Threads start here, and none before."""
+        """Begin to do what is due. Threads start here, and none before. Raises `LimitReachedError`."""
         self._scheduler.start()
 
     def stop(self) -> None:
@@ -156,4 +170,4 @@ class Timetable:
 
 
 def _tell_of_bug(event: JobExecutionEvent) -> None:
-    log.error("this is a bug in backupd", error=repr(event.exception), traceback=event.traceback)
+    log.unexpected(event.exception)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeVar
+
+from backupd.threads import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,5 +23,5 @@ def started(call: Callable[[], _T]) -> Future[_T]:
         except BaseException as error:  # noqa: BLE001  (raised again where the result is asked for)
             outcome.set_exception(error)
 
-    threading.Thread(target=run, daemon=True).start()
+    start_thread(run, name="unwaited")
     return outcome

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from backupd.children import NOT_LOADED, child_environment, command_of, not_loaded, start
-from backupd.errors import BackupdError, BusyError, TargetUnwritableError
+from backupd.errors import BackupdError, BusyError, LimitReachedError, TargetUnwritableError
 from backupd.live.soundness import Soundness
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def _read(answer: Path, status: int) -> Soundness:
     if status == NOT_LOADED:
         raise not_loaded("the process in which SQLite looks through the restored database")
     if status:
-        raise BackupdError(
+        kind = LimitReachedError if -status in {signal.SIGKILL, signal.SIGABRT} else BackupdError
+        raise kind(
             f"the process in which SQLite looked through the restored database ended with status {status}",
             hint="memory may have run out, or the database made SQLite crash; drill an older snapshot to compare",
         )

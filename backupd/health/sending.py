@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-import traceback
 from collections import deque
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from backupd.errors import LimitReachedError
 from backupd.logs import log
+from backupd.threads import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,8 +36,10 @@ class Sender(Generic[_T]):
             self._waiting.append(what)
             self._changed.notify_all()
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-                self._thread.start()
+                try:
+                    self._thread = start_thread(self._work, name=self._name)
+                except LimitReachedError as error:  # what waits is sent with the next that is put
+                    log.error("nothing can be sent now", to=self._name, error=error.values())
         return dropped
 
     def close(self, timeout: float) -> bool:
@@ -59,7 +62,7 @@ class Sender(Generic[_T]):
             try:
                 self._send(what)
             except Exception as error:  # noqa: BLE001  (silence from here on would be worse than any bug)
-                log.error("this is a bug in backupd", error=repr(error), traceback=traceback.format_exc())
+                log.unexpected(error)
 
 
 def sendable(text: str) -> str:

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import sys
-import threading
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +17,8 @@ from pathlib import Path
 import apsw
 
 from backupd.capture.image import opened_image
+from backupd.errors import LimitReachedError
+from backupd.threads import start_thread
 
 MOST_FINDINGS = 100
 _LONGEST_LINE = 500
@@ -213,10 +214,10 @@ def _end_with_parent() -> None:
 
 def main() -> None:
     """Print what is found in the file that is named; exit 0."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
+        start_thread(_end_with_parent, name="parent")
         values: dict[str, object] = asdict(examine(Path(sys.argv[1])))
-    except apsw.Error as error:
+    except (apsw.Error, LimitReachedError) as error:
         values = {"failure": str(error)}
     sys.stdout.write(json.dumps(values) + "\n")
     sys.stdout.flush()

@@ -19,6 +19,7 @@ from backupd.errors import (
     StoreFullError,
     StoreRefusedError,
     StoreUnavailableError,
+    limit_reached,
 )
 from backupd.files import flush_names
 from backupd.store import ObjectFacts, StoredObject
@@ -236,6 +237,8 @@ def leaving_no_directory(root: Path) -> Iterator[None]:
 
 
 def _translate(error: OSError, root: Path, path: Path) -> StoreError:
+    if limit := limit_reached(error):
+        return StoreUnavailableError(f"{path}: {limit.message}", hint=limit.hint)
     reason = os.strerror(error.errno) if error.errno else str(error)
     if error.errno in _NO_SPACE:
         return StoreFullError(

@@ -19,11 +19,12 @@ from botocore.exceptions import (
     ResponseStreamingError,
 )
 
-from backupd.errors import BackupdError, DamageError, NoSuchObjectError
+from backupd.errors import BackupdError, DamageError, LimitReachedError, NoSuchObjectError
 from backupd.store import ObjectFacts, StoredObject
 from backupd.store.keys import require_safe_key, require_safe_prefix
 from backupd.store.s3_client import Connection
 from backupd.store.s3_errors import Asked, is_beyond_end, not_s3, out_of_time, translate, unusable
+from backupd.threads import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -240,7 +241,10 @@ class S3Store:
             except BaseException as error:  # noqa: BLE001  (raised again in the caller's thread)
                 outcome.set_exception(error)
 
-        threading.Thread(target=run, name=f"s3-{asked.verb}", daemon=True).start()
+        try:
+            start_thread(run, name=f"s3-{asked.verb}")
+        except LimitReachedError as error:
+            raise translate(error, asked) from error
         if not wait([outcome], timeout=limit).done:
             raise out_of_time(asked)
         try:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 from botocore import exceptions as boto
 from urllib3.util.ssl_match_hostname import CertificateError
 
-from backupd.errors import NoSuchObjectError, StoreError
+from backupd.errors import NoSuchObjectError, StoreError, StoreUnavailableError, limit_reached
 from backupd.store import s3_meanings as meanings
 from backupd.store.keys import PackKey
 from backupd.store.s3_client import CredentialsError
@@ -101,6 +101,8 @@ def translate(error: Exception, asked: Asked) -> StoreError:
     """
     if isinstance(error, boto.ClientError):
         return _of_answer(_Answer(error), asked)
+    if limit := limit_reached(error):
+        return StoreUnavailableError(f"cannot {asked.verb} {asked.key}: {limit.message}", hint=limit.hint)
     causes = list(_causes(error))
     meaning = _meaning_of_tls(causes, asked) or _first(meanings.BY_EXCEPTION, causes)
     if meaning is None:
@@ -112,6 +114,8 @@ def unusable(error: Exception, asked: Asked) -> StoreError:
     """The same for what was raised when a client was made, or its credentials were looked for."""
     if isinstance(error, CredentialsError) and str(error):
         return _error(meanings.CREDENTIALS, asked, reason=str(error))
+    if limit := limit_reached(error):
+        return StoreUnavailableError(f"cannot {asked.verb} {asked.key}: {limit.message}", hint=limit.hint)
     causes = list(_causes(error))
     # The wrapping of `s3_client` says only where.
     told = causes[1:] if isinstance(error, CredentialsError) else causes
