@@ -7,33 +7,28 @@ from __future__ import annotations
 
 import hmac
 import json
-import socket
-import sys
-import threading
-import traceback
-from contextlib import suppress
+from dataclasses import dataclass
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlsplit
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl
 
-from backupd import __version__
-from backupd.daemon.requested import answer, parse_request
-from backupd.errors import BackupdError, ExitCode, UsageError
+from backupd.daemon.listening import Server
+from backupd.daemon.requested import MOST_AT_ONCE, Requests, parse_request
+from backupd.errors import BackupdError, ExitCode, LimitReachedError, UsageError, limit_reached
 from backupd.health.judging import is_healthy
 from backupd.health.metrics import CONTENT_TYPE, metrics_text
 from backupd.logs import log
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from wsgiref.types import StartResponse, WSGIEnvironment
 
     from backupd.daemon.attention import Attention
     from backupd.daemon.charge import Charge
 
-_MOST_BODY_BYTES = 16_384
-_MOST_CONNECTIONS = 32
-_IDLE_SECONDS = 10.0
-_REQUEST_SECONDS = 20.0
+# However many wait for their snapshots, some threads are left to say how things are.
+_THREADS = MOST_AT_ONCE + 2
+_RETRY_AFTER_SECONDS = 5
 _SCHEME = "Bearer "
 _STATUS_OF = {
     ExitCode.DONE: HTTPStatus.OK,
@@ -43,217 +38,168 @@ _STATUS_OF = {
 """What `backupd now` would have ended with, as HTTP says it; anything else is 503, so that `curl --fail` fails."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    code: HTTPStatus
+    content: bytes
+    content_type: str = "application/json"
+    header: tuple[str, str] | None = None
+    """What the code needs besides."""
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        headers = [("Content-Type", self.content_type), ("Cache-Control", "no-store")]
+        headers += [("Content-Length", str(len(self.content)))]
+        return [*headers, self.header] if self.header else headers
+
+
 class HttpServer:
     """Listens where the configuration says, and answers for the charge that holds at that moment."""
 
     def __init__(self, attention: Attention) -> None:
         self._attention = attention
-        self._server: _Server | None = None
+        self._requests = Requests()
+        self._server: Server | None = None
+        self._charge: Charge | None = None
 
     def listen(self, charge: Charge) -> None:
-        """Answer for `charge` from now on, at its address. Raises `UsageError`, and goes on as before, if it cannot."""
-        address = charge.settings.http.address
-        if self._server is not None and address == self._server.asked_for:
-            self._server.charge = charge
+        """Answer for `charge` from now on, at its address.
+
+        Raises `UsageError` or `LimitReachedError`, and goes on as before, if it cannot.
+        """
+        asked_for = None if self._server is None else self._server.asked_for
+        before, self._charge = self._charge, charge
+        if charge.settings.http.address == asked_for:
             return
-        before = self._server
         self.close()  # first: the new address may contain the old one, as 0.0.0.0 does
-        if address is None:
-            return
         try:
-            self._serve(_bound(address, charge, self._attention))
-        except UsageError:
+            self._serve(charge)
+        except BackupdError:
+            self._charge = before
             if before is not None:
-                self._serve(_bound(before.asked_for, before.charge, self._attention))
+                self._serve(before)
             raise
 
-    def _serve(self, server: _Server) -> None:
-        self._server = server
-        threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
-        log.info("listening", url=server.url, takes_snapshots=server.charge.settings.http.token is not None)
+    def _serve(self, charge: Charge) -> None:
+        address = charge.settings.http.address
+        if address is not None:
+            self._server = Server(address, self._application, threads=_THREADS)
+            log.info("listening", url=self._server.url, takes_snapshots=charge.settings.http.token is not None)
 
     def close(self) -> None:
         """Listen no more. Answers that are being given are not waited for."""
         if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
+            self._server.close()
             self._server = None
 
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self, address: tuple[str, int], charge: Charge, attention: Attention) -> None:
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self.asked_for = address
-        self.charge = charge
-        self.attention = attention
-        self._room = threading.BoundedSemaphore(_MOST_CONNECTIONS)
-        super().__init__(address, _Handler)
-
-    @property
-    def url(self) -> str:
-        host, port = self.server_address[:2]
-        return f"http://[{host!s}]:{port}" if ":" in str(host) else f"http://{host!s}:{port}"
-
-    def server_bind(self) -> None:
-        # The one of http.server asks a name server for this host's name.
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._room.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
+    def _application(self, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        """What waitress calls, in one of its threads, with each request that is complete."""
+        assert self._charge is not None  # noqa: S101
         try:
-            super().process_request(request, client_address)
-        except RuntimeError:  # no thread can be started
-            self._room.release()
-            raise
+            answer = self._answer(environ, self._charge)
+        except Exception as error:  # noqa: BLE001  (the client is to get an answer)
+            code = HTTPStatus.INTERNAL_SERVER_ERROR if limit_reached(error) is None else HTTPStatus.SERVICE_UNAVAILABLE
+            answer = _json(code, {"error": log.unexpected(error, path=environ["PATH_INFO"]).values()})
+        start_response(f"{answer.code.value} {answer.code.phrase}", answer.headers)
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [answer.content]
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._room.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002  (as it is called)
-        """A client that goes away is no news; anything else is a bug."""
-        error = sys.exception()
-        if not isinstance(error, OSError):
-            log.error("this is a bug in backupd", error=repr(error), traceback=traceback.format_exc())
-
-
-def _bound(address: tuple[str, int], charge: Charge, attention: Attention) -> _Server:
-    try:
-        return _Server(address, charge, attention)
-    except OSError as error:
-        host, port = address
-        raise UsageError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}",
-            hint='set http.listen (BACKUPD_HTTP__LISTEN) to another address, or to "" for none',
-        ) from error
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server
-    server_version = f"backupd/{__version__}"
-    sys_version = ""
-    timeout = _IDLE_SECONDS
-
-    def setup(self) -> None:
-        """Give the client a time for its whole request: one byte now and then would keep its place for hours."""
-        super().setup()
-        self._patience = threading.Timer(_REQUEST_SECONDS, self._give_up)
-        self._patience.daemon = True
-        self._patience.start()
-
-    def finish(self) -> None:
-        """Whatever came of it."""
-        self._patience.cancel()
-        super().finish()
-
-    def _give_up(self) -> None:
-        with suppress(OSError):
-            self.connection.shutdown(socket.SHUT_RDWR)
-
-    def do_GET(self) -> None:
-        """Health and metrics."""
-        match urlsplit(self.path).path:
-            case "/healthz":
-                self._answer_health()
-            case "/metrics":
-                self._answer_metrics()
+    def _answer(self, environ: WSGIEnvironment, charge: Charge) -> _Answer:
+        match environ["REQUEST_METHOD"], environ["PATH_INFO"]:
+            case "GET" | "HEAD", "/healthz":
+                return self._health(charge)
+            case "GET" | "HEAD", "/metrics":
+                content = metrics_text(charge.status.read(), self._attention.alarms())
+                return _Answer(HTTPStatus.OK, content, CONTENT_TYPE)
+            case "GET" | "HEAD", _:
+                return _refusal(HTTPStatus.NOT_FOUND, "nothing is here", hint="there are /healthz and /metrics")
+            case "POST", "/snapshots" if charge.settings.http.token is not None:
+                return self._snapshots(environ, charge, charge.settings.http.token.get_secret_value())
+            case "POST", _:
+                hint = "POST /snapshots needs http.token to be set"
+                return _refusal(HTTPStatus.NOT_FOUND, "nothing is here", hint=hint)
             case _:
-                self._refuse(HTTPStatus.NOT_FOUND, "nothing is here", hint="there are /healthz and /metrics")
+                hint, header = "there are GET, HEAD and POST", ("Allow", "GET, HEAD, POST")
+                return _refusal(HTTPStatus.METHOD_NOT_ALLOWED, "no such method is here", hint=hint, header=header)
 
-    do_HEAD = do_GET  # noqa: N815  (the name that http.server asks for)
-
-    def do_POST(self) -> None:
-        """A snapshot, for whoever knows the token; without one in the configuration, nothing is here."""
-        token = self.server.charge.settings.http.token
-        if token is None or urlsplit(self.path).path != "/snapshots":
-            self._refuse(HTTPStatus.NOT_FOUND, "nothing is here", hint="POST /snapshots needs http.token to be set")
-        elif not self._has_token(token.get_secret_value()):
-            self._refuse(
-                HTTPStatus.UNAUTHORIZED,
-                "this needs the token of http.token",
-                hint="send the header: Authorization: Bearer TOKEN",
-            )
-        else:
-            self._take_snapshot()
-
-    def _answer_health(self) -> None:
-        alarms = self.server.attention.alarms()
-        is_well = is_healthy(self.server.charge.status.read(), alarms)
+    def _health(self, charge: Charge) -> _Answer:
+        alarms = self._attention.alarms()
+        is_well = is_healthy(charge.status.read(), alarms)
         told = [
             {"kind": alarm.kind, "database": alarm.database, "store": alarm.store, "since": alarm.since.isoformat()}
             for alarm in alarms
         ]
         code = HTTPStatus.OK if is_well else HTTPStatus.SERVICE_UNAVAILABLE
-        self._send_json(code, {"is_healthy": is_well, "alarms": told})
+        return _json(code, {"is_healthy": is_well, "alarms": told})
 
-    def _answer_metrics(self) -> None:
-        content = metrics_text(self.server.charge.status.read(), self.server.attention.alarms())
-        self._send(HTTPStatus.OK, content, CONTENT_TYPE)
-
-    def _take_snapshot(self) -> None:
+    def _snapshots(self, environ: WSGIEnvironment, charge: Charge, token: str) -> _Answer:
+        """A snapshot, for whoever knows the token."""
+        if not _has_token(environ, token):
+            return _refusal(
+                HTTPStatus.UNAUTHORIZED,
+                "this needs the token of http.token",
+                hint="send the header: Authorization: Bearer TOKEN",
+                header=("WWW-Authenticate", "Bearer"),
+            )
         try:
-            given = answer(parse_request(self._body()), self.server.charge)
+            given = self._requests.answer(parse_request(_values(environ)), charge)
+        except LimitReachedError as error:
+            header = ("Retry-After", str(_RETRY_AFTER_SECONDS))
+            return _json(HTTPStatus.SERVICE_UNAVAILABLE, {"error": error.values()}, header=header)
         except BackupdError as error:
             code = _STATUS_OF.get(error.exit_code, HTTPStatus.SERVICE_UNAVAILABLE)
-            self._send_json(code, {"error": error.values()})
-            return
+            return _json(code, {"error": error.values()})
         code = _STATUS_OF.get(given.exit_code, HTTPStatus.SERVICE_UNAVAILABLE)
-        self._send_json(HTTPStatus.ACCEPTED if "accepted" in given.values else code, given.values)
+        return _json(HTTPStatus.ACCEPTED if "accepted" in given.values else code, given.values)
 
-    def _has_token(self, token: str) -> bool:
-        given = self.headers.get("Authorization", "")
-        # http.server reads headers as Latin-1, whatever they are.
-        sent = given.removeprefix(_SCHEME).strip().encode("latin-1", errors="replace")
-        return given.startswith(_SCHEME) and hmac.compare_digest(sent, token.encode())
 
-    def _body(self) -> Mapping[str, object]:
-        """What was sent, as a form or as JSON, and what stands in the URL behind the question mark."""
-        length = self.headers.get("Content-Length") or "0"
-        # A body in chunks would be passed over: the snapshot would lack its tag.
-        if "Transfer-Encoding" in self.headers or not length.isdecimal() or int(length) > _MOST_BODY_BYTES:
-            raise UsageError(
-                "the body of the request is too large, or of no known length",
-                hint="send: curl -d database=app -d tag=before-upgrade",
-            )
-        content = self.rfile.read(int(length))
-        if len(content) < int(length):
-            raise UsageError("the body of the request broke off", hint="nothing was done; send it again")
-        self._patience.cancel()  # what follows takes as long as a snapshot
-        values: dict[str, object] = dict(parse_qsl(urlsplit(self.path).query, keep_blank_values=True))
-        try:
-            if self.headers.get_content_type() == "application/json":
-                return values | dict(json.loads(content or b"{}"))
-            return values | dict(parse_qsl(content.decode(), keep_blank_values=True))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise UsageError(
-                "the body of the request cannot be read", hint="send: curl -d database=app -d tag=before-upgrade"
-            ) from error
+def _has_token(environ: WSGIEnvironment, token: str) -> bool:
+    given: str = environ.get("HTTP_AUTHORIZATION", "")
+    # WSGI has headers as Latin-1, whatever they are.
+    sent = given.removeprefix(_SCHEME).strip().encode("latin-1", errors="replace")
+    return given.startswith(_SCHEME) and hmac.compare_digest(sent, token.encode())
 
-    def _refuse(self, code: HTTPStatus, message: str, *, hint: str) -> None:
-        self._send_json(code, {"error": {"message": message, "hint": hint}})
 
-    def _send_json(self, code: HTTPStatus, values: Mapping[str, object]) -> None:
-        self._send(code, json.dumps(values, indent=2).encode() + b"\n", "application/json")
+def _values(environ: WSGIEnvironment) -> Mapping[str, object]:
+    """What was sent, as a form or as JSON, and what stands in the URL behind the question mark."""
+    content = environ["wsgi.input"].read()
+    content_type = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
+    try:
+        pairs: list[tuple[str, object]] = [*_form(environ["QUERY_STRING"].encode("latin-1"))]
+        if content_type == "application/json":
+            # No number means anything here, and Python refuses to make whole ones of many digits.
+            given: _Pairs = json.loads(content or b"{}", object_pairs_hook=_Pairs, parse_int=float)
+            pairs += given.items()
+        else:
+            pairs += _form(content)
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise UsageError(
+            "the body of the request cannot be read", hint="send: curl -d database=app -d tag=before-upgrade"
+        ) from error
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise UsageError(f"{twice!r} is given more than once", hint="send each key once, in the body or in the URL")
+    return values
 
-    def _send(self, code: HTTPStatus, content: bytes, content_type: str) -> None:
-        self.send_response(code)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("Cache-Control", "no-store")
-        if code is HTTPStatus.UNAUTHORIZED:
-            self.send_header("WWW-Authenticate", "Bearer")
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (its name)
-        """Every 30 s somebody asks for /healthz: that is no event."""
+class _Pairs:
+    """An object of JSON, with the keys that are there twice."""
+
+    def __init__(self, pairs: list[tuple[str, object]]) -> None:
+        self._pairs = pairs
+
+    def items(self) -> list[tuple[str, object]]:
+        return self._pairs
+
+
+def _form(content: bytes) -> list[tuple[str, str]]:
+    return parse_qsl(content.decode(), keep_blank_values=True, errors="strict")
+
+
+def _refusal(code: HTTPStatus, message: str, *, hint: str, header: tuple[str, str] | None = None) -> _Answer:
+    return _json(code, {"error": {"message": message, "hint": hint}}, header=header)
+
+
+def _json(code: HTTPStatus, values: Mapping[str, object], *, header: tuple[str, str] | None = None) -> _Answer:
+    return _Answer(code, json.dumps(values, indent=2).encode() + b"\n", header=header)

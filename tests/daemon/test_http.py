@@ -1,8 +1,9 @@
 import http.client
 import json
 import socket
-import threading
-from contextlib import ExitStack, closing, contextmanager
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 
 import pytest
@@ -14,13 +15,13 @@ from harness.statuses import MINUTE, NOON, healthy
 from prometheus_client.parser import text_string_to_metric_families
 
 from backupd.daemon.http import HttpServer
+from backupd.daemon.listening import Server
 from backupd.errors import UsageError
 from backupd.health import Status
 from backupd.health.judging import judge
 
 PATIENCE_SECONDS = 30
 TOKEN = "a token of the tests, long enough"
-MOST_CONNECTIONS = 32
 
 
 class Attention:
@@ -72,10 +73,21 @@ def setting(tmp_path):
 
 
 @contextmanager
-def connections(port, count):
-    """Clients that have connected and ask nothing."""
+def connections(port, count, sent=b""):
+    """Clients that have connected, and asked for nothing yet."""
     with ExitStack() as stack:
-        yield [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(count)]
+        clients = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(count)]
+        for client in clients:
+            with suppress(ConnectionError):  # the server has turned it away
+                client.sendall(sent)
+        yield clients
+
+
+def said(port, content):
+    """Everything that the server answers to bytes, and whether it closes the connection after that."""
+    with closing(socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS)) as connection:
+        connection.sendall(content)
+        return connection.makefile("rb").read()
 
 
 def test_health_is_well_while_nothing_red_is_on(setting):
@@ -142,7 +154,7 @@ def test_a_head_has_no_body(setting):
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS"])
 def test_other_methods_are_not_there(setting, method):
     """However they are asked for."""
-    assert setting.ask(method, "/healthz")[0] == 501
+    assert setting.ask(method, "/healthz")[0] == 405
 
 
 def test_a_snapshot_needs_a_token_in_the_configuration(setting):
@@ -190,41 +202,143 @@ def test_a_snapshot_is_taken_with_the_token(setting):
 
 
 @pytest.mark.parametrize(
-    ("headers", "told"),
+    ("request_", "code"),
     [
-        ({"Content_Length": "1000000"}, "too large"),
-        ({"Content_Length": "many"}, "of no known length"),
-        ({"Content_Length": "-1"}, "of no known length"),
+        (b"GET /healthz\r\n\r\n", 200),
+        (b"GET http://backupd:9620/healthz HTTP/1.1\r\n\r\n", 200),
+        (b"POST /snapshots HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n", 413),
+        (b"POST /snapshots HTTP/1.1\r\nContent-Length: many\r\n\r\n", 400),
+        (b"POST /snapshots HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"POST /snapshots HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", 400),
+        (b"POST /snapshots HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+        (b"POST /snapshots HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nmany\r\n", 400),
+        (b"POST /snapshots HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+        (b"GET /healthz HTTP/1.1\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", 431),
+        (b"GET /" + b"x" * 100_000, 431),
+        (b"GET http://[ HTTP/1.1\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nno header\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", 400),
+        (b"GET /%00%ff HTTP/1.1\r\n\r\n", 404),
     ],
-    ids=["too large", "no number", "negative"],
 )
-def test_a_body_that_cannot_be_is_refused_before_it_is_read(setting, headers, told):
-    """With what is wrong with it."""
-    setting.listen(setting.port, token=TOKEN)
-    with closing(socket.create_connection(("127.0.0.1", setting.port), timeout=PATIENCE_SECONDS)) as connection:
-        lines = ["POST /snapshots HTTP/1.0", f"Authorization: Bearer {TOKEN}"]
-        lines += [f"{name.replace('_', '-')}: {text}" for name, text in headers.items()]
-        connection.sendall("\r\n".join([*lines, "", ""]).encode())
-        answer = connection.makefile().read()
-    assert answer.startswith("HTTP/1.0 400 ")
-    assert told in answer
-
-
-def test_those_who_ask_nothing_do_not_keep_others_out_for_ever(setting):
-    """There is room for some; one more is turned away at once, and let in when one has gone."""
-    with connections(setting.port, MOST_CONNECTIONS) as idle:
-        wait_until(lambda: _is_turned_away(setting))
-        for connection in idle:
-            connection.close()
-        wait_until(lambda: not _is_turned_away(setting))
+def test_what_is_no_request_is_refused(setting, capsys, request_, code):
+    """With a code and what is wrong, in JSON; nothing is logged, and the next client is answered."""
+    capsys.readouterr()
+    with suppress(ConnectionError):  # there may be more to send than the server takes
+        first, _, rest = said(setting.port, request_).partition(b"\r\n")
+        assert int(first.split()[1]) == code
+        assert code == 200 or json.loads(rest.partition(b"\r\n\r\n")[2])["error"]["message"]
     assert setting.ask("GET", "/healthz")[0] == 200
+    assert capsys.readouterr().err == ""
 
 
-def _is_turned_away(setting):
+@pytest.mark.parametrize(
+    ("path", "body", "content_type", "told"),
+    [
+        ("/snapshots", "tag=a&tag=b", "application/x-www-form-urlencoded", "'tag' is given more than once"),
+        ("/snapshots?tag=a", "tag=b", "application/x-www-form-urlencoded", "'tag' is given more than once"),
+        ("/snapshots", '{"tag": "a", "tag": "b"}', "application/json", "'tag' is given more than once"),
+        ("/snapshots?database=%ff", "", "application/x-www-form-urlencoded", "cannot be read"),
+        ("/snapshots", "database=a%00", "application/x-www-form-urlencoded", "no database 'a\\x00'"),
+        ("/snapshots", '{"wait": ' + "9" * 5000 + "}", "application/json", "wait must be true or false"),
+        ("/snapshots", '{"wait": 1e999}', "application/json", "wait must be true or false"),
+        ("/snapshots", '{"wait": NaN}', "application/json", "wait must be true or false"),
+        ("/snapshots", '{"database": -' + "9" * 5000 + "}", "application/json", "database must be"),
+        ("/snapshots", '{"database": "\\ud800"}', "application/json", "no database '\\ud800'"),
+        ("/snapshots", '{"database": ' + "[" * 7000 + "]" * 7000 + "}", "application/json", "cannot be read"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named(setting, path, body, content_type, told):
+    """400, whichever way it is sent."""
+    setting.listen(setting.port, token=TOKEN)
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": content_type}
+    code, _, text = setting.ask("POST", path, body, **headers)
+    assert code == 400
+    assert told in json.loads(text)["error"]["message"]
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /healthz HTTP/1.1\r\nHost: "])
+@pytest.mark.parametrize("count", [40, 400])
+def test_clients_that_ask_nothing_keep_no_other_out(setting, count, sent):
+    """Others are answered at once, however many have connected and ask nothing, or not to the end."""
+    with connections(setting.port, count, sent):
+        for path in ("/healthz", "/metrics", "/healthz"):
+            began = time.monotonic()
+            assert setting.ask("GET", path)[0] == 200
+            assert time.monotonic() - began < 5
+
+
+def test_a_request_has_to_be_complete_in_time():
+    """A byte now and then does not keep a connection open, and nor does silence; others are answered meanwhile."""
+
+    def application(environ, start_response):
+        start_response("200 OK", [("Content-Length", "2")])
+        return [b"ok"]
+
+    server = Server(("127.0.0.1", 0), application, threads=1, request_seconds=0.5)
     try:
-        return setting.ask("GET", "/healthz")[0] != 200
-    except (ConnectionError, http.client.HTTPException):
-        return True
+        with connections(int(server.effective_port), 2, b"GET / HTTP/1.1\r\nX: ") as (dripping, silent):
+            wait_until(lambda: not _takes_a_byte(dripping))
+            with suppress(ConnectionError):
+                assert silent.recv(1) == b""
+        assert said(int(server.effective_port), b"GET / HTTP/1.0\r\n\r\n").endswith(b"ok")
+    finally:
+        server.close()
+
+
+def _takes_a_byte(connection):
+    try:
+        connection.sendall(b"x")
+    except ConnectionError:
+        return False
+    return True
+
+
+def test_requests_that_wait_leave_room_for_others(setting):
+    """Four wait for a database whose run does not end, one more is refused; health and other databases are there."""
+    create_database(setting.charged.home / "shop.db", rows=1)
+    setting.listen(setting.port, token=TOKEN)
+
+    def ask(number=0, *, database="app", **fields):
+        body = "&".join(f"{key}={text}" for key, text in {"database": database, "tag": f"n{number}", **fields}.items())
+        return setting.ask("POST", "/snapshots", body, Authorization=f"Bearer {TOKEN}")[::2]
+
+    with ThreadPoolExecutor(40) as threads:
+        with setting.charged.charge.runs.turn("app", timeout=None):
+            waiting = [threads.submit(ask, number) for number in range(40)]
+            wait_until(lambda: sum(each.done() for each in waiting) == 36)
+            refused = [each.result() for each in waiting if each.done()]
+            assert {code for code, _ in refused} == {503}
+            assert json.loads(refused[0][1])["error"]["message"].startswith("as many requests for app are under way")
+            assert ask(wait="false")[0] == 503
+            assert [setting.ask("GET", path)[0] for path in ("/healthz", "/metrics")] == [200, 200]
+            assert ask(database="shop")[0] == 200
+        assert sorted(each.result()[0] for each in waiting) == [200] * 4 + [503] * 36
+    assert ask()[0] == 200
+
+
+def test_a_refusal_says_when_to_ask_again(setting):
+    """In the header that clients know."""
+    setting.listen(setting.port, token=TOKEN)
+    authorized = b"POST /snapshots?database=app&wait=false HTTP/1.0\r\nAuthorization: Bearer " + TOKEN.encode()
+    with setting.charged.charge.runs.turn("app", timeout=None):
+        answers = [said(setting.port, authorized + b"\r\n\r\n") for _ in range(5)]
+    assert [answer.split()[1] for answer in answers] == [b"202"] * 4 + [b"503"]
+    assert b"\r\nRetry-After: 5\r\n" in answers[-1]
+
+
+def test_who_waits_is_answered_after_the_server_has_closed(setting):
+    """A daemon that stops lets what is going on finish."""
+    setting.listen(setting.port, token=TOKEN)
+    with ThreadPoolExecutor(1) as threads:
+        with setting.charged.charge.runs.turn("app", timeout=None):
+            headers = {"Authorization": f"Bearer {TOKEN}"}
+            waiting = threads.submit(setting.ask, "POST", "/snapshots", "database=app", **headers)
+            wait_until(lambda: setting.server._requests._under_way)
+            setting.server.close()
+            with pytest.raises(ConnectionRefusedError):
+                setting.ask("GET", "/healthz")
+        assert waiting.result()[0] == 200
 
 
 def test_a_reload_moves_to_another_address(setting):
@@ -240,7 +354,6 @@ def test_a_reload_to_the_same_address_goes_on_listening(setting):
     """With what the new configuration says: a connection that is open is answered by it."""
     with closing(http.client.HTTPConnection("127.0.0.1", setting.port, timeout=PATIENCE_SECONDS)) as connection:
         connection.connect()
-        wait_until(lambda: threading.active_count() > 1)
         setting.listen(setting.port, token=TOKEN)
         connection.request("POST", "/snapshots")
         assert connection.getresponse().status == 401

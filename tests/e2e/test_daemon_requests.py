@@ -111,7 +111,6 @@ def test_without_waiting(daemon: Daemon) -> None:
         ("database=app&tag=../x", "application/x-www-form-urlencoded", "'../x' can not be a tag"),
         ("database=app&wait=perhaps", "application/x-www-form-urlencoded", "wait must be true or false"),
         ("databse=app", "application/x-www-form-urlencoded", "unknown key 'databse'"),
-        ("x" * 20_000, "application/x-www-form-urlencoded", "length"),
         ("{", "application/json", "cannot be read"),
         ("[" * 16_000, "application/json", "cannot be read"),
         ("[1]", "application/json", "cannot be read"),
@@ -130,13 +129,20 @@ def test_what_cannot_be_meant(refusing: Daemon, body: str, content_type: str, to
     assert refusing.ask("/healthz").code == 200
 
 
-def test_a_body_of_unknown_length_is_not_passed_over(refusing: Daemon) -> None:
-    """What is sent in chunks could name a database or a tag: 400, and no snapshot without them."""
-    in_chunks = "c\r\ndatabase=app\r\n0\r\n\r\n"
-    refused = refusing.ask("/snapshots", body=in_chunks, token=TOKEN, **{"Transfer-Encoding": "chunked"})
-    assert refused.code == 400
-    assert "length" in refused.document["error"]["message"]
-    assert refusing.events_of("snapshot") == []
+def test_a_body_that_is_too_large(refusing: Daemon) -> None:
+    """413, with the limit."""
+    refused = refusing.ask("/snapshots", body="x" * 20_000, token=TOKEN)
+    assert refused.code == 413
+    assert "16384 bytes" in refused.document["error"]["hint"]
+
+
+def test_a_body_in_chunks_is_not_passed_over(daemon: Daemon) -> None:
+    """The database and the tag in it count."""
+    in_chunks = "11\r\ndatabase=users&ta\r\n7\r\ng=parts\r\n0\r\n\r\n"
+    taken = daemon.ask("/snapshots", body=in_chunks, token=TOKEN, **{"Transfer-Encoding": "chunked"})
+    assert taken.code == 200
+    assert [each["database"] for each in taken.document["snapshots"]] == ["users"]
+    assert daemon.site.listed("users")[-1]["tags"] == ["parts"]
 
 
 @pytest.fixture(scope="module")
