@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import queue
+import select
 import signal
 import threading
-import traceback
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -31,7 +30,6 @@ from backupd.upkeep.stores import each_once, open_repositories, twin_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import FrameType
 
     from backupd.config import Settings
 
@@ -58,7 +56,7 @@ class _Service:
     """One run of the daemon."""
 
     def __init__(
-        self, settings: Settings, load: Callable[[], Settings], state: StateDirectory, signals: queue.SimpleQueue[int]
+        self, settings: Settings, load: Callable[[], Settings], state: StateDirectory, signals: _Signals
     ) -> None:
         self._load = load
         self._state = state
@@ -93,9 +91,9 @@ class _Service:
     def _wait(self) -> bool:
         """Until a signal ends it (False), or somebody else has to go on in its place (True)."""
         while True:
-            try:
-                number = self._signals.get(timeout=_TICK_SECONDS)
-            except queue.Empty:
+            number = self._signals.next(timeout=_TICK_SECONDS)
+            if number is None:
+                self._runs.begin_what_waits()
                 if self._timetable.clock_has_jumped():
                     log.warning("the clock was set, or the machine was asleep: everything is planned anew")
                     self._plan()
@@ -198,8 +196,7 @@ def _require_databases(settings: Settings) -> None:
 
 def _tell_of_bug(failed: threading.ExceptHookArgs) -> None:
     """In the log, where whoever looks after this looks; the other threads go on."""
-    told = "".join(traceback.format_exception(failed.exc_type, failed.exc_value, failed.exc_traceback))
-    log.error("this is a bug in backupd", error=repr(failed.exc_value), traceback=told)
+    log.unexpected(failed.exc_value or failed.exc_type())
 
 
 @contextmanager
@@ -216,21 +213,35 @@ def _only_daemon(state: StateDirectory) -> Iterator[None]:
         yield
 
 
+class _Signals:
+    """The signals that end the daemon or reload its configuration, as they come."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLIN)
+
+    def next(self, *, timeout: float) -> int | None:
+        """The number of the next one; None when none has come in `timeout` seconds."""
+        return os.read(self._descriptor, 1)[0] if self._poll.poll(timeout * 1000) else None
+
+
 @contextmanager
-def _signals() -> Iterator[queue.SimpleQueue[int]]:
-    """The numbers of the signals that end the daemon or reload its configuration, as they come."""
-    # The one queue that a signal handler may put into while the same thread gets from it.
-    received: queue.SimpleQueue[int] = queue.SimpleQueue()
-
-    def receive(number: int, _frame: FrameType | None) -> None:
-        received.put(number)
-
-    before = {number: signal.signal(number, receive) for number in (*_STOPPING, signal.SIGHUP)}
+def _signals() -> Iterator[_Signals]:
+    # The system may give a signal to any thread, and Python then wakes no other: what wakes the main thread is a byte
+    # that comes through a pipe.
+    outlet, inlet = os.pipe()
+    os.set_blocking(inlet, False)
+    before = {number: signal.signal(number, lambda *_: None) for number in (*_STOPPING, signal.SIGHUP)}
+    woken_before = signal.set_wakeup_fd(inlet)
     try:
-        yield received
+        yield _Signals(outlet)
     finally:
+        signal.set_wakeup_fd(woken_before)
         for number, handler in before.items():
             signal.signal(number, handler)
+        for descriptor in (outlet, inlet):
+            os.close(descriptor)
 
 
 def _tell_encryption(settings: Settings) -> None:

@@ -1,0 +1,150 @@
+"""What the system gives no more of: threads and processes, open files, memory. Real limits on real processes."""
+
+from __future__ import annotations
+
+import os
+import resource
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from harness.cli import CommandLine, Runner
+from harness.confinement import shared_directory
+from harness.daemon import wait_until
+from harness.place import change_rows, create_database
+from harness.site import TOKEN, new_site
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from harness.daemon import Daemon
+    from harness.place import Place
+    from harness.site import Site
+
+_COMMANDS = (
+    ("now", "app.db"),
+    ("list",),
+    ("verify",),
+    ("doctor",),
+    ("prune",),
+    ("restore", "latest", "--to", "out.db"),
+)
+
+
+def _limited(runner: Runner, limit: str) -> Runner:
+    return replace(runner, become=(*runner.become, "prlimit", limit, "--"))
+
+
+@contextmanager
+def _lowered(daemon: Daemon, kind: int, most: int) -> Iterator[None]:
+    """So many and no more for the daemon, and for what it starts, until the block ends."""
+    before = resource.prlimit(daemon.process.pid, kind)
+    resource.prlimit(daemon.process.pid, kind, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(daemon.process.pid, kind, before)
+
+
+@pytest.mark.parametrize("arguments", _COMMANDS, ids=lambda arguments: arguments[0])
+@pytest.mark.parametrize(
+    ("limit", "told"), [("--nofile=6", "files and connections open"), ("--as=60000000", "no memory is left")]
+)
+def test_a_command_names_the_limit(place: Place, limit: str, told: str, arguments: tuple[str, ...]) -> None:
+    """Not one of them takes a limit for a bug: what there is too little of, and what to raise."""
+    (place.home / "backupd.toml").write_text('[[databases]]\npath = "app.db"\n[[stores]]\nurl = "backups"\n')
+    command = CommandLine(place.home, runner=_limited(Runner(), limit))
+    process = command.start(*arguments)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode in {10, 11}, stderr
+    assert told in stderr
+    assert "hint: raise the" in stderr
+    assert "bug" not in stderr
+
+
+@pytest.fixture
+def site_of_stranger(stranger: Runner) -> Iterator[Site]:
+    """Of another user, because root has no limit of processes."""
+    with shared_directory() as home:
+        home.chmod(0o777)
+        site = new_site(home, runner=stranger)
+        for name in ("app", "users"):
+            create_database(home / f"{name}.db", rows=10)
+        site.configure("app.db", "users.db", http={"token": TOKEN})
+        for file in home.iterdir():
+            file.chmod(0o666)
+        yield site
+
+
+def test_a_command_without_threads_names_the_limit(site_of_stranger: Site, stranger: Runner) -> None:
+    """No process can be started, and no thread."""
+    site_of_stranger.backupd.run("now")
+    limited = CommandLine(site_of_stranger.home, runner=_limited(stranger, "--nproc=1"))
+    for arguments in (("now",), ("list",), ("restore", "app@latest", "--to", "out.db")):
+        failed = limited.run(*arguments, code=11)
+        assert "can be started: " in failed.stderr
+        assert "pids_limit" in failed.stderr
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    """One that has backed up app and users."""
+    site = new_site(tmp_path)
+    for name in ("app", "users"):
+        create_database(tmp_path / f"{name}.db", rows=10)
+    site.configure("app.db", "users.db", http={"token": TOKEN})
+    with site.daemon() as running:
+        for name in ("app", "users"):
+            running.wait_for("snapshot", database=name, outcome="created")
+        yield running
+
+
+def test_a_daemon_without_files_says_so_and_goes_on(daemon: Daemon) -> None:
+    """A request is refused with what is missing, and the same request is carried out when there are files again."""
+    change_rows(daemon.site.home / "app.db", "changed")
+    with _lowered(daemon, resource.RLIMIT_NOFILE, 12):
+        refused = daemon.ask("/snapshots", body="database=app", token=TOKEN)
+        assert refused.code == 503
+        assert "files and connections open" in refused.text
+    assert daemon.ask("/snapshots", body="database=app", token=TOKEN).code == 200
+    assert daemon.ask("/healthz").code == 200
+
+
+@contextmanager
+def _no_more_threads(daemon: Daemon) -> Iterator[None]:
+    """No thread and no process besides those that are there, until the block ends; skips where there are no cgroups."""
+    # With cgroups of version 1, and of version 2.
+    parents = [Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")]
+    parent = next((each for each in parents if os.access(each / "cgroup.procs", os.W_OK)), None)
+    if parent is None:
+        pytest.skip("cgroups cannot be changed here")
+    group = parent / f"backupd-test-{daemon.process.pid}"
+    group.mkdir()
+    try:
+        if not (group / "pids.max").exists():
+            pytest.skip("the cgroups here do not limit processes")
+        (group / "pids.max").write_text("1")
+        (group / "cgroup.procs").write_text(str(daemon.process.pid))
+        yield
+    finally:
+        (parent / "cgroup.procs").write_text(str(daemon.process.pid))
+        wait_until(lambda: not (group / "cgroup.procs").read_text())
+        group.rmdir()
+
+
+def test_a_daemon_without_threads_says_so_and_goes_on(daemon: Daemon) -> None:
+    """Health is answered by threads that are there; what could not begin is done when there are threads again."""
+    for name in ("app", "users"):
+        change_rows(daemon.site.home / f"{name}.db", "changed")
+    with _no_more_threads(daemon):
+        waits = daemon.ask("/snapshots", body="database=app", token=TOKEN)
+        assert waits.code == 503
+        assert "pids_limit" in waits.text
+        assert daemon.ask("/snapshots", body="database=app&wait=false", token=TOKEN).code == 503
+        assert daemon.metric("backupd_healthy") is not None
+        position = daemon.run_again()
+        daemon.wait_for("store not asked", after=position)
+    for name in ("app", "users"):
+        assert daemon.wait_for("snapshot", after=position, database=name, error=None)["outcome"] == "created"
