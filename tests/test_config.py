@@ -125,6 +125,25 @@ def test_a_duration_beyond_the_calendar_is_refused():
         parse_duration("999999999w")
 
 
+@pytest.mark.parametrize(
+    ("table", "key", "longest"),
+    [
+        ("retention", "grace", "365000d"),
+        ("health", "grace", "365000d"),
+        ("capture", "max_lock", "24d"),
+        ("capture", "deadline", "24d"),
+        ("daemon", "stop_timeout", "24d"),
+        ("daemon", "retry_after", "24d"),
+    ],
+)
+def test_a_duration_that_no_clock_can_count_is_refused_by_its_key(table, key, longest):
+    """Added to a time it would leave the calendar, and the system could not wait for it."""
+    Settings.model_validate({"state_dir": "/state", table: {key: longest}})
+    with pytest.raises(ValidationError, match=f"must be at most {longest}") as refused:
+        Settings.model_validate({"state_dir": "/state", table: {key: f"{longest}1s"}})
+    assert [error["loc"] for error in refused.value.errors()] == [(table, key)]
+
+
 @given(st.integers(min_value=0, max_value=10**15))
 def test_a_printed_duration_reads_back(milliseconds):
     """Printing and reading a duration gives the same duration."""

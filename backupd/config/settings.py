@@ -21,7 +21,7 @@ from backupd.config.unattended import (
     HttpSettings,
     NotificationSettings,
 )
-from backupd.config.values import AbsolutePath, Count, Duration, InvalidValueError, Size, Table, format_size
+from backupd.config.values import AbsolutePath, Count, InvalidValueError, Size, Table, Wait, format_size
 from backupd.encryption import Encryption
 
 _SMALLEST_LIMIT_BYTES = 10**6
@@ -42,9 +42,9 @@ Limit = Annotated[Size, AfterValidator(_refuse_bytes_that_lack_a_unit)]
 class CaptureSettings(Table):
     """How far a capture may go before it gives up rather than disturb the application."""
 
-    lock_timeout: Duration = timedelta(seconds=30)
-    max_lock: Duration = timedelta(seconds=3)
-    deadline: Duration = timedelta(hours=1)
+    lock_timeout: Wait = timedelta(seconds=30)
+    max_lock: Wait = timedelta(seconds=3)
+    deadline: Wait = timedelta(hours=1)
     max_wal_growth: Limit = 256 * 10**6
 
 

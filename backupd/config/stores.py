@@ -12,11 +12,11 @@ from backupd.config.retention import RetentionSettings
 from backupd.config.values import (
     AbsolutePath,
     Count,
-    Duration,
     InvalidValueError,
     SecretIfAny,
     Table,
     Text,
+    Wait,
     absolute_path,
 )
 from backupd.masking import keep_secret
@@ -116,9 +116,9 @@ class StoreSettings(Table):
     server_side_encryption: Literal["AES256", "aws:kms"] | None = None
     sse_kms_key_id: Text | None = None
 
-    time_limit: Duration = timedelta(minutes=5)
-    connect_timeout: Duration = timedelta(seconds=10)
-    read_timeout: Duration = timedelta(seconds=60)
+    time_limit: Wait = timedelta(minutes=5)
+    connect_timeout: Wait = timedelta(seconds=10)
+    read_timeout: Wait = timedelta(seconds=60)
     max_attempts: Annotated[Count, Field(ge=1)] = 5
 
     @property

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr
 
-from backupd.config.values import Count, Duration, InvalidValueError, SecretIfAny, Table, Text
+from backupd.config.values import Count, Duration, InvalidValueError, SecretIfAny, Table, Text, Wait
 from backupd.masking import keep_secret_url
 
 # Where the part of an apprise URL that looks like a host is one. Elsewhere it may be a token: tgram://token/chat.
@@ -61,8 +61,8 @@ class DaemonSettings(Table):
     """How `backupd run` runs."""
 
     concurrent_runs: Annotated[Count, Field(ge=1, le=64)] = 2
-    stop_timeout: Duration = timedelta(seconds=7)
-    retry_after: Duration = timedelta(seconds=30)
+    stop_timeout: Wait = timedelta(seconds=7)
+    retry_after: Wait = timedelta(seconds=30)
 
 
 class HealthSettings(Table):

@@ -19,6 +19,9 @@ _DURATION = re.compile(
 _SIZE = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?) ?([kmgt]?i?b)", re.IGNORECASE)
 # Controls, marks without a width, and what turns text around. A path may have all else, such as bytes that are no text.
 _STRAY = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+_LONGEST = timedelta(days=365_000)
+# Systems and libraries count the milliseconds of a wait in 31 bits.
+_LONGEST_WAIT = timedelta(days=24)
 _UNIT_BYTES = {
     "B": 1,
     "kB": 10**3,
@@ -167,6 +170,14 @@ def _duration(value: object) -> timedelta:
         raise InvalidValueError("must be a duration with a unit", hint='write it like "30s"')
     if value <= timedelta(0):
         raise InvalidValueError("must be longer than 0s")
+    if value > _LONGEST:  # a time that is so far away may be beyond the calendar
+        raise InvalidValueError(f"must be at most {format_duration(_LONGEST)}")
+    return value
+
+
+def _wait(value: timedelta) -> timedelta:
+    if value > _LONGEST_WAIT:
+        raise InvalidValueError(f"must be at most {format_duration(_LONGEST_WAIT)}: it is waited for")
     return value
 
 
@@ -186,6 +197,8 @@ def _count(value: object) -> object:
 
 
 Duration = Annotated[timedelta, BeforeValidator(_duration), PlainSerializer(format_duration, when_used="json")]
+Wait = Annotated[Duration, AfterValidator(_wait)]
+"""A duration that the system is asked to wait for."""
 Size = Annotated[int, BeforeValidator(_size), PlainSerializer(format_size, when_used="json")]
 Count = Annotated[int, BeforeValidator(_count)]
 AbsolutePath = Annotated[Path, BeforeValidator(absolute_path)]
