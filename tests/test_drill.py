@@ -228,7 +228,7 @@ def test_damaged_manifest_is_damage_of_the_store(place: Place) -> None:
     flip(place.store_root / "app" / "snapshots" / f"{newest}.json", 300)
     result = place.drill()
     assert (result.outcome, result.id) == (Outcome.DAMAGED_STORE, newest)
-    assert "the manifest of snapshot" in str(result.error)
+    assert f"the manifest of app@{newest}" in str(result.error)
     assert place.recorded(newest) is DrillOutcome.FAILED
 
 
