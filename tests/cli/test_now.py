@@ -155,7 +155,7 @@ def test_patterns_that_find_nothing_at_all_are_an_error(cli: CommandLine) -> Non
     ("arguments", "error", "hint"),
     [
         ([], "no database is given, and none is configured", "backupd now app.db"),
-        (["app.db", "copy/app.db"], "two databases with one name: 'app'", "--store"),
+        (["app.db", "copy/app.db"], "two databases with one name: 'app'", "give one another name: NAME="),
         (["app.db", "--tag", "latest"], "'latest' can not be a tag", "a tag is a letter"),
         (["app.db", "--store", "ftp://host/x"], "'ftp:' is not a kind of store", "s3://bucket/prefix"),
         (["app.db", "--ful"], "no such option '--ful'", "did you mean --full? see: backupd now --help"),
@@ -346,7 +346,7 @@ def test_two_stores_that_are_one_directory_are_told(cli: CommandLine) -> None:
     assert (len(first.lines), first.stderr) == (1, warning)
     oldest = cli.run("list", "--json", expect=0).document["snapshots"][0]["id"]
     cli.run("now", "--full", environ={"BACKUPD_RETENTION__AFTER_SNAPSHOT": "false"}, expect=0)
-    assert cli.run("forget", oldest, expect=0).stderr == warning
+    assert cli.run("forget", oldest, "-q", expect=0).stderr == warning
 
 
 def test_store_is_one_however_it_is_spelled(cli: CommandLine) -> None:
