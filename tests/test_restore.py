@@ -149,7 +149,7 @@ def test_leftover_that_sqlite_would_apply_is_refused(
 ) -> None:
     """A stale log silently brings old rows back."""
     (tmp_path / f"restored.db{suffix}").write_bytes(content)
-    with pytest.raises(TargetExistsError, match="left from another database"):
+    with pytest.raises(TargetExistsError, match="left of a file that is gone"):
         snapshotted.restore(tmp_path / "restored.db")
 
 

@@ -20,9 +20,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from backupd.capture import sink, source
+from backupd.capture import side_files, sink, source
 from backupd.capture.checksums import is_sealed, sealed, without_seal
 from backupd.capture.facts import FACTS_SECONDS, read_facts
+from backupd.capture.files import Header, read_header, unreadable
 from backupd.capture.holder import LockHolder
 from backupd.capture.limits import BYTES_PER_STEP, let_timers_end_this_process
 from backupd.capture.packer import Packer, PackWriter, Stream
@@ -175,7 +176,7 @@ class Output:
         size = {"page_size": self.page_size, "page_count": self.page_count}
         _emit("pinned", **size, facts=facts, taken_at=taken_at, **owner)
 
-    def finish(self, facts: dict[str, Any], first_page: bytes, header: source.Header) -> None:
+    def finish(self, facts: dict[str, Any], first_page: bytes, header: Header) -> None:
         """Everything but page 1 has come, and the database is no longer in use: complete the image and its packs."""
         _emit("captured")
         if self.page_count == 0:
@@ -207,9 +208,9 @@ class _Capture:
 
     def run(self) -> None:
         for _ in range(_BEGINNINGS):
-            header = source.read_header(self.path)
+            header = read_header(self.path)
             try:
-                if self._capture_pinned(header) if header.is_wal else self._capture_between_writes():
+                if self._capture_pinned() if header.is_wal else self._capture_between_writes():
                     return
             except source.JournalModeChangedError:
                 pass
@@ -218,12 +219,13 @@ class _Capture:
             hint="try again; if the application does this regularly, back up at another time",
         )
 
-    def _capture_pinned(self, header: source.Header) -> bool:
+    def _capture_pinned(self) -> bool:
         """In WAL mode, one transaction around everything: writers go on."""
         before, output = os.stat(self.path), self.output
         output.expect(self._request["lock_timeout"] + source.opening_seconds(self.path))
         with source.pinned(self.path, lock_timeout=self._request["lock_timeout"]) as connection:
             output.expect(FACTS_SECONDS)
+            header = source.read_pinned_header(connection)
             facts = read_facts(connection, header, seconds=FACTS_SECONDS)
             source.reject_journal_mode(facts, is_wal=True)
             page_size, page_count = connection.pragma("page_size"), connection.pragma("page_count")
@@ -274,7 +276,7 @@ class _Capture:
             )
 
 
-def _canonical(first_page: bytes, schema_version: int, header: source.Header, packer: Packer) -> bytes:
+def _canonical(first_page: bytes, schema_version: int, header: Header, packer: Packer) -> bytes:
     """Page 1 with a change counter that differs when the content does, so that a cache never trusts the wrong one."""
     version = header.writer_version
     blank = sink.complete_first_page(first_page, schema_version=schema_version, writer_version=version, counter=0)
@@ -290,6 +292,7 @@ def main() -> None:
     """Take one snapshot's pages and exit 0; failures are events too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     let_timers_end_this_process()
+    side_files.keep_sqlite_from_deleting()
     line = sys.stdin.readline()
     if not line:
         return  # the parent found that there is nothing to do
@@ -315,7 +318,7 @@ def _translated(error: OSError, capture: _Capture) -> BackupdError:
         return spool_full(capture.output.spool, error)
     if isinstance(error, FileNotFoundError):
         return SourceUnusableError(f"{error.filename} vanished during the capture")
-    return source.unreadable(capture.path, error)
+    return unreadable(capture.path, error)
 
 
 def _report_failure(error: BackupdError) -> None:

@@ -19,7 +19,7 @@ import apsw
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from backupd.capture.source import Header
+    from backupd.capture.files import Header
 
 FACTS_SECONDS = 2.0
 """What reading the facts may take where no writer waits for it. A schema of 10,000 tables takes 0.1 s."""
@@ -29,6 +29,7 @@ _MOST_SCHEMA_CHARACTERS = 8 << 20
 _MOST_VALUE_BYTES = 1 << 20
 _MOST_REVISIONS = 100
 _MOST_REVISION_CHARACTERS = 1000
+_UINT32 = 0xFFFFFFFF
 _LIMITS = (apsw.SQLITE_LIMIT_LENGTH, apsw.SQLITE_LIMIT_SQL_LENGTH)
 _UNREADABLE = (apsw.CorruptError, apsw.SQLError, apsw.NotADBError, UnicodeDecodeError, TypeError)
 
@@ -67,7 +68,8 @@ def read_facts(connection: apsw.Connection, header: Header, *, seconds: float) -
     return {
         "journal_mode": connection.pragma("journal_mode"),
         "encoding": connection.pragma("encoding"),
-        "free_pages": connection.pragma("freelist_count"),
+        # SQLite believes what the header says, which may be any number.
+        "free_pages": min(int(connection.pragma("freelist_count")) & _UINT32, int(connection.pragma("page_count"))),
         "schema_version": connection.pragma("schema_version"),
         "user_version": connection.pragma("user_version"),
         "application_id": connection.pragma("application_id"),

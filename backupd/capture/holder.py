@@ -26,8 +26,9 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Self
 
 from backupd import errors
-from backupd.capture import sink, source
+from backupd.capture import side_files, sink, source
 from backupd.capture.facts import read_facts
+from backupd.capture.files import read_header
 from backupd.capture.limits import BYTES_PER_STEP, LockTimer, died, let_timers_end_this_process
 from backupd.capture.source import JournalModeChangedError
 from backupd.capture.table import HashTable, spool_full
@@ -196,12 +197,12 @@ class _Holder:
                 _answer({"error": type(error).__name__, "message": error.message, "hint": error.hint})
 
     def _hold(self, path: str, lock_timeout: float, max_lock: float) -> None:
-        header = source.read_header(path)
-        if header.is_wal:
+        if read_header(path).is_wal:
             raise JournalModeChangedError
         timer = LockTimer(max_lock)
         with source.pinned(path, lock_timeout=lock_timeout, timer=timer) as connection:
             at = time.monotonic()
+            header = source.read_pinned_header(connection)
             facts = read_facts(connection, header, seconds=timer.facts_seconds)
             source.reject_journal_mode(facts, is_wal=False)
             page_size, page_count = connection.pragma("page_size"), connection.pragma("page_count")
@@ -261,6 +262,7 @@ def main() -> None:
     """Carry out the requests on stdin until it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; others decide
     let_timers_end_this_process()
+    side_files.keep_sqlite_from_deleting()
     holder = _Holder()
     try:
         start_thread(holder.read_requests, name="requests")

@@ -31,6 +31,7 @@ from blake3 import blake3
 
 from backupd.capture import sink, source
 from backupd.capture.facts import read_facts
+from backupd.capture.files import HEADER_BYTES, Header, header_of, page_size_of, read_header
 from backupd.capture.limits import BYTES_PER_STEP, LockTimer, never_at_rest, written_without_lock
 from backupd.capture.unchanged import TICK_SECONDS, Stillness, has_fine_stamp
 from backupd.capture.unlocked import UnlockedFile
@@ -82,28 +83,26 @@ class StepwiseCapture:
         Raises `BusyError`, `SourceUnusableError`, `JournalModeChangedError`.
         """
         for _ in range(_TRIES_IN_STEPS):
-            header, before = source.read_header(self._path), os.stat(self._path)
+            header, before = read_header(self._path), os.stat(self._path)
             if header.is_wal:
                 raise source.JournalModeChangedError
             self._prepare(header, before)
             try:
                 with source.opened(self._path, lock_timeout=self._lock_timeout, timer=self._timer) as connection:
                     steps = _Steps(connection, self._path, self._output, self._timer)
-                    facts, first_page = steps.copied(header, before, whole_bytes=self._whole_bytes)
+                    facts, first_page = steps.copied(before, whole_bytes=self._whole_bytes)
             except _InterruptedError:
                 continue
             finally:
                 self._timer.stop()
                 self._output.released()
-            # If the version before differs from the one after, either may have written the captured state.
-            is_version_known = source.read_header(self._path).writer_version == header.writer_version
-            if is_version_known and _identity(os.stat(self._path)) == _identity(before):
+            if _identity(os.stat(self._path)) == _identity(before):
                 self._output.pinned(facts, steps.taken_at)
-                self._output.finish(facts, first_page, header)
+                self._output.finish(facts, first_page, steps.header)
                 return True
         return False
 
-    def _prepare(self, header: source.Header, status: os.stat_result) -> None:
+    def _prepare(self, header: Header, status: os.stat_result) -> None:
         """What may have to wait for a disk, and so must not come under the lock."""
         if header.page_size and status.st_size >= header.page_size:
             page_count = status.st_size // header.page_size
@@ -124,9 +123,7 @@ class _Steps:
         self._output = output
         self._timer = timer
 
-    def copied(
-        self, header: source.Header, before: os.stat_result, *, whole_bytes: int
-    ) -> tuple[dict[str, Any], bytes]:
+    def copied(self, before: os.stat_result, *, whole_bytes: int) -> tuple[dict[str, Any], bytes]:
         """Facts and page 1 of the state whose other pages the output has got.
 
         `before` is what the file was like a tick of the kernel ago.
@@ -135,7 +132,8 @@ class _Steps:
         self._lock()
         status = os.stat(self._path)
         source.read_damaged_schema(connection)
-        facts = read_facts(connection, header, seconds=self._timer.facts_seconds)
+        self.header = source.read_pinned_header(connection)
+        facts = read_facts(connection, self.header, seconds=self._timer.facts_seconds)
         source.reject_journal_mode(facts, is_wal=False)
         self._evidence, self._version = _evidence(status), connection.data_version("main")
         page_size, page_count = connection.pragma("page_size"), connection.pragma("page_count")
@@ -196,7 +194,7 @@ class _Pass:
 
     def still_holds(self, file: UnlockedFile) -> bool:
         """Whether nothing has touched the file since."""
-        return self.stillness.still_holds() and file.read(source.HEADER_BYTES, 0) == self.header
+        return self.stillness.still_holds() and file.read(HEADER_BYTES, 0) == self.header
 
 
 @dataclass(slots=True)
@@ -267,8 +265,8 @@ class ConfirmedCapture:
     def _read(self, file: UnlockedFile) -> _Pass:
         """Read the whole file without a lock, and hand on what has changed; then wait until it is compressed."""
         self._stillness.begin()
-        header = file.read(source.HEADER_BYTES, 0)
-        page_size = source.page_size_of(header)
+        header = file.read(HEADER_BYTES, 0)
+        page_size = page_size_of(header)
         if page_size is None or (page_count := file.status().st_size // page_size) == 0:
             raise _InterruptedError
         self._output.begin(page_size, page_count)
@@ -351,7 +349,7 @@ class ConfirmedCapture:
                 return False
         elif self._compare_seconds:
             output.compared(is_same=None)
-        header = source.header_of(self._path, look.first_page)
+        header = header_of(self._path, look.first_page)
         facts = {**locked.facts, "sqlite_version": header.sqlite_version}
         output.pinned(facts, look.taken_at)
         output.finish(facts, first_page, header)

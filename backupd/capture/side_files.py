@@ -1,4 +1,4 @@
-"""The files that SQLite makes beside a database: none that the application could not write.
+"""The files beside a database: SQLite makes none that the application could not write, and deletes none here.
 
 To read a database in WAL mode, SQLite needs `-wal` and `-shm`, and makes those that are missing, even for a read-only
 connection. They get the owner of this process; root gives them to the owner of the database afterwards, and goes on if
@@ -27,7 +27,7 @@ import apsw
 from backupd.errors import SourceUnusableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _SUFFIXES = (b"-wal", b"-shm", b"-journal")
 _GROUP_WRITES = 0o020
@@ -75,26 +75,51 @@ class _NotOwnersError(Exception):
 
 
 @cache
-def _install() -> Any:
-    """Put our function in the place of SQLite's `open`; what is returned has to live as long as the process."""
+def _install() -> None:
+    """Put our function in the place of SQLite's `open`."""
     import ctypes  # noqa: PLC0415  (takes milliseconds, and most processes are the owner)
 
-    def call(path: bytes, flags: int, mode: int) -> int:
+    _set_system_call("open", _open, ctypes.c_int, ctypes.c_int)
+
+
+@cache
+def keep_sqlite_from_deleting() -> None:
+    """Take from SQLite, in this process, the means to delete what lies beside a database. For processes that only look.
+
+    `files.look` refuses wherever SQLite would; this is for a main file that is emptied a moment later. Repeatable.
+    """
+
+    def unlink(path: bytes) -> int:
+        if path.endswith(_SUFFIXES):
+            raise PermissionError(errno.EPERM, "kept")
+        os.unlink(path)
+        return 0
+
+    _set_system_call("unlink", unlink)
+
+
+_system_calls: list[object] = []  # SQLite has only their addresses
+
+
+def _set_system_call(name: str, function: Callable[..., int], *more: Any) -> None:
+    """Have SQLite call `function`, with a path and `more` types of C, in the place of a system call, for good."""
+    import ctypes  # noqa: PLC0415
+
+    def call(path: bytes, *arguments: int) -> int:
         try:
-            return _open(path, flags, mode)
+            return function(path, *arguments)
         except OSError as error:
             ctypes.set_errno(error.errno or errno.EIO)
-        except BaseException:  # noqa: BLE001  (an exception cannot pass through SQLite, which would see descriptor 0)
+        except BaseException:  # noqa: BLE001  (an exception cannot pass through SQLite, which would see a success)
             ctypes.set_errno(errno.EIO)
         return -1
 
-    prototype = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_int, use_errno=True)
-    callback = prototype(call)
+    callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, *more, use_errno=True)(call)
+    _system_calls.append(callback)
     # It inherits everything from the default VFS, whose system calls are reached through it.
-    vfs = apsw.VFS("backupd-guard", base="")
-    vfs.xSetSystemCall("open", ctypes.cast(callback, ctypes.c_void_p).value or 0)
+    vfs = apsw.VFS("backupd-calls", base="")
+    vfs.xSetSystemCall(name, ctypes.cast(callback, ctypes.c_void_p).value or 0)
     vfs.unregister()
-    return callback
 
 
 def _open(path: bytes, flags: int, mode: int) -> int:

@@ -4,44 +4,48 @@ from __future__ import annotations
 
 import fcntl
 import os
-import stat
 import struct
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import apsw
 
 from backupd.capture import side_files
+from backupd.capture.files import (
+    FLOCK,
+    HEADER_BYTES,
+    LOCK_BYTES,
+    LOG_HEADER_BYTES,
+    Header,
+    open_regular,
+    unreadable,
+)
 from backupd.capture.foreign import LOOKED_AT_BYTES, why_unread
 from backupd.capture.image import distrust
 from backupd.errors import (
     BackupdError,
     BusyError,
     LimitReachedError,
-    MissingDatabaseError,
     NotADatabaseError,
     SourceUnusableError,
     limit_reached,
 )
-from backupd.format import is_page_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from backupd.capture.limits import LockTimer
 
-HEADER_BYTES = 100
-_MAGIC = b"SQLite format 3\x00"
-_WAL_VERSION = 2
-_LOCK_RETRY_SECONDS = 0.001
-FLOCK = "@hhqqi4x"
-"""`struct flock` for `fcntl`: type, from where, start, length, process."""
-LOCK_BYTES = (1 << 30, 512)
-"""Start and length of what SQLite locks in a database. Source: https://www.sqlite.org/src/file/src/os_unix.c."""
+_FRAME_HEADER_BYTES = 24
+_FIRST_PAGE = (1).to_bytes(4, "big")
+_UINT32 = 0xFFFFFFFF
+_MOST_FRAMES = 1 << 16
+"""So much of a log is searched for its newest page 1, in 0.3 s at most: 270 MB with pages of 4096 bytes."""
 
+_HOW_TO_CHECK = "check it with: sqlite3 FILE 'PRAGMA integrity_check'; the newest good snapshot can be restored"
+_LOCK_RETRY_SECONDS = 0.001
 _MMAP_LIMIT_BYTES = 1 << 46
 _READ_BYTES = 1 << 20
 _UNSUPPORTED = "unsupported file format"
@@ -56,89 +60,6 @@ _SLOWEST_BYTES_PER_SECOND = 10e6
 _LARGEST_HOLE_BYTES = 16 << 30
 _DENSEST = 20
 """How many times as much as it takes of the disk a database may hold: on file systems that compress, 5 is a lot."""
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What the first 100 bytes of the file say.
-
-    Source: https://www.sqlite.org/fileformat2.html#the_database_header.
-    """
-
-    is_wal: bool
-    page_size: int
-    """0 for an empty file."""
-    page_count: int
-    """What the file says of its size; 0 where SQLite takes its length for that."""
-    writer_version: int
-    """SQLITE_VERSION_NUMBER of the library that changed the file last; 0 for an empty file."""
-
-    @property
-    def sqlite_version(self) -> str:
-        """The version as people write it, `3.45.1`; empty for an empty file."""
-        number = self.writer_version
-        return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}" if number else ""
-
-
-def read_header(path: str) -> Header:
-    """Look at the file before SQLite does. Raises `SourceUnusableError`.
-
-    Must come before any connection of this process is open: closing the file drops SQLite's POSIX locks on it.
-    Source: https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_
-    """
-    try:
-        _reject_odd_file(path, os.stat(path))
-        with open(path, "rb") as file:
-            head = file.read(LOOKED_AT_BYTES)
-    except OSError as error:
-        raise unreadable(path, error) from error
-    return header_of(path, head)
-
-
-def header_of(path: str, head: bytes) -> Header:
-    """The header that `head`, the first bytes of the file at `path`, begins with. Raises `SourceUnusableError`."""
-    if not head:
-        return Header(is_wal=False, page_size=0, page_count=0, writer_version=0)
-    page_size = page_size_of(head)
-    if page_size is None or head[18] not in {1, 2} or head[19] not in {1, 2}:
-        raise why_unread(path, head)
-    # An SQLite before 3.7.0 changes the counter and leaves the size, and the counter that the size is valid for.
-    page_count = int.from_bytes(head[28:32], "big") if head[24:28] == head[92:96] else 0
-    return Header(head[19] == _WAL_VERSION, page_size, page_count, struct.unpack(">I", head[96:100])[0])
-
-
-def page_size_of(head: bytes) -> int | None:
-    """The page size in the header that `head` begins with; None where there is no valid one."""
-    if len(head) < HEADER_BYTES or not head.startswith(_MAGIC):
-        return None
-    page_size = int.from_bytes(head[16:18], "big")
-    page_size = 65536 if page_size == 1 else page_size
-    return page_size if is_page_size(page_size) else None
-
-
-def _reject_odd_file(path: str, status: os.stat_result) -> None:
-    if stat.S_ISDIR(status.st_mode):
-        raise SourceUnusableError(f"{path} is a directory", hint="give the path of the database file inside it")
-    if path.endswith(("-wal", "-shm", "-journal")):
-        raise SourceUnusableError(
-            f"{path} is a file that SQLite keeps beside a database, not a database",
-            hint="give the database itself; what is in its log is backed up with it",
-        )
-    if not stat.S_ISREG(status.st_mode):
-        raise SourceUnusableError(f"{path} is not a regular file", hint="give the path of an SQLite database file")
-
-
-def unreadable(path: str, error: OSError) -> SourceUnusableError:
-    """Our error for one of the system's about the source database."""
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return MissingDatabaseError(
-            f"database {path} does not exist",
-            hint="check the path and, in a container, that the volume is mounted there; nothing was created",
-        )
-    hint = "check the disk and the system log"
-    if isinstance(error, PermissionError):
-        hint = f"backupd runs as uid {os.geteuid()}; run it as the owner of the file, or as root"
-    return SourceUnusableError(f"database {path} cannot be read: {error.strerror}", hint=hint)
 
 
 def opening_seconds(path: str) -> float:
@@ -174,7 +95,7 @@ def warm_file_cache(path: str) -> None:
     Must not be called for a database that this process has open: closing the file drops SQLite's locks on it.
     """
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open(open_regular(path), "rb", buffering=0) as file:
             buffer = bytearray(_READ_BYTES)
             while file.readinto(buffer):
                 pass
@@ -311,17 +232,15 @@ def translated(path: str, error: apsw.Error, head: bytes = b"") -> BackupdError:
             f"{path} stayed locked by the application",
             hint="try again, or raise capture.lock_timeout; a long transaction or an exclusive lock blocks readers",
         )
-    if extended == apsw.SQLITE_READONLY_ROLLBACK:
-        return SourceUnusableError(
-            f"{path} has a hot rollback journal: a program crashed inside a transaction",
-            hint="open it once with the application, which rolls the transaction back; backupd never writes to it",
-        )
+    if (known := _known(path, extended)) is not None:
+        return known
     if isinstance(error, apsw.NotADBError) or detail == _UNSUPPORTED:
         return why_unread(path, head, detail)
-    if isinstance(error, apsw.CorruptError):
+    if isinstance(error, apsw.CorruptError | apsw.SQLError):
+        what = "corrupt" if isinstance(error, apsw.CorruptError) else "corrupt, or of a newer SQLite"
         return NotADatabaseError(
-            f"{path} is corrupt: {detail}",
-            hint="check it with: sqlite3 FILE 'PRAGMA integrity_check'; the newest good snapshot can be restored",
+            f"{path} is {what}: {detail}",
+            hint=_HOW_TO_CHECK,
         )
     if isinstance(error, apsw.CantOpenError | apsw.ReadOnlyError) and not is_disk_full(path):
         if extended == apsw.SQLITE_CANTOPEN_SYMLINK:
@@ -339,6 +258,23 @@ def translated(path: str, error: apsw.Error, head: bytes = b"") -> BackupdError:
     elif extended in _NO_SHARED_MEMORY:
         hint = "its file system gives no shared memory, which WAL mode needs: put the database on a local disk"
     return kind(f"{path} cannot be read: {detail}", hint=hint)
+
+
+def _known(path: str, extended: int) -> SourceUnusableError | None:
+    """Our error for what SQLite tells in its extended codes alone."""
+    if extended == apsw.SQLITE_READONLY_ROLLBACK:
+        return SourceUnusableError(
+            f"{path} has a hot rollback journal: a program crashed inside a transaction",
+            hint="open it once with the application, which rolls the transaction back; backupd never writes to it",
+        )
+    if extended == apsw.SQLITE_IOERR_SHORT_READ:
+        return NotADatabaseError(f"{path} is corrupt: it ends within a page", hint=_HOW_TO_CHECK)
+    if extended == apsw.SQLITE_IOERR_DELETE:
+        return SourceUnusableError(
+            f"{path} was emptied while it was opened; the log or journal beside it was kept",
+            hint="run the same command again, which says what lies there",
+        )
+    return None
 
 
 def is_disk_full(path: str) -> bool:
@@ -359,3 +295,39 @@ def reject_journal_mode(facts: dict[str, Any], *, is_wal: bool) -> None:
     """Refuse to go on with a database whose `facts` show another journal mode than its header did."""
     if (facts["journal_mode"] == "wal") != is_wal:
         raise JournalModeChangedError
+
+
+def read_pinned_header(connection: apsw.Connection) -> Header:
+    """The header of the pinned state. In WAL mode its page 1 may be in the log, and the file has an older one."""
+    is_wal = connection.pragma("journal_mode") == "wal"
+    page_size, page_count = connection.pragma("page_size"), connection.pragma("page_count")
+    if not page_count:
+        return Header(is_wal, 0, 0)
+    head = _head_in_log(connection) if is_wal else None
+    if head is None:
+        _, head = connection.read("main", 0, 0, HEADER_BYTES)
+    return Header.in_page(head, is_wal=is_wal, page_size=page_size)
+
+
+def _head_in_log(connection: apsw.Connection) -> bytes | None:
+    """The beginning of the newest page 1 in the log that is of the pinned state; None when that is not in the log.
+
+    What others have appended since, or a crash has left without its commit, differs in one of the numbers there.
+    Source: https://www.sqlite.org/fileformat2.html#walformat.
+    """
+    names = ("page_count", "freelist_count", "schema_version", "user_version", "application_id")
+    pinned = tuple(int(connection.pragma(name)) & _UINT32 for name in names)
+    _, log_header = connection.read("main", 1, 0, LOG_HEADER_BYTES)
+    salts, frame_bytes = log_header[16:24], _FRAME_HEADER_BYTES + int.from_bytes(log_header[8:12], "big")
+    try:
+        frames = (os.stat(connection.filename_wal).st_size - LOG_HEADER_BYTES) // frame_bytes
+    except FileNotFoundError:
+        return None
+    for number in range(frames - 1, max(-1, frames - 1 - _MOST_FRAMES), -1):
+        offset = LOG_HEADER_BYTES + number * frame_bytes
+        _, frame = connection.read("main", 1, offset, _FRAME_HEADER_BYTES)
+        if frame[:4] == _FIRST_PAGE and frame[8:16] == salts:
+            _, head = connection.read("main", 1, offset + _FRAME_HEADER_BYTES, HEADER_BYTES)
+            if struct.unpack(">28xI4xII16xI4xI28x", head) == pinned:
+                return head
+    return None

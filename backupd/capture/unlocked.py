@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from blake3 import blake3
 
-from backupd.capture.source import unreadable
+from backupd.capture.files import open_regular, unreadable
 from backupd.format.pack import HASH_BYTES
 from backupd.threads import WorkerThreads
 
@@ -64,7 +64,7 @@ class UnlockedFile:
 
     def __enter__(self) -> Self:
         with self._translating_errors():
-            self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            self._descriptor = open_regular(self._path)
         self._threads = WorkerThreads(_THREADS, thread_name_prefix="read")
         return self
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from backupd.capture import side_files, sink, source
 from backupd.capture.facts import FACTS_SECONDS, read_facts
+from backupd.capture.files import read_header
 from backupd.capture.limits import BYTES_PER_STEP, WHOLE_BYTES, LockTimer, let_timers_end_this_process
 from backupd.capture.unlocked import UnlockedFile
 from backupd.doctor.look import DatabaseLook, FileFacts, Refusal
@@ -37,16 +38,18 @@ def look(path: str, *, lock_timeout: float, max_lock: float) -> DatabaseLook:
     """What there is to know of the database at `path`. Never raises an expected error: a refusal is a fact."""
     real_path = os.path.realpath(path)
     try:
-        header = source.read_header(real_path)
+        header = read_header(real_path)
     except BackupdError as error:
         return DatabaseLook(real_path=real_path, refusal=_refusal(error), **_around(real_path))
-    refusal, image_bytes = None, 0
+    refusal, image_bytes, sqlite_version = None, 0, header.sqlite_version
     facts: dict[str, Any] = {}
     waits: dict[str, Any] = {}
     timer = None if header.is_wal else LockTimer(max_lock)
     try:
         with source.pinned(real_path, lock_timeout=lock_timeout, timer=timer) as connection:
-            facts = read_facts(connection, header, seconds=timer.facts_seconds if timer else FACTS_SECONDS)
+            pinned = source.read_pinned_header(connection)
+            sqlite_version = pinned.sqlite_version
+            facts = read_facts(connection, pinned, seconds=timer.facts_seconds if timer else FACTS_SECONDS)
             image_bytes = connection.pragma("page_size") * connection.pragma("page_count")
         if timer is not None and image_bytes:
             waits = {
@@ -59,7 +62,7 @@ def look(path: str, *, lock_timeout: float, max_lock: float) -> DatabaseLook:
         real_path=real_path,
         refusal=refusal,
         journal_mode=facts.get("journal_mode") or ("wal" if header.is_wal else "rollback"),
-        sqlite_version=header.sqlite_version,
+        sqlite_version=sqlite_version,
         is_schema_readable=facts.get("is_schema_readable", True),
         left_out=tuple(facts.get("left_out", ())),
         image_bytes=image_bytes,
@@ -162,6 +165,7 @@ def main() -> None:
     """Print the facts of the database in the arguments."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     let_timers_end_this_process()
+    side_files.keep_sqlite_from_deleting()
     path, lock_timeout, max_lock = sys.argv[1:]
     looked = look(path, lock_timeout=float(lock_timeout), max_lock=float(max_lock))
     print(json.dumps(asdict(looked)))  # noqa: T201

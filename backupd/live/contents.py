@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import apsw
@@ -20,6 +20,7 @@ from backupd import errors
 from backupd.capture import source
 from backupd.capture.checksums import is_sealed
 from backupd.capture.facts import FACTS_SECONDS, TooMuchError, bounded, read_facts, read_schema
+from backupd.capture.files import HEADER_BYTES, page_size_of, read_header, read_header_to_write
 from backupd.capture.image import opened_image
 from backupd.capture.limits import LockTimer, held_too_long, let_timers_end_this_process
 from backupd.children import answer_of, command_of
@@ -59,6 +60,8 @@ class Contents:
     rows: dict[str, int | None]
     schema: dict[str, str]
     alembic_revisions: tuple[str, ...] | None
+    is_read_only: bool = False
+    """Whether SQLite refuses to write to it, because its header says so."""
 
     @property
     def image_bytes(self) -> int:
@@ -111,18 +114,21 @@ def contents_of_live(path: Path, *, lock_timeout: float, looking_seconds: float 
 
 
 def _look(text: str, lock_timeout: float) -> Contents:
-    header = source.read_header(text)
+    header = read_header_to_write(text)
     if header.is_wal:
         with source.pinned(text, lock_timeout=lock_timeout) as connection:
-            facts = read_facts(connection, header, seconds=FACTS_SECONDS)
-            return _contents(connection, facts, _COUNTING_SECONDS)
+            pinned = source.read_pinned_header(connection)
+            facts = read_facts(connection, pinned, seconds=FACTS_SECONDS)
+            return replace(_contents(connection, facts, _COUNTING_SECONDS), is_read_only=pinned.is_read_only)
     timer = LockTimer(_MOST_LOCK_SECONDS)
     with source.pinned(text, lock_timeout=lock_timeout, timer=timer) as connection:
+        pinned = source.read_pinned_header(connection)
         source.let_go(connection)  # from here on each statement takes the lock for itself
         timer.start()
-        facts = read_facts(connection, header, seconds=timer.facts_seconds)
+        facts = read_facts(connection, pinned, seconds=timer.facts_seconds)
         timer.start()
-        return _contents(connection, facts, _COUNTING_SECONDS_IN_ROLLBACK_MODE)
+        contents = _contents(connection, facts, _COUNTING_SECONDS_IN_ROLLBACK_MODE)
+        return replace(contents, is_read_only=pinned.is_read_only)
 
 
 def has_page_checksums(path: Path) -> bool:
@@ -131,14 +137,14 @@ def has_page_checksums(path: Path) -> bool:
     This process must not have the database open: closing the file drops SQLite's locks.
     """
     with path.open("rb") as file:
-        head = file.read(source.HEADER_BYTES)
-        page_size = source.page_size_of(head)
+        head = file.read(HEADER_BYTES)
+        page_size = page_size_of(head)
         return page_size is not None and is_sealed(head + file.read(page_size - len(head)))
 
 
 def contents_of_image(file: Path) -> Contents:
     """What is in a proven image that nobody else has open. Leaves no files beside it."""
-    header = source.read_header(os.fspath(file))
+    header = read_header(os.fspath(file))
     with opened_image(file) as connection:
         connection.execute("BEGIN")
         connection.pragma("schema_version")

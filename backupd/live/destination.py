@@ -13,6 +13,7 @@ import apsw
 
 from backupd.capture import side_files, source
 from backupd.capture.facts import TooMuchError, alembic_revisions
+from backupd.capture.files import read_header_to_write
 from backupd.capture.image import distrust, opened_image
 from backupd.errors import BackupdError, BusyError, TargetUnwritableError
 from backupd.live.contents import Identity
@@ -83,7 +84,7 @@ class LiveDatabase:
 
     def __enter__(self) -> Self:
         text = os.fspath(self._path)
-        self._is_wal = source.read_header(text).is_wal
+        self._is_wal = read_header_to_write(text).is_wal
         source.prepare(text)
         side_files.reject_foreign_files(text)
         with self._translating_errors():

@@ -11,7 +11,7 @@ import os
 import struct
 from typing import TYPE_CHECKING
 
-from backupd.capture.source import FLOCK, LOCK_BYTES
+from backupd.capture.files import FLOCK, LOCK_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -228,7 +228,7 @@ class InPlaceRestore:
             settle(self._target, lock_timeout=self._lock_timeout)
         with reporting_errors(self._target), partial_file(self._target) as (partial, descriptor):
             reject_no_room(self._target.parent, self._manifest.image_bytes)
-            take_over_ownership(descriptor, self._target)
+            take_over_ownership(descriptor, self._manifest, self._target)
             copy_image(self._image, descriptor)
             reject_use(self._target)
             self._reject_unsettled(is_readable=is_readable)

@@ -117,8 +117,14 @@ def give_back_ownership(descriptor: int, manifest: Manifest, directory: Path) ->
         )
 
 
-def take_over_ownership(descriptor: int, old: Path) -> None:
-    """Owner and mode of the file that is replaced. Raises `TargetUnwritableError` where the owner cannot be given."""
+def take_over_ownership(descriptor: int, manifest: Manifest, old: Path) -> None:
+    """Owner and mode of the file that is replaced, if it is there, else as the manifest recorded them.
+
+    Raises `TargetUnwritableError` where the owner cannot be given.
+    """
+    if not old.exists():
+        give_back_ownership(descriptor, manifest, old.parent)
+        return
     status = old.stat()
     given = _give_ownership(descriptor, (status.st_uid,), (status.st_gid,), status.st_mode)
     if given.st_uid != status.st_uid:
@@ -184,16 +190,17 @@ def side_files(target: Path) -> list[Path]:
     Source: https://www.sqlite.org/fileformat2.html#the_rollback_journal: a journal counts if its header is not zero.
     """
     candidates = [target.with_name(target.name + suffix) for suffix in ("-wal", "-journal")]
-    return [file for file in candidates if file.is_symlink() or (file.exists() and _holds_something(file))]
+    return [file for file in candidates if os.path.lexists(file) and _holds_something(file)]
 
 
 def _holds_something(file: Path) -> bool:
-    # Not blocking: to open a pipe would wait for a writer. What is no file is nothing that may be passed over either.
-    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    status = file.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        return True  # what is no file is nothing that may be passed over either
+    if not file.name.endswith("-journal"):
+        return status.st_size > 0
+    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            return True
-        return any(os.read(descriptor, 1)) if file.name.endswith("-journal") else status.st_size > 0
+        return any(os.read(descriptor, 1))
     finally:
         os.close(descriptor)

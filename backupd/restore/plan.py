@@ -12,7 +12,7 @@ from backupd.errors import NotADatabaseError, SourceUnusableError, TargetUnwrita
 from backupd.files import free_bytes, is_mounted_read_only
 from backupd.live.contents import Contents, Identity, contents_of_image, contents_of_live, has_page_checksums
 from backupd.live.locks import holders
-from backupd.restore.placing import foreign_owner, reporting_errors
+from backupd.restore.placing import foreign_owner, reporting_errors, side_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -108,18 +108,15 @@ def look_at(
     with reporting_errors(target):
         _reject_odd_target(target)
         if not target.exists():
+            if left := side_files(target):
+                return LookAtTarget(target, Way.REPLACEMENT, f"{left[0]} is left of a file that is gone", None)
             return LookAtTarget(target, Way.NEW_FILE, "nothing is there", None)
         try:
             contents = contents_of_live(target, lock_timeout=lock_timeout)
         except NotADatabaseError as error:
             return LookAtTarget(target, Way.REPLACEMENT, error.message, None)
-    if must_replace:
-        return LookAtTarget(target, Way.REPLACEMENT, "as asked for", contents)
-    if (misfit := _why_misfit(contents, manifest)) is not None:
-        return LookAtTarget(target, Way.REPLACEMENT, misfit, contents)
-    if has_page_checksums(target):
-        # SQLite writes page 1 last, and not with the VFS of the application, which would not read it any more.
-        reason = "its pages have the checksums of SQLite's checksum VFS, which only the application can write"
+    reason = "as asked for" if must_replace else _why_misfit(target, contents, manifest)
+    if reason is not None:
         return LookAtTarget(target, Way.REPLACEMENT, reason, contents)
     reject_small_disk(target, contents, manifest, scratch=scratch)
     return LookAtTarget(target, Way.LIVE, "", contents)
@@ -193,6 +190,8 @@ def reject_use(target: Path) -> None:
 
 def reject_foreign_owner(target: Path) -> None:
     """Refuse to put another file in place that could not have the owner of the old one."""
+    if not target.exists():
+        return
     with reporting_errors(target):
         try:
             reject_foreign_files(os.fspath(target))
@@ -221,8 +220,13 @@ def _reject_odd_target(target: Path) -> None:
         )
 
 
-def _why_misfit(now: Contents, manifest: Manifest) -> str | None:
-    """Why open connections would break. SQLite refuses the first itself, without a reason, and not the second."""
+def _why_misfit(target: Path, now: Contents, manifest: Manifest) -> str | None:
+    """Why open connections would break. Most of it SQLite refuses itself, without a reason."""
+    if has_page_checksums(target):
+        # SQLite writes page 1 last, and not with the VFS of the application, which would not read it any more.
+        return "its pages have the checksums of SQLite's checksum VFS, which only the application can write"
+    if now.is_read_only:
+        return "its header makes it read-only for SQLite (a write version above 2)"
     if not now.page_count or not manifest.page_count:
         return None
     if now.is_wal and now.page_size != manifest.page_size:

@@ -77,7 +77,7 @@ def _reject_unusable(target: Path, *, force: bool) -> None:
         )
     for leftover in side_files(target):
         raise TargetExistsError(
-            f"{leftover} is left from another database, and SQLite would apply it to the restored one",
+            f"{leftover} is left of a file that is gone, and SQLite would apply it to the restored one",
             hint="move it away, or let --force (in place: --replace) do so after stopping the application",
         )
 

@@ -91,7 +91,7 @@ def test_existing_file_is_refused_without_force(stored: CommandLine, tmp_path: P
     assert (tmp_path / "restored.db").read_text() == "precious"
     (tmp_path / "new.db-wal").write_text("stale")
     leftover = stored.run("restore", "latest", "--to", str(tmp_path / "new.db"), expect=2)
-    assert leftover.stderr.startswith(f"error: {tmp_path}/new.db-wal is left from another database")
+    assert leftover.stderr.startswith(f"error: {tmp_path}/new.db-wal is left of a file that is gone")
     stored.run("restore", "latest", "--to", str(tmp_path / "restored.db"), "--force", expect=0)
     assert names_in(tmp_path / "restored.db")[0] == "state 2"
 
