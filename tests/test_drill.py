@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import resource
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -15,6 +14,7 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -648,8 +648,8 @@ def test_no_room_is_said_before_anything_is_fetched(place: Place, monkeypatch: p
     """The disk of the state directory is never filled up: others live on it."""
     place.fill()
     place.back_up()
-    usage = shutil.disk_usage(place.path.parent)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=place.path.stat().st_size))
+    full = SimpleNamespace(f_bavail=place.path.stat().st_size, f_frsize=1, f_blocks=1, f_flag=0)
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
     calls = FaultyStore(place.store)
     result = place.drill(repository=Repository(calls, place.state))
     assert result.outcome is Outcome.FAILED
@@ -732,6 +732,7 @@ _DRILL_THAT_HANGS = """
 import sys, time
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from backupd.config import Settings
 from backupd.drill import drill
 from backupd.repository import Repository

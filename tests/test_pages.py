@@ -29,7 +29,7 @@ _OPERATIONS = DOCS / "operations.md"
 _CONFIGURATION = DOCS / "configuration.md"
 _KUBERNETES = DOCS / "kubernetes.md"
 _NOT_OF_BACKUPD = {"BACKUPD_CONFIG", "BACKUPD_IMAGE", "BACKUPD_SOURCE"}
-_LOGGING_PACKAGES = ("daemon", "health", "upkeep", "drill")
+_LOGGING_PACKAGES = ("daemon", "health", "upkeep", "drill", "logs.py")
 
 
 def _blocks(language: str) -> list[Any]:
@@ -42,7 +42,8 @@ def _blocks(language: str) -> list[Any]:
 
 def _syntax(*packages: str) -> Iterator[ast.AST]:
     for package in packages:
-        for file in sorted((ROOT / "backupd" / package).rglob("*.py")):
+        place = ROOT / "backupd" / package
+        for file in [place] if place.is_file() else sorted(place.rglob("*.py")):
             yield from ast.walk(ast.parse(file.read_text()))
 
 
@@ -185,7 +186,9 @@ def test_log_events_are_those_of_the_code() -> None:
 def _events_in_code() -> Iterator[str]:
     """What is logged; of a text that is put together, its beginning."""
     for node in _syntax(*_LOGGING_PACKAGES):
-        if isinstance(node, ast.Call) and re.fullmatch(r"log\.(info|warning|error)|tell", ast.unparse(node.func)):
+        if isinstance(node, ast.Call) and re.fullmatch(
+            r"(log|self)\.(info|warning|error)|tell", ast.unparse(node.func)
+        ):
             event = node.args[0] if node.args else None
             first = event.values[0] if isinstance(event, ast.JoinedStr) else event
             if isinstance(first, ast.Constant):

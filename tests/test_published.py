@@ -184,5 +184,6 @@ def test_a_table_may_be_called_anything(tmp_path: Path, name: str) -> None:
     backupd = CommandLine(tmp_path)
     backupd.run("now", "app.db", "--store", "store")
     (snapshot,) = backupd.json("list", "--store", "store")["snapshots"]
-    assert len(snapshot["alembic_revisions"]) == 1
+    # What is far longer than a revision is left out, with a warning.
+    assert len(snapshot["alembic_revisions"] or ()) == (len(name) < 1000)
     backupd.run("restore", "latest", "--to", "restored.db", "--store", "store")

@@ -169,3 +169,7 @@ def main() -> None:
     path, lock_timeout, max_lock = sys.argv[1:]
     looked = look(path, lock_timeout=float(lock_timeout), max_lock=float(max_lock))
     print(json.dumps(asdict(looked)))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

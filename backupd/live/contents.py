@@ -207,3 +207,7 @@ def main() -> None:
     except BackupdError as error:
         values = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
     sys.stdout.write(json.dumps(values))
+
+
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,7 @@ from harness.capturing import breaking_captures
 from harness.charge import Charged
 from harness.place import create_database
 
-from backupd.daemon.requested import Request, answer
+from backupd.daemon.requested import Request, Requests
 from backupd.errors import ExitCode
 
 
@@ -14,7 +14,7 @@ def test_bug_in_one_database_costs_no_other_its_snapshot(tmp_path, monkeypatch, 
         monkeypatch.setenv(name, value)
     charged = Charged(tmp_path)
     try:
-        answered = answer(Request(None, (), waits=True), charged.charge)
+        answered = Requests().answer(Request(None, (), waits=True), charged.charge)
     finally:
         charged.close()
     assert answered.exit_code is ExitCode.PARTLY_DONE
