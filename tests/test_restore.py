@@ -157,7 +157,7 @@ def test_leftover_that_sqlite_would_apply_is_refused(
 def test_pipe_under_the_name_of_a_log_is_refused(snapshotted: Snapshotted, tmp_path: Path, suffix: str) -> None:
     """At once: who opens a pipe for reading waits for a writer, who may never come."""
     os.mkfifo(tmp_path / f"restored.db{suffix}")
-    with pytest.raises(TargetExistsError, match="left from another database"):
+    with pytest.raises(TargetExistsError, match="left of a file that is gone"):
         snapshotted.restore(tmp_path / "restored.db")
 
 

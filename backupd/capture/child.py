@@ -225,8 +225,7 @@ class _Capture:
         output.expect(self._request["lock_timeout"] + source.opening_seconds(self.path))
         with source.pinned(self.path, lock_timeout=self._request["lock_timeout"]) as connection:
             output.expect(FACTS_SECONDS)
-            header = source.read_pinned_header(connection)
-            facts = read_facts(connection, header, seconds=FACTS_SECONDS)
+            header, facts = read_facts(connection, seconds=FACTS_SECONDS)
             source.reject_journal_mode(facts, is_wal=True)
             page_size, page_count = connection.pragma("page_size"), connection.pragma("page_count")
             output.begin(page_size, page_count)

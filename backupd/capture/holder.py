@@ -202,8 +202,7 @@ class _Holder:
         timer = LockTimer(max_lock)
         with source.pinned(path, lock_timeout=lock_timeout, timer=timer) as connection:
             at = time.monotonic()
-            header = source.read_pinned_header(connection)
-            facts = read_facts(connection, header, seconds=timer.facts_seconds)
+            _, facts = read_facts(connection, seconds=timer.facts_seconds)
             source.reject_journal_mode(facts, is_wal=False)
             page_size, page_count = connection.pragma("page_size"), connection.pragma("page_count")
             _answer({"at": at, "page_size": page_size, "page_count": page_count, "facts": facts})

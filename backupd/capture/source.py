@@ -15,10 +15,7 @@ import apsw
 from backupd.capture import side_files
 from backupd.capture.files import (
     FLOCK,
-    HEADER_BYTES,
     LOCK_BYTES,
-    LOG_HEADER_BYTES,
-    Header,
     open_regular,
     unreadable,
 )
@@ -37,12 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from backupd.capture.limits import LockTimer
-
-_FRAME_HEADER_BYTES = 24
-_FIRST_PAGE = (1).to_bytes(4, "big")
-_UINT32 = 0xFFFFFFFF
-_MOST_FRAMES = 1 << 16
-"""So much of a log is searched for its newest page 1, in 0.3 s at most: 270 MB with pages of 4096 bytes."""
 
 _HOW_TO_CHECK = "check it with: sqlite3 FILE 'PRAGMA integrity_check'; the newest good snapshot can be restored"
 _LOCK_RETRY_SECONDS = 0.001
@@ -295,39 +286,3 @@ def reject_journal_mode(facts: dict[str, Any], *, is_wal: bool) -> None:
     """Refuse to go on with a database whose `facts` show another journal mode than its header did."""
     if (facts["journal_mode"] == "wal") != is_wal:
         raise JournalModeChangedError
-
-
-def read_pinned_header(connection: apsw.Connection) -> Header:
-    """The header of the pinned state. In WAL mode its page 1 may be in the log, and the file has an older one."""
-    is_wal = connection.pragma("journal_mode") == "wal"
-    page_size, page_count = connection.pragma("page_size"), connection.pragma("page_count")
-    if not page_count:
-        return Header(is_wal, 0, 0)
-    head = _head_in_log(connection) if is_wal else None
-    if head is None:
-        _, head = connection.read("main", 0, 0, HEADER_BYTES)
-    return Header.in_page(head, is_wal=is_wal, page_size=page_size)
-
-
-def _head_in_log(connection: apsw.Connection) -> bytes | None:
-    """The beginning of the newest page 1 in the log that is of the pinned state; None when that is not in the log.
-
-    What others have appended since, or a crash has left without its commit, differs in one of the numbers there.
-    Source: https://www.sqlite.org/fileformat2.html#walformat.
-    """
-    names = ("page_count", "freelist_count", "schema_version", "user_version", "application_id")
-    pinned = tuple(int(connection.pragma(name)) & _UINT32 for name in names)
-    _, log_header = connection.read("main", 1, 0, LOG_HEADER_BYTES)
-    salts, frame_bytes = log_header[16:24], _FRAME_HEADER_BYTES + int.from_bytes(log_header[8:12], "big")
-    try:
-        frames = (os.stat(connection.filename_wal).st_size - LOG_HEADER_BYTES) // frame_bytes
-    except FileNotFoundError:
-        return None
-    for number in range(frames - 1, max(-1, frames - 1 - _MOST_FRAMES), -1):
-        offset = LOG_HEADER_BYTES + number * frame_bytes
-        _, frame = connection.read("main", 1, offset, _FRAME_HEADER_BYTES)
-        if frame[:4] == _FIRST_PAGE and frame[8:16] == salts:
-            _, head = connection.read("main", 1, offset + _FRAME_HEADER_BYTES, HEADER_BYTES)
-            if struct.unpack(">28xI4xII16xI4xI28x", head) == pinned:
-                return head
-    return None

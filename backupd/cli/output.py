@@ -126,12 +126,12 @@ def reported(error: Exception) -> BackupdError:
     """The error itself if it was expected; else a bug, whose traceback goes to stderr."""
     if isinstance(error, BackupdError):
         return error
+    if limit := limit_reached(error):
+        return limit
     if isinstance(error, ImportError) and not (error.name or "").startswith("backupd"):
         from backupd.children import not_loaded  # noqa: PLC0415  (rare)
 
         return not_loaded("backupd", f"{type(error).__name__}: {error}")
-    if limit := limit_reached(error):
-        return limit
     print_note("".join(traceback.format_exception(error)).rstrip(), is_verbatim=True)
     return bug(error)
 

@@ -79,7 +79,7 @@ class _Service:
         _tell_encryption(self._charge.settings)
         _tell_time_zone(self._charge.settings)
         if reason := why_still_root(self._charge.settings):
-            log.info("backupd stays root", reason=reason)
+            log.info("this process stays root", reason=reason)
         self._timetable.start()
         self._plan()
         self._attention.start()

@@ -47,9 +47,8 @@ def look(path: str, *, lock_timeout: float, max_lock: float) -> DatabaseLook:
     timer = None if header.is_wal else LockTimer(max_lock)
     try:
         with source.pinned(real_path, lock_timeout=lock_timeout, timer=timer) as connection:
-            pinned = source.read_pinned_header(connection)
+            pinned, facts = read_facts(connection, seconds=timer.facts_seconds if timer else FACTS_SECONDS)
             sqlite_version = pinned.sqlite_version
-            facts = read_facts(connection, pinned, seconds=timer.facts_seconds if timer else FACTS_SECONDS)
             image_bytes = connection.pragma("page_size") * connection.pragma("page_count")
         if timer is not None and image_bytes:
             waits = {

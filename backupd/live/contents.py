@@ -20,7 +20,7 @@ from backupd import errors
 from backupd.capture import source
 from backupd.capture.checksums import is_sealed
 from backupd.capture.facts import FACTS_SECONDS, TooMuchError, bounded, read_facts, read_schema
-from backupd.capture.files import HEADER_BYTES, page_size_of, read_header, read_header_to_write
+from backupd.capture.files import HEADER_BYTES, page_size_of, read_header_to_write
 from backupd.capture.image import opened_image
 from backupd.capture.limits import LockTimer, held_too_long, let_timers_end_this_process
 from backupd.children import answer_of, command_of
@@ -117,15 +117,13 @@ def _look(text: str, lock_timeout: float) -> Contents:
     header = read_header_to_write(text)
     if header.is_wal:
         with source.pinned(text, lock_timeout=lock_timeout) as connection:
-            pinned = source.read_pinned_header(connection)
-            facts = read_facts(connection, pinned, seconds=FACTS_SECONDS)
+            pinned, facts = read_facts(connection, seconds=FACTS_SECONDS)
             return replace(_contents(connection, facts, _COUNTING_SECONDS), is_read_only=pinned.is_read_only)
     timer = LockTimer(_MOST_LOCK_SECONDS)
     with source.pinned(text, lock_timeout=lock_timeout, timer=timer) as connection:
-        pinned = source.read_pinned_header(connection)
         source.let_go(connection)  # from here on each statement takes the lock for itself
         timer.start()
-        facts = read_facts(connection, pinned, seconds=timer.facts_seconds)
+        pinned, facts = read_facts(connection, seconds=timer.facts_seconds)
         timer.start()
         contents = _contents(connection, facts, _COUNTING_SECONDS_IN_ROLLBACK_MODE)
         return replace(contents, is_read_only=pinned.is_read_only)
@@ -144,12 +142,11 @@ def has_page_checksums(path: Path) -> bool:
 
 def contents_of_image(file: Path) -> Contents:
     """What is in a proven image that nobody else has open. Leaves no files beside it."""
-    header = read_header(os.fspath(file))
     with opened_image(file) as connection:
         connection.execute("BEGIN")
         connection.pragma("schema_version")
         connection.pragma("writable_schema", True)  # a damaged schema was captured as it was
-        return _contents(connection, read_facts(connection, header, seconds=FACTS_SECONDS), _COUNTING_SECONDS)
+        return _contents(connection, read_facts(connection, seconds=FACTS_SECONDS)[1], _COUNTING_SECONDS)
 
 
 def _contents(connection: apsw.Connection, facts: dict[str, object], counting_seconds: float) -> Contents:

@@ -121,6 +121,7 @@ def _image_in(directory: Path, target: Path) -> int:
         except BaseException:
             os.close(descriptor)
             os.unlink(_IMAGE, dir_fd=opened)
+            directory.rmdir()
             raise
     finally:
         os.close(opened)

@@ -143,7 +143,7 @@ def test_daemon_leaves_the_planted_one_out_and_says_that_it_is_root(tmp_path: Pa
     site = new_site(tmp_path)
     site.configure("data/*/app.db")
     with site.daemon(BACKUPD_RUN_AS_OWNER="true") as daemon:
-        reason = daemon.wait_for("backupd stays root")["reason"]
+        reason = daemon.wait_for("this process stays root")["reason"]
         assert reason == f"{_file(tmp_path, 'alice')} belongs to root; capabilities: none"
         problem = daemon.wait_for("databases not found")["error"]["message"]
         assert [str(_file(tmp_path, name)) in problem for name in ("alice", "bob")] == [True, True]

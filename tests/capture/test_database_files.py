@@ -49,7 +49,7 @@ def told_by_sqlite(path):
 
 answers = []
 for path, copy in json.load(sys.stdin):
-    found = look(path, lock_timeout=0.5)
+    found = look(path, lock_timeout=0.5, max_lock=3)
     answer = {"refusal": found.refusal and found.refusal.error, "image_bytes": found.image_bytes, "plan": None}
     try:
         contents_of_live(Path(path), lock_timeout=0.5)
@@ -313,9 +313,9 @@ def test_version_is_that_of_page_1_in_the_log(tmp_path: Path, torn: int) -> None
 
 _OPEN_EMPTIED = """
 import sys
-from backupd.capture import source
+from backupd.capture import side_files, source
 from backupd.errors import SourceUnusableError
-source.keep_sqlite_from_deleting()
+side_files.keep_sqlite_from_deleting()
 try:
     with source.pinned(sys.argv[1], lock_timeout=1):
         pass
