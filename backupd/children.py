@@ -88,8 +88,8 @@ class Answer(NamedTuple):
 def answer_of(command: Sequence[str], *, deadline: float) -> Answer:
     """Run `command` to its end. Raises TimeoutError when that takes longer than `deadline`, in seconds.
 
-    The process is killed then. One that waits for a dead disk cannot die, and is left behind. Raises what `start` does,
-    and `UsageError` when the program could not be loaded.
+    The process is ended then, as `end` says. Raises what `start` does, and `UsageError` when the program could not be
+    loaded.
     """
     import subprocess  # noqa: PLC0415  (most commands start none)
 
@@ -106,20 +106,24 @@ def answer_of(command: Sequence[str], *, deadline: float) -> Answer:
     except subprocess.TimeoutExpired as error:
         raise TimeoutError from error
     finally:
-        _end(process)
+        end(process)
     last_words = told.decode(errors="replace").strip().rpartition("\n")[2]
     if process.returncode == NOT_LOADED:
         raise not_loaded("a process that looks at a database", last_words)
     return Answer(process.returncode, output, last_words)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    import subprocess  # noqa: PLC0415
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a child if it still runs, and close its pipes. Repeatable.
+
+    One that waits for a dead disk cannot die, and is left behind after a second.
+    """
+    from subprocess import TimeoutExpired  # noqa: PLC0415  (most commands start none)
 
     process.kill()
-    with suppress(subprocess.TimeoutExpired):
+    with suppress(TimeoutExpired):
         process.wait(_GONE_WITHIN_SECONDS)
-    for pipe in (process.stdout, process.stderr):
+    for pipe in (process.stdin, process.stdout, process.stderr):
         if pipe is not None:
             pipe.close()
 

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 
 from backupd import errors
 from backupd.capture.limits import WHOLE_BYTES, died, held_too_long
-from backupd.children import child_environment, command_of, start
+from backupd.children import child_environment, command_of, end, start
 from backupd.errors import BusyError
 from backupd.format.manifest import SourceFacts
 
@@ -34,7 +34,6 @@ _READ_BYTES = 1 << 16
 _SILENT_SECONDS = 30.0
 """After so long without an event, beside a wait for a lock, the capture counts as hanging."""
 _LATE_SECONDS = 5.0
-_GONE_WITHIN_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,12 +177,8 @@ class Capture:
     ) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)  # with it the process that may hold the lock
-        with suppress(subprocess.TimeoutExpired):  # who waits for a dead disk cannot die, and is left behind
-            self._process.wait(_GONE_WITHIN_SECONDS)
         with self._lock:
-            for pipe in (self._process.stdin, self._process.stdout):
-                assert pipe is not None  # noqa: S101
-                pipe.close()
+            end(self._process)
 
     def pack_left_spool(self) -> None:
         """Let the child put another pack into the spool. From any thread."""

@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from backupd.children import NOT_LOADED, child_environment, command_of, not_loaded, start
+from backupd.children import NOT_LOADED, child_environment, command_of, end, not_loaded, start
 from backupd.errors import BackupdError, BusyError, LimitReachedError, TargetUnwritableError
 from backupd.live.soundness import Soundness
 
@@ -49,10 +49,7 @@ def examine(file: Path, *, deadline: float, should_stop: Callable[[], None]) -> 
             with suppress(subprocess.TimeoutExpired):
                 process.wait(min(_TICK_SECONDS, deadline))
     finally:
-        process.kill()
-        process.wait()
-        if process.stdin is not None:
-            process.stdin.close()
+        end(process)
     return _read(answer, process.returncode)
 
 
