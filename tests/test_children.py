@@ -69,16 +69,22 @@ def test_library_that_cannot_be_loaded(tmp_path: Path, verb: str, code: int):
     _require_plain_words(finished, "could not load its program", "libz.so.1: cannot open shared object file")
 
 
-@pytest.mark.parametrize("error", ["EAGAIN", "ENOMEM"])
-def test_no_room_for_another_process(tmp_path: Path, error: str):
+@pytest.mark.parametrize(
+    ("error", "said", "limit"),
+    [
+        ("EAGAIN", "no process can be started", "limit of processes"),
+        ("ENOMEM", "no memory is left for backupd", "memory limit"),
+    ],
+)
+def test_no_room_for_another_process(tmp_path: Path, error: str, said: str, limit: str):
     """The limit of a container on processes, or its memory: another try can help."""
     if reason := system_calls.why_not():
         pytest.skip(reason)
     create_database(tmp_path / "app.db", rows=5)
     enter = system_calls.injecting(tmp_path / "log", ["vfork", "fork", "clone"], error=error, when="1+")
     finished = CommandLine(tmp_path, runner=Runner(enter=enter)).run("now", "app.db", code=_BUSY)
-    _require_plain_words(finished, "no process can be started")
-    assert "limits" in finished.told("hint")[0]
+    _require_plain_words(finished, said)
+    assert f"raise the {limit}" in finished.told("hint")[0]
 
 
 def test_python_that_has_gone(tmp_path: Path):
