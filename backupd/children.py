@@ -9,15 +9,17 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from backupd import errors
 from backupd.errors import BackupdError, UsageError, limit_reached
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 NOT_LOADED = 126
 """The exit status of a child whose program cannot be loaded. A shell says the same of what cannot be run."""
@@ -126,6 +128,30 @@ def end(process: subprocess.Popen[bytes]) -> None:
     for pipe in (process.stdin, process.stdout, process.stderr):
         if pipe is not None:
             pipe.close()
+
+
+def error_as_json(error: BackupdError) -> dict[str, Any]:
+    """An error as a child tells it to its parent, which raises `error_from_json` of it."""
+    return {"error": type(error).__name__, "message": error.message, "hint": error.hint}
+
+
+def error_from_json(values: Mapping[str, Any]) -> BackupdError:
+    """The error in what a child has answered; other keys do not matter."""
+    kind: type[BackupdError] = getattr(errors, values["error"])
+    return kind(values["message"], hint=values["hint"])
+
+
+def failure_of(process: str, error: Exception) -> BackupdError:
+    """An unexpected exception in a child, described as `process`, as an error: a limit of this machine, or else a bug.
+
+    The traceback of a bug goes to stderr.
+    """
+    if limit := limit_reached(error):
+        return limit
+    traceback.print_exception(error)
+    return BackupdError(
+        f"{process} failed: {type(error).__name__}: {error}", hint="please report it with the lines above"
+    )
 
 
 def reject_unreachable_python() -> None:

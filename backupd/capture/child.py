@@ -15,7 +15,6 @@ import os
 import signal
 import sys
 import time
-import traceback
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -29,6 +28,7 @@ from backupd.capture.limits import BYTES_PER_STEP, let_timers_end_this_process
 from backupd.capture.packer import Packer, PackWriter, Stream
 from backupd.capture.rollback import ConfirmedCapture, StepwiseCapture
 from backupd.capture.table import spool_full
+from backupd.children import error_as_json, failure_of
 from backupd.encryption import Encryption
 from backupd.errors import (
     BackupdError,
@@ -321,7 +321,7 @@ def _translated(error: OSError, capture: _Capture) -> BackupdError:
 
 
 def _report_failure(error: BackupdError) -> None:
-    _emit("failed", error=type(error).__name__, message=error.message, hint=error.hint)
+    _emit("failed", **error_as_json(error))
 
 
 def _capture_and_report(capture: _Capture) -> None:
@@ -332,12 +332,7 @@ def _capture_and_report(capture: _Capture) -> None:
     except OSError as error:
         _report_failure(_translated(error, capture))
     except Exception as error:  # noqa: BLE001  (a bug; the parent tells it in one line)
-        if limit := limit_reached(error):
-            _report_failure(limit)
-            return
-        traceback.print_exc()
-        message = f"the process that captures failed: {type(error).__name__}: {error}"
-        _emit("failed", error="BackupdError", message=message, hint="please report it with the lines above")
+        _report_failure(failure_of("the process that captures", error))
 
 
 if __name__ == "__main__":

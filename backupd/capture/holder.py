@@ -18,22 +18,20 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Self
 
-from backupd import errors
 from backupd.capture import side_files, sink, source
 from backupd.capture.facts import read_facts
 from backupd.capture.files import read_header
 from backupd.capture.limits import BYTES_PER_STEP, LockTimer, died, let_timers_end_this_process
 from backupd.capture.source import JournalModeChangedError
 from backupd.capture.table import HashTable, spool_full
-from backupd.children import command_of, start
-from backupd.errors import BackupdError, limit_reached
+from backupd.children import command_of, error_as_json, error_from_json, failure_of, start
+from backupd.errors import BackupdError
 from backupd.format.pack import HASH_BYTES
 from backupd.threads import start_thread
 
@@ -150,7 +148,7 @@ class LockHolder:
             raise died(self._path, self._process.wait(), self._max_lock)
         answer: dict[str, Any] | None = json.loads(line)
         if answer is not None and "error" in answer:
-            raise getattr(errors, answer["error"])(answer["message"], hint=answer["hint"])
+            raise error_from_json(answer)
         return answer
 
     def _end(self) -> None:
@@ -194,7 +192,7 @@ class _Holder:
             except JournalModeChangedError:
                 _answer(None)
             except BackupdError as error:
-                _answer({"error": type(error).__name__, "message": error.message, "hint": error.hint})
+                _answer(error_as_json(error))
 
     def _hold(self, path: str, lock_timeout: float, max_lock: float) -> None:
         if read_header(path).is_wal:
@@ -267,12 +265,7 @@ def main() -> None:
         start_thread(holder.read_requests, name="requests")
         holder.run()
     except Exception as error:  # noqa: BLE001  (a bug, or the parent has gone)
-        if limit := limit_reached(error):
-            _answer({"error": type(limit).__name__, "message": limit.message, "hint": limit.hint})
-            return
-        traceback.print_exc()
-        message = f"the process that holds the lock failed: {type(error).__name__}: {error}"
-        _answer({"error": "BackupdError", "message": message, "hint": "please report it with the lines above"})
+        _answer(error_as_json(failure_of("the process that holds the lock", error)))
 
 
 if __name__ == "__main__":

@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import TypeAdapter
 
-from backupd import errors
 from backupd.capture.limits import WHOLE_BYTES, died, held_too_long
-from backupd.children import child_environment, command_of, end, start
+from backupd.children import child_environment, command_of, end, error_from_json, start
 from backupd.errors import BusyError
 from backupd.format.manifest import SourceFacts
 
@@ -220,7 +219,7 @@ class Capture:
             kind = values.pop("event")
             self._expect(kind, values, patience + request.lock_timeout)
             if kind == "failed":
-                raise getattr(errors, values["error"])(values["message"], hint=values["hint"])
+                raise error_from_json(values)
             is_done = is_done or kind == "done"
             event = _event(kind, values)
             self._watch(event, request.max_lock)

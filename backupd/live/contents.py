@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING
 
 import apsw
 
-from backupd import errors
 from backupd.capture import source
 from backupd.capture.checksums import is_sealed
 from backupd.capture.facts import FACTS_SECONDS, TooMuchError, bounded, read_facts, read_schema
 from backupd.capture.files import HEADER_BYTES, page_size_of, read_header_to_write
 from backupd.capture.image import opened_image
 from backupd.capture.limits import LockTimer, held_too_long, let_timers_end_this_process
-from backupd.children import answer_of, command_of
+from backupd.children import answer_of, command_of, error_as_json, error_from_json
 from backupd.errors import BackupdError, BusyError
 
 if TYPE_CHECKING:
@@ -108,7 +107,7 @@ def contents_of_live(path: Path, *, lock_timeout: float, looking_seconds: float 
         )
     values = json.loads(answer.output)
     if "error" in values:
-        raise getattr(errors, values["error"])(values["message"], hint=values["hint"])
+        raise error_from_json(values)
     revisions = values.pop("alembic_revisions")
     return Contents(**values, alembic_revisions=None if revisions is None else tuple(revisions))
 
@@ -202,7 +201,7 @@ def main() -> None:
     try:
         values: dict[str, object] = asdict(_look(path, float(lock_timeout)))
     except BackupdError as error:
-        values = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
+        values = error_as_json(error)
     sys.stdout.write(json.dumps(values))
 
 
