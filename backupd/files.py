@@ -72,7 +72,7 @@ def rename_new(temporary: Path, file: Path) -> None:
     In one step; where there are no hard links, an empty file has the name for a moment, and after a kill for good.
     """
     try:
-        os.link(temporary, file)  # unlike a rename, loses to whoever came first
+        os.link(temporary, file)  # unlike a rename, fails if another process has taken the name
     except FileExistsError:
         raise
     except OSError:

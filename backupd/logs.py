@@ -40,7 +40,7 @@ class Log:
         self._is_quiet = is_quiet
         self._is_daemon = is_daemon
         self._logger = None
-        # What libraries have to say of their retries and pools would go to stderr, in no form that anybody reads, and
+        # What libraries have to say of their retries and pools would go to stderr, in no form that people read, and
         # with whatever they were given.
         if not logging.getLogger().handlers:
             logging.getLogger().addHandler(logging.NullHandler())

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _MASK = "***"
-# Shorter ones, and short words, stand in half of all messages; whoever can read those knows no more than by guessing.
+# Shorter ones, and short words, stand in half of all messages, and can be guessed.
 _TOO_COMMON = re.compile(r".{0,4}|[a-z_]{5,7}", re.DOTALL)
 # What parts of a URL look like that only say where something is.
 _WORD = re.compile(r".{0,7}|[a-z_-]{8,11}")

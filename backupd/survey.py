@@ -89,7 +89,7 @@ class DamagedManifest:
     id: SnapshotId
     reason: str
     is_newer: bool = False
-    """It is of a newer format than its repository: that of a newer backupd, or of nobody's."""
+    """It is of a newer format than its repository: that of a newer backupd, or of none."""
     is_outdated: bool = False
     """It is dated after the time when it was put, and a readable one was put later: it is not the newest."""
 

@@ -1,4 +1,4 @@
-"""Whatever manifest somebody puts beside ours, later snapshots are taken, are the newest, and restore."""
+"""Whatever manifest is planted beside ours, later snapshots are taken, are the newest, and restore."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _FIELDS = [
 
 
 class Place:
-    """A small database, a store, and somebody who may put what they like into it."""
+    """A small database, a store, and an attacker who may put anything into it."""
 
     def __init__(self, root: Path, store: Store | None = None) -> None:
         self.root, self.path = root, root / "app.db"

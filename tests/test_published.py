@@ -153,7 +153,7 @@ def test_a_refusal_is_red_at_once() -> None:
 
 
 def test_a_host_name_need_not_be_text(tmp_path: Path) -> None:
-    """The system calls a host what it was called, byte by byte; its snapshots are read all the same."""
+    """The system calls a host what it was called, byte by byte; its snapshots can still be read."""
     if shutil.which("unshare") is None or subprocess.run(["unshare", "--uts", "true"], check=False).returncode:
         pytest.skip("needs unshare, and the right to use it")
     create_database(tmp_path / "app.db", rows=1)

@@ -116,7 +116,7 @@ def find_ground(repository: Repository, database: str, *, is_full: bool) -> Grou
 def _find_usable_base(
     repository: Repository, history: History, survey: Survey, proofs: Proofs
 ) -> tuple[BaseSnapshot | None, dict[SnapshotId, str]]:
-    """The newest snapshot that can be built upon, and why newer ones cannot: anybody who may put could put them there.
+    """The newest snapshot that can be built upon, and why newer ones cannot: they may be planted.
 
     Where every one has lost most of its pages, it is the newest: those pages are stored again.
     """

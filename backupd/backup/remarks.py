@@ -68,7 +68,7 @@ class PassedOver:
 def passed_over(database: str, store: str, ground: Ground, state: StateDirectory) -> PassedOver | None:
     """The manifests of `database` in `store`, a URL, that `ground` passes over, as long as they are there.
 
-    What was told is noted in the state directory; without that note, it is told again.
+    What was reported is noted in the state directory; without that note, it is reported again.
     """
     history = ground.history
     unreadable = {damaged.id: f"it cannot be read: {damaged.reason}" for damaged in history.damaged}

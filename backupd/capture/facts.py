@@ -1,6 +1,6 @@
 """What a database says of itself in the pinned state, read in a bounded time whatever its schema holds.
 
-The schema is the application's, and in a directory of many tenants it may be anybody's: a table may be an endless view,
+The schema is the application's, and in a directory of many tenants it may be anything: a table may be an endless view,
 a column an expression that takes hours, the schema a gigabyte. So nothing of it is evaluated (`image.distrust` switches
 views off, and a column is read only where its values are stored), and the reading is interrupted when its time is over.
 What could not be had is left out: it never keeps the pages from being captured.

@@ -70,7 +70,7 @@ def command(invocation: Invocation, /, *, directory: Path | None, force: bool, y
     directory with a file of one name, one pattern stands for all of them.
 
     The file is written to --config FILE, or $BACKUPD_CONFIG, or else to ./backupd.toml; only if it is valid, and never
-    over one that is there, but with --force. With a secret in it, nobody else may read it.
+    over one that is there, but with --force. With a secret in it, no other user may read it.
 
     The exit code is that of doctor, once the file is written.
     """

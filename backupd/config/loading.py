@@ -68,7 +68,7 @@ def load(config_file: Path | None = None, environ: Mapping[str, str] = os.enviro
 
 
 def _is_service_link(name: str, value: str) -> bool:
-    # Two underscores are between our own keys, and in no service's name that anybody has.
+    # Two underscores are between our own keys, and in no usual name of a service.
     return "__" not in name and _SERVICE_LINK.fullmatch(f"{name}={value}") is not None
 
 

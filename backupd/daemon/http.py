@@ -132,7 +132,7 @@ class HttpServer:
         return _json(code, {"is_healthy": is_well, "alarms": told})
 
     def _snapshots(self, environ: WSGIEnvironment, charge: Charge, token: str) -> _Answer:
-        """A snapshot, for whoever knows the token."""
+        """A snapshot, for clients that know the token."""
         if not _has_token(environ, token):
             return _refusal(
                 HTTPStatus.UNAUTHORIZED,

@@ -177,7 +177,7 @@ def _take(configured: Configured, request: Request, charge: Charge) -> _Pairs:
     """A snapshot in every store, with that store.
 
     It comes after the run that may be going on: that one may have begun before what is asked for. It waits for no other
-    database: whoever asks is about to change this one.
+    database: the caller is about to change this one.
     """
     stores = charge.stores()
     settings = charge.settings

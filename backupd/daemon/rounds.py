@@ -212,7 +212,7 @@ class Rounds:
         now = datetime.now(UTC)
         first_pause, longest_pause = self._charge.settings.daemon.retry_after, timedelta.max
         if name == _NOT_FOUND:
-            # However long it has been missing: whoever makes the file is not to wait for the first snapshot.
+            # However long it has been missing: a file that appears must not wait long for its first snapshot.
             first_pause, longest_pause = min(first_pause, _LOOK_AGAIN_AFTER), _LOOK_AT_LEAST_EVERY
         next_run_at = self._timetable.next_at(self.key)
         at = self._retries.want(

@@ -42,7 +42,7 @@ ALWAYS_COUNTED_SEQUENCES = 1 << 32
 def highest_sequence(put_at: datetime, now: datetime) -> int:
     """As how much the sequence of a manifest counts at most that a listing shows as put at `put_at` (both aware).
 
-    FORMAT.md, "The order of snapshots", says why: what somebody plants can always be followed by a higher one.
+    FORMAT.md, "The order of snapshots", says why: what is planted can always be followed by a higher one.
     """
     milliseconds = (put_at - _EPOCH) // timedelta(milliseconds=1) if put_at <= now else 0
     return ALWAYS_COUNTED_SEQUENCES + max(0, milliseconds)

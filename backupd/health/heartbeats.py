@@ -6,7 +6,7 @@
 
 They are POSTs, and the body says what became of it; where a service takes no POST, they are GETs without it. A push
 monitor of Uptime Kuma (`/api/push/`) is asked for with GET and `status=up`, or `status=down` and `msg`, and hears of no
-beginning. The URL is a secret, and never told: whoever has it can say that all is well.
+beginning. The URL is a secret, and is in no output: who has it can report that all is well.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def _asked(request: Request) -> _Problem | None:
 
 
 def _pushed(beat: _Beat) -> str:
-    """The URL of a push monitor with what is to be told in its query, in place of what is there."""
+    """The URL of a push monitor with the sign in its query, in place of what is there."""
     parts = urlsplit(beat.url)
     told = {"status": "down" if beat.event else "up", "msg": sendable(beat.body)[:_LONGEST_PUSH_MESSAGE] or "OK"}
     query = {**dict(parse_qsl(parts.query, keep_blank_values=True)), **told}

@@ -1,7 +1,7 @@
 """What SQLite finds in a restored image: a program of its own, so that nothing in an image can end or stall its caller.
 
 With the argument FILE, it prints a `Soundness` as one JSON object, or one with the key `failure`. It ends when its
-stdin does, so that it does not outlive whoever started it.
+stdin does, so that it does not outlive the process that started it.
 """
 
 from __future__ import annotations

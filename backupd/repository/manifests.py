@@ -104,7 +104,7 @@ def _why_implausible(manifest: AnyManifest, stored: StoredObject, now: datetime)
     if manifest.sequence > highest_sequence(stored.modified_at, now):
         return f"its sequence is {manifest.sequence}, and so many snapshots were never taken"
     if manifest.id.taken_at > now + _FAR_AHEAD:
-        return "it is dated in the future: a clock was wrong, or somebody put it there"
+        return "it is dated in the future: a clock was wrong, or it was planted"
     return None
 
 

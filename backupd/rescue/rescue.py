@@ -182,7 +182,7 @@ class Repository:
 def highest_sequence(put_at: int, now: int) -> int:
     """As how much a sequence counts at most, by when the manifest was put (both in milliseconds since 1970).
 
-    So what is put later can always be newer than what somebody planted.
+    So what is put later can always be newer than what was planted.
     """
     return ALWAYS_COUNTED_SEQUENCES + (max(0, put_at) if put_at <= now else 0)
 

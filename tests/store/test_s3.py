@@ -598,7 +598,7 @@ def test_what_a_server_says_is_short_and_harmless(verb: str, place: str):
 @pytest.mark.parametrize("status", [200, 400, 403, 500])
 @pytest.mark.parametrize("verb", ["get", "put", "list"])
 def test_an_answer_without_an_end_takes_little_memory(status: int, verb: str):
-    """100 MB in one word of an error or of a listing are neither kept nor told."""
+    """100 MB in one word of an error or of a listing are neither kept nor shown."""
 
     def endless(handler: Handler, _: Request) -> None:
         head = b"ListBucketResult><NextMarker" if status == 200 else b"Error><Code"
