@@ -161,6 +161,14 @@ class MissingDatabaseError(SourceUnusableError):
     retry_can_help = True
 
 
+def missing_database(path: object) -> MissingDatabaseError:
+    """The error for the database at `path`, which is not there."""
+    return MissingDatabaseError(
+        f"database {path} does not exist",
+        hint="check the path and, in a container, that the volume is mounted there; nothing was created",
+    )
+
+
 class NotADatabaseError(SourceUnusableError):
     """The database file is there, and SQLite does not recognise it as a sound database."""
 

@@ -17,14 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Self
 
-from backupd.capture.foreign import LOOKED_AT_BYTES, why_unread
-from backupd.errors import BusyError, MissingDatabaseError, NotADatabaseError, SourceUnusableError
+from backupd.capture.foreign import HEADER_BYTES, LOOKED_AT_BYTES, MAGIC, why_unread
+from backupd.errors import BusyError, NotADatabaseError, SourceUnusableError, missing_database
 from backupd.format import is_page_size
 
 if TYPE_CHECKING:
     from backupd.errors import BackupdError
 
-HEADER_BYTES = 100
 LOG_HEADER_BYTES = 32
 FLOCK = "@hhqqi4x"
 """`struct flock` of Linux on 64-bit machines: type, whence, start, length, process."""
@@ -33,7 +32,6 @@ LOCK_BYTES = (1 << 30, 512)
 
 _WRITE_VERSION, _READ_VERSION = 18, 19
 _WAL_VERSION = 2
-_MAGIC = b"SQLite format 3\x00"
 _LOG_MAGIC = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
 _MOST_BYTES_OF_EMPTY_FILE = 1  # SQLite itself writes one byte into an empty file on some systems, see `unixFileSize`
 _RESERVED_LOCK = ((1 << 30) + 1, 1)
@@ -169,7 +167,7 @@ def _is_database(head: bytes) -> bool:
 
 def page_size_of(head: bytes) -> int | None:
     """The page size in the header that `head` begins with; None where there is no valid one."""
-    if len(head) < HEADER_BYTES or not head.startswith(_MAGIC):
+    if len(head) < HEADER_BYTES or not head.startswith(MAGIC):
         return None
     page_size = int.from_bytes(head[16:18], "big")
     page_size = 65536 if page_size == 1 else page_size
@@ -290,10 +288,7 @@ def _how_to_save(left: dict[str, int]) -> str:
 def unreadable(path: str, error: OSError) -> SourceUnusableError:
     """Our error for one of the system's about the source database."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return MissingDatabaseError(
-            f"database {path} does not exist",
-            hint="check the path and, in a container, that the volume is mounted there; nothing was created",
-        )
+        return missing_database(path)
     hint = "check the disk and the system log"
     if isinstance(error, PermissionError):
         hint = f"backupd runs as uid {os.geteuid()}; run it as the owner of the file, or as root"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from backupd.errors import NotADatabaseError
 
 LOOKED_AT_BYTES = 4096
-_MAGIC = b"SQLite format 3\x00"
-_HEADER_BYTES = 100
+HEADER_BYTES = 100
+MAGIC = b"SQLite format 3\x00"
 _NEWEST_VERSION = 2
 _NEWEST_SCHEMA_FORMAT = 4
 _ENCODINGS = range(4)
@@ -64,7 +64,7 @@ def why_unread(path: str, head: bytes, detail: str = "") -> NotADatabaseError:
 
     `head` is as long as `LOOKED_AT_BYTES`, or as the file; less serves too.
     """
-    if head.startswith(_MAGIC):
+    if head.startswith(MAGIC):
         return _unread_sqlite(path, head, detail)
     what = _foreign(head)
     if what is not None:
@@ -83,7 +83,7 @@ def why_unread(path: str, head: bytes, detail: str = "") -> NotADatabaseError:
 
 def _unread_sqlite(path: str, head: bytes, detail: str) -> NotADatabaseError:
     told = f": {detail}" if detail else ""
-    if len(head) < _HEADER_BYTES:
+    if len(head) < HEADER_BYTES:
         return NotADatabaseError(f"{path} is not an SQLite database: it ends inside its header", hint=_RECOVER)
     if head[21:24] == _FRACTIONS and _has_odd_rest(head):
         return NotADatabaseError(

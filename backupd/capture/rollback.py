@@ -31,7 +31,8 @@ from blake3 import blake3
 
 from backupd.capture import sink, source
 from backupd.capture.facts import read_facts
-from backupd.capture.files import HEADER_BYTES, Header, header_of, page_size_of, read_header
+from backupd.capture.files import Header, header_of, page_size_of, read_header
+from backupd.capture.foreign import HEADER_BYTES
 from backupd.capture.limits import BYTES_PER_STEP, LockTimer, never_at_rest, written_without_lock
 from backupd.capture.unchanged import TICK_SECONDS, Stillness, has_fine_stamp
 from backupd.capture.unlocked import UnlockedFile

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, model_validator
 from backupd.config.retention import RetentionSettings
 from backupd.config.schedule import ScheduleSettings
 from backupd.config.values import InvalidValueError, Table, absolute_path
-from backupd.errors import MissingDatabaseError, SourceUnusableError, UsageError
+from backupd.errors import MissingDatabaseError, SourceUnusableError, UsageError, missing_database
 from backupd.trust import Way, way_of
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -177,10 +177,7 @@ def missing_file(entry: DatabaseSettings) -> MissingDatabaseError | None:
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        return MissingDatabaseError(
-            f"database {path} does not exist",
-            hint="check the path and, in a container, that the volume is mounted there; nothing was created",
-        )
+        return missing_database(path)
     except OSError:
         return None  # its run fails, and says why
     return None
