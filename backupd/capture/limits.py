@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import signal
+from typing import TYPE_CHECKING, Any
 
 from backupd.capture.facts import FACTS_SECONDS
-from backupd.children import NOT_LOADED, not_loaded
+from backupd.children import NOT_LOADED, answer_of, not_loaded
 from backupd.errors import BackupdError, BusyError, LimitReachedError, SourceUnusableError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 WHOLE_BYTES = 32 << 20
 """Up to so much is copied under one lock: writers wait for about 15 ms on two cores. More is copied in steps."""
@@ -42,6 +47,29 @@ def let_timers_end_this_process() -> None:
     """Give SIGALRM its default action, whatever this process has inherited."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+
+
+def looked_at(path: str, command: Sequence[str], *, max_lock: float, deadline: float) -> Any:
+    """The JSON that `command` prints of the database at `path`, which it looks at as a capture would.
+
+    Its `LockTimer` allows `max_lock`; times are in seconds. Raises `BusyError` past the deadline, or when writers would
+    have waited for longer, and `BackupdError` when the process failed, or as `children.start`.
+    """
+    try:
+        answer = answer_of(command, deadline=deadline)
+    except TimeoutError as error:
+        raise BusyError(
+            f"{path} could not be looked at within {deadline:g} s",
+            hint="its file system or disk seems to hang: try `ls -l` on its directory, and look at the system log",
+        ) from error
+    if answer.status == -signal.SIGALRM:
+        raise held_too_long(path, max_lock)
+    if answer.status:
+        raise BackupdError(
+            f"the process that looks at {path} failed: {answer.last_words or f'status {answer.status}'}",
+            hint="please report it with the line above",
+        )
+    return json.loads(answer.output)
 
 
 def held_too_long(path: str, seconds: float) -> BusyError:

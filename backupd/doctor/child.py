@@ -27,6 +27,7 @@ from backupd.capture.facts import FACTS_SECONDS, read_facts
 from backupd.capture.files import read_header
 from backupd.capture.limits import BYTES_PER_STEP, WHOLE_BYTES, LockTimer, let_timers_end_this_process
 from backupd.capture.unlocked import UnlockedFile
+from backupd.children import error_as_json
 from backupd.doctor.look import DatabaseLook, FileFacts, Refusal
 from backupd.errors import BackupdError, SourceUnusableError
 from backupd.files import free_bytes
@@ -157,7 +158,7 @@ def _facts(path: str) -> FileFacts | None:
 
 
 def _refusal(error: BackupdError) -> Refusal:
-    return Refusal(type(error).__name__, error.message, error.hint)
+    return Refusal(**error_as_json(error))
 
 
 def main() -> None:

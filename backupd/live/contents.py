@@ -19,11 +19,12 @@ import apsw
 from backupd.capture import source
 from backupd.capture.checksums import is_sealed
 from backupd.capture.facts import FACTS_SECONDS, TooMuchError, bounded, read_facts, read_schema
-from backupd.capture.files import HEADER_BYTES, page_size_of, read_header_to_write
+from backupd.capture.files import page_size_of, read_header_to_write
+from backupd.capture.foreign import HEADER_BYTES
 from backupd.capture.image import opened_image
-from backupd.capture.limits import LockTimer, held_too_long, let_timers_end_this_process
-from backupd.children import answer_of, command_of, error_as_json, error_from_json
-from backupd.errors import BackupdError, BusyError
+from backupd.capture.limits import LockTimer, let_timers_end_this_process, looked_at
+from backupd.children import command_of, error_as_json, error_from_json
+from backupd.errors import BackupdError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,23 +90,10 @@ def contents_of_live(path: Path, *, lock_timeout: float, looking_seconds: float 
     `looking_seconds` is how long that may take beside waiting for a lock. Raises `SourceUnusableError` when it is not a
     readable database, and `BusyError`, also when it takes longer.
     """
-    command = command_of("backupd.live.contents", os.fspath(path), str(lock_timeout))
-    deadline = lock_timeout + source.opening_seconds(os.fspath(path)) + looking_seconds
-    try:
-        answer = answer_of(command, deadline=deadline)
-    except TimeoutError as error:
-        raise BusyError(
-            f"{path} could not be looked at within {deadline:g} s",
-            hint="its file system or disk seems to hang: try `ls -l` on its directory, and look at the system log",
-        ) from error
-    if answer.status == -signal.SIGALRM:
-        raise held_too_long(os.fspath(path), _MOST_LOCK_SECONDS)
-    if answer.status:
-        raise BackupdError(
-            f"the process that looks at {path} failed: {answer.last_words or f'status {answer.status}'}",
-            hint="please report it with the line above",
-        )
-    values = json.loads(answer.output)
+    text = os.fspath(path)
+    command = command_of("backupd.live.contents", text, str(lock_timeout))
+    deadline = lock_timeout + source.opening_seconds(text) + looking_seconds
+    values = looked_at(text, command, max_lock=_MOST_LOCK_SECONDS, deadline=deadline)
     if "error" in values:
         raise error_from_json(values)
     revisions = values.pop("alembic_revisions")
