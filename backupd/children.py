@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from backupd import errors
 from backupd.errors import BackupdError, UsageError, limit_reached
+from backupd.trust import way_of
 
 if TYPE_CHECKING:
     import subprocess
@@ -30,7 +31,6 @@ _NAMES = frozenset(
 )
 # FAKETIME comes with LD_PRELOAD: whoever gives a process another clock or allocator means its children too.
 _BEGINNINGS = ("LC_", "PYTHON", "LD_PRELOAD", "FAKETIME")
-_MOST_LINKS = 40  # as the kernel follows
 _INSTALL_ELSEWHERE = (
     "install backupd, with its Python, where that user can read and run it (in /opt or /usr/local, not below /root), "
     "or start it as another user"
@@ -158,23 +158,17 @@ def reject_unreachable_python() -> None:
     """Raise `UsageError` where this user, who may just have become another one, cannot run backupd once more."""
     for path, right, verb in ((sys.executable, os.X_OK, "run"), (__file__, os.R_OK, "read")):
         if not os.access(path, right):
-            closed = _closed_directory(Path(path))
+            closed = _closed_directory(path)
             raise UsageError(
                 f"uid {os.geteuid()} cannot {verb} {path}" + (f": {closed} is closed to it" if closed else ""),
                 hint=_INSTALL_ELSEWHERE,
             )
 
 
-def _closed_directory(path: Path) -> Path | None:
-    """The first directory on the way to `path`, also behind symbolic links, that this user may not enter."""
-    for _ in range(_MOST_LINKS):
-        for directory in reversed(path.parents):
-            if not os.access(directory, os.X_OK):
-                return directory
-        if not path.is_symlink():
-            break
-        path = Path(os.path.normpath(path.parent / path.readlink()))
-    return None
+def _closed_directory(path: str) -> Path | None:
+    """The first directory on the way to what `path` leads to that this user may not enter."""
+    way = reversed(Path(way_of(path).real).parents)
+    return next((directory for directory in way if not os.access(directory, os.X_OK)), None)
 
 
 def main() -> None:
