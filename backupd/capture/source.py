@@ -1,4 +1,4 @@
-"""The live database: look at its header, open it read-only, and pin one committed state."""
+"""The live database: open it read-only, pin one committed state, and say what SQLite refuses of it."""
 
 from __future__ import annotations
 

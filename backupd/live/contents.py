@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import apsw
 
-from backupd.capture import source
+from backupd.capture import side_files, source
 from backupd.capture.checksums import is_sealed
 from backupd.capture.facts import FACTS_SECONDS, TooMuchError, bounded, read_facts, read_schema
 from backupd.capture.files import page_size_of, read_header_to_write
@@ -185,6 +185,7 @@ def main() -> None:
     """Print what is in the database in the arguments."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     let_timers_end_this_process()
+    side_files.keep_sqlite_from_deleting()
     path, lock_timeout = sys.argv[1:]
     try:
         values: dict[str, object] = asdict(_look(path, float(lock_timeout)))
