@@ -56,7 +56,8 @@ class BackupdError(Exception):
 
 
 def _told(text: str, most: int) -> str:
-    beginning = masked(text[:most]) + ("..." if len(text) > most else "")
+    text = masked(text)  # before it is cut: the beginning of a secret is no longer known as one
+    beginning = text[:most] + ("..." if len(text) > most else "")
     return _COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), beginning)
 
 
@@ -211,7 +212,7 @@ def limit_reached(error: BaseException) -> LimitReachedError | None:
     The one place that knows how Python and the system say so: MemoryError, RuntimeError for a thread, ImportError for a
     library that cannot be loaded, and ENOMEM, EMFILE, ENFILE or (for a process) EAGAIN.
     """
-    for each in _with_causes(error):
+    for each in with_causes(error):
         if isinstance(each, LimitReachedError):
             return each
         if isinstance(each, RuntimeError) and "can't start new thread" in str(each):
@@ -238,7 +239,7 @@ def expected(error: BaseException) -> BackupdError:
     )
 
 
-def _with_causes(error: BaseException) -> Iterator[BaseException]:
+def with_causes(error: BaseException) -> Iterator[BaseException]:
     """`error`, and what it was raised for; each once, since some libraries make rings of them."""
     known: set[int] = set()
     found: BaseException | None = error

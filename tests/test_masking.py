@@ -105,6 +105,14 @@ def test_no_library_leaks_a_secret_into_the_log(way: str) -> None:
     assert "***" in (done.stdout if way == "daemon" else done.stderr)
 
 
+@pytest.mark.parametrize("before", range(1960, 2010, 7))
+def test_the_beginning_of_a_secret_is_not_left_where_a_message_is_cut(before: int) -> None:
+    """Whatever stands in front of it: no part of a secret is told because the rest of it was cut off."""
+    keep_secret("0a1b2c3d4e5f-Secret-0a1b2c3d4e5f-Secret")
+    error = BackupdError("x" * before + "0a1b2c3d4e5f-Secret-0a1b2c3d4e5f-Secret" + "y" * 100)
+    assert "0a1" not in error.message
+
+
 def test_an_error_is_short_and_harmless_whatever_it_quotes() -> None:
     """A stored object may have megabytes of commands for a terminal where a time should be."""
     error = BackupdError(f"'\x1b[2J\u202e{'9' * 10_000_000}' is not a time", hint="\x9b" * 100_000)

@@ -12,13 +12,14 @@ from urllib.parse import urlsplit, urlunsplit
 from botocore import exceptions as boto
 from urllib3.util.ssl_match_hostname import CertificateError
 
-from backupd.errors import NoSuchObjectError, StoreError, StoreUnavailableError, limit_reached
+from backupd.errors import NoSuchObjectError, StoreError, StoreUnavailableError, limit_reached, with_causes
+from backupd.masking import masked
 from backupd.store import s3_meanings as meanings
 from backupd.store.keys import PackKey
 from backupd.store.s3_client import CredentialsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from backupd.config import StoreSettings
     from backupd.store.s3_meanings import Meaning
@@ -103,7 +104,7 @@ def translate(error: Exception, asked: Asked) -> StoreError:
         return _of_answer(_Answer(error), asked)
     if limit := limit_reached(error):
         return StoreUnavailableError(f"cannot {asked.verb} {asked.key}: {limit.message}", hint=limit.hint)
-    causes = list(_causes(error))
+    causes = list(with_causes(error))
     meaning = _meaning_of_tls(causes, asked) or _first(meanings.BY_EXCEPTION, causes)
     if meaning is None:
         return _error(meanings.UNKNOWN_ERROR, asked, reason=f"{type(error).__name__}: {_reason(causes)}")
@@ -116,7 +117,7 @@ def unusable(error: Exception, asked: Asked) -> StoreError:
         return _error(meanings.CREDENTIALS, asked, reason=str(error))
     if limit := limit_reached(error):
         return StoreUnavailableError(f"cannot {asked.verb} {asked.key}: {limit.message}", hint=limit.hint)
-    causes = list(_causes(error))
+    causes = list(with_causes(error))
     # The wrapping of `s3_client` says only where.
     told = causes[1:] if isinstance(error, CredentialsError) else causes
     meaning = _first(meanings.UNUSABLE, causes) or meanings.CONFIGURATION
@@ -250,14 +251,6 @@ def _clocks(ahead: timedelta | None) -> str:
     return f"this machine's clock is {amount} {'behind' if ahead > timedelta() else 'ahead of'} the store's"
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and, after it, what it came from."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
-
-
 def _reason(causes: list[BaseException]) -> str:
     """The most telling words of an error and its causes, on one line."""
     return _shown(_words(causes), _LONGEST_REASON)
@@ -284,5 +277,6 @@ def _without_ids(message: str) -> str:
 
 def _shown(text: str, most: int) -> str:
     """The beginning of what a server or a library says, on one line, without commands for a terminal."""
+    text = masked(text)  # before it is cut: the beginning of a secret is no longer known as one
     line = "".join(character if character.isprintable() else " " for character in text[:most])
     return f"{line}..." if len(text) > most else line

@@ -595,6 +595,27 @@ def test_what_a_server_says_is_short_and_harmless(verb: str, place: str):
     assert told.isprintable()
 
 
+@pytest.mark.parametrize("before", [0, 280, 290, 299])
+def test_the_beginning_of_a_secret_is_not_left_where_an_answer_is_cut(before: int):
+    """A server that repeats what it was sent may do so just where its words become too many."""
+
+    def answer(handler: Handler, _: Request) -> None:
+        handler.error(418, "Teapot", "x" * before + _SECRET + "y" * 300)
+
+    with answering(answer) as (store, _):
+        told = failure(store).message
+    assert "Teapot" in told
+    assert _SECRET[:4] not in told
+
+
+def test_an_error_whose_causes_go_in_a_ring_is_one_like_others():
+    """Some libraries raise an exception from one that came from it."""
+    one, other = ValueError("one"), OSError("other")
+    one.__cause__, other.__cause__ = other, one
+    error = translate(one, Asked("get", settings_for("http://127.0.0.1:1"), "app/a", lambda: None))
+    assert isinstance(error, StoreError)
+
+
 @pytest.mark.parametrize("status", [200, 400, 403, 500])
 @pytest.mark.parametrize("verb", ["get", "put", "list"])
 def test_an_answer_without_an_end_takes_little_memory(status: int, verb: str):
