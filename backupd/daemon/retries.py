@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from backupd.errors import BackupdError
 
 _LONGEST_PAUSE = timedelta(minutes=15)
+# An application that starts at the same moment is about to make its first file, and looking costs nothing.
+_LOOK_AGAIN_AFTER = timedelta(seconds=5)
+_LOOK_AT_LEAST_EVERY = timedelta(seconds=30)
 
 
 class Retries:
@@ -23,40 +26,42 @@ class Retries:
         self._lock = threading.Lock()
         self._names: set[str] = set()
         self._attempts = 0
+        self._looks = 0
         self._is_planned = False
 
     def begin_anew(self) -> None:
         """A scheduled round takes all databases up: forget them, and begin with the first pause."""
         with self._lock:
             self._names.clear()
-            self._attempts = 0
+            self._attempts = self._looks = 0
             self._is_planned = False
 
-    def want(
-        self,
-        name: str,
-        *,
-        now: datetime,
-        next_run_at: datetime | None,
-        first_pause: timedelta | None = None,
-        longest_pause: timedelta = timedelta.max,
-    ) -> datetime | None:
-        """Note that `name` has failed. Gives when to try again, None when that is planned already or comes anyway.
+    def want(self, name: str, *, now: datetime, next_run_at: datetime | None) -> datetime | None:
+        """Note that `name` has failed. Gives when to try again, None when that is planned already or comes anyway."""
+        with self._lock:
+            # The exponent is bounded only to stay a number: long before that, the next scheduled run comes first.
+            pause: timedelta = self._first_pause * 2 ** min(self._attempts, 20)
+            at = self._planned(name, now + pause, next_run_at)
+            self._attempts += at is not None
+            return at
 
-        `first_pause` in place of the usual one; it grows as that does, up to `longest_pause`.
+    def want_look(self, name: str, *, now: datetime, next_run_at: datetime | None) -> datetime | None:
+        """The same for a file that is not there: whoever makes it is not to wait, however long it has been missing.
+
+        Looks are no attempts. When it is there at last, and fails, that is tried again after the first pause.
         """
         with self._lock:
-            self._names.add(name)
-            if self._is_planned:
-                return None
-            # The exponent is bounded only to stay a number: long before that, the next scheduled run comes first.
-            pause: timedelta = (first_pause or self._first_pause) * 2 ** min(self._attempts, 20)
-            at = now + min(pause, longest_pause)
-            if next_run_at is not None and at >= next_run_at:
-                return None
-            self._attempts += 1
-            self._is_planned = True
+            pause = min(min(self._first_pause, _LOOK_AGAIN_AFTER) * 2 ** min(self._looks, 20), _LOOK_AT_LEAST_EVERY)
+            at = self._planned(name, now + pause, next_run_at)
+            self._looks += at is not None
             return at
+
+    def _planned(self, name: str, at: datetime, next_run_at: datetime | None) -> datetime | None:
+        self._names.add(name)
+        if self._is_planned or (next_run_at is not None and at >= next_run_at):
+            return None
+        self._is_planned = True
+        return at
 
     def take(self) -> frozenset[str]:
         """What is to be tried now."""

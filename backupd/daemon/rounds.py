@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 
 # What is noted as failed when a file is missing, or cannot be a database: there is no name for that.
 _NOT_FOUND = ""
-# An application that starts at the same moment is about to make its first file, and looking costs nothing.
-_LOOK_AGAIN_AFTER = timedelta(seconds=5)
 _LOOK_AT_LEAST_EVERY = timedelta(seconds=30)
 
 
@@ -209,15 +207,8 @@ class Rounds:
             self._timetable.add_once(f"{self._retry_key} {name}", partial(self._round, [name]), at)
 
     def _want_retry(self, name: str) -> None:
-        now = datetime.now(UTC)
-        first_pause, longest_pause = self._charge.settings.daemon.retry_after, timedelta.max
-        if name == _NOT_FOUND:
-            # However long it has been missing: a file that appears must not wait long for its first snapshot.
-            first_pause, longest_pause = min(first_pause, _LOOK_AGAIN_AFTER), _LOOK_AT_LEAST_EVERY
-        next_run_at = self._timetable.next_at(self.key)
-        at = self._retries.want(
-            name, now=now, next_run_at=next_run_at, first_pause=first_pause, longest_pause=longest_pause
-        )
+        want = self._retries.want_look if name == _NOT_FOUND else self._retries.want
+        at = want(name, now=datetime.now(UTC), next_run_at=self._timetable.next_at(self.key))
         # A run that began under an earlier configuration must not go on by it.
         if at is not None and not self._charge.is_over.is_set():
             self._timetable.add_once(self._retry_key, self._retry, at)

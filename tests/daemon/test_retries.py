@@ -53,6 +53,15 @@ def test_a_scheduled_round_begins_with_the_first_pause_again():
     assert retries.want("app", now=NOW, next_run_at=None) == NOW + FIRST_PAUSE
 
 
+def test_looks_for_a_missing_file_are_no_attempts():
+    """Minutes of them must not put the next try of a database that is there at last off by hours."""
+    retries = Retries(FIRST_PAUSE)
+    for _ in range(40):
+        assert retries.want_look("", now=NOW, next_run_at=None) <= NOW + timedelta(seconds=30)
+        retries.take()
+    assert retries.want("app", now=NOW, next_run_at=NOW + timedelta(days=1)) == NOW + FIRST_PAUSE
+
+
 def test_databases_that_fail_together_are_tried_again_together():
     """One retry is planned for all of them: a store that is down is asked once."""
     retries = Retries(FIRST_PAUSE)
