@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import click
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _COMPLETION_VARIABLE = "_BACKUPD_COMPLETE"
+_DAY_SECONDS = 86_400
 
 
 def exit_code_of(arguments: Sequence[str]) -> int:
@@ -42,8 +44,18 @@ def _run(arguments: list[str]) -> int:
         from click.shell_completion import shell_complete  # noqa: PLC0415  (rare)
 
         return shell_complete(backupd, {}, PROGRAM, _COMPLETION_VARIABLE, instruction)
+    _give_up_impossible_zone()
     with backupd.make_context(PROGRAM, arguments) as context:
         return int(backupd.invoke(context) or ExitCode.DONE)
+
+
+def _give_up_impossible_zone() -> None:
+    """Go by UTC where TZ is a day or more away from it: the C library takes that, and Python fails at every time."""
+    if max(abs(time.timezone), abs(time.altzone)) < _DAY_SECONDS:
+        return
+    output.print_warning(f"TZ={os.environ.get('TZ')} is a day or more from UTC, and is not used: times are in UTC")
+    os.environ["TZ"] = "UTC"
+    time.tzset()
 
 
 def _report(error: Exception) -> int:

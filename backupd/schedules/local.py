@@ -38,7 +38,7 @@ def zone_meant(environ: Mapping[str, str]) -> str | None:
 def misunderstood_zone(environ: Mapping[str, str], now: datetime) -> Misunderstanding | None:
     """Why the local time is not that of TZ; None when it is, or TZ says nothing. `now` is aware."""
     meant = zone_meant(environ)
-    if meant is None or _POSIX_ZONE.fullmatch(meant) or (meant.startswith("/") and os.path.exists(meant)):  # noqa: PTH110  (it need be no path at all)
+    if meant is None or _POSIX_ZONE.fullmatch(meant):
         return None
     zone = _zone_called(meant)
     if zone is None:
@@ -60,6 +60,9 @@ def misunderstood_zone(environ: Mapping[str, str], now: datetime) -> Misundersta
 
 def _zone_called(name: str) -> ZoneInfo | None:
     try:
+        if name.startswith("/") and os.path.isfile(name):  # noqa: PTH113  (it need be no path at all)
+            with open(name, "rb") as file:  # noqa: PTH123  (as above)
+                return ZoneInfo.from_file(file)
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         return None

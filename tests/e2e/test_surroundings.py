@@ -101,6 +101,7 @@ def test_what_a_server_says_reaches_no_terminal_and_no_status(tmp_path: Path) ->
         ("CET-1CEST,M3.5.0,M10.5.0/3", []),
         ('"Europe/Berlin"', ['there is no time zone TZ="Europe/Berlin": schedules go by UTC']),
         ("Nonsense", ["there is no time zone TZ=Nonsense: schedules go by UTC"]),
+        ("/etc/passwd", ["there is no time zone TZ=/etc/passwd: schedules go by UTC"]),
         (":/etc/localtime", []),
     ],
 )
@@ -118,6 +119,18 @@ def test_a_time_zone_that_a_library_does_not_know_changes_nothing(
         daemon.wait_for("snapshot", outcome="created", patience_seconds=20)
         daemon.reload()
         assert [event["event"] for event in daemon.events if "time zone" in event["event"]] == warnings
+
+
+@pytest.mark.parametrize("command", [["list"], ["show", "latest"], ["verify"], ["prune"], ["doctor"], ["status"]])
+def test_a_time_zone_a_day_from_utc_is_not_used(tmp_path: Path, command: list[str]) -> None:
+    """The C library takes it, and Python has no time in it: no bug, but a warning, and times in UTC."""
+    create_database(tmp_path / "app.db", rows=1)
+    new_site(tmp_path).configure()
+    CommandLine(tmp_path).run("now", code=ExitCode.DONE)
+    usual, said = (CommandLine(tmp_path, TZ=zone).run(*command) for zone in ("UTC", "CET-25"))
+    assert said.code == usual.code
+    warning = "TZ=CET-25 is a day or more from UTC, and is not used: times are in UTC"
+    assert said.told("warning") == [warning, *usual.told("warning")]
 
 
 def test_values_in_quotes_make_no_directory(tmp_path: Path) -> None:
