@@ -103,8 +103,14 @@ def make_partial(target: Path) -> tuple[Path, int]:
         directory = usual if attempt == 0 else usual.with_name(f"{usual.name}-{secrets.token_hex(4)}")
         with suppress(FileExistsError):
             directory.mkdir(mode=0o700)
-            with suppress(FileNotFoundError):  # another restore, which began at the same time, took it for a leftover
+            try:
                 return directory / _IMAGE, _image_in(directory, target)
+            except FileNotFoundError:
+                continue  # another restore, which began at the same time, took it for a leftover
+            except BaseException:
+                with suppress(OSError):
+                    directory.rmdir()
+                raise
     raise TargetUnwritableError(
         f"no private directory can be made beside {target}",
         hint=f"another program takes its names again and again: look who writes {target.parent}",
