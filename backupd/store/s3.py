@@ -261,14 +261,20 @@ class S3Store:
 
     def _client(self) -> S3Client:
         """The one client of this store, for a thread that has an operation. Raises `StoreError`."""
+        # The thread that makes the client may never come back: a credential process hangs.
+        if not self._lock.acquire(timeout=self._settings.time_limit.total_seconds()):
+            raise out_of_time(self._operation.asked)
         try:
-            with self._lock:
-                if self._connection is None:
-                    self._connection = Connection(self._settings, before_send=self._require_time)
-            client = self._connection.client
+            if self._connection is None:
+                self._connection = Connection(self._settings, before_send=self._require_time)
         except Exception as error:
             raise unusable(error, self._operation.asked) from error
-        return client
+        finally:
+            self._lock.release()
+        try:
+            return self._connection.client
+        except Exception as error:
+            raise unusable(error, self._operation.asked) from error
 
     def _found_endpoint(self) -> str | None:
         # Without the lock: who makes the client, and cannot, holds it.

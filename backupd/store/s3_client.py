@@ -13,7 +13,7 @@ import botocore.loaders
 import botocore.session
 from botocore.auth import AUTH_TYPE_MAPS, S3SigV4Auth
 from botocore.config import Config
-from botocore.exceptions import ConnectionClosedError, ProfileNotFound, ReadTimeoutError
+from botocore.exceptions import ConnectionClosedError, CredentialRetrievalError, ProfileNotFound, ReadTimeoutError
 from urllib3 import exceptions as urllib3
 
 from backupd.masking import keep_secret
@@ -123,6 +123,11 @@ def _found_credentials(session: boto3.Session) -> Credentials | None:
         return session.get_credentials()
     except ProfileNotFound:
         raise
+    except CredentialRetrievalError as error:
+        if error.kwargs.get("provider") == "custom-process":
+            # botocore quotes its stderr, in which there may be secrets that nothing here knows.
+            raise CredentialsError("the program of `credential_process` failed; run by hand, it says why") from error
+        raise CredentialsError from error
     except Exception as error:
         raise CredentialsError from error
 

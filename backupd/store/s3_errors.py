@@ -87,7 +87,8 @@ def code_of(error: boto.ClientError) -> str:
 
 def out_of_time(asked: Asked) -> StoreError:
     """The `StoreUnavailableError` for an operation that has used up its time limit."""
-    return _error(meanings.OUT_OF_TIME, asked)
+    is_connected = asked.found_endpoint() is not None
+    return _error(meanings.OUT_OF_TIME if is_connected else meanings.CREDENTIALS_OUT_OF_TIME, asked)
 
 
 def not_s3(asked: Asked) -> StoreError:

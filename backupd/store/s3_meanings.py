@@ -77,6 +77,11 @@ CREDENTIALS_OUT_OF_REACH = Meaning(
     "the service that gives the credentials cannot be reached: {reason}",
     "check the network, and what the AWS tools are given here (AWS_ variables, ~/.aws, the role of the machine)",
 )
+CREDENTIALS_OUT_OF_TIME = Meaning(
+    StoreUnavailableError,
+    "no credentials were found within {time_limit:g} s",
+    "look at what the AWS tools are given here: a `credential_process` may hang, or a service not answer",
+)
 CONFIGURATION = Meaning(
     StoreRefusedError, "{reason}", "correct this store's configuration, or that of the AWS tools on this machine"
 )
@@ -243,6 +248,15 @@ PLAIN_HTTP_REASONS = frozenset(("HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNKNOWN
 # The first that is the error, or among its causes.
 BY_EXCEPTION: tuple[tuple[type[BaseException], Meaning], ...] = (
     (ResponseParserError, NOT_S3),
+    (
+        # botocore follows S3's redirects by calling itself.
+        RecursionError,
+        Meaning(
+            StoreRefusedError,
+            "{endpoint} sends requests for this bucket elsewhere, again and again",
+            "check `endpoint_url` and `region`",
+        ),
+    ),
     (
         boto.ProxyConnectionError,
         Meaning(

@@ -220,7 +220,7 @@ def _run_by_the_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: s
 @pytest.mark.parametrize(
     ("script", "told"),
     [
-        ("exit 3", "custom-process"),
+        ("exit 3", "the program of `credential_process` failed"),
         ("echo '{not JSON'", "Expecting property name"),
         ("echo '[1, 2]'", "'list' object"),
         (r"printf '\377'", "can't decode"),
@@ -593,6 +593,42 @@ def test_what_a_server_says_is_short_and_harmless(verb: str, place: str):
     told = f"{error.message}{error.hint}"
     assert len(told) < 1000
     assert told.isprintable()
+
+
+def test_what_a_credential_process_says_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """There may be secrets in it that nothing here knows."""
+    (tmp_path / "config").write_text("[default]\ncredential_process = sh -c 'echo its-Secret/value >&2; exit 3'\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    error = failure(S3Store(StoreSettings(url="s3://bucket", endpoint_url="http://127.0.0.1:1")))
+    assert isinstance(error, StoreRefusedError)
+    assert "`credential_process` failed" in error.message
+    assert "its-Secret" not in f"{error.message}{error.hint}"
+
+
+def test_a_credential_process_that_hangs_keeps_no_thread_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It is named, and what is asked for meanwhile ends in time, in its own thread too."""
+    (tmp_path / "config").write_text("[default]\ncredential_process = sleep 20\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    limit = timedelta(seconds=0.4)
+    store = S3Store(StoreSettings(url="s3://bucket", endpoint_url="http://127.0.0.1:1", time_limit=limit))
+    for _ in range(3):
+        error = failure(store)
+        assert isinstance(error, StoreUnavailableError)
+        assert "no credentials were found within 0.4 s" in error.message
+    time.sleep(0.2)
+    assert [thread.name for thread in threading.enumerate()].count("s3-get") == 1
+
+
+def test_a_server_that_redirects_for_ever():
+    """botocore follows each redirect of a bucket from within the one before."""
+
+    def answer(handler: Handler, _: Request) -> None:
+        handler.answer(307, b"", Location="http://127.0.0.1:1/")
+
+    with answering(answer, max_attempts=1) as (store, _):
+        error = failure(store)
+    assert isinstance(error, StoreRefusedError)
+    assert "elsewhere, again and again" in error.message
 
 
 @pytest.mark.parametrize("before", [0, 280, 290, 299])
