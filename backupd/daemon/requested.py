@@ -62,11 +62,13 @@ def parse_request(values: Mapping[str, object]) -> Request:
         raise UsageError("wait must be true or false")
     if database is not None and not (isinstance(database, str) and database):
         raise UsageError("database must be the name of a configured database")
-    if tag is not None and not (isinstance(tag, str) and is_tag(tag)):
+    if tag is not None and not isinstance(tag, str):
+        raise UsageError("what is no text can not be a tag", hint="send: curl -d database=app -d tag=before-upgrade")
+    if tag is not None and not is_tag(tag):
         raise UsageError(
             f"{tag!r} can not be a tag", hint="a tag is a letter, then letters, digits, dots, hyphens and so on"
         )
-    return Request(database, () if tag is None else (str(tag),), waits)
+    return Request(database, () if tag is None else (tag,), waits)
 
 
 class Requests:

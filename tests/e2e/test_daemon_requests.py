@@ -116,7 +116,8 @@ def test_without_waiting(daemon: Daemon) -> None:
         ("[1]", "application/json", "cannot be read"),
         ("7", "application/json", "cannot be read"),
         ('{"database": 7}', "application/json", "database must be"),
-        ('{"database": "app", "tag": ["x"]}', "application/json", "can not be a tag"),
+        ('{"database": "app", "tag": ["x"]}', "application/json", "what is no text can not be a tag"),
+        ('{"database": "app", "tag": {"x": 1}}', "application/json", "what is no text can not be a tag"),
         ('{"database": "app", "wait": "maybe"}', "application/json", "wait must be true or false"),
     ],
 )

@@ -620,7 +620,7 @@ def test_a_credential_process_that_hangs_keeps_no_thread_waiting(tmp_path: Path,
 
 
 def test_a_server_that_redirects_for_ever():
-    """botocore follows each redirect of a bucket from within the one before."""
+    """Botocore follows each redirect of a bucket from within the one before."""
 
     def answer(handler: Handler, _: Request) -> None:
         handler.answer(307, b"", Location="http://127.0.0.1:1/")
