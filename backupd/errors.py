@@ -231,11 +231,12 @@ def limit_reached(error: BaseException) -> LimitReachedError | None:
 
 
 def expected(error: BaseException) -> BackupdError:
-    """`error` as one of ours: itself, a limit of this machine, or else a bug."""
+    """`error` as one of ours: itself, a limit of this machine, or else a bug. The one place that calls it that."""
     if isinstance(error, BackupdError):
         return error
     return limit_reached(error) or BackupdError(
-        f"this is a bug in backupd: {error!r}", hint="please report it, with its log"
+        f"this is a bug in backupd: {type(error).__name__}: {error}",
+        hint="please report it with what stands above this, or in the log; what is listed can still be restored",
     )
 
 

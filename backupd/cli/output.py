@@ -13,7 +13,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from backupd.errors import BackupdError, ExitCode, TargetUnwritableError, limit_reached
+from backupd.errors import BackupdError, LimitReachedError, TargetUnwritableError, expected
 from backupd.logs import printable as printable  # noqa: PLC0414  (for all that print)
 from backupd.masking import masked, masked_values
 
@@ -123,26 +123,16 @@ def error_values(error: BackupdError, *, store: str | None = None) -> dict[str, 
 
 
 def reported(error: Exception) -> BackupdError:
-    """The error itself if it was expected; else a bug, whose traceback goes to stderr."""
-    if isinstance(error, BackupdError):
-        return error
-    if limit := limit_reached(error):
-        return limit
+    """The error itself if it was expected; else a limit of this machine, or a bug, whose traceback goes to stderr."""
+    known = expected(error)
+    if known is error or isinstance(known, LimitReachedError):
+        return known
     if isinstance(error, ImportError) and not (error.name or "").startswith("backupd"):
         from backupd.children import not_loaded  # noqa: PLC0415  (rare)
 
         return not_loaded("backupd", f"{type(error).__name__}: {error}")
     print_note("".join(traceback.format_exception(error)).rstrip(), is_verbatim=True)
-    return bug(error)
-
-
-def bug(error: Exception) -> BackupdError:
-    """What an unexpected exception is told as."""
-    assert BackupdError.exit_code is ExitCode.BUG  # noqa: S101
-    return BackupdError(
-        f"this is a bug in backupd: {type(error).__name__}: {error}",
-        hint="please report it with the lines above; what is listed can still be restored",
-    )
+    return known
 
 
 def _discard_stdout() -> None:

@@ -9,6 +9,9 @@ import pytest
 from harness.command_line import COMMAND
 
 from backupd import __version__
+from backupd.cli import output
+from backupd.errors import LimitReachedError, expected
+from backupd.logs import log
 
 if TYPE_CHECKING:
     from harness.command_line import CommandLine
@@ -161,3 +164,18 @@ def test_bug_is_told_as_one(cli: CommandLine) -> None:
     error = json.loads(result.stdout)["error"]
     assert error["message"].startswith("this is a bug in backupd: TypeError: ")
     assert error["exit_code"] == 1
+
+
+def test_a_library_that_has_no_room_in_memory_is_a_limit_and_no_broken_installation() -> None:
+    """It is loaded when it is needed, with a memory limit as at any other time."""
+    error = output.reported(ImportError("_core.so: failed to map segment from shared object", name="_core"))
+    assert isinstance(error, LimitReachedError)
+    assert "memory" in error.message
+
+
+def test_a_bug_is_told_in_the_same_words_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    """By a command and by the daemon; each beside its traceback."""
+    bug = KeyError("app")
+    told = output.reported(bug)
+    assert "KeyError: 'app'" in capsys.readouterr().err
+    assert told.values() == expected(bug).values() == log.unexpected(bug).values()
