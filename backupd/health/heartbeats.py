@@ -11,10 +11,11 @@ beginning. The URL is a secret, and is in no output: who has it can report that 
 
 from __future__ import annotations
 
+import base64
 import http.client
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.error import HTTPError, URLError
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 from urllib.request import Request, urlopen
 
 from backupd import __version__
@@ -158,17 +159,24 @@ def host_of(settings: HeartbeatSettings) -> str:
 def _sent(beat: _Beat) -> _Problem | None:
     """Send it once, in the way that the service takes; what went wrong, in words without the URL, or None."""
     if _PUSH_PATH in urlsplit(beat.url).path:
-        return None if beat.event == "start" else _asked(Request(_pushed(beat), method="GET"))  # noqa: S310
+        return None if beat.event == "start" else _asked(_pushed(beat), "GET")
     url = _with_event(beat.url, beat.event)
-    problem = _asked(Request(url, data=sendable(beat.body).encode(), method="POST"))  # noqa: S310
+    problem = _asked(url, "POST", sendable(beat.body).encode())
     if problem is not None and problem.code in _NOT_KNOWN:
-        return _asked(Request(url, method="GET"))  # noqa: S310  (the configuration allows http and https only)
+        return _asked(url, "GET")
     return problem
 
 
-def _asked(request: Request) -> _Problem | None:
+def _asked(url: str, method: str, body: bytes | None = None) -> _Problem | None:
+    parts = urlsplit(url)
+    # urllib takes "user:password@" for part of the host's name.
+    login, _, place = parts.netloc.rpartition("@")
+    request = Request(urlunsplit(parts._replace(netloc=place)), data=body, method=method)  # noqa: S310  (the configuration allows http and https only)
     request.add_header("User-Agent", f"backupd/{__version__}")
-    if request.data is not None:
+    if login:
+        basic = base64.b64encode(unquote(login).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {basic}")  # another host is not to have it
+    if body is not None:
         request.add_header("Content-Type", "text/plain; charset=utf-8")
     try:
         with urlopen(request, timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310  (as above)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import socket
 import threading
 from typing import TYPE_CHECKING
@@ -7,6 +8,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from harness.command_line import wait_until
+from harness.loopback import loopback
 from harness.sink import Received, Sink, sink
 from harness.statuses import DOWN
 from pydantic import SecretStr
@@ -167,6 +169,17 @@ def test_a_push_monitor_is_told_in_its_query(server: Sink) -> None:
     assert down == {"status": "down", "msg": "s3://bucket/creditrobot does not answer\ncheck the network", "ping": ""}
     assert up == {"status": "up", "msg": "done in full", "ping": ""}
     assert send_once(heartbeat(f"{server.url}/api/push/token"), "a test") is None
+
+
+def test_a_name_and_a_password_in_a_url_are_sent_to_its_host_alone() -> None:
+    """As HTTP has them, and not as part of the host's name; a host that it redirects to does not get them."""
+    with loopback(lambda handler, _: handler.answer(200)) as other:
+        target = f"{other.endpoint_url}/elsewhere"
+        with loopback(lambda handler, _: handler.answer(302, Location=target)) as first:
+            url = first.endpoint_url.replace("://", "://user:pass%40word1@")
+            assert send_once(heartbeat(f"{url}/api/push/token"), "a test") is None
+        sent = [request.headers["Authorization"] for request in (*first.requests, *other.requests)]
+    assert sent == [f"Basic {base64.b64encode(b'user:pass@word1').decode()}", None]
 
 
 def test_a_url_that_is_wrong_is_told(server: Sink, capsys) -> None:
