@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from waitress.adjustments import Adjustments
@@ -92,6 +93,15 @@ class _Channel(HTTPChannel):  # type: ignore[misc]  # it has no types
             log.unexpected(error)
             self.cancel()
             self.server.pull_trigger()
+
+    def handle_read(self) -> None:
+        """Read what has come, if that was not done to make room: waitress takes nothing to read for the end."""
+        with suppress(OSError):  # waitress deals with others
+            try:
+                self.socket.recv(1, socket.MSG_PEEK)
+            except BlockingIOError:
+                return
+        super().handle_read()
 
     def handle_error(self) -> None:
         """A client that goes away is no news; anything else is a bug, or a limit."""
@@ -223,10 +233,14 @@ class Server(TcpWSGIServer):  # type: ignore[misc]  # it has no types
         _report(sys.exception())
 
     def _make_room(self) -> bool:
-        oldest = min(self._idle_channels(), key=lambda channel: channel.creation_time, default=None)
-        if oldest is not None:
-            oldest.handle_close()
-        return oldest is not None
+        for channel in sorted(self._idle_channels(), key=lambda channel: channel.creation_time):
+            if channel.readable():
+                channel.handle_read()  # it may have sent its request, which was not looked at yet
+            if not channel.requests:
+                if channel.connected:  # or it was found to have gone
+                    channel.handle_close()
+                return True
+        return False
 
     def _idle_channels(self) -> list[Any]:
         """The connections that nothing is done for: no request has come, or it was answered."""

@@ -1,6 +1,7 @@
 import http.client
 import json
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -411,3 +412,33 @@ def test_a_client_that_goes_away_is_no_news(setting, capsys):
             connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
     assert setting.ask("GET", "/healthz")[0] == 200
     assert capsys.readouterr().err == ""
+
+
+def test_room_is_made_by_none_whose_request_has_come(monkeypatch):
+    """Where few connections are allowed, one that was let in a moment ago may have sent its request already."""
+    goes_on = threading.Event()
+
+    def application(environ, start_response):
+        if environ["PATH_INFO"] == "/slow":
+            assert goes_on.wait(PATIENCE_SECONDS)
+        start_response("200 OK", [("Content-Length", "2")])
+        return [b"ok"]
+
+    monkeypatch.setattr("backupd.daemon.listening._most_connections", lambda: 2)
+    server = Server(("127.0.0.1", 0), application, threads=4)
+    address = ("127.0.0.1", server.effective_port)
+    with ExitStack() as stack:
+        stack.callback(server.close)
+        stack.callback(goes_on.set)
+        slow = stack.enter_context(socket.create_connection(address))
+        slow.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        wait_until(lambda: any(channel.requests for channel in server.active_channels.values()))
+        is_held = threading.Event()
+        server.pull_trigger(lambda: is_held.wait(PATIENCE_SECONDS))
+        quick = stack.enter_context(socket.create_connection(address))
+        quick.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        for _ in range(5):
+            stack.enter_context(socket.create_connection(address))
+        is_held.set()
+        quick.settimeout(PATIENCE_SECONDS)
+        assert quick.recv(100).startswith(b"HTTP/1.1 200 OK")
