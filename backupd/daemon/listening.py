@@ -132,7 +132,8 @@ class Server(TcpWSGIServer):  # type: ignore[misc]  # it has no types
         self._is_closed = threading.Event()
         self._is_over = False
         self._refuses_until = 0.0
-        self._most_connections = _most_connections()
+        # As many as there are threads at least: of these, some are never held by requests that wait.
+        self._most_connections = max(threads, _most_connections())
         # Everything that could be wrong is reported by `handle_error` and by the application.
         logging.getLogger("waitress").disabled = logging.getLogger("waitress.queue").disabled = True
         listening = _bound(address)
@@ -199,8 +200,9 @@ class Server(TcpWSGIServer):  # type: ignore[misc]  # it has no types
                 self.trigger.pull_trigger(call)
 
     def readable(self) -> bool:
-        """Whether the next client is to be let in. No number of connections keeps it out: see `handle_accept`."""
-        return bool(self.accepting) and time.monotonic() >= self._refuses_until
+        """Whether the next client is to be let in, which waits outside while every connection has a request."""
+        has_room = len(self.active_channels) < self._most_connections or bool(self._idle_channels())
+        return bool(self.accepting) and has_room and time.monotonic() >= self._refuses_until
 
     def maintenance(self, now: float) -> None:
         """Drop clients whose request, or who with their answer, take too long."""
@@ -210,6 +212,8 @@ class Server(TcpWSGIServer):  # type: ignore[misc]  # it has no types
 
     def handle_accept(self) -> None:
         """Let a client in. When there are too many, the one that has been here longest without a request has to go."""
+        if len(self.active_channels) >= self._most_connections and not self._make_room():
+            return
         try:
             accepted = self.accept()
         except OSError as error:
@@ -219,9 +223,6 @@ class Server(TcpWSGIServer):  # type: ignore[misc]  # it has no types
         if accepted is None:
             return
         client, address = accepted
-        if len(self.active_channels) >= self._most_connections and not self._make_room():
-            client.close()
-            return
         try:
             self.set_socket_options(client)
             self.channel_class(self, client, address, self.adj, map=self._map)

@@ -425,7 +425,7 @@ def test_room_is_made_by_none_whose_request_has_come(monkeypatch):
         return [b"ok"]
 
     monkeypatch.setattr("backupd.daemon.listening._most_connections", lambda: 2)
-    server = Server(("127.0.0.1", 0), application, threads=4)
+    server = Server(("127.0.0.1", 0), application, threads=2)
     address = ("127.0.0.1", server.effective_port)
     with ExitStack() as stack:
         stack.callback(server.close)
