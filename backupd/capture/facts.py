@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import apsw
 
-from backupd.capture.files import HEADER_BYTES, LOG_HEADER_BYTES, Header
+from backupd.capture.files import LOG_HEADER_BYTES, Header
+from backupd.capture.foreign import HEADER_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

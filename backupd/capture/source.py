@@ -19,7 +19,7 @@ from backupd.capture.files import (
     open_regular,
     unreadable,
 )
-from backupd.capture.foreign import HEADER_BYTES, LOOKED_AT_BYTES, why_unread
+from backupd.capture.foreign import LOOKED_AT_BYTES, why_unread
 from backupd.capture.image import distrust
 from backupd.errors import (
     BackupdError,
