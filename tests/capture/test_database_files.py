@@ -333,3 +333,33 @@ def test_log_stays_when_the_file_is_emptied_after_the_look(parts: Parts, tmp_pat
     ).stdout
     assert "was emptied while it was opened" in told
     assert tree(database.parent) == before
+
+
+_EMPTY_WHEN_OPENED = """
+import apsw, os, sys
+connect = apsw.Connection
+def connect_to_emptied(*arguments, **options):
+    os.truncate(sys.argv[1], 0)
+    return connect(*arguments, **options)
+apsw.Connection = connect_to_emptied
+from {module} import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "more"), [("backupd.live.contents", ["1"]), ("backupd.doctor.child", ["1", "1"])], ids=["plan", "doctor"]
+)
+def test_no_process_that_looks_lets_sqlite_delete_the_log(
+    parts: Parts, tmp_path: Path, module: str, more: list[str]
+) -> None:
+    """Each, when the file is emptied between its own look and SQLite's."""
+    database = parts.lay_out(Cell("sound", "sound", "none"), tmp_path / "app")
+    log = database.with_name(f"{database.name}-wal")
+    content = log.read_bytes()
+    program = _EMPTY_WHEN_OPENED.format(module=module)
+    told = subprocess.run(
+        [sys.executable, "-c", program, database, *more], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+    assert "was emptied while it was opened" in told
+    assert log.read_bytes() == content
