@@ -132,6 +132,22 @@ def test_back_and_forth(tmp_path: Path, journal_mode: str) -> None:
 
 
 @MODES
+@pytest.mark.parametrize("damage", ["rootpage = 777", "sql = x'00ff'"])
+def test_damaged_schema_is_replaced_beside_the_application(tmp_path: Path, journal_mode: str, damage: str) -> None:
+    """It is what a restore is for: nothing of it is needed but the pages, which the safety snapshot keeps."""
+    service = Service(tmp_path, journal_mode)
+    with closing(sqlite3.connect(service.path)) as connection, connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute(f"UPDATE sqlite_schema SET {damage} WHERE name = 'report'")
+    with connected(service.path):
+        result = service.restore(take_safety_snapshot=service.save)
+    assert service.content() == service.first
+    service.restore(service.of(result.safety_snapshot))
+    with closing(sqlite3.connect(service.path)) as connection, pytest.raises(sqlite3.DatabaseError, match="malformed"):
+        connection.execute("SELECT count(*) FROM report")
+
+
+@MODES
 def test_rows_committed_after_the_safety_snapshot_are_saved_too(tmp_path: Path, journal_mode: str) -> None:
     """A second snapshot, while nobody can write, has what was written during the first."""
     service = Service(tmp_path, journal_mode)

@@ -92,9 +92,10 @@ class LiveDatabase:
             try:
                 self._connection.set_busy_handler(self._wait)
                 self._connection.wal_autocheckpoint(0)
+                self.version()  # the first look rolls back a hot journal, and makes a missing log
+                source.read_damaged_schema(self._connection)
                 if not self._is_wal:
                     self._connection.pragma("cache_size", -_PAGE_CACHE_KIB)
-                self.version()  # the first look rolls back a hot journal, and makes a missing log
             except BaseException:
                 self._connection.close()
                 raise
