@@ -51,7 +51,7 @@ def read_facts(connection: apsw.Connection, *, seconds: float) -> tuple[Header, 
 
     Two more values: `is_schema_readable` is False for a damaged schema; `left_out` has a sentence about each fact that
     is None because reading it would have taken too long. `writable_schema` has to be on, so that SQLite goes on with
-    the part of the schema that it has read when it is interrupted.
+    the part of the schema that it has read when it is interrupted; see `source.read_damaged_schema`.
     """
     left_out: list[str] = []
     found: dict[str, Any] = {"tables": None, "schema_digest": None, "alembic_revisions": None}
@@ -138,6 +138,8 @@ def alembic_revisions(connection: apsw.Connection, *, seconds: float) -> list[st
             if not str(row[0]).upper().startswith("CREATE TABLE"):
                 raise TooMuchError("was not tried, because it is no table")
             columns = connection.execute("PRAGMA main.table_xinfo(alembic_version)").fetchall()
+            if not columns:
+                raise TooMuchError("was not possible, because SQLite did not get as far in its schema")
             if any(str(name).lower() == "version_num" and kind for _, name, _, _, _, _, kind in columns):
                 raise TooMuchError("was not tried, because its column is computed")
             return sorted(_revisions(connection))

@@ -132,7 +132,7 @@ class _Steps:
         connection = self._connection
         self._lock()
         status = os.stat(self._path)
-        source.read_damaged_schema(connection)
+        source.read_damaged_schema(connection, seconds=self._timer.facts_seconds)
         self.header, facts = read_facts(connection, seconds=self._timer.facts_seconds)
         source.reject_journal_mode(facts, is_wal=False)
         self._evidence, self._version = _evidence(status), connection.data_version("main")

@@ -6,13 +6,14 @@ import fcntl
 import os
 import struct
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import apsw
 
 from backupd.capture import side_files
+from backupd.capture.facts import FACTS_SECONDS, TooMuchError, bounded
 from backupd.capture.files import (
     FLOCK,
     LOCK_BYTES,
@@ -180,19 +181,22 @@ def pinned(path: str, *, lock_timeout: float, timer: LockTimer | None = None) ->
             if timer is not None:
                 timer.start()
             pin(connection)
-            read_damaged_schema(connection)
+            read_damaged_schema(connection, seconds=timer.facts_seconds if timer else FACTS_SECONDS)
             yield connection
     finally:
         if timer is not None:
             timer.stop()
 
 
-def read_damaged_schema(connection: apsw.Connection) -> None:
+def read_damaged_schema(connection: apsw.Connection, *, seconds: float = FACTS_SECONDS) -> None:
     """Have a damaged schema read as the plain table that it is: it is captured too.
 
-    Not before the first lock, or SQLite would accept a file that is shorter than its header says.
+    A sound one is read here, for about `seconds`: what comes later does with the part that SQLite has by then. Not
+    before the first lock, or SQLite would accept a file that is shorter than its header says.
     """
     connection.pragma("writable_schema", True)
+    with suppress(TooMuchError), bounded(connection, seconds=seconds):
+        connection.pragma("journal_mode")  # the first that has to know the schema
 
 
 class _Patience:

@@ -69,6 +69,13 @@ def _many_tables(connection: sqlite3.Connection) -> None:
     _forged(connection, "CREATE TABLE alembic_version(x)", name="t", count=300_000)
 
 
+def _many_views(connection: sqlite3.Connection) -> None:
+    """Their rows are read at once; to parse them takes a time that grows with the square of their number."""
+    connection.execute("PRAGMA writable_schema = ON")
+    sql = "INSERT INTO sqlite_schema VALUES ('view', ?1, ?1, 0, 'CREATE VIEW ' || ?1 || ' AS SELECT 1')"
+    connection.executemany(sql, ((f"v{number}",) for number in range(130_000)))
+
+
 def _long_statement(connection: sqlite3.Connection) -> None:
     comment = "x" * 3_000_000
     _forged(connection, f"CREATE TABLE alembic_version(version_num /* {comment} */)")
@@ -81,6 +88,7 @@ HOSTILE: dict[Callable[[sqlite3.Connection], None], str] = {
     _many_rows: "its Alembic revisions are left out",
     _long_values: "its Alembic revisions are left out",
     _many_tables: "its tables are left out",
+    _many_views: "",
     _long_statement: "its tables are left out",
 }
 
