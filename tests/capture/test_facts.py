@@ -116,8 +116,10 @@ def test_hostile_schema_keeps_no_page_from_being_captured(
     assert pinned.is_schema_readable
     assert (pinned.facts.journal_mode, pinned.facts.encoding) == (journal_mode, "UTF-8")
     assert not pinned.facts.alembic_revisions
-    assert (pinned.facts.tables is None) == ("its tables" in HOSTILE[make])
-    assert "".join(pinned.left_out).startswith(HOSTILE[make])
+    left_out = "".join(pinned.left_out)
+    assert left_out.startswith(HOSTILE[make])
+    # A slow machine may not even read the rows of many views in time.
+    assert (pinned.facts.tables is None) == ("its tables" in left_out)
     assert captured.image()[100:] == database.read_bytes()[100:]
 
 
