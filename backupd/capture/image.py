@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import apsw
+
+from backupd.capture.facts import FACTS_SECONDS, TooMuchError, bounded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,8 +56,11 @@ def why_unreadable(file: Path, page_count: int, *, needs_schema: bool) -> str | 
             connection.execute("BEGIN")
             connection.pragma("schema_version")
             connection.pragma("writable_schema", True)  # what was damaged when it was captured is no damage of ours
-            if needs_schema:
-                connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+            # A schema may be made to take for ever: the part that is read in time has to do.
+            with suppress(TooMuchError), bounded(connection, seconds=FACTS_SECONDS):
+                connection.pragma("journal_mode")  # the first that has to know the schema
+                if needs_schema:
+                    connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
             seen = connection.pragma("page_count")
     except apsw.Error as error:
         return str(error)

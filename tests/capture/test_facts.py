@@ -15,6 +15,7 @@ import pytest
 from harness.capturing import NOTHING, capture
 from harness.command_line import wait_until
 
+from backupd.capture.image import why_unreadable
 from backupd.capture.process import Capture, CaptureRequest, Pinned
 from backupd.errors import BusyError, SourceUnusableError
 
@@ -121,6 +122,16 @@ def test_hostile_schema_keeps_no_page_from_being_captured(
     # A slow machine may not even read the rows of many views in time.
     assert (pinned.facts.tables is None) == ("its tables" in left_out)
     assert captured.image()[100:] == database.read_bytes()[100:]
+
+
+def test_restored_image_with_a_hostile_schema_is_looked_at_soon(tmp_path: Path) -> None:
+    """A restore, and a test restore in the daemon, look at it in their own process."""
+    image = _database(tmp_path / "app.db", _many_views)
+    pages = image.stat().st_size // 4096
+    began = time.monotonic()
+    assert why_unreadable(image, pages, needs_schema=True) is None
+    assert why_unreadable(image, pages + 1, needs_schema=False) is not None
+    assert time.monotonic() - began < SOON_SECONDS / 2
 
 
 @pytest.mark.parametrize("make", HOSTILE, ids=lambda make: make.__name__.strip("_"))
