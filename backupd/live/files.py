@@ -6,6 +6,7 @@ here is made by `O_EXCL`, and what is found here counts only if this user or roo
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
@@ -85,7 +86,11 @@ def make_locked(file: Path, database: Path) -> int:
 
 def _lock(descriptor: int, file: Path, database: Path) -> None:
     if not try_lock(descriptor, file):
-        raise AnotherRunError(f"another restore to {database} is running", hint="wait until it has finished")
+        raise _another_run(database)
+
+
+def _another_run(database: Path) -> AnotherRunError:
+    return AnotherRunError(f"another restore to {database} is running", hint="wait until it has finished")
 
 
 def make_partial(target: Path) -> tuple[Path, int]:
@@ -168,7 +173,14 @@ def remove_abandoned(directory: Path, target: Path) -> None:
             # What SQLite, or a trial of links, made beside it.
             for name in {*os.listdir(opened)} - {_IMAGE}:  # noqa: PTH208  (of a descriptor)
                 os.unlink(name, dir_fd=opened)
-            directory.rmdir()
+            try:
+                directory.rmdir()
+            except FileNotFoundError:
+                pass  # another restore has removed it
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY:
+                    raise
+                raise _another_run(target) from error  # it has just taken it over
     finally:
         os.close(opened)
 
