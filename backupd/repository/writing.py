@@ -124,8 +124,9 @@ def _reject_packs_being_deleted(repository: Repository, manifest: AnyManifest, s
             last_put = max((survey.packs[pack.sha256].modified_at for pack in manifest.packs), default=None)
         if last_put is not None and last_put <= is_over_at:
             raise LostPacksError(
-                f"packs of the snapshot are being deleted from {repository.url} by another host, as unused",
-                hint="try again in a few minutes; the next snapshot writes them again",
+                f"packs of the snapshot are being deleted from {repository.url} as unused, says {stored.key}",
+                hint="try again in a few minutes, and the snapshot writes them again; if no host of yours prunes now, "
+                "delete that object: it may have been put there to keep snapshots away",
             )
 
 
