@@ -724,6 +724,7 @@ _IN_VARIABLES = {
     [
         ('"{}"', "must not have quotes around it", "docker run --env-file"),
         ("'{}'", "must not have quotes around it", "docker run --env-file"),
+        ("\u201c{}\u201d", "must not have quotes around it", "docker run --env-file"),
         ("{}\r", "must not end with a line break", "line ends of Unix"),
         ('"{}"\r', "must not end with a line break", "line ends of Unix"),
         ("{}\n", "must not end with a line break", "echo -n"),
@@ -741,6 +742,13 @@ def test_what_tools_keep_around_a_value_is_refused(refusal, variable, wrap, told
     assert said.startswith(f"{variable}: {key} {told}")
     assert hint in said
     assert value not in said or len(value) < 5
+
+
+@pytest.mark.parametrize("variable", ["BACKUPD_STORES__0__URL", "BACKUPD_STATE_DIR", "BACKUPD_DATABASES__0__PATH"])
+@pytest.mark.parametrize("value", ['"/a', "/a'"])
+def test_a_place_with_one_quote_is_refused(refusal, variable, value):
+    """No directory begins or ends with one."""
+    assert "must not have quotes around it" in refusal(**{variable: value})
 
 
 def test_public_keys_may_stand_on_lines_of_their_own(load_text):

@@ -24,7 +24,10 @@ Location = tuple[int | str, ...]
 
 # A list of public keys may have one a line.
 _OF_SEVERAL_LINES = "BACKUPD_ENCRYPTION__RECIPIENTS"
-_QUOTED = re.compile(r"""(["']).*\1""", re.DOTALL)
+# Both quotes, or one of them where a place is meant, which has none at its ends; word processors make the curved ones.
+_QUOTED = re.compile(r"""(["']).*\1|[\u201c\u201d\u2018\u2019].*""", re.DOTALL)
+_HALF_QUOTED = re.compile(r"""["'].*|.*["']""", re.DOTALL)
+_OF_A_PLACE = re.compile(r"config|url|path|.*_(url|dir|file|bundle)")
 _COMMENT = re.compile(r"\s#(\s|$)")
 
 
@@ -46,7 +49,7 @@ def refuse_what_tools_keep(name: str, value: str) -> None:
     if stray:
         hint = "save that file with the line ends of Unix" if value.endswith("\r") else "write the value alone"
         raise InvalidValueError(f"{name}: {key} {stray}", hint=hint)
-    if _QUOTED.fullmatch(value):
+    if _QUOTED.fullmatch(value) or (_OF_A_PLACE.fullmatch(key) and _HALF_QUOTED.fullmatch(value)):
         hint = "docker run --env-file and lists in Compose files keep them: write the value alone"
         raise InvalidValueError(f"{name}: {key} must not have quotes around it", hint=hint)
     if _COMMENT.search(value):
