@@ -29,7 +29,7 @@ _OPERATIONS = DOCS / "operations.md"
 _CONFIGURATION = DOCS / "configuration.md"
 _KUBERNETES = DOCS / "kubernetes.md"
 _NOT_OF_BACKUPD = {"BACKUPD_CONFIG", "BACKUPD_IMAGE", "BACKUPD_SOURCE"}
-_LOGGING_PACKAGES = ("daemon", "health", "upkeep", "drill", "logs.py")
+_LOGGING_PACKAGES = ("daemon", "health", "upkeep", "drill", "logs.py", "owner.py")
 
 
 def _blocks(language: str) -> list[Any]:

@@ -149,7 +149,7 @@ def _awaited(found: _Found) -> list[str]:
     alarms = {alarm.key for alarm in found.alarms}
     return [
         path
-        for path, problem in daemon.entry_problems.items()
+        for path, problem in sorted(daemon.entry_problems.items())
         if problem.is_transient and f"nothing-matches {path}" not in alarms
     ]
 

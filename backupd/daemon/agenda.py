@@ -33,7 +33,18 @@ def plan_all(charge: Charge, timetable: Timetable, status: Status) -> None:
     all_rounds = [_plan_entry(entry, charge, timetable, status) for entry in charge.settings.databases]
     now = datetime.now(UTC)
     plans = {name: plan for rounds in all_rounds for name, plan in rounds.new_plans(status).items()}
-    charge.note(lambda status: planning.with_plans(status, plans, at=now, are_new=True))
+
+    def planned(found: Status) -> Status:
+        # A round that was missed is under way already, and may have found that a file has gone.
+        gone = {name for name, each in found.databases.items() if each.vanished_at is not None}
+        kept = {name: plan for name, plan in plans.items() if name not in gone or _had_vanished(status, name)}
+        return planning.with_plans(found, kept, at=now, are_new=True)
+
+    charge.note(planned)
+
+
+def _had_vanished(status: Status, name: str) -> bool:
+    return name in status.databases and status.databases[name].vanished_at is not None
 
 
 def _plan_entry(entry: DatabaseSettings, charge: Charge, timetable: Timetable, status: Status) -> Rounds:
