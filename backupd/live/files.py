@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _PRIVATE_MODE = 0o600
+_FOR_OTHERS = 0o077
 _TRIES = 5
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK because another user may put a named pipe in the file's place in this moment.
@@ -94,7 +95,7 @@ def _another_run(database: Path) -> AnotherRunError:
 
 
 def make_partial(target: Path) -> tuple[Path, int]:
-    """A new file for a restore to `target` to write before it gets its name, and its descriptor, which holds a lock.
+    """An empty file for a restore to `target` to write before it gets its name, and its descriptor, which holds a lock.
 
     It lies in a directory of its own beside `target`, which no other user can enter: neither can they open the file,
     nor put files beside it that SQLite would apply to it. The directory has the same name each time, so that the next
@@ -102,41 +103,61 @@ def make_partial(target: Path) -> tuple[Path, int]:
 
     Raises `AnotherRunError` when another restore to `target` is running, `TargetUnwritableError`, and OSError.
     """
-    usual = partial_directory(target)
-    for attempt in range(_TRIES):
-        remove_abandoned(usual, target)
-        directory = usual if attempt == 0 else usual.with_name(f"{usual.name}-{secrets.token_hex(4)}")
-        with suppress(FileExistsError):
-            directory.mkdir(mode=0o700)
-            try:
-                return directory / _IMAGE, _image_in(directory, target)
-            except FileNotFoundError:
-                continue  # another restore, which began at the same time, took it for a leftover
-            except BaseException:
-                with suppress(OSError):
-                    directory.rmdir()
-                raise
+    directory = usual = partial_directory(target)
+    for _ in range(_TRIES):
+        try:
+            descriptor = _image_in(directory, target)
+        except FileNotFoundError:
+            continue  # another restore has just ended, and removed the directory
+        if descriptor is not None:
+            return directory / _IMAGE, descriptor
+        directory = usual.with_name(f"{usual.name}-{secrets.token_hex(4)}")
+    if directory == usual:
+        raise _another_run(target)
     raise TargetUnwritableError(
         f"no private directory can be made beside {target}",
         hint=f"another program takes its names again and again: look who writes {target.parent}",
     )
 
 
-def _image_in(directory: Path, target: Path) -> int:
+def _image_in(directory: Path, target: Path) -> int | None:
+    """The empty, locked image in `directory`, which is made if need be; None where another user has that name.
+
+    Raises FileNotFoundError where another restore removes the one or the other meanwhile.
+    """
+    is_new = True
+    try:
+        directory.mkdir(mode=0o700)
+    except FileExistsError:
+        is_new = False
+    if not is_new and not _is_private(directory):
+        return None
     opened = os.open(directory, _DIRECTORY)
     try:
-        descriptor = os.open(_IMAGE, _NEW, _PRIVATE_MODE, dir_fd=opened)
+        descriptor = os.open(_IMAGE, _OLD | os.O_CREAT, _PRIVATE_MODE, dir_fd=opened)
         try:
             _lock(descriptor, directory / _IMAGE, target)
+            if not os.path.samestat(os.fstat(descriptor), os.stat(_IMAGE, dir_fd=opened, follow_symlinks=False)):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(directory))  # noqa: TRY301
             _reject_another_maker(opened, descriptor, directory)
+            os.ftruncate(descriptor, 0)
+        except (AnotherRunError, FileNotFoundError):
+            os.close(descriptor)
+            raise
         except BaseException:
             os.close(descriptor)
-            os.unlink(_IMAGE, dir_fd=opened)
+            os.unlink(_IMAGE, dir_fd=opened)  # without locks nothing is begun
             directory.rmdir()
             raise
     finally:
         os.close(opened)
     return descriptor
+
+
+def _is_private(directory: Path) -> bool:
+    """Whether it is a directory of this user that no other can enter. Raises FileNotFoundError."""
+    status = directory.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & _FOR_OTHERS
 
 
 def _reject_another_maker(opened: int, descriptor: int, directory: Path) -> None:

@@ -14,7 +14,7 @@ from backupd.files import copy, flush_directory, free_bytes, set_mode
 from backupd.live.files import is_named, make_partial
 from backupd.live.intent import no_second_name
 from backupd.logs import log
-from backupd.trust import way_of
+from backupd.trust import status_of, way_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,10 +49,13 @@ def partial_file(target: Path) -> Iterator[tuple[Path, int]]:
 def give_name(partial: Path, descriptor: int, target: Path) -> None:
     """Rename `partial`, open as `descriptor`, to `target`, durably.
 
-    Raises `TargetUnwritableError` when another file got the name: the owner of the directory could do that.
+    Raises `TargetUnwritableError` when another user's file got the name: the owner of the directory could do that.
     """
+    is_ours = is_named(descriptor, partial)
     partial.rename(target)
-    if not is_named(descriptor, target):
+    there = status_of(os.fspath(target))
+    # Another file of the same owner there is that of another restore, which ended a moment later.
+    if not is_ours or there is None or there.st_uid != os.fstat(descriptor).st_uid:
         raise TargetUnwritableError(
             f"another user has put a file of theirs in the place of {target}",
             hint=f"look who writes {target.parent}, or restore elsewhere with --to FILE",
