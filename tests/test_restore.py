@@ -13,6 +13,7 @@ import pytest
 from backupd.backup import Wish, back_up
 from backupd.config import Database, Settings
 from backupd.errors import BusyError, TargetExistsError, TargetUnwritableError
+from backupd.live.files import make_partial
 from backupd.repository import Repository
 from backupd.repository.manifests import read_history
 from backupd.restore import RestoreResult, reject_unusable_target, restore_to_file
@@ -77,6 +78,19 @@ def test_partial_file_of_a_killed_restore_is_taken_over(snapshotted: Snapshotted
     (tmp_path / ".restored.db.backupd-partial/image").write_bytes(b"x" * 10**6)
     snapshotted.restore(tmp_path / "restored.db")
     assert [path.name for path in tmp_path.iterdir()] == ["restored.db"]
+
+
+def test_journal_of_a_killed_restore_is_not_applied_to_the_next_image(tmp_path: Path) -> None:
+    """What lies beside the image that a killed restore left is removed when the image is taken over."""
+    left = tmp_path / ".restored.db.backupd-partial"
+    left.mkdir(mode=0o700)
+    for name in ("image", "image-journal", "image-link"):
+        (left / name).write_bytes(b"x" * 1000)
+    image, descriptor = make_partial(tmp_path / "restored.db")
+    os.close(descriptor)
+    assert image == left / "image"
+    assert image.stat().st_size == 0
+    assert [path.name for path in left.iterdir()] == ["image"]
 
 
 @pytest.mark.parametrize("kind", ["nothing", "file", "pipe", "directory", "link"])

@@ -46,7 +46,7 @@ class Retries:
             return at
 
     def want_look(self, name: str, *, now: datetime, next_run_at: datetime | None) -> datetime | None:
-        """The same for a file that is not there: whoever makes it is not to wait, however long it has been missing.
+        """Note that a file is not there. Gives when to look again: soon, however long it has been missing; or None.
 
         Looks are no attempts. When it is there at last, and fails, that is tried again after the first pause.
         """

@@ -140,6 +140,7 @@ def _image_in(directory: Path, target: Path) -> int | None:
             if not os.path.samestat(os.fstat(descriptor), os.stat(_IMAGE, dir_fd=opened, follow_symlinks=False)):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(directory))  # noqa: TRY301
             _reject_another_maker(opened, descriptor, directory)
+            _remove_beside_image(opened)
             os.ftruncate(descriptor, 0)
         except (AnotherRunError, FileNotFoundError):
             os.close(descriptor)
@@ -152,6 +153,12 @@ def _image_in(directory: Path, target: Path) -> int | None:
     finally:
         os.close(opened)
     return descriptor
+
+
+def _remove_beside_image(opened: int) -> None:
+    """Remove what SQLite, or a trial of links, made beside the image: SQLite would apply a journal to the next one."""
+    for name in {*os.listdir(opened)} - {_IMAGE}:
+        os.unlink(name, dir_fd=opened)
 
 
 def _is_private(directory: Path) -> bool:
@@ -191,9 +198,7 @@ def remove_abandoned(directory: Path, target: Path) -> None:
                     os.unlink(_IMAGE, dir_fd=opened)
                 finally:
                     os.close(descriptor)
-            # What SQLite, or a trial of links, made beside it.
-            for name in {*os.listdir(opened)} - {_IMAGE}:  # noqa: PTH208  (of a descriptor)
-                os.unlink(name, dir_fd=opened)
+            _remove_beside_image(opened)
             try:
                 directory.rmdir()
             except FileNotFoundError:
