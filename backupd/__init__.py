@@ -1,3 +1,3 @@
-"""SQLite backups that you install once, forget for years, and are saved by."""
+"""Unattended backups of SQLite databases, with verified restores."""
 
 __version__ = "0.1.0"

@@ -1,15 +1,15 @@
-"""Encryption to public keys with age: what is stored cannot be read again on the machine that stored it.
+"""Encryption to public keys with age: the machine that stores data need not be able to read it.
 
-The format is that of https://age-encryption.org/v1; `age -d -i IDENTITY` reads what this writes. The only importer of
-pyrage, which is imported when something is encrypted or decrypted.
+The format is that of https://age-encryption.org/v1; `age -d -i IDENTITY` decrypts it. Only this module imports pyrage,
+when it first encrypts or decrypts.
 """
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
-from backupd.errors import BackupdError, IdentityNeededError, UsageError
-from backupd.masking import keep_secret
+from backupd.errors import BackupdError, IdentityNeededError, UsageError, keep_secret
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _AGE, _SSH = "age1", "ssh-"
-_SECRET = "AGE-SECRET-KEY-"  # noqa: S105  (how one begins, and none)
+_SECRET = "AGE-SECRET-KEY-"  # noqa: S105  (the beginning of one)
 _PEM = "-----BEGIN "
 _ENCRYPTED = (b"age-encryption.org/v1", b"-----BEGIN AGE ENCRYPTED FILE-----")
 _MOST_IDENTITY_BYTES = 1 << 20
 
 
 class InvalidRecipientError(UsageError):
-    """A text that is no public key to encrypt to."""
+    """A text is not a public key to encrypt to."""
 
 
 def check_recipient(text: str) -> str:
-    """`text`, which is a public key: `age1...`, or a line of OpenSSH for Ed25519 or RSA.
+    """Return `text` if it is a public key: `age1...`, or a line of OpenSSH for Ed25519 or RSA.
 
-    Raises `InvalidRecipientError`, which never repeats a secret key.
+    Otherwise raises `InvalidRecipientError`, which never repeats a secret key.
     """
     _recipient(text)
     return text
@@ -42,21 +42,21 @@ def _recipient(text: str) -> Any:
     hint = 'write "age1..." (backupd keygen makes one), "ssh-ed25519 AAAA..." or "ssh-rsa AAAA..."'
     if text.upper().startswith(_SECRET) or _PEM in text:
         raise InvalidRecipientError(
-            "a secret key is no recipient",
-            hint="take it out of here, and write its public key: age-keygen -y FILE prints it",
+            "a secret key cannot be a recipient",
+            hint="remove it here, and write its public key instead: age-keygen -y FILE prints it",
         )
     if not text.startswith((_AGE, _SSH)):
-        raise InvalidRecipientError(f"{text[:40]!r} is not a public key of age", hint=hint)
+        raise InvalidRecipientError(f"{text[:40]!r} is not an age public key", hint=hint)
     try:
         return ssh.Recipient.from_str(text) if text.startswith(_SSH) else x25519.Recipient.from_str(text)
     except RecipientError as error:
-        raise InvalidRecipientError(f"{text[:40]!r} is not a public key of age: {error}", hint=hint) from None
+        raise InvalidRecipientError(f"{text[:40]!r} is not an age public key: {error}", hint=hint) from None
 
 
 class Encryption:
-    """Encrypts to `recipients`, as `check_recipient` takes them, and decrypts with the keys in `identity_file`.
+    """Encrypts to `recipients`, as `check_recipient` accepts them, and decrypts with the keys in `identity_file`.
 
-    Either may be missing. Nothing is read before something is to be decrypted.
+    Either may be missing. No file is read before the first decryption.
     """
 
     def __init__(self, recipients: Sequence[str] = (), identity_file: Path | None = None) -> None:
@@ -67,16 +67,25 @@ class Encryption:
 
     @property
     def is_on(self) -> bool:
-        """Whether what is stored from now on is to be encrypted."""
+        """Whether new objects are encrypted."""
         return bool(self.recipients)
 
     @property
     def can_decrypt(self) -> bool:
-        """Whether there is a key to decrypt with, right or wrong."""
+        """Whether a file of secret keys is configured, whether or not they fit."""
         return self.identity_file is not None
 
+    def identity_digest(self) -> str | None:
+        """SHA-256 (hex) of the file of secret keys as it is now; None without one, and empty if it cannot be read."""
+        if self.identity_file is None:
+            return None
+        try:
+            return hashlib.sha256(_content_of(self.identity_file)).hexdigest()
+        except UsageError:
+            return ""
+
     def encrypt(self, content: bytes) -> bytes:
-        """An age file with `content`. Each call gives other bytes."""
+        """Return an age file with `content`. Each call returns other bytes."""
         import pyrage  # noqa: PLC0415  (as above)
 
         if self._encrypts_to is None:
@@ -84,10 +93,10 @@ class Encryption:
         return bytes(pyrage.encrypt(content, self._encrypts_to))
 
     def decrypt(self, ciphertext: bytes, *, what: str) -> bytes:
-        """The content of an age file, which is never longer than that; `what` it is goes into messages.
+        """Return the content of an age file, which is never longer than the file; `what` names it in messages.
 
-        Raises `IdentityNeededError` when there is no key, or none of those that it is encrypted to, and `UsageError`
-        for a file of keys that cannot be used. The bytes themselves are known to be as they were written.
+        Raises `IdentityNeededError` without a key that fits, and `UsageError` for an unusable file of keys. Callers
+        have checked that the bytes are as they were written.
         """
         import pyrage  # noqa: PLC0415  (as above)
 
@@ -103,7 +112,7 @@ class Encryption:
         except pyrage.DecryptError as error:
             raise IdentityNeededError(
                 f"none of the keys in {self.identity_file} decrypts {what}: {_lower(error)}",
-                hint="it was written for other keys: put theirs into the same file, one a line, or name another",
+                hint="it was encrypted to other keys: add them to the same file, one per line, or name another file",
             ) from None
 
 
@@ -111,15 +120,15 @@ NO_ENCRYPTION = Encryption()
 
 
 def read_identities(file: Path) -> list[Any]:
-    """The secret keys in a file: those that `age-keygen` or `backupd keygen` writes, or one OpenSSH key.
+    """Read the secret keys in a file, which `age-keygen` or `backupd keygen` wrote, or one OpenSSH key.
 
-    Raises `UsageError`, in which no part of the file stands.
+    Raises `UsageError`, which quotes no part of the file.
     """
     from pyrage import IdentityError, ssh, x25519  # noqa: PLC0415  (as above)
 
     content = _content_of(file)
     if content.startswith(_ENCRYPTED):
-        raise _unusable(file, "it is encrypted itself, and `age -d` decrypts it")
+        raise _unusable(file, "the file itself is encrypted; `age -d` decrypts it")
     try:
         if _PEM.encode() in content:
             return [ssh.Identity.from_buffer(content)]
@@ -132,7 +141,7 @@ def read_identities(file: Path) -> list[Any]:
     except UnicodeDecodeError:
         raise _unusable(file, "it is not text") from None
     if not found:
-        raise _unusable(file, "there is none in it")
+        raise _unusable(file, "it contains none")
     return found
 
 
@@ -150,8 +159,8 @@ def _content_of(file: Path) -> bytes:
 
 def _unusable(file: Path, reason: str) -> BackupdError:
     return UsageError(
-        f"{file} holds no key that can decrypt: {reason}",
-        hint="give a file of backupd keygen or age-keygen, or an OpenSSH key (Ed25519 or RSA) without a passphrase",
+        f"{file} has no key that can decrypt: {reason}",
+        hint="name a file of backupd keygen or age-keygen, or an OpenSSH key (Ed25519 or RSA) without a passphrase",
     )
 
 
@@ -161,7 +170,7 @@ def _lower(error: Exception) -> str:
 
 
 def generate_identity(now: datetime) -> tuple[str, str]:
-    """A new pair of keys: the public one, and the content of a file with the secret one, as `age-keygen` writes it."""
+    """Return a new public key, and the content of a file with its secret key, as `age-keygen` writes it."""
     from pyrage import x25519  # noqa: PLC0415  (as above)
 
     identity = x25519.Identity.generate()

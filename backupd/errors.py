@@ -1,25 +1,28 @@
-"""Every error that backupd reports, with its exit code: the one table that the command line, JSON and docs share."""
+"""All errors that backupd reports, with their exit codes; and the secrets that no output may show.
+
+A library or a server may quote a secret in any spelling: each is registered when it is read, and masked in errors, the
+log, stdout and stderr.
+"""
 
 from __future__ import annotations
 
 import errno
 import re
+import threading
 from enum import IntEnum
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-from backupd.masking import masked
-
-# What moves the cursor or turns text around; what a file's name has besides is shown as each sink can.
-_COMMANDS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+# Characters that move the cursor or reverse text. Each output shows other odd characters in its own way.
+_TERMINAL_COMMANDS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _LONGEST_MESSAGE = 2_000
 _LONGEST_HINT = 10_000
 
 
 class ExitCode(IntEnum):
-    """What the process returns to its caller. Published in README; a number never changes its meaning."""
+    """The exit code of the process. Published in docs/operations.md; a number never changes its meaning."""
 
     DONE = 0
     BUG = 1
@@ -35,30 +38,30 @@ class ExitCode(IntEnum):
 
 
 class BackupdError(Exception):
-    """An expected failure: one line that says what happened to what, and a hint that says what to do next.
+    """An expected failure: one line that says what happened, and a hint that says what to do next.
 
-    `message` is lower case without a full stop and names the id, path or URL; `hint` is one line or None. Whatever
-    they quote (a library, a server, a stored object), secrets are masked, commands for a terminal are escaped, and what
-    is longer than any text for people is cut: an error goes into the status, notifications and answers.
+    `message` is lower case without a full stop and names the id, path or URL; `hint` is one line or None. They may
+    quote a library, a server or a stored object, and go into the status, notifications and answers: secrets are masked,
+    commands for a terminal are escaped, and longer text is cut.
     """
 
     exit_code: ClassVar[ExitCode] = ExitCode.BUG
     retry_can_help: ClassVar[bool] = False
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        self.message = _told(message, _LONGEST_MESSAGE)
-        self.hint = hint and _told(hint, _LONGEST_HINT)
+        self.message = _safe_text(message, _LONGEST_MESSAGE)
+        self.hint = hint and _safe_text(hint, _LONGEST_HINT)
         super().__init__(self.message)
 
     def values(self) -> dict[str, object]:
-        """The error as JSON documents and logs show it."""
+        """Return the error as JSON documents and logs show it."""
         return {"message": self.message, "hint": self.hint, "exit_code": int(self.exit_code)}
 
 
-def _told(text: str, most: int) -> str:
-    text = masked(text)  # before it is cut: the beginning of a secret is no longer known as one
+def _safe_text(text: str, most: int) -> str:
+    text = masked(text)  # before it is cut: the beginning of a secret could not be recognized
     beginning = text[:most] + ("..." if len(text) > most else "")
-    return _COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), beginning)
+    return _TERMINAL_COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), beginning)
 
 
 class UsageError(BackupdError):
@@ -68,76 +71,76 @@ class UsageError(BackupdError):
 
 
 class TargetExistsError(UsageError):
-    """A restore would overwrite something that nobody allowed it to overwrite."""
+    """A restore would overwrite something without permission to do so."""
 
 
 class TargetUnwritableError(UsageError):
-    """A local file or directory that backupd has to write (restore target, state directory) cannot be written."""
+    """A local file or directory that backupd must write (restore target, state directory) cannot be written."""
 
 
 class IdentityNeededError(UsageError):
-    """What was asked for is encrypted, and the secret key that decrypts it is not on this machine."""
+    """The requested data is encrypted, and the secret key that decrypts it is not on this machine."""
 
 
 class StoreError(BackupdError):
-    """A store did not do what was asked. This base class is what an unknown answer becomes."""
+    """A store did not carry out an operation. This base class stands for an unknown answer."""
 
     exit_code = ExitCode.STORE_UNAVAILABLE
 
 
 class StoreUnavailableError(StoreError):
-    """A store cannot be reached, does not answer in time, or says that it is overloaded."""
+    """A store cannot be reached, does not answer in time, or reports that it is overloaded."""
 
     retry_can_help = True
 
 
 class StoreRefusedError(StoreError):
-    """A store understood and said no: wrong keys, missing bucket, no permission, a clock that is far off."""
+    """A store refused an operation: wrong keys, missing bucket, no permission, a wrong clock."""
 
 
 class PutOnlyError(StoreRefusedError):
-    """What was asked of a store needs other keys: those of this machine may neither delete nor read packs there."""
+    """An operation needs other keys: those of this machine may neither delete nor read packs in this store."""
 
 
 class StoreFullError(StoreError):
-    """No space, or no quota, is left in the store."""
+    """The store has no space or no quota left."""
 
 
 class NoSuchObjectError(StoreError):
-    """A store holds no object of that key."""
+    """A store has no object with that key."""
 
 
 class LostPacksError(StoreError):
-    """A store does not show packs that it acknowledged. Another snapshot writes their pages again."""
+    """A store does not list packs that it acknowledged. The next snapshot writes their pages again."""
 
     retry_can_help = True
 
 
 class LostManifestError(StoreError):
-    """A store does not give back the manifest that it acknowledged. Another snapshot may fare better."""
+    """A store does not return the manifest that it acknowledged. The next snapshot may succeed."""
 
     retry_can_help = True
 
 
 class UnreadableObjectError(BackupdError):
-    """What was about to be stored is nothing that a reader would accept, and was not stored."""
+    """An object was not stored because no reader would accept it."""
 
 
 class BusyError(BackupdError):
-    """Something else holds a lock, or held it longer than allowed."""
+    """Another process holds a lock, or held it for longer than allowed."""
 
     exit_code = ExitCode.BUSY
     retry_can_help = True
 
 
 class AnotherRunError(BusyError):
-    """Another run of backupd is at work on the same thing, and will end: nothing is wrong with either."""
+    """Another run of backupd works on the same database and will end: neither has a problem."""
 
 
 class LimitReachedError(BackupdError):
-    """This machine or container gives no more threads, processes, memory or open files, or backupd has enough to do.
+    """A limit on threads, processes, memory, open files or simultaneous work is reached.
 
-    It passes when something else ends, and says nothing of any database or store.
+    It passes when other work ends, and does not concern any database or store.
     """
 
     exit_code = ExitCode.BUSY
@@ -145,25 +148,29 @@ class LimitReachedError(BackupdError):
 
 
 class NoSuchSnapshotError(BackupdError):
-    """No snapshot, or more than one, answers to the reference that was given."""
+    """No snapshot, or more than one, matches a reference."""
 
     exit_code = ExitCode.NO_SUCH_SNAPSHOT
 
 
+class NoMatchingSnapshotError(NoSuchSnapshotError):
+    """No snapshot in any store answers to the reference that was given."""
+
+
 class SourceUnusableError(BackupdError):
-    """The database file is missing, unreadable, not SQLite, or changed under the capture."""
+    """The database file is missing, unreadable, not SQLite, or changed during the capture."""
 
     exit_code = ExitCode.SOURCE_UNUSABLE
 
 
 class MissingDatabaseError(SourceUnusableError):
-    """The file of a database is not there, or no file of a pattern: the application may be about to make it."""
+    """The file of a database does not exist, or no file matches a pattern; the application may still create it."""
 
     retry_can_help = True
 
 
 def missing_database(path: object) -> MissingDatabaseError:
-    """The error for the database at `path`, which is not there."""
+    """Return the error for a database file that does not exist."""
     return MissingDatabaseError(
         f"database {path} does not exist",
         hint="check the path and, in a container, that the volume is mounted there; nothing was created",
@@ -171,11 +178,11 @@ def missing_database(path: object) -> MissingDatabaseError:
 
 
 class NotADatabaseError(SourceUnusableError):
-    """The database file is there, and SQLite does not recognise it as a sound database."""
+    """The database file exists, but SQLite does not recognise it as a sound database."""
 
 
 class DamageError(BackupdError):
-    """Stored bytes are not the ones that were written, or are gone."""
+    """Stored bytes differ from those that were written, or are missing."""
 
     exit_code = ExitCode.DAMAGE_FOUND
 
@@ -187,7 +194,7 @@ class UnsupportedFormatError(BackupdError):
 
 
 class InterruptedByUserError(BackupdError):
-    """Ctrl-C or SIGTERM."""
+    """The run was ended by Ctrl-C or SIGTERM."""
 
     exit_code = ExitCode.INTERRUPTED
 
@@ -199,18 +206,18 @@ _FILES = "raise the limit of open files: ulimits.nofile of the container, ulimit
 _LIMITS = {
     errno.EAGAIN: ("no process can be started: the limit of processes is reached", _PROCESSES),
     errno.ENOMEM: ("no memory is left for backupd", _MEMORY),
-    errno.EMFILE: ("backupd has as many files and connections open as it may have", _FILES),
-    errno.ENFILE: ("this machine has as many files open as it can have", "close other programs, or raise fs.file-max"),
+    errno.EMFILE: ("backupd has reached its limit of open files and connections", _FILES),
+    errno.ENFILE: ("this machine has reached its limit of open files", "close other programs, or raise fs.file-max"),
 }
-# What the dynamic loader says, when it could not map a library, and pthread_create in C code.
-_WORDS_OF_LOADER = ("failed to map segment", "cannot allocate memory", "cannot apply additional memory protection")
+# Messages of the dynamic loader when it cannot map a library, and of pthread_create in C code.
+_LOADER_MESSAGES = ("failed to map segment", "cannot allocate memory", "cannot apply additional memory protection")
 
 
 def limit_reached(error: BaseException) -> LimitReachedError | None:
-    """The limit of this machine or container that `error`, or what caused it, comes from; None when it is another.
+    """Return the limit of this machine or container that caused `error`; None for other causes.
 
-    The one place that knows how Python and the system say so: MemoryError, RuntimeError for a thread, ImportError for a
-    library that cannot be loaded, and ENOMEM, EMFILE, ENFILE or (for a process) EAGAIN.
+    Python and the system report limits in many ways: MemoryError, RuntimeError for a thread, ImportError for a library
+    that cannot be loaded, and ENOMEM, EMFILE, ENFILE or (for a process) EAGAIN.
     """
     for each in with_causes(error):
         if isinstance(each, LimitReachedError):
@@ -220,31 +227,119 @@ def limit_reached(error: BaseException) -> LimitReachedError | None:
                 "no thread can be started: a limit of processes or memory is reached", hint=_THREADS
             )
         is_memory = isinstance(each, MemoryError)
-        if isinstance(each, ImportError) and any(words in str(each).lower() for words in _WORDS_OF_LOADER):
+        if isinstance(each, ImportError) and any(words in str(each).lower() for words in _LOADER_MESSAGES):
             is_memory = True
         number = errno.ENOMEM if is_memory else each.errno if isinstance(each, OSError) else None
-        # Deeper down, EAGAIN is what a lock that is taken, or a socket that has nothing yet, says.
+        # As a deeper cause, EAGAIN means a lock that is held, or a socket without data.
         if number in _LIMITS and (number != errno.EAGAIN or each is error):
             message, hint = _LIMITS[number]
             return LimitReachedError(message, hint=hint)
     return None
 
 
-def expected(error: BaseException) -> BackupdError:
-    """`error` as one of ours: itself, a limit of this machine, or else a bug. The one place that calls it that."""
+def as_backupd_error(error: BaseException) -> BackupdError:
+    """Translate any exception: a `BackupdError` is itself, a limit of this machine is named, the rest is a bug."""
     if isinstance(error, BackupdError):
         return error
     return limit_reached(error) or BackupdError(
         f"this is a bug in backupd: {type(error).__name__}: {error}",
-        hint="please report it with what stands above this, or in the log; what is listed can still be restored",
+        hint="please report it with the lines above, or those in the log; listed snapshots can still be restored",
     )
 
 
 def with_causes(error: BaseException) -> Iterator[BaseException]:
-    """`error`, and what it was raised for; each once, since some libraries make rings of them."""
+    """Yield `error` and its causes, each once: some libraries make rings of them."""
     known: set[int] = set()
     found: BaseException | None = error
     while found is not None and id(found) not in known:
         known.add(id(found))
         yield found
         found = found.__cause__ or found.__context__
+
+
+_MASK = "***"
+# Very short secrets and short words occur in many messages, and can be guessed.
+_TOO_COMMON = re.compile(r".{0,4}|[a-z_]{5,7}", re.DOTALL)
+# Parts of a URL that only say where something is.
+_WORD = re.compile(r".{0,7}|[a-z_-]{8,11}")
+_SHORTEST_ENCODED = 8
+
+_lock = threading.Lock()
+_secrets: set[str] = set()
+_spelled: set[str] = set()
+_pattern: re.Pattern[str] | None = None
+
+
+def keep_secret(*secrets: str | None, public: str = "") -> None:
+    """Make `masked` mask each of `secrets` from now on, in this process; may be repeated.
+
+    Parts of `public` are not masked: a bucket may have the name of its access key, and its URL is not secret.
+    """
+    global _pattern  # noqa: PLW0603  (one for the process, like its streams)
+    with _lock:
+        new = {each for each in secrets if each and each not in _secrets and each.strip() not in public}
+        if not new:
+            return
+        _secrets.update(new)
+        _spelled.update(spelling for each in new for spelling in _spellings(each))
+        # The longest first: a part of a secret may be one too.
+        _pattern = re.compile("|".join(map(re.escape, sorted(_spelled, key=len, reverse=True)))) if _spelled else None
+
+
+def keep_secret_url(url: str, *, is_host_public: bool = True) -> None:
+    """Make `masked` mask a secret URL, and the parts of it that libraries quote without the rest.
+
+    The host is such a part unless `is_host_public`: tgram://token/chat.
+    """
+    from urllib.parse import unquote  # noqa: PLC0415  (few runs have any)
+
+    login, _, place = url.partition("://")[2].rpartition("@")
+    user, _, password = login.partition(":")
+    host, *parts = re.split(r"[/?&=#]", place)
+    tokens = [user, *parts] if is_host_public else [user, host, *host.split(":"), *parts]
+    kept = [url, login if password else None, password, *(each for each in tokens if not _WORD.fullmatch(each))]
+    keep_secret(*kept, *(unquote(each) for each in kept if each))
+
+
+def masked(text: str) -> str:
+    """Return `text` with three stars in place of each known secret, in any spelling."""
+    return text if _pattern is None else _pattern.sub(_MASK, text)
+
+
+def masked_values(value: Any) -> Any:
+    """Return `value` with all texts `masked`, at any depth of dictionaries (except keys) and lists."""
+    if isinstance(value, str):
+        return masked(value)
+    if isinstance(value, dict):
+        return {key: masked_values(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [masked_values(each) for each in value]
+    return value
+
+
+def _spellings(secret: str) -> Iterator[str]:
+    """Yield the spellings of a secret in text, JSON, Python, URLs, XML, hexadecimal and base64 (at any offset)."""
+    import base64  # noqa: PLC0415  (most runs have no secret)
+    import html  # noqa: PLC0415
+    import json  # noqa: PLC0415
+    from urllib.parse import quote, quote_plus  # noqa: PLC0415
+
+    content = secret.encode(errors="surrogateescape")
+    for text in {secret, secret.strip()}:
+        # Python escapes the quotes that it puts around a text.
+        escaped = [text, repr(text)[1:-1], ascii(text)[1:-1], repr(text.encode(errors="surrogateescape"))[2:-1]]
+        escaped = [
+            variant for each in escaped for variant in (each, each.replace("\\'", "'"), each.replace("'", "\\'"))
+        ]
+        as_json = [json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]]
+        in_urls = [quote(content), quote(content, safe=""), quote_plus(content)]
+        yield from _uncommon([*escaped, *as_json, *in_urls, html.escape(text)])
+    encoded = [base64.b64encode(b"x" * shift + content)[4 if shift else 0 : -4].decode() for shift in range(3)]
+    for each in encoded:
+        if len(each) >= _SHORTEST_ENCODED:
+            yield from (each, each.replace("+", "-").replace("/", "_"))
+    yield from _uncommon([content.hex()])
+
+
+def _uncommon(texts: Iterable[str]) -> Iterator[str]:
+    return (text for text in texts if not _TOO_COMMON.fullmatch(text))

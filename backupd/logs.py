@@ -1,6 +1,6 @@
-"""Where warnings and notes of the use cases go: to stderr; those of the daemon, whose results they are, to stdout.
+"""The log: commands write it to stderr, and the daemon, whose output it is, to stdout.
 
-structlog takes 0.1 s of CPU to import and most runs log nothing, so it is imported with the first line that is logged.
+structlog takes 0.1 s of CPU to import and most runs log nothing: it is imported with the first line.
 """
 
 from __future__ import annotations
@@ -10,21 +10,19 @@ import logging
 import sys
 import threading
 import traceback
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from backupd.errors import LimitReachedError, expected
-from backupd.masking import masked_values
+from backupd.errors import BackupdError, LimitReachedError, as_backupd_error, masked_values
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Iterator, MutableMapping
     from typing import TextIO
-
-    from backupd.errors import BackupdError
 
 
 class Log:
-    """What modules log with: an event in words, and values by name. One instance, `log`."""
+    """The log of the process: an event in words, and values by name. Its one instance is `log`."""
 
     def __init__(self) -> None:
         self._is_quiet = False
@@ -32,46 +30,62 @@ class Log:
         self._logger: Any = None
 
     def configure(self, *, is_quiet: bool, is_daemon: bool = False) -> None:
-        """Decide before the first line: quiet keeps warnings and errors only.
+        """Choose the form of the log, before the first line. A quiet log has only warnings and errors.
 
-        A daemon's lines go to stdout, for people when that is a terminal and as JSON objects when not; others go to
-        stderr, for people or as `key=value`.
+        A daemon logs to stdout, as text on a terminal and as JSON objects elsewhere; commands log to stderr, as text or
+        as `key=value`.
         """
         self._is_quiet = is_quiet
         self._is_daemon = is_daemon
         self._logger = None
-        # What libraries have to say of their retries and pools would go to stderr, in no form that people read, and
-        # with whatever they were given.
+        # Libraries would log their retries and pools to stderr, in another form, and with their arguments.
         if not logging.getLogger().handlers:
             logging.getLogger().addHandler(logging.NullHandler())
         logging.captureWarnings(capture=True)
 
     def info(self, event: str, **values: object) -> None:
-        """Something worth knowing that needs nobody."""
+        """Log an event that needs no action."""
         self._structlog().info(event, **values)
 
     def warning(self, event: str, **values: object) -> None:
-        """Something that somebody should look at; `hint` says how."""
+        """Log an event that should be checked; `hint` says how."""
         self._structlog().warning(event, **values)
 
     def error(self, event: str, **values: object) -> None:
-        """Something that was not done and should have been; `hint` says what to do."""
+        """Log a failure; `hint` says what to do."""
         self._structlog().error(event, **values)
 
     def unexpected(self, error: BaseException, **values: object) -> BackupdError:
-        """Report an exception where none was expected: a limit, an error of ours, or else a bug with its traceback.
-
-        Gives it as an error of ours.
-        """
-        known = expected(error)
+        """Log an exception where none was expected, a bug with its traceback, and return it as a `BackupdError`."""
+        known = as_backupd_error(error)
         if isinstance(known, LimitReachedError):
             self.error("a limit of this machine was reached", **values, error=known.values())
         elif known is error:
             self.error("given up", **values, error=known.values())
         else:
-            told = "".join(traceback.format_exception(error))
-            self.error("this is a bug in backupd", **values, error=repr(error), traceback=told)
+            lines = "".join(traceback.format_exception(error))
+            self.error("this is a bug in backupd", **values, error=repr(error), traceback=lines)
         return known
+
+    def failure(self, error: BaseException, **values: object) -> BackupdError:
+        """Return `error` as a `BackupdError`; log it first, as `unexpected` does, when it was none.
+
+        For a caller that reports expected errors in its result.
+        """
+        return error if isinstance(error, BackupdError) else self.unexpected(error, **values)
+
+    @contextmanager
+    def catch(self, *passed: type[Exception], **values: object) -> Iterator[None]:
+        """Log an exception of the block, as `unexpected` does, and continue after it; those in `passed` are raised.
+
+        For work that no caller waits for: one failure must end neither its thread nor what comes next.
+        """
+        try:
+            yield
+        except passed:
+            raise
+        except Exception as error:  # noqa: BLE001  (logged, and with its traceback when it is a bug)
+            self.unexpected(error, **values)
 
     def _structlog(self) -> Any:
         if self._logger is None:
@@ -83,20 +97,22 @@ log = Log()
 
 
 def printable(text: str) -> str:
-    """`text` on one line: file names and stores can bring line breaks and commands for the terminal with them."""
+    """Return `text` on one line: file names and stores may contain line breaks and commands for the terminal."""
+    if text.isprintable():
+        return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def _new_logger(*, is_quiet: bool, is_daemon: bool) -> Any:
-    import structlog  # noqa: PLC0415  (late, as said above)
+    import structlog  # noqa: PLC0415  (late: see above)
 
     lines = _Lines("stdout" if is_daemon else "stderr")
-    if lines.are_for_people:
-        form = [structlog.processors.add_log_level, _timestamp(), _colours()] if is_daemon else [_for_people]
+    if lines.is_terminal:
+        form = [structlog.processors.add_log_level, _timestamp(), _colours()] if is_daemon else [_as_text]
     else:
-        form = [structlog.processors.add_log_level, _timestamp(), _for_machines(is_daemon=is_daemon)]
-    # JSON has escapes of its own for what no terminal should see.
-    is_text = lines.are_for_people or not is_daemon
+        form = [structlog.processors.add_log_level, _timestamp(), _as_data(is_daemon=is_daemon)]
+    # JSON escapes control characters itself.
+    is_text = lines.is_terminal or not is_daemon
     return structlog.wrap_logger(
         lines,
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING if is_quiet else logging.INFO),
@@ -110,7 +126,7 @@ def _masked(_logger: object, _level: str, event: MutableMapping[str, Any]) -> Mu
 
 
 def _printable(_logger: object, _level: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    # A traceback is made to be read in lines.
+    # A traceback keeps its lines.
     return {
         key: printable(value) if isinstance(value, str) and key != "traceback" else value
         for key, value in event.items()
@@ -129,7 +145,7 @@ def _colours() -> Any:
     return structlog.dev.ConsoleRenderer(pad_event_to=0)
 
 
-def _for_machines(*, is_daemon: bool) -> Any:
+def _as_data(*, is_daemon: bool) -> Any:
     import structlog  # noqa: PLC0415  (as above)
 
     if is_daemon:
@@ -137,7 +153,7 @@ def _for_machines(*, is_daemon: bool) -> Any:
     return structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"])
 
 
-def _for_people(_logger: object, level: str, event: MutableMapping[str, Any]) -> str:
+def _as_text(_logger: object, level: str, event: MutableMapping[str, Any]) -> str:
     """`warning: what happened (key value, key value)`, and the hint on a line of its own."""
     hint, what = event.pop("hint", None), event.pop("event")
     details = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in event.items())
@@ -146,7 +162,7 @@ def _for_people(_logger: object, level: str, event: MutableMapping[str, Any]) ->
 
 
 def _json_line(_logger: object, _level: str, event: MutableMapping[str, Any]) -> str:
-    """One object, with what people look for first; times as everywhere in JSON documents."""
+    """Return one JSON object that begins with time, level and event."""
     first = {key: event.pop(key) for key in ("timestamp", "level", "event")}
     return json.dumps({**first, **event}, default=_jsonable)
 
@@ -156,7 +172,7 @@ def _jsonable(value: object) -> str:
 
 
 class _Lines:
-    """Writes whole lines to a stream that is looked up for each: a progress bar takes stderr over for a while."""
+    """Writes whole lines to stdout or stderr, looked up each time: a progress bar may replace stderr for a while."""
 
     def __init__(self, stream: str) -> None:
         self._name = stream
@@ -168,14 +184,14 @@ class _Lines:
         return stream
 
     @property
-    def are_for_people(self) -> bool:
+    def is_terminal(self) -> bool:
         return self._stream is not None and self._stream.isatty()
 
     def msg(self, message: str) -> None:
         stream = self._stream
         if stream is None:
             return
-        # In one piece, or the lines of several threads get into each other; and a file's name need not be text.
+        # In one write, so that the lines of threads do not mix. A file's name need not be valid text.
         encoding = stream.encoding or "utf-8"
         line = f"{message}\n".encode(encoding, "backslashreplace").decode(encoding)
         try:

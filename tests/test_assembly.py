@@ -16,7 +16,7 @@ from backupd.format.pagemap import decode_page_map, encode_page_map, page_hashes
 
 
 def written(name: str, *numbers: int) -> WrittenPack:
-    """A pack that was just written, told from others by `name`."""
+    """A pack that was just written, which `name` tells from others."""
     entry = PackEntry(sha256=hashlib.sha256(name.encode()).hexdigest(), stored_bytes=1000, pages=max(1, len(numbers)))
     return WrittenPack(entry, np.array(numbers, dtype="<u4").tobytes())
 
@@ -27,7 +27,7 @@ def where(packs: tuple[PackEntry, ...], page_map: np.ndarray) -> dict[int, PackE
 
 
 def test_a_first_snapshot_names_what_was_written():
-    """Without a base, the map is that of the packs that were written."""
+    """The map of a first snapshot, which has no base, is that of the packs that were written."""
     first, second = written("first", 1, 3), written("second", 2)
     packs, page_map = assemble(512, 3, (), None, [first, second])
     assert packs == (first.entry, second.entry)
@@ -65,7 +65,7 @@ def test_an_empty_image_names_nothing():
 
 
 @pytest.mark.parametrize(("page_count", "numbers"), [(1, ()), (3, (1, 2)), (3, (2, 3))])
-def test_a_page_that_nobody_wrote_is_a_bug(page_count: int, numbers: tuple[int, ...]):
+def test_a_page_in_no_pack_is_a_bug(page_count: int, numbers: tuple[int, ...]):
     """A manifest whose map would have a hole in the data is never made."""
     with pytest.raises(ValueError, match="a page of the image is in no pack"):
         assemble(512, page_count, (), None, [written("a", *numbers)])
@@ -100,7 +100,7 @@ def test_growing_beyond_the_lock_byte_page_makes_a_hole():
 def test_a_history_reads_every_page_from_the_pack_that_wrote_it_last(
     first_count: int, history: list[tuple[int, list[int]]]
 ):
-    """After any history of growing, shrinking and changes, each page is in the newest pack that was written for it."""
+    """After any history of growth, shrinking and changes, each page is in the newest pack that has it."""
     packs, page_map = assemble(512, first_count, (), None, [written("0", *range(1, first_count + 1))])
     expected = where(packs, page_map)
     for step, (page_count, changed) in enumerate(history, 1):

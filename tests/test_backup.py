@@ -10,19 +10,20 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+from harness.extent import in_parts, part_of
 from harness.faults import FaultyStore, ForgetfulStore
 
-from backupd.backup import BackupResult, Outcome, Progress, Wish, back_up
-from backupd.catalog import find_snapshot, list_snapshots
+from backupd.backup import BackupResult, Outcome, Progress, SnapshotRequest, back_up
 from backupd.config import CaptureSettings, Database, Settings
-from backupd.errors import AnotherRunError, SourceUnusableError, StoreUnavailableError
-from backupd.format.ids import SnapshotId
+from backupd.errors import AnotherRunError, SourceUnusableError, StoreError, StoreRefusedError, StoreUnavailableError
+from backupd.format import SnapshotId
 from backupd.format.manifest import Manifest, SnapshotKind, encode_manifest
 from backupd.repository import Repository
-from backupd.repository.manifests import read_history
+from backupd.repository.references import find_snapshot, list_snapshots
 from backupd.restore import restore_to_file
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
+from backupd.store.keys import RESCUE_KEY, RESTORE_KEY
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,16 +53,18 @@ class Place:
     def back_up(
         self,
         *stores: Store,
-        wish: Wish | None = None,
+        request: SnapshotRequest | None = None,
         state: StateDirectory | None = None,
         settings: Settings | None = None,
     ) -> list[BackupResult]:
         return back_up(
             Database(name="app", path=self.path),
-            stores or (self.store,),
+            [
+                Repository(store, state or self.state, (settings or Settings()).open_encryption())
+                for store in stores or (self.store,)
+            ],
             settings or Settings(),
-            state or self.state,
-            wish=wish or Wish(),
+            request=request or SnapshotRequest(),
             on_progress=lambda _: None,
         )
 
@@ -71,14 +74,22 @@ class Place:
         return result
 
     def manifests(self, store: Store | None = None) -> tuple[Manifest, ...]:
-        return read_history(Repository(store or self.store, StateDirectory(self.root / "other state")), "app").manifests
+        archive = Repository(store or self.store, StateDirectory(self.root / "other state")).archive("app")
+        return tuple(archive.opened(archive.manifest(each.id)) for each in archive.history().manifests)
 
     def content(self, manifest: Manifest, store: Store | None = None) -> str:
-        """The value of row 1 in a snapshot, restored by somebody who has no cache."""
+        """The value of row 1 in a snapshot, restored on a host without a cache."""
         self.restored += 1
         target = self.root / f"restored-{self.restored}.db"
         repository = Repository(store or self.store, StateDirectory(self.root / "another state"))
-        restore_to_file(repository, manifest, target, force=False, as_source=False, on_progress=lambda _: None)
+        restore_to_file(
+            repository.archive(manifest.database),
+            manifest,
+            target,
+            force=False,
+            as_source=False,
+            on_progress=lambda _: None,
+        )
         with closing(sqlite3.connect(target)) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
             return str(connection.execute("SELECT b FROM t WHERE a = 1").fetchone()[0])
@@ -94,7 +105,7 @@ def place(tmp_path: Path) -> Place:
 
 
 def test_second_snapshot_stores_only_what_changed(place: Place) -> None:
-    """One changed row costs a few pages, and both states come back."""
+    """A second snapshot stores a few pages for one changed row, and both states are restored."""
     first = place.snapshot()
     place.change("second")
     second = place.snapshot()
@@ -118,17 +129,25 @@ def test_nothing_changed_means_no_snapshot(place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    "wish", [Wish(tags=("release",)), Wish(is_full=True), Wish(kind=SnapshotKind.BEFORE_RESTORE)], ids=str
+    "snapshot_request",
+    [
+        SnapshotRequest(tags=("release",)),
+        SnapshotRequest(is_full=True),
+        SnapshotRequest(kind=SnapshotKind.BEFORE_RESTORE),
+    ],
+    ids=str,
 )
-def test_wish_makes_a_snapshot_of_an_unchanged_database(place: Place, wish: Wish) -> None:
+def test_request_for_properties_makes_a_snapshot_of_an_unchanged_database(
+    place: Place, snapshot_request: SnapshotRequest
+) -> None:
     """A tag or a safety snapshot names the same packs; a full one writes all of them again."""
     first = place.snapshot()
-    (result,) = place.back_up(wish=wish)
+    (result,) = place.back_up(request=snapshot_request)
     assert result.outcome is Outcome.CREATED
     assert result.changed_pages == 0
-    assert result.stored_bytes == (first.stored_bytes if wish.is_full else 0)
+    assert result.stored_bytes == (first.stored_bytes if snapshot_request.is_full else 0)
     newest = place.manifests()[-1]
-    assert (newest.tags, newest.kind, newest.sequence) == (wish.tags, wish.kind, 2)
+    assert (newest.tags, newest.kind, newest.sequence) == (snapshot_request.tags, snapshot_request.kind, 2)
 
 
 def test_one_capture_feeds_every_store_under_one_id(place: Place) -> None:
@@ -153,7 +172,8 @@ def test_failing_store_does_not_stop_the_other(place: Place) -> None:
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_every_store_call_may_fail(place: Place, tmp_path: Path, *, after: bool) -> None:
+@in_parts
+def test_every_store_call_may_fail(place: Place, tmp_path: Path, part: int, *, after: bool) -> None:
     """Whichever call fails: the run says so, all that is listed restores, and the next run needs no help."""
     place.snapshot()
     place.change("second")
@@ -162,7 +182,7 @@ def test_every_store_call_may_fail(place: Place, tmp_path: Path, *, after: bool)
     place.back_up(counting, state=StateDirectory(tmp_path / "counting"))
     # The last two are rescue.py and RESTORE.md: without them a snapshot is one too.
     helpful = [number for number, call in enumerate(counting.calls) if call == "put"][-2:]
-    for number, call in enumerate(counting.calls):
+    for number, call in part_of([*enumerate(counting.calls)], part, every=5):
         shutil.rmtree(place.root / "store")
         shutil.copytree(tmp_path / "kept", place.root / "store")
         faulty = FaultyStore(place.store, fail_at=number, after=after)
@@ -216,7 +236,7 @@ def test_lost_base_cache_is_rebuilt_from_pack_indexes(place: Place) -> None:
 
 
 def test_stale_base_cache_of_a_host_that_was_away_is_not_used(place: Place) -> None:
-    """Another host has written since: its snapshot is the base, not what this one remembers."""
+    """The base is the newest snapshot, of another host, and not the one that this host remembers."""
     place.snapshot()
     away = StateDirectory(place.root / "away")
     place.change("by the other host")
@@ -249,7 +269,7 @@ def test_damaged_base_cache_is_noticed(place: Place, how: str) -> None:
 
 
 def test_damaged_pack_index_only_costs_bytes(place: Place) -> None:
-    """Without a cache and with an index that lies, the next snapshot stores more, and restores."""
+    """A snapshot without a cache, over a damaged pack index, stores more and restores."""
     place.snapshot()
     victim = place.packs()[0]
     content = bytearray(victim.read_bytes())
@@ -269,7 +289,7 @@ def test_wiped_bucket_never_looks_current(place: Place) -> None:
     assert place.content(place.manifests()[-1]) == f"{0:01000}"
 
 
-def test_two_writers_taking_turns_are_told(place: Place) -> None:
+def test_two_writers_taking_turns_are_reported(place: Place) -> None:
     """Staging and production in one prefix: each run of one after the other warns."""
     other = StateDirectory(place.root / "staging")
     assert place.snapshot().warnings == ()
@@ -280,8 +300,8 @@ def test_two_writers_taking_turns_are_told(place: Place) -> None:
     assert "two writers take turns" in warning
 
 
-def test_another_file_under_the_same_name_is_told(place: Place) -> None:
-    """`now a/app.db` and `now b/app.db` would share a history."""
+def test_another_file_under_the_same_name_is_reported(place: Place) -> None:
+    """A snapshot of another file with a known name warns, because both would share a history."""
     place.snapshot()
     other = place.root / "other" / "app.db"
     other.parent.mkdir()
@@ -329,7 +349,7 @@ def test_clock_behind_the_newest_snapshot_is_a_warning(place: Place) -> None:
 
 
 def test_unusable_source_fails_in_every_store_and_leaves_nothing(place: Place) -> None:
-    """No snapshot is listed, no pack is left in the spool."""
+    """An unusable source fails in every store, and leaves no snapshot and no pack in the spool."""
     place.path.write_bytes(b"no database" * 1000)
     results = place.back_up(place.store, DirectoryStore(place.root / "second"))
     assert all(isinstance(result.error, SourceUnusableError) for result in results)
@@ -346,8 +366,8 @@ def test_two_runs_of_one_database_in_one_store_wait_for_each_other(place: Place)
     assert "another backupd" in result.error.message
 
 
-def test_deleting_any_snapshot_leaves_the_others_whole(place: Place) -> None:
-    """No chain: each manifest names all it needs."""
+def test_deleting_all_older_snapshots_leaves_the_newest_whole(place: Place) -> None:
+    """The newest snapshot restores without the older ones, because its manifest names all that it needs."""
     for number in range(4):
         place.change(f"state {number}")
         place.snapshot()
@@ -358,14 +378,13 @@ def test_deleting_any_snapshot_leaves_the_others_whole(place: Place) -> None:
 
 
 def test_progress_ends_at_the_whole_image(place: Place) -> None:
-    """What the user sees grow is true at its end."""
+    """The last progress is the size of the whole image, and of all stored packs."""
     seen: list[Progress] = []
     back_up(
         Database(name="app", path=place.path),
-        [place.store],
+        [Repository(place.store, place.state)],
         Settings(),
-        place.state,
-        wish=Wish(),
+        request=SnapshotRequest(),
         on_progress=seen.append,
     )
     assert seen[-1].captured_bytes == seen[-1].image_bytes == place.path.stat().st_size
@@ -380,3 +399,55 @@ def test_repository_object_is_written_once(place: Place) -> None:
     place.snapshot()
     assert json.loads((place.root / "store" / "backupd.json").read_bytes()) == before
     assert before["format"] == 1
+
+
+class _WithoutRescue(FaultyStore):
+    """A store that refuses the objects that restore without backupd, or cannot be reached for them."""
+
+    def __init__(self, store: Store, error: type[StoreError]) -> None:
+        super().__init__(store)
+        self.tried = 0
+        self._error = error
+
+    def put(self, key: str, content: bytes | Path, *, sha256: bytes) -> None:
+        if key in {RESCUE_KEY, RESTORE_KEY}:
+            self.tried += 1
+            raise self._error(f"{self.url} does not take {key}")
+        super().put(key, content, sha256=sha256)
+
+
+@pytest.mark.parametrize(("error", "tried"), [(StoreRefusedError, 1), (StoreUnavailableError, 3)])
+def test_refused_rescue_objects_are_put_once_in_the_life_of_a_process(
+    place: Place, error: type[StoreError], tried: int
+) -> None:
+    """A refusal lasts, so later snapshots do not try again; after an outage, the next one does."""
+    store = _WithoutRescue(place.store, error)
+    repository = Repository(store, place.state)
+    for number in range(3):
+        place.change(number)
+        (result,) = back_up(
+            Database("app", place.path),
+            [repository],
+            Settings(),
+            request=SnapshotRequest(),
+            on_progress=lambda _: None,
+        )
+        assert result.outcome is Outcome.CREATED
+    assert store.tried == tried
+
+
+def test_store_that_was_emptied_becomes_a_repository_again(place: Place) -> None:
+    """An emptied store becomes a repository with rescue objects again, even for a process that knew it."""
+    repository = Repository(place.store, place.state)
+    for _ in range(2):
+        (result,) = back_up(
+            Database("app", place.path),
+            [repository],
+            Settings(),
+            request=SnapshotRequest(),
+            on_progress=lambda _: None,
+        )
+        assert result.outcome is Outcome.CREATED
+        present = {file.name for file in (place.root / "store").iterdir()}
+        assert present >= {"app", "backupd.json", RESCUE_KEY, RESTORE_KEY}
+        shutil.rmtree(place.root / "store")

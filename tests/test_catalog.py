@@ -1,120 +1,269 @@
 from __future__ import annotations
 
+import os
+import shutil
 import sqlite3
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
+from harness.extent import examples
 from harness.faults import FaultyStore
+from harness.manifests import manifests
+from harness.rotation import LAST_ONE, Rotation
+from hypothesis import given, settings
 
-from backupd.backup import Wish, back_up
-from backupd.catalog import find_snapshot, list_snapshots
+from backupd.backup import SnapshotRequest, back_up
 from backupd.config import Database, Settings
-from backupd.errors import NoSuchSnapshotError, StoreUnavailableError
+from backupd.encryption import Encryption, generate_identity
+from backupd.errors import TargetUnwritableError
+from backupd.format.manifest import SealedManifest, SealedSummary, Summary, encrypt_manifest, summary_of
 from backupd.repository import Repository
 from backupd.state import StateDirectory
-from backupd.store.directory import DirectoryStore
+from backupd.state.catalog import Catalog
+from backupd.store import StoredObject
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from backupd.format.manifest import Manifest
+    from backupd.repository.history import History
 
-    from backupd.format.ids import SnapshotId
-
-
-class TwoStores:
-    """Two snapshots: both stores have the first, only the second store has the other one."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.behind, self.current = DirectoryStore(root / "behind"), DirectoryStore(root / "current")
-        self.first = self._back_up("first", [self.behind, self.current])
-        self.second = self._back_up("second", [self.current])
-
-    def _back_up(self, tag: str, stores: list[DirectoryStore]) -> SnapshotId:
-        path = self.root / "app.db"
-        with closing(sqlite3.connect(path)) as connection, connection:
-            connection.execute("CREATE TABLE IF NOT EXISTS t (a)")
-            connection.execute("INSERT INTO t VALUES (?)", (tag,))
-        results = back_up(
-            Database(name="app", path=path),
-            stores,
-            Settings(),
-            StateDirectory(self.root / "state"),
-            wish=Wish(tags=(tag, "both")),
-            on_progress=lambda _: None,
-        )
-        assert results[0].id is not None
-        return results[0].id
-
-    def repositories(self, *stores: DirectoryStore | FaultyStore) -> list[Repository]:
-        state = StateDirectory(self.root / "other state")
-        return [Repository(store, state) for store in stores or (self.behind, self.current)]
+_AT = datetime(2026, 11, 22, 8, 55, 57, 123456, tzinfo=UTC)
 
 
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory: pytest.TempPathFactory) -> TwoStores:
-    """Made once: these tests only read."""
-    return TwoStores(tmp_path_factory.mktemp("two"))
+@pytest.fixture
+def rotation(tmp_path: Path) -> Rotation:
+    """Four snapshots, which host a has taken."""
+    rotation = Rotation(tmp_path)
+    for content in ("base", "x", "y", "z"):
+        rotation.snapshot(content)
+    return rotation
 
 
-@pytest.mark.parametrize("reference", ["latest", "both", "0s", "app@latest"])
-def test_newest_of_all_stores_is_meant(stores: TwoStores, reference: str) -> None:
-    """A disk that was full for days must not hand out old data while a bucket is current."""
-    found = find_snapshot(stores.repositories(), reference, database=None, now=datetime.now(UTC))
-    assert (found.manifest.id, found.repository.url) == (stores.second, stores.current.url)
+def gets_of_a_history(rotation: Rotation, host: str = "b") -> int:
+    """The number of objects that a new process on `host` reads for the history."""
+    store = FaultyStore(rotation.store)
+    repository = rotation.repository(host, store)
+    repository.exists()
+    store.calls.clear()
+    assert len(repository.archive("app").history().manifests) == len(rotation.names("snapshots"))
+    return store.calls.count("get")
 
 
-def test_id_comes_from_the_first_store_that_has_it(stores: TwoStores) -> None:
-    """The order of the configuration is the order of preference."""
-    found = find_snapshot(stores.repositories(), str(stores.first), database=None, now=datetime.now(UTC))
-    assert found.repository.url == stores.behind.url
+def history(rotation: Rotation, host: str = "b") -> History:
+    """The history as a new process on `host` reads it."""
+    return rotation.repository(host).archive("app").history()
 
 
-def test_store_that_cannot_be_asked_is_told_and_passed_over(
-    stores: TwoStores, capsys: pytest.CaptureFixture[str]
+def change_state(rotation: Rotation, statement: str, host: str = "b") -> None:
+    """Change the state database of `host` behind its back."""
+    with closing(sqlite3.connect(rotation.home / f"state-{host}/.state.db", isolation_level=None)) as connection:
+        assert connection.execute(statement).rowcount > 0
+
+
+def count(rotation: Rotation, table: str, host: str = "b") -> int:
+    """The number of rows in a table of the state database."""
+    with closing(sqlite3.connect(rotation.home / f"state-{host}/.state.db")) as connection:
+        return int(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
+
+
+@settings(max_examples=examples(100))
+@given(manifests)
+def test_a_summary_comes_back_as_it_was_kept(manifest: Manifest) -> None:
+    """What a row says is all that the manifest says, but for the page map, whatever its texts and numbers are."""
+    with TemporaryDirectory() as home:
+        catalog = _catalog(home)
+        listed = {manifest.id: StoredObject("key", 1, _AT)}
+        catalog.keep_summaries({manifest.id: summary_of(manifest)}, listed, keys=None)
+        assert catalog.summaries(listed, keys=None) == ({manifest.id: summary_of(manifest)}, False)
+
+
+def _catalog(home: str) -> Catalog:
+    """A catalog that is not allowed to lose anything."""
+
+    def fail(reason: str) -> None:
+        raise AssertionError(reason)
+
+    state = StateDirectory(Path(home))
+    return Catalog(state.database, lambda: ("repository", "app"), lambda: state.cache("repository", "app"), fail)
+
+
+def test_a_history_reads_only_what_is_new_and_the_newest(rotation: Rotation) -> None:
+    """A host reads each manifest once; the newest every time, because the next snapshot builds on it."""
+    assert [gets_of_a_history(rotation) for _ in range(3)] == [4, 1, 1]
+    rotation.snapshot("x")
+    assert [gets_of_a_history(rotation) for _ in range(2)] == [1, 1]
+    first = history(rotation)
+    assert [type(each) for each in first.manifests[:-1]] == [Summary] * 4
+    assert [summary_of(each) for each in first.manifests] == [summary_of(each) for each in rotation.manifests()]
+
+
+@pytest.mark.parametrize("changes_size", [False, True])
+def test_a_manifest_that_was_put_again_is_read_again(rotation: Rotation, *, changes_size: bool) -> None:
+    """An object counts as known while the store lists it with the size and the time that it had."""
+    history(rotation)
+    file = rotation.root / f"app/snapshots/{rotation.ids()[1]}.json"
+    before, content = file.stat(), file.read_bytes()
+    file.write_bytes(content[:-1] if changes_size else bytes(len(content)))
+    if changes_size:
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert [str(damaged.id) for damaged in history(rotation).damaged] == [file.stem]
+    file.write_bytes(content)
+    assert len(history(rotation).manifests) == 4
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE manifests SET sequence = sequence + 100",
+        "UPDATE manifests SET packs = zeroblob(4)",
+        "UPDATE manifests SET facts = '[]'",
+        "UPDATE manifests SET kind = 'before-restore'",
+        "UPDATE packs SET sha256 = replace(sha256, substr(sha256, 1, 1), 'f')",
+        "UPDATE packs SET stored_bytes = stored_bytes + 1",
+        "DELETE FROM packs",
+    ],
+)
+def test_a_row_that_is_damaged_counts_as_absent(rotation: Rotation, statement: str) -> None:
+    """A damaged disk must not change what a prune removes: such a manifest is read again, and the row mended."""
+    expected = [summary_of(each) for each in history(rotation).manifests]
+    change_state(rotation, statement)
+    assert gets_of_a_history(rotation) == 4
+    assert [summary_of(each) for each in history(rotation).manifests] == expected
+    assert gets_of_a_history(rotation) == 1
+
+
+def test_packs_that_changed_places_are_not_taken_for_each_other(rotation: Rotation) -> None:
+    """Every row may be whole, and the rows of packs of another age, as after a write that a disk has lost."""
+    expected = [summary_of(each) for each in history(rotation).manifests]
+    change_state(rotation, "UPDATE packs SET id = -id")
+    change_state(rotation, "UPDATE packs SET id = id + (SELECT count(*) FROM packs) + 1")
+    assert [summary_of(each) for each in history(rotation).manifests] == expected
+
+
+def test_what_the_store_has_no_more_is_forgotten(rotation: Rotation) -> None:
+    """Rows of snapshots that were removed go, with those of packs that no other snapshot needs."""
+    history(rotation)
+    assert (count(rotation, "manifests"), count(rotation, "packs")) == (4, len(rotation.names("packs")))
+    newest = rotation.ids()[-1]
+    needed = {pack.sha256 for pack in rotation.manifests()[-1].packs}
+    assert len(needed) < len(rotation.names("packs"))
+    rotation.prune(policy=LAST_ONE)
+    assert [each.id for each in history(rotation).manifests] == [newest]
+    assert (count(rotation, "manifests"), count(rotation, "packs")) == (1, len(needed))
+
+
+def test_a_copy_of_a_repository_has_rows_of_its_own(rotation: Rotation) -> None:
+    """A copy of a repository has the same id, and continues with another history."""
+    history(rotation)
+    shutil.copytree(rotation.root, rotation.home / "copy")
+    copied = Rotation(rotation.home)
+    elsewhere = Repository(type(rotation.store)(rotation.home / "copy"), rotation.host("b")).archive("app")
+    (rotation.home / f"copy/app/snapshots/{rotation.ids()[0]}.json").unlink()
+    assert len(elsewhere.history().manifests) == 3
+    assert len(history(copied).manifests) == 4
+    assert count(rotation, "manifests") == 7
+
+
+def test_an_encrypted_manifest_is_opened_when_there_is_a_key(tmp_path: Path) -> None:
+    """Without one, its head is known; once there is one, all of it is, and stays so on this machine."""
+    public, secret = generate_identity(_AT)
+    (tmp_path / "key").write_text(secret)
+    rotation = Rotation(tmp_path)
+    taken = rotation.snapshot("base")
+    manifest = rotation.manifests()[0]
+    _put_encrypted(rotation, manifest, Encryption([public]))
+    rotation.snapshot("x")
+    for _ in range(2):
+        sealed = history(rotation).manifests[0]
+        assert (type(sealed), sealed.id) == (SealedSummary, taken)
+    key = Encryption([public], tmp_path / "key")
+    opened = Repository(rotation.store, rotation.host("b"), key).archive("app").history().manifests[0]
+    assert summary_of(opened) == summary_of(manifest)
+    again = Repository(rotation.store, rotation.host("b"), key).archive("app").history().manifests[0]
+    assert again == summary_of(manifest)
+
+
+def test_keys_that_do_not_fit_are_tried_once(tmp_path: Path) -> None:
+    """A host with other keys reads an encrypted manifest again only when its file of keys changes."""
+    (public, _), (_, other) = generate_identity(_AT), generate_identity(_AT)
+    (tmp_path / "key").write_text(other)
+    rotation = Rotation(tmp_path)
+    rotation.snapshot("base")
+    _put_encrypted(rotation, rotation.manifests()[0], Encryption([public]))
+    rotation.snapshot("x")
+
+    def gets() -> int:
+        store = FaultyStore(rotation.store)
+        repository = Repository(store, rotation.host("b"), Encryption([public], tmp_path / "key"))
+        repository.exists()
+        store.calls.clear()
+        assert type(repository.archive("app").history().manifests[0]) in {SealedSummary, SealedManifest}
+        return store.calls.count("get")
+
+    assert [gets() for _ in range(3)] == [2, 1, 1]
+    (tmp_path / "key").write_text(f"# of another day\n{other}")
+    assert [gets() for _ in range(2)] == [2, 1]
+
+
+def test_an_older_listing_forgets_no_private_part(tmp_path: Path) -> None:
+    """A listing may be older than a snapshot that another run has just committed, whose private part is only here."""
+    public, _ = generate_identity(_AT)
+    rotation = Rotation(tmp_path)
+    rotation.snapshot("base")
+    archive = Repository(rotation.store, rotation.host("a"), Encryption([public])).archive("app")
+    older = archive.listing()
+    rotation.become("x")
+    (result,) = back_up(
+        Database("app", tmp_path / "app.db"),
+        [Repository(rotation.store, rotation.host("a"), Encryption([public]))],
+        Settings(),
+        request=SnapshotRequest(),
+        on_progress=lambda _: None,
+    )
+    assert result.id is not None
+    change_state(rotation, "DELETE FROM manifests", "a")
+    archive.history(older)
+    assert archive.catalog.private_part(result.id) is not None
+
+
+def _put_encrypted(rotation: Rotation, manifest: Manifest, encryption: Encryption) -> None:
+    content, _ = encrypt_manifest(manifest, encryption.encrypt)
+    rotation.put(f"app/snapshots/{manifest.id}.json", content)
+
+
+def test_a_state_that_cannot_be_written_costs_requests_only(
+    rotation: Rotation, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The other one has what is wanted; without another one, its error is the answer."""
-    broken = FaultyStore(stores.current, fail_at=0)
-    repositories = stores.repositories(broken, stores.behind)
-    found = find_snapshot(repositories, "latest", database=None, now=datetime.now(UTC))
-    assert found.manifest.id == stores.first
-    assert "a store could not be asked" in capsys.readouterr().err
-    with pytest.raises(StoreUnavailableError):
-        find_snapshot(
-            stores.repositories(FaultyStore(stores.current, fail_at=0)), "latest", database=None, now=datetime.now(UTC)
-        )
+    """Everything is read from the store, and one line of the log says why."""
+    (rotation.home / "state-b").write_text("a file in the way")
+    for _ in range(2):
+        assert len(history(rotation).manifests) == 4
+    assert gets_of_a_history(rotation) == 4
+    assert "nothing can be cached" in capfd.readouterr().err
+    with pytest.raises(TargetUnwritableError):
+        rotation.host("b").database.read(lambda connection: connection)
 
 
-def test_snapshot_that_vanishes_while_it_is_listed_hides_no_other(stores: TwoStores) -> None:
-    """Another host removes old snapshots at any time."""
-
-    class Vanishing(FaultyStore):
-        def get(self, key: str, *, limit_bytes: int) -> bytes:
-            if str(stores.first) in key:
-                return super().get("app/snapshots/gone.json", limit_bytes=limit_bytes)
-            return super().get(key, limit_bytes=limit_bytes)
-
-    repository = Repository(Vanishing(stores.current), StateDirectory(stores.root / "new state"))
-    listing = list_snapshots([repository], None)
-    assert [each.manifest.id for each in listing.snapshots] == [stores.second]
-    assert listing.problems == []
+def test_a_state_that_is_damaged_is_learned_again(rotation: Rotation) -> None:
+    """Losing it costs requests, and the next process needs none of them."""
+    assert gets_of_a_history(rotation) == 4
+    for file in (rotation.home / "state-b").glob(".state.db*"):
+        file.write_bytes(b"\xa5" * 9000)
+    assert [gets_of_a_history(rotation) for _ in range(2)] == [4, 1]
 
 
-def test_unknown_snapshot_says_what_there_is(stores: TwoStores) -> None:
-    """A name of another database is the likeliest mistake."""
-    with pytest.raises(NoSuchSnapshotError, match="database other") as caught:
-        find_snapshot(stores.repositories(), "other@latest", database=None, now=datetime.now(UTC))
-    assert "app" in (caught.value.hint or "")
-
-
-def test_store_without_its_first_object_is_not_called_empty(stores: TwoStores) -> None:
-    """Somebody removed backupd.json: the snapshots are there, and saying that there are none would be untrue."""
-
-    class Headless(FaultyStore):
-        def get(self, key: str, *, limit_bytes: int) -> bytes:
-            return super().get("gone" if key == "backupd.json" else key, limit_bytes=limit_bytes)
-
-    repositories = [Repository(Headless(stores.current), StateDirectory(stores.root / "headless"))]
-    (problem,) = list_snapshots(repositories, None).problems
-    assert "backupd.json is missing" in problem.message
+def test_a_record_is_kept_as_it_is_listed(tmp_path: Path) -> None:
+    """A record of another time or size is another one; one that was put again meanwhile is not kept."""
+    catalog = _catalog(str(tmp_path))
+    stored = StoredObject("app/drills/1.json", 3, _AT)
+    catalog.keep_record(stored, b"four")
+    assert catalog.record(stored) is None
+    catalog.keep_record(stored, b"abc")
+    assert catalog.record(stored) == b"abc"
+    assert catalog.record(stored._replace(modified_at=_AT + timedelta(microseconds=1))) is None
+    assert catalog.record(stored._replace(size_bytes=4)) is None
+    catalog.drop_records({"app/drills/2.json"})
+    assert catalog.record(stored) is None

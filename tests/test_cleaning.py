@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import pytest
+from harness.extent import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backupd.backup.assembly import WrittenPack, assemble
-from backupd.cleaning import live_pages, pages_to_relocate
+from backupd.backup.relocation import live_pages, pages_to_relocate
 from backupd.format.manifest import PackEntry
 from backupd.format.pagemap import encode_page_map
 
@@ -28,7 +29,7 @@ _BUDGET_BYTES = 64 << 20
 
 @dataclass
 class Simulated:
-    """A database and its newest snapshot, with packs that nobody stores; a page compresses to 37 %."""
+    """A database and its newest snapshot, with packs that are never stored; a page compresses to 37 %."""
 
     page_count: int
     packs: tuple[PackEntry, ...] = ()
@@ -89,7 +90,7 @@ def test_nothing_moves_while_nothing_is_wasteful():
 
 
 def test_waste_moves_when_it_passes_half_of_what_is_needed():
-    """At 1.5 times the needed bytes nothing moves; above, the last pages of the worst pack do."""
+    """Nothing moves at 1.5 times the needed bytes; above that, the last pages of the worst pack do."""
     packs = tuple(PackEntry(sha256=letter * 64, stored_bytes=2 << 20, pages=1000) for letter in ("a", "b", "c"))
     wasteful, exact = np.repeat([1, 2, 3], [1, 999, 999]), np.repeat([1, 2, 3], [100, 900, 1000])
     assert pages_to_relocate(packs, wasteful.astype(np.uint32), _PAGE_SIZE) == [1]
@@ -119,10 +120,10 @@ def test_the_fullest_tier_is_merged():
     assert pages_to_relocate(packs, page_map, _PAGE_SIZE) == list(range(11, 24))
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(st.data())
 def test_the_budget_is_kept_and_pages_are_live(data: st.DataObject):
-    """Whatever the packs are like, at most 64 MiB or 1/32 of the image move: whole packs, ascending page numbers."""
+    """At most 64 MiB or 1/32 of the image move: whole packs, in ascending page numbers."""
     page_size = data.draw(st.sampled_from([512, 4096, 65536]))
     live = data.draw(st.lists(st.integers(0, 256), min_size=1, max_size=80))
     packs = tuple(
@@ -149,14 +150,14 @@ def test_the_lock_byte_hole_never_moves():
     assert pages_to_relocate(packs, page_map, 65536) == list(range(2, 42))
 
 
-@settings(max_examples=15, derandomize=True)
+@settings(max_examples=examples(15))
 @given(
     st.integers(1, 6000),
     st.lists(st.tuples(st.integers(0, 2000), st.floats(0.8, 1.2)), min_size=1, max_size=30),
     st.integers(0, 2**32 - 1),
 )
 def test_waste_stays_bounded_over_any_history(page_count: int, history: list[tuple[int, float]], seed: int):
-    """With any mixture of changes, growth and shrinking, a few quiet snapshots later the waste is under the limit."""
+    """After any mixture of changes, growth and shrinking, a few quiet snapshots bring the waste below the limit."""
     random = np.random.default_rng(seed)
     database = Simulated(page_count)
     for changed, growth in history:
@@ -186,7 +187,7 @@ def test_many_small_snapshots_name_few_packs(pages_that_change: int):
 
 
 def test_a_quiet_database_does_not_move_at_all():
-    """Without a change nothing is stored, however wasteful the packs are."""
+    """A snapshot without a change stores nothing, however wasteful the packs are."""
     database = Simulated(5_000)
     for start in range(1, 5_000, 50):
         database.snapshot(range(start, start + 20))

@@ -1,4 +1,4 @@
-"""When a database is compared with what the backup API gives, and what a difference means for later runs."""
+"""The comparison of a database with what the backup API gives: when it runs, and what a difference means."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+from harness.notes import change_notes
 
-from backupd.backup.comparison import Comparison
+from backupd.backup.pipeline import Comparison
 from backupd.state import StateDirectory
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def at(database: Path, now: datetime) -> Comparison:
 
 
 def test_comparison_is_due_the_first_time_and_then_weekly(database: Path) -> None:
-    """As long as both agree, nothing else happens."""
+    """A comparison is due in the first run and then weekly, as long as it finds no difference."""
     first = at(database, NOON)
     assert (first.most_seconds, first.differs) == (0.5, False)
     first.note(is_same=True)
@@ -42,7 +43,7 @@ def test_comparison_is_due_the_first_time_and_then_weekly(database: Path) -> Non
 
 
 def test_comparison_that_takes_long_is_put_off_for_a_day_only(database: Path) -> None:
-    """Then it may hold writers up for as long as max_lock allows."""
+    """A comparison that takes too long is put off for a day, and may then use all of max_lock."""
     at(database, NOON).note(is_same=None)
     at(database, NOON + 23 * HOUR).note(is_same=None)
     assert at(database, NOON + 23 * HOUR).most_seconds == 0.5
@@ -54,20 +55,21 @@ def test_comparison_that_takes_long_is_put_off_for_a_day_only(database: Path) ->
 def test_difference_counts_until_the_device_or_the_version_is_another(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Either may be what is wrong; then it is compared again at once."""
+    """A difference counts until another version is used, which compares again at once."""
     at(database, NOON).note(is_same=False)
     assert at(database, NOON + 30 * DAY).differs
-    monkeypatch.setattr("backupd.backup.comparison.__version__", "99.0")
+    monkeypatch.setattr("backupd.backup.pipeline.__version__", "99.0")
     later = at(database, NOON + HOUR)
     assert (later.differs, later.most_seconds) == (False, 0.5)
     later.note(is_same=True)
     assert not at(database, NOON + HOUR).differs
 
 
-@pytest.mark.parametrize("text", ["", "no JSON", "[]", '{"compared_at": 7}', '{"due_since": "never"}'])
+@pytest.mark.parametrize("text", ["", "no JSON", "[]", '{"compared_at": "never"}', '{"due_since": "never"}'])
 def test_note_that_cannot_be_read_makes_a_comparison_due(database: Path, text: str) -> None:
     """A comparison too many does no harm."""
-    StateDirectory(database.with_name("state")).note(f"comparison of {database} with the backup API", text)
+    at(database, NOON).note(is_same=True)
+    change_notes(database.with_name("state"), lambda _: text)
     assert at(database, NOON).most_seconds == 0.5
 
 

@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from harness.cli import CommandLine
 from harness.confinement import ANOTHER_UID, another_user, shared_directory
+from harness.databases import entries_by_name, find_databases
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -28,18 +29,16 @@ from backupd.config import (
     StoreSettings,
     check_database_name,
     database_from_path,
-    find_databases,
+    discover_databases,
     format_duration,
     format_size,
     load,
-    look_for_databases,
     parse_duration,
     parse_size,
     store_from_url,
-    unmatched_patterns,
 )
 from backupd.config.loading import _usual_places
-from backupd.config.problems import variable_of
+from backupd.config.problems import variable_name
 from backupd.config.settings import TABLES, default_state_dir, tables_in
 from backupd.errors import ExitCode, UsageError
 
@@ -47,13 +46,13 @@ EXAMPLE = Path(__file__).parent.parent / "config.example.toml"
 MINUTE = timedelta(minutes=1)
 _LET_IN = (
     f"let uid {ANOTHER_UID} read it; or, if backupd was started as root, restart it: "
-    f"it reads its files before it becomes uid {ANOTHER_UID}"
+    f"it reads its files before it changes to uid {ANOTHER_UID}"
 )
 
 
 @pytest.fixture
 def config_file(tmp_path):
-    """Where a test's configuration stands."""
+    """The path of a test's configuration."""
     return tmp_path / "config.toml"
 
 
@@ -76,9 +75,9 @@ def refusal(load_text):
         with pytest.raises(UsageError) as caught:
             load_text(text, **environ)
         assert caught.value.exit_code == ExitCode.USAGE
-        told = f"{caught.value.message} | {caught.value.hint}"
-        assert "\n" not in told
-        return told
+        reason = f"{caught.value.message} | {caught.value.hint}"
+        assert "\n" not in reason
+        return reason
 
     return refusal
 
@@ -197,7 +196,7 @@ def test_a_size_prints_in_its_largest_exact_unit(size_bytes, text):
 
 
 def test_without_a_file_everything_has_its_default(tmp_path, monkeypatch):
-    """No file and no variables is a configuration: nothing listed, and ./backups as the store to fall back to."""
+    """Without a file and variables nothing is listed, and ./backups is the store to fall back to."""
     if Path("/etc/backupd/config.toml").exists():
         pytest.skip("this machine has a configuration of its own in /etc/backupd")
     monkeypatch.chdir(tmp_path)
@@ -208,7 +207,7 @@ def test_without_a_file_everything_has_its_default(tmp_path, monkeypatch):
 
 
 def test_configured_stores_replace_the_default_one(load_text):
-    """As soon as one store is configured, ./backups is not used."""
+    """A configured store replaces ./backups."""
     settings = load_text('[[stores]]\nurl = "/srv/backups"')
     assert settings.stores_or_default == settings.stores
 
@@ -242,7 +241,7 @@ def test_the_last_of_the_usual_places_is_the_systems(tmp_path):
 
 
 def test_an_empty_backupd_config_counts_as_not_set(tmp_path, monkeypatch):
-    """BACKUPD_CONFIG= is what compose makes of a variable that nobody set."""
+    """BACKUPD_CONFIG= is what Compose passes for a variable that is not set."""
     touch(tmp_path / "backupd.toml")
     monkeypatch.chdir(tmp_path)
     assert load(None, {"BACKUPD_CONFIG": ""}).source == tmp_path / "backupd.toml"
@@ -283,7 +282,7 @@ def test_a_directory_in_place_of_the_file_is_explained(tmp_path, monkeypatch):
 
 
 def test_a_broken_link_in_a_usual_place_is_not_passed_over(tmp_path, monkeypatch):
-    """A configuration that somebody linked here and that is gone must not turn into all defaults."""
+    """A link to a configuration that no longer exists must not turn into all defaults."""
     (tmp_path / "backupd.toml").symlink_to("gone.toml")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="no such configuration file"):
@@ -291,9 +290,9 @@ def test_a_broken_link_in_a_usual_place_is_not_passed_over(tmp_path, monkeypatch
 
 
 def test_an_unreadable_file_is_an_error(config_file):
-    """A file that can not be opened is named, with the system's reason."""
+    """A file that cannot be opened is named, with the system's reason."""
     config_file.symlink_to(config_file)
-    with pytest.raises(UsageError, match=f"can not read {config_file}: Too many levels"):
+    with pytest.raises(UsageError, match=f"cannot read {config_file}: Too many levels"):
         load(config_file, {})
 
 
@@ -303,19 +302,19 @@ def test_a_file_that_only_root_may_read_says_what_to_do():
         file = home / "config.toml"
         file.touch(mode=0o600)
         said = CommandLine(home, runner=runner, BACKUPD_CONFIG=str(file)).run("list", code=ExitCode.USAGE)
-        assert said.told("error") == [f"can not read {file}: Permission denied"]
-        assert said.told("hint") == [_LET_IN]
+        assert said.reported("error") == [f"cannot read {file}: Permission denied"]
+        assert said.reported("hint") == [_LET_IN]
 
 
 def test_a_secret_that_only_root_may_read_says_what_to_do():
-    """The same for what a variable names; nothing is wrong with the content of that file."""
+    """A secret file that only root may read is an error whose hint says how to let this user read it."""
     with another_user() as runner, shared_directory() as home:
         file = home / "secret"
         file.touch(mode=0o600)
         place = CommandLine(home, runner=runner, BACKUPD_HTTP__TOKEN_FILE=str(file))
         said = place.run("list", code=ExitCode.USAGE)
-        assert said.told("error") == [f"BACKUPD_HTTP__TOKEN_FILE: {file} can not be read: Permission denied"]
-        assert said.told("hint") == [_LET_IN]
+        assert said.reported("error") == [f"BACKUPD_HTTP__TOKEN_FILE: {file} cannot be read: Permission denied"]
+        assert said.reported("hint") == [_LET_IN]
 
 
 def test_a_file_that_is_not_utf_8_is_an_error(config_file):
@@ -342,13 +341,13 @@ def test_a_pipe_is_read_like_a_file():
 
 def test_invalid_toml_is_an_error_with_its_line(refusal, config_file):
     """A syntax error names the file and the line."""
-    told = refusal('state_dir = "/x"\n[capture\n')
-    assert f"{config_file} is not valid TOML" in told
-    assert "at line 2" in told
+    reason = refusal('state_dir = "/x"\n[capture\n')
+    assert f"{config_file} is not valid TOML" in reason
+    assert "at line 2" in reason
 
 
 def test_relative_paths_start_at_the_file(config_file, load_text, tmp_path):
-    """The same file means the same paths, whatever directory backupd is started in."""
+    """Relative paths start at the configuration file, whatever the current directory is."""
     settings = load_text(
         'state_dir = "state"\n[[databases]]\npath = "app.db"\n[[databases]]\npath = "tenants/*/app.db"\n'
         '[[stores]]\nurl = "backups"\n[[stores]]\nurl = "s3://bucket"\nca_bundle = "ca.pem"'
@@ -361,7 +360,7 @@ def test_relative_paths_start_at_the_file(config_file, load_text, tmp_path):
 
 
 def test_relative_paths_in_variables_start_at_the_current_directory(load_text, tmp_path, monkeypatch):
-    """A variable belongs to whoever starts backupd, and so does the directory its paths start at."""
+    """A variable belongs to the caller, and so do its relative paths: they start at the current directory."""
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     settings = load_text('state_dir = "in-file"', BACKUPD_STATE_DIR="in-variable", BACKUPD_STORES__0__URL="b")
@@ -394,7 +393,7 @@ def test_a_tilde_is_the_home_directory(load_text, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reason"),
     [
         ("databses = []", "unknown key 'databses' in {file} | did you mean 'databases'?"),
         ("[capture]\nmaxlock = '3s'", "unknown key 'capture.maxlock' in {file} | did you mean 'max_lock'?"),
@@ -426,17 +425,17 @@ def test_a_tilde_is_the_home_directory(load_text, monkeypatch):
         ("[packs]\nmonthly = 3", "unknown key 'packs.monthly' in {file} | 'monthly' belongs under [retention]"),
     ],
 )
-def test_an_unknown_key_is_refused_with_the_likely_spelling(refusal, config_file, text, told):
+def test_an_unknown_key_is_refused_with_the_likely_spelling(refusal, config_file, text, reason):
     """A typo at any depth is refused, with the key that was probably meant or the table where it belongs."""
-    assert refusal(text) == told.format(file=config_file)
+    assert refusal(text) == reason.format(file=config_file)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reason"),
     [
         ("state_dir = 5", "state_dir in {file}: must be a path in quotes"),
         ("state_dir = ''", "state_dir in {file}: must not be empty"),
-        (r'state_dir = "a\u0000b"', "state_dir in {file}: a path can not contain a NUL character"),
+        (r'state_dir = "a\u0000b"', "state_dir in {file}: a path cannot contain a NUL character"),
         ("[capture]\nmax_lock = '3x'", "capture.max_lock in {file}: '3x' is not a duration | write it like"),
         ("[capture]\nmax_lock = 3", "capture.max_lock in {file}: must be a duration with a unit"),
         ("[capture]\nmax_lock = '0s'", "capture.max_lock in {file}: must be longer than 0s"),
@@ -486,14 +485,14 @@ def test_an_unknown_key_is_refused_with_the_likely_spelling(refusal, config_file
         ),
     ],
 )
-def test_a_wrong_value_names_the_file_the_key_and_the_rule(refusal, config_file, text, told):
+def test_a_wrong_value_names_the_file_the_key_and_the_rule(refusal, config_file, text, reason):
     """A value that breaks a rule is refused in one line that says where it stands and what would be right."""
-    assert refusal(text).startswith(told.format(file=config_file))
+    assert refusal(text).startswith(reason.format(file=config_file))
 
 
 @pytest.mark.parametrize("level", [1, 19])
 def test_the_compression_level_goes_from_1_to_19(load_text, level):
-    """Both ends of the range are inside."""
+    """The compression levels 1 and 19 are accepted."""
     assert load_text(f"[packs]\ncompression_level = {level}").packs.compression_level == level
 
 
@@ -506,11 +505,11 @@ def test_values_of_the_file_arrive(load_text):
     assert settings.capture.deadline == timedelta(hours=1)
 
 
-def test_every_problem_is_told_at_once(refusal):
+def test_every_problem_is_reported_at_once(refusal):
     """The first problem is the message, and no other one waits for the next attempt."""
-    told = refusal("databses = 1\n[capture]\nmax_lock = '3x'\n[packs]\nupload_threads = 0")
+    reason = refusal("databses = 1\n[capture]\nmax_lock = '3x'\n[packs]\nupload_threads = 0")
     for part in ["'databses'", "did you mean 'databases'", "capture.max_lock", "1h30m", "packs.upload_threads"]:
-        assert part in told
+        assert part in reason
 
 
 def test_settings_can_not_be_changed(load_text):
@@ -573,7 +572,7 @@ def test_variables_alone_are_a_configuration(tmp_path):
 
 
 def test_every_key_has_a_variable(load_text):
-    """No key is refused as an unknown variable."""
+    """Every key has a variable, which is not refused as unknown."""
 
     def variables(table, *location):
         for key, field in table.model_fields.items():
@@ -581,7 +580,7 @@ def test_every_key_has_a_variable(load_text):
             if key in tables_in(table):
                 yield from variables(tables_in(table)[key], *location, key, *position)
             else:
-                yield variable_of(*location, key)
+                yield variable_name(*location, key)
 
     found = list(variables(Settings))
     assert {"BACKUPD_STATE_DIR", "BACKUPD_STORES__0__RETENTION__DAILY", "BACKUPD_RETENTION__DAILY"} <= set(found)
@@ -594,10 +593,12 @@ def test_every_key_has_a_variable(load_text):
 
 def test_a_gap_in_positions_is_an_error(refusal):
     """A position that skips one would lose an entry silently somewhere else."""
-    told = refusal('[[stores]]\nurl = "/a"', BACKUPD_STORES__2__URL="/c")
-    assert told == "BACKUPD_STORES__2__URL leaves a gap | positions start at 0, and the next is BACKUPD_STORES__1__URL"
-    told = refusal(BACKUPD_STORES__1__RETENTION__DAILY="3")
-    assert told.startswith("BACKUPD_STORES__1__RETENTION__DAILY leaves a gap")
+    reason = refusal('[[stores]]\nurl = "/a"', BACKUPD_STORES__2__URL="/c")
+    assert (
+        reason == "BACKUPD_STORES__2__URL leaves a gap | positions start at 0, and the next is BACKUPD_STORES__1__URL"
+    )
+    reason = refusal(BACKUPD_STORES__1__RETENTION__DAILY="3")
+    assert reason.startswith("BACKUPD_STORES__1__RETENTION__DAILY leaves a gap")
 
 
 def test_empty_variables_count_as_not_set(load_text):
@@ -642,15 +643,15 @@ def test_an_unknown_variable_is_refused_with_the_likely_spelling(refusal, variab
     ],
 )
 def test_only_the_documented_variables_exist(refusal, variable):
-    """There is one way to say a thing: no JSON in a table's variable, and files for secrets only."""
+    """A variable for a whole table, or a file for a value that is no secret, is unknown."""
     assert f"unknown variable {variable}" in refusal(**{variable: "{}"})
 
 
-def test_every_wrong_variable_is_told_at_once(refusal):
+def test_every_wrong_variable_is_reported_at_once(refusal):
     """Two typos take one attempt to find."""
-    told = refusal(BACKUPD_STATEDIR="x", BACKUPD_CAPTURE__MAXLOCK="x")
-    assert "BACKUPD_STATEDIR" in told
-    assert "BACKUPD_CAPTURE__MAXLOCK" in told
+    reason = refusal(BACKUPD_STATEDIR="x", BACKUPD_CAPTURE__MAXLOCK="x")
+    assert "BACKUPD_STATEDIR" in reason
+    assert "BACKUPD_CAPTURE__MAXLOCK" in reason
 
 
 def test_other_programs_variables_are_left_alone(load_text):
@@ -671,7 +672,7 @@ def test_other_programs_variables_are_left_alone(load_text):
 )
 @pytest.mark.parametrize(("protocol", "host"), [("tcp", "10.0.0.9"), ("udp", "fd00::9"), ("sctp", "10.0.0.9")])
 def test_the_links_of_any_service_are_left_alone(load_text, service, protocol, host):
-    """What the kubelet sets for each port of a service whose name begins with backupd."""
+    """Variables that the kubelet sets for a service whose name begins with backupd are ignored."""
     url = f"{protocol}://{f'[{host}]' if ':' in host else host}:9620"
     port = f"{service}_PORT_9620_{protocol.upper()}"
     links = {
@@ -720,26 +721,26 @@ _IN_VARIABLES = {
 
 
 @pytest.mark.parametrize(
-    ("wrap", "told", "hint"),
+    ("wrap", "reason", "hint"),
     [
         ('"{}"', "must not have quotes around it", "docker run --env-file"),
         ("'{}'", "must not have quotes around it", "docker run --env-file"),
         ("\u201c{}\u201d", "must not have quotes around it", "docker run --env-file"),
-        ("{}\r", "must not end with a line break", "line ends of Unix"),
-        ('"{}"\r', "must not end with a line break", "line ends of Unix"),
+        ("{}\r", "must not end with a line break", "Unix line endings"),
+        ('"{}"\r', "must not end with a line break", "Unix line endings"),
         ("{}\n", "must not end with a line break", "echo -n"),
         ("{} ", "must not begin or end with a space", "alone"),
-        ("{} # which", "must not have a comment behind it", "line of its own"),
+        ("{} # which", "must not be followed by a comment", "line of its own"),
         ("{}\x1b[0m", "must not contain a control character", "alone"),
     ],
 )
 @pytest.mark.parametrize("variable", _IN_VARIABLES)
-def test_what_tools_keep_around_a_value_is_refused(refusal, variable, wrap, told, hint):
-    """By the variable's name and its key, before a directory of that name is made; the value is not repeated."""
+def test_what_tools_keep_around_a_value_is_refused(refusal, variable, wrap, reason, hint):
+    """Quotes, line breaks or comments around a value are refused by the variable's name, without the value."""
     value = _IN_VARIABLES[variable]
     said = refusal(**{variable: wrap.format(value)})
     key = variable.rpartition("__")[2].removeprefix("BACKUPD_").lower()
-    assert said.startswith(f"{variable}: {key} {told}")
+    assert said.startswith(f"{variable}: {key} {reason}")
     assert hint in said
     assert value not in said or len(value) < 5
 
@@ -747,7 +748,7 @@ def test_what_tools_keep_around_a_value_is_refused(refusal, variable, wrap, told
 @pytest.mark.parametrize("variable", ["BACKUPD_STORES__0__URL", "BACKUPD_STATE_DIR", "BACKUPD_DATABASES__0__PATH"])
 @pytest.mark.parametrize("value", ['"/a', "/a'"])
 def test_a_place_with_one_quote_is_refused(refusal, variable, value):
-    """No directory begins or ends with one."""
+    """A path or URL that begins or ends with a quote is refused."""
     assert "must not have quotes around it" in refusal(**{variable: value})
 
 
@@ -757,22 +758,29 @@ def test_public_keys_may_stand_on_lines_of_their_own(load_text):
     assert load_text(BACKUPD_ENCRYPTION__RECIPIENTS=f"{key}\n").encryption.recipients == (key,)
 
 
+@pytest.mark.parametrize("variable", ["BACKUPD_DATABASES__0__PATH", "BACKUPD_STORES__0__URL", "BACKUPD_STATE_DIR"])
+def test_a_value_in_another_encoding_is_refused(refusal, variable):
+    """A process gets bytes from its environment, and not all bytes are UTF-8."""
+    said = refusal(**{variable: b"/data/\xff.db".decode(errors="surrogateescape")})
+    assert said.startswith(f"{variable}: the value is not UTF-8 text")
+
+
 def test_a_wrong_value_from_a_variable_names_the_variable(refusal):
     """A problem is put down to the variable, also where the file has the key too."""
-    told = refusal('[capture]\nmax_lock = "1s"', BACKUPD_CAPTURE__MAX_LOCK="3")
-    assert told.startswith("BACKUPD_CAPTURE__MAX_LOCK: '3' is not a duration")
+    reason = refusal('[capture]\nmax_lock = "1s"', BACKUPD_CAPTURE__MAX_LOCK="3")
+    assert reason.startswith("BACKUPD_CAPTURE__MAX_LOCK: '3' is not a duration")
     assert refusal(BACKUPD_STORES__0__REGION="x").startswith("BACKUPD_STORES__0__URL is not set")
-    told = refusal(BACKUPD_STORES__0__URL="/x", BACKUPD_STORES__0__REGION="x")
-    assert told.startswith("BACKUPD_STORES__0__*: a directory has no use for region")
+    reason = refusal(BACKUPD_STORES__0__URL="/x", BACKUPD_STORES__0__REGION="x")
+    assert reason.startswith("BACKUPD_STORES__0__*: a directory has no use for region")
 
 
 def test_a_variable_does_not_hide_that_the_files_table_is_wrong(refusal, config_file):
-    """What can not be overlaid is reported, not replaced."""
+    """What cannot be overlaid is reported, not replaced."""
     assert f"capture in {config_file}: must be a table" in refusal("capture = 3", BACKUPD_CAPTURE__MAX_LOCK="3s")
     assert f"stores in {config_file}: must be a table" in refusal("stores = 3", BACKUPD_STORES__0__URL="/x")
     assert f"stores[0] in {config_file}: must be a table" in refusal("stores = [3]", BACKUPD_STORES__0__URL="/x")
-    told = refusal("databases = [{path = '/a.db', retention = 3}]", BACKUPD_DATABASES__0__RETENTION__DAILY="1")
-    assert f"databases[0].retention in {config_file}: must be a table, headed [databases.retention]" in told
+    reason = refusal("databases = [{path = '/a.db', retention = 3}]", BACKUPD_DATABASES__0__RETENTION__DAILY="1")
+    assert f"databases[0].retention in {config_file}: must be a table, headed [databases.retention]" in reason
 
 
 TEXT = st.text(alphabet="019asMBh ./~:@?#%*![]-_\\\"'{}\n\r\0ü€🙂", max_size=12) | st.sampled_from(
@@ -787,8 +795,8 @@ LOCATIONS = [
 
 
 @given(st.dictionaries(st.sampled_from(LOCATIONS), ANYTHING, max_size=4))
-def test_whatever_the_file_says_only_usage_errors_come_out(values):
-    """No value of any key gets past validation as another library's error."""
+def test_any_configuration_file_is_valid_or_a_usage_error(values):
+    """Any value of any key is valid or a usage error, and never another library's error."""
     lines = []
     for (key, key_in_table), value in values.items():
         written = "{}" if value is None else json.dumps(value, ensure_ascii=False)
@@ -803,14 +811,14 @@ def test_whatever_the_file_says_only_usage_errors_come_out(values):
 
 
 @given(st.dictionaries(st.sampled_from(LOCATIONS), TEXT, max_size=4), st.sampled_from(["", "_FILE"]))
-def test_whatever_variables_say_only_usage_errors_come_out(values, suffix):
-    """No value of any variable gets past validation as another library's error."""
+def test_any_variables_are_valid_or_a_usage_error(values, suffix):
+    """Any value of any variable is valid or a usage error, and never another library's error."""
     environ = {"BACKUPD_CONFIG": "/dev/null"}
     for (key, key_in_table), value in values.items():
         position = [0] if Settings.model_fields[key].default == () else []
         location = [key, *position, key_in_table] if key_in_table else [key]
         is_secret = key_in_table in {"secret_access_key", "session_token"}
-        environ[variable_of(*location) + (suffix if is_secret else "")] = value
+        environ[variable_name(*location) + (suffix if is_secret else "")] = value
     with contextlib.suppress(UsageError):
         load(None, environ)
 
@@ -830,7 +838,7 @@ KEYS = '[[stores]]\nurl = "s3://bucket"\naccess_key_id = "AKIA"\n'
     ],
 )
 def test_a_secret_is_read_from_a_file(load_text, tmp_path, content, secret):
-    """One newline at the end is the editor's."""
+    """A secret is read from a file, without the newline at its end."""
     (tmp_path / "secret").write_bytes(content)
     settings = load_text(KEYS, BACKUPD_STORES__0__SECRET_ACCESS_KEY_FILE=str(tmp_path / "secret"))
     assert settings.stores[0].secret_access_key.get_secret_value() == secret
@@ -846,35 +854,36 @@ def test_a_secret_file_beats_the_configuration_file(load_text, tmp_path):
 
 
 def test_a_secret_and_its_file_at_once_are_an_error(refusal, tmp_path):
-    """Which of the two holds would be a guess."""
-    told = refusal(BACKUPD_STORES__0__SECRET_ACCESS_KEY="x", BACKUPD_STORES__0__SECRET_ACCESS_KEY_FILE=str(tmp_path))
-    assert "BACKUPD_STORES__0__SECRET_ACCESS_KEY and BACKUPD_STORES__0__SECRET_ACCESS_KEY_FILE are both set" in told
+    """A secret that is set both in a variable and in a file is an error, because either might be meant."""
+    reason = refusal(BACKUPD_STORES__0__SECRET_ACCESS_KEY="x", BACKUPD_STORES__0__SECRET_ACCESS_KEY_FILE=str(tmp_path))
+    assert "BACKUPD_STORES__0__SECRET_ACCESS_KEY and BACKUPD_STORES__0__SECRET_ACCESS_KEY_FILE are both set" in reason
 
 
 def test_an_empty_variable_beside_a_secret_file_is_no_conflict(load_text, tmp_path):
-    """Compose may pass both variables on and fill one."""
+    """An empty variable, as Compose passes one, does not conflict with a secret file."""
     (tmp_path / "secret").write_text("x")
     environ = {"BACKUPD_STORES__0__SECRET_ACCESS_KEY": ""}
-    load_text(KEYS, BACKUPD_STORES__0__SECRET_ACCESS_KEY_FILE=str(tmp_path / "secret"), **environ)
+    settings = load_text(KEYS, BACKUPD_STORES__0__SECRET_ACCESS_KEY_FILE=str(tmp_path / "secret"), **environ)
+    assert settings.stores[0].secret_access_key.get_secret_value() == "x"
 
 
 @pytest.mark.parametrize(
-    ("make", "told", "hint"),
+    ("make", "reason", "hint"),
     [
-        (lambda path: path.with_suffix(".other").touch(), "can not be read: No such file or directory", "is it"),
-        (lambda path: path.mkdir(), "can not be read: Is a directory", "Docker makes a directory"),
-        (lambda path: path.symlink_to(path), "can not be read: Too many levels of symbolic links", "put the secret"),
+        (lambda path: path.with_suffix(".other").touch(), "cannot be read: No such file or directory", "is it"),
+        (lambda path: path.mkdir(), "cannot be read: Is a directory", "Docker makes a directory"),
+        (lambda path: path.symlink_to(path), "cannot be read: Too many levels of symbolic links", "put the secret"),
         (lambda path: path.write_bytes(b"hunter2\xff"), "is not UTF-8 text", "put the secret"),
         (lambda path: path.write_bytes(b"\n"), "is empty", "put the secret"),
     ],
     ids=["missing", "directory", "loop", "not-utf-8", "empty"],
 )
-def test_a_secret_file_without_a_secret_is_an_error(refusal, tmp_path, make, told, hint):
+def test_a_secret_file_without_a_secret_is_an_error(refusal, tmp_path, make, reason, hint):
     """The variable and the path are named, and what to do; the content never."""
     path = tmp_path / "secret"
     make(path)
     said = refusal(KEYS, BACKUPD_STORES__0__SECRET_ACCESS_KEY_FILE=str(path))
-    assert said.startswith(f"BACKUPD_STORES__0__SECRET_ACCESS_KEY_FILE: {path} {told} | {hint}")
+    assert said.startswith(f"BACKUPD_STORES__0__SECRET_ACCESS_KEY_FILE: {path} {reason} | {hint}")
     assert "hunter2" not in said
 
 
@@ -896,7 +905,7 @@ def test_a_secret_file_without_a_secret_is_an_error(refusal, tmp_path, make, tol
     ],
 )
 def test_a_key_with_a_stray_character_is_refused_by_its_name(refusal, config_file, key, text, stray):
-    """In the file too; http.client would put it into its error, with the secret."""
+    """A key with a stray character is refused by its name, before another error shows the secret."""
     said = refusal(text.format(json.dumps(f"hunter2-hunter2-hunter2{stray}")))
     assert said.startswith(f"{key} in {config_file}: must ")
     assert "hunter2" not in said
@@ -904,7 +913,7 @@ def test_a_key_with_a_stray_character_is_refused_by_its_name(refusal, config_fil
 
 @pytest.mark.parametrize("content", [b"hunter2\n\n", b"hunter2\r", b" hunter2 ", b"hun\x1bter2\n"])
 def test_a_secret_file_with_stray_characters_is_refused(refusal, tmp_path, content):
-    """One newline at the end is an editor's; anything else is a mistake."""
+    """A secret file with more around the secret than one newline at its end is refused."""
     (tmp_path / "secret").write_bytes(content)
     said = refusal(KEYS, BACKUPD_STORES__0__SECRET_ACCESS_KEY_FILE=str(tmp_path / "secret"))
     assert said.startswith("BACKUPD_STORES__0__SECRET_ACCESS_KEY_FILE: must not ")
@@ -912,7 +921,7 @@ def test_a_secret_file_with_stray_characters_is_refused(refusal, tmp_path, conte
 
 
 def test_a_secret_does_not_show(load_text):
-    """Neither printing nor dumping settings shows a secret."""
+    """Settings that are printed or dumped show no secret."""
     settings = load_text(KEYS + 'secret_access_key = "hunter2"\nsession_token = "hunter2"')
     for shown in [repr(settings), str(settings), str(settings.model_dump()), settings.model_dump_json()]:
         assert "hunter2" not in shown
@@ -942,7 +951,7 @@ def test_a_secret_does_not_show(load_text):
     ],
 )
 def test_no_error_shows_a_secret(config_file, text):
-    """Whatever else is wrong, the secret is in neither the message, the hint, nor a cause in the traceback."""
+    """No error about a configuration shows a secret in its message, its hint or the causes in its traceback."""
     config_file.write_text(text)
     with pytest.raises(UsageError) as caught:
         load(config_file, {})
@@ -998,7 +1007,7 @@ def test_a_directory_url_names_an_absolute_path(url, directory, tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "reason"),
     [
         ("", "must not be empty"),
         (" s3://bucket", "begin or end with a space"),
@@ -1024,11 +1033,11 @@ def test_a_directory_url_names_an_absolute_path(url, directory, tmp_path, monkey
         ("s3://bucket/a\nb", "unprintable"),
     ],
 )
-def test_what_names_no_store_is_refused(url, told):
+def test_what_names_no_store_is_refused(url, reason):
     """A URL that is not understood in full is refused, and never taken for a directory of that name."""
-    with pytest.raises(UsageError, match=f"store URL: .*{re.escape(told)}"):
+    with pytest.raises(UsageError, match=f"store URL: .*{re.escape(reason)}"):
         store_from_url(url)
-    with pytest.raises(ValidationError, match=re.escape(told)):
+    with pytest.raises(ValidationError, match=re.escape(reason)):
         StoreSettings(url=url)
 
 
@@ -1047,7 +1056,7 @@ def test_an_endpoint_is_a_plain_http_url(url):
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "reason"),
     [
         ({"access_key_id": "x"}, "access_key_id is set without secret_access_key"),
         ({"secret_access_key": "x"}, "secret_access_key is set without access_key_id"),
@@ -1057,15 +1066,15 @@ def test_an_endpoint_is_a_plain_http_url(url):
         ({"secret_access_key": "", "access_key_id": "x"}, "at least 1"),
     ],
 )
-def test_keys_of_a_store_that_need_each_other_come_together(keys, told):
+def test_keys_of_a_store_that_need_each_other_come_together(keys, reason):
     """Half of the credentials, or a key for an encryption that is off, is an error."""
-    with pytest.raises(ValidationError, match=told):
+    with pytest.raises(ValidationError, match=reason):
         StoreSettings(url="s3://bucket", **keys)
 
 
 @pytest.mark.parametrize("key", sorted(StoreSettings.model_fields.keys() - {"url", "retention"}))
 def test_a_directory_takes_no_keys_of_a_bucket(refusal, key):
-    """A key that would have no effect is refused rather than believed."""
+    """A key that would have no effect is refused rather than ignored."""
     value = '"AES256"' if key == "server_side_encryption" else '"auto"' if key == "addressing_style" else '"5m"'
     value = {"max_attempts": "5", "endpoint_url": '"https://h"', "put_only": "true"}.get(key, value)
     assert f"a directory has no use for {key}" in refusal(f'[[stores]]\nurl = "/x"\n{key} = {value}')
@@ -1079,14 +1088,14 @@ def test_one_store_twice_is_an_error(refusal):
 
 
 def test_one_url_at_two_services_is_refused(refusal):
-    """Commands, locks and alarms know a store by its URL: one of the two would never be written, and nobody told."""
-    told = refusal('[[stores]]\nurl = "s3://bucket/a"\n[[stores]]\nurl = "s3://bucket/a"\nendpoint_url = "https://h"')
-    assert "two stores have the URL s3://bucket/a: one at AWS, and one at https://h" in told
-    assert "give one of them another prefix" in told
+    """Commands, locks and alarms know a store by its URL: one of the two would silently never be written."""
+    reason = refusal('[[stores]]\nurl = "s3://bucket/a"\n[[stores]]\nurl = "s3://bucket/a"\nendpoint_url = "https://h"')
+    assert "two stores have the URL s3://bucket/a: one at AWS, and one at https://h" in reason
+    assert "give one of them another prefix" in reason
 
 
 def test_one_bucket_at_two_services_is_two_stores_with_two_prefixes(load_text):
-    """That is how they are told apart."""
+    """The URL distinguishes them."""
     text = '[[stores]]\nurl = "s3://bucket/a"\n[[stores]]\nurl = "s3://bucket/b"\nendpoint_url = "https://h"'
     assert len(load_text(text).stores) == 2
 
@@ -1106,7 +1115,7 @@ def test_a_database_name_that_fits_is_given_back(name):
 )
 def test_a_database_name_that_can_not_be_stored_is_refused(name):
     """A name that is no single safe part of a key, or that the store uses itself, is refused."""
-    with pytest.raises(UsageError, match="can not be a database's name"):
+    with pytest.raises(UsageError, match="cannot be the name of a database"):
         check_database_name(name)
 
 
@@ -1121,16 +1130,16 @@ def test_a_database_is_named_by_its_file_or_by_the_user(load_text):
 
 def test_a_file_name_that_is_no_database_name_asks_for_one(refusal, config_file):
     """The error names the entry and the file, and says to set `name`."""
-    told = refusal('[[databases]]\npath = "/data/müll eimer.db"')
-    assert told.startswith(
-        f"databases[0] in {config_file}: 'müll eimer' can not be a database's name (/data/müll eimer.db)"
+    reason = refusal('[[databases]]\npath = "/data/müll eimer.db"')
+    assert reason.startswith(
+        f"databases[0] in {config_file}: 'müll eimer' cannot be the name of a database (/data/müll eimer.db)"
     )
-    assert "set `name`" in told
+    assert "set `name`" in reason
 
 
 def test_a_name_for_a_pattern_is_refused(refusal):
-    """One name can not stand for many files."""
-    assert "a path with wildcards can not have a name" in refusal('[[databases]]\npath = "/*.db"\nname = "x"')
+    """A name for a path with wildcards is refused, because it cannot stand for many files."""
+    assert "a path with wildcards cannot have a name" in refusal('[[databases]]\npath = "/*.db"\nname = "x"')
 
 
 def test_a_pattern_of_any_depth_is_refused(refusal):
@@ -1140,25 +1149,27 @@ def test_a_pattern_of_any_depth_is_refused(refusal):
 
 @pytest.mark.parametrize("second", ["shop", "Shop"])
 def test_two_databases_with_one_name_are_refused(refusal, second):
-    """Both paths are told; case does not tell names apart, because not every store's file system does."""
-    told = refusal(f'[[databases]]\npath = "/a/shop.db"\n[[databases]]\npath = "/b/{second}.sqlite"')
-    assert "two databases with one name" in told
-    assert "/a/shop.db" in told
-    assert f"/b/{second}.sqlite" in told
-    assert "set `name`" in told
+    """Two names that differ at most in case are refused with both paths, because some file systems ignore case."""
+    reason = refusal(f'[[databases]]\npath = "/a/shop.db"\n[[databases]]\npath = "/b/{second}.sqlite"')
+    assert "two databases with one name" in reason
+    assert "/a/shop.db" in reason
+    assert f"/b/{second}.sqlite" in reason
+    assert "set `name`" in reason
 
 
 def test_one_file_twice_is_refused(refusal):
     """Two names for one file would be two histories of it."""
-    told = refusal('[[databases]]\npath = "/a.db"\n[[databases]]\npath = "/a.db"\nname = "b"')
-    assert "/a.db has two entries" in told
+    reason = refusal('[[databases]]\npath = "/a.db"\n[[databases]]\npath = "/a.db"\nname = "b"')
+    assert "/a.db has two entries" in reason
 
 
 def test_one_pattern_twice_is_refused(refusal):
     """The second would never find a file, and what it says of schedules or retention would have no effect."""
-    told = refusal('[[databases]]\npath = "/data/*.db"\n[[databases]]\npath = "/data/./*.db"\nretention.keep_last = 9')
-    assert "/data/*.db has two entries" in told
-    assert "take one of them out" in told
+    reason = refusal(
+        '[[databases]]\npath = "/data/*.db"\n[[databases]]\npath = "/data/./*.db"\nretention.keep_last = 9'
+    )
+    assert "/data/*.db has two entries" in reason
+    assert "remove one of them" in reason
 
 
 def test_two_patterns_that_find_the_same_are_no_twins(load_text):
@@ -1201,7 +1212,7 @@ def test_a_wildcard_in_brackets_is_a_character(path, literal):
     assert find_databases([entry]) == (Database("x", Path(literal)),)
 
 
-def test_a_pattern_finds_databases_and_nothing_else(tmp_path):
+def test_pattern_finds_only_databases(tmp_path):
     """SQLite's own files and directories are left out, hidden files too; the order is that of the paths."""
     names = ["b.db", "a.db", "a.db-wal", "a.db-shm", "a.db-journal", ".hidden.db"]
     touch(*(tmp_path / name for name in names), tmp_path / "directory.db/x")
@@ -1210,17 +1221,17 @@ def test_a_pattern_finds_databases_and_nothing_else(tmp_path):
 
 
 def test_a_pattern_is_expanded_at_each_call(tmp_path):
-    """Files come and go while backupd runs; a pattern without any can be told apart."""
+    """Files come and go while backupd runs; a pattern without any is recognizable."""
     entries = [DatabaseSettings(path=f"{tmp_path}/*.db"), DatabaseSettings(path=f"{tmp_path}/plain.sqlite")]
     assert [database.name for database in find_databases(entries)] == ["plain"]
-    assert unmatched_patterns(entries) == (f"{tmp_path}/*.db",)
+    assert discover_databases(entries).unmatched_patterns == (f"{tmp_path}/*.db",)
     touch(tmp_path / "new.db")
     assert [database.name for database in find_databases(entries)] == ["new", "plain"]
-    assert unmatched_patterns(entries) == ()
+    assert discover_databases(entries).unmatched_patterns == ()
 
 
 def test_a_plain_path_need_not_exist(tmp_path):
-    """Whether the file is there is found out when it is read."""
+    """A plain path need not exist: whether the file is there is found out when it is read."""
     assert find_databases([DatabaseSettings(path=f"{tmp_path}/missing.db")])[0].path == tmp_path / "missing.db"
 
 
@@ -1234,7 +1245,7 @@ def test_symbolic_links_are_kept(tmp_path):
 
 
 def test_a_file_that_can_not_be_looked_at_is_found(tmp_path):
-    """What is wrong with it says its own run; it stops no other. A link that is too long fails for root as well."""
+    """A file that cannot be looked at is found, so that its own run fails and no other."""
     touch(tmp_path / "good.db")
     (tmp_path / "odd.db").symlink_to("x" * 300)
     (tmp_path / "round.db").symlink_to("round.db")
@@ -1263,7 +1274,7 @@ def test_a_found_file_that_can_not_be_named_says_what_to_do(tmp_path):
 
 
 def test_a_file_that_two_patterns_find_belongs_to_the_first(tmp_path):
-    """One file is protected once."""
+    """A file that two patterns match belongs to the first of them."""
     touch(tmp_path / "data/shop.db")
     entries = [DatabaseSettings(path=f"{tmp_path}/{pattern}") for pattern in ["*/shop.db", "data/*.db"]]
     assert [database.name for database in find_databases(entries)] == ["data"]
@@ -1274,7 +1285,7 @@ def test_a_path_alone_is_a_database(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert database_from_path(Path("app.db")) == Database("app", tmp_path / "app.db")
     assert database_from_path(Path("/a[1].db"), name="x") == Database("x", Path("/a[1].db"))
-    with pytest.raises(UsageError, match="can not be a database's name"):
+    with pytest.raises(UsageError, match="cannot be the name of a database"):
         database_from_path(Path("/a[1].db"))
 
 
@@ -1309,12 +1320,12 @@ after_snapshot = false
 
 
 def policy(settings: Settings, database: str, store: StoreSettings) -> RetentionSettings | None:
-    """That of one database in one store."""
-    return settings.policies(store).get(database)
+    """The policy of one database in one store."""
+    return settings.policies(store, entries_by_name(settings.databases)).get(database)
 
 
 def test_a_policy_is_that_of_everything_then_the_databases_then_the_stores(load_text):
-    """Each table replaces the keys that are written in it, and no other."""
+    """A table of a database, or of a store, replaces the keys that are written in it, and no other."""
     settings = load_text(OVERRIDDEN)
     near, far = settings.stores
     general = RetentionSettings(daily=30, tagged=timedelta(days=60), grace=timedelta(days=1))
@@ -1329,7 +1340,7 @@ def test_a_policy_is_that_of_everything_then_the_databases_then_the_stores(load_
 
 
 def test_a_store_may_have_a_grace_of_its_own(load_text):
-    """For databases that are not configured, too: what was forgotten by hand can be had back as long as anything."""
+    """The grace of a store holds for its databases, even for those that are not configured."""
     settings = load_text(OVERRIDDEN.replace("monthly = 99", 'grace = "9d"'))
     near, far = settings.stores
     assert policy(settings, "app", near).grace == settings.grace(near) == timedelta(days=1)
@@ -1414,9 +1425,9 @@ def test_a_schedule_comes_from_the_environment_too(load_text):
 @pytest.mark.parametrize("text", ["every 15", "15m ago", "* * * *", "61 * * * *", "every 0m", "", "never"])
 def test_what_is_no_schedule_is_refused_with_an_example(refusal, text):
     """The key, what is wrong, and how it should look; snapshots cannot be switched off."""
-    told = refusal(f"[schedule]\nsnapshots = '{text}'")
-    assert told.startswith("schedule.snapshots in ")
-    assert "every " in told or "minute" in told
+    reason = refusal(f"[schedule]\nsnapshots = '{text}'")
+    assert reason.startswith("schedule.snapshots in ")
+    assert "every " in reason or "minute" in reason
 
 
 def test_a_schedule_must_be_text(refusal):
@@ -1428,11 +1439,11 @@ def test_a_schedule_must_be_text(refusal):
     "listen", ["127.0.0.1", "localhost:0", "localhost:70000", "http://localhost:1", ":9620", "a b:1"]
 )
 def test_what_is_no_address_is_refused(refusal, listen):
-    """Host and port, both of them."""
+    """An address to listen on must have a host and a port."""
     assert "is not an address to listen on" in refusal(f"[http]\nlisten = '{listen}'")
 
 
-def test_http_listens_on_loopback_or_where_it_is_told(load_text):
+def test_http_listens_on_loopback_unless_configured(load_text):
     """IPv6 stands in brackets, and an empty text is for nowhere."""
     assert Settings().http.address == ("127.0.0.1", 9620)
     assert load_text("[http]\nlisten = '[::1]:80'").http.address == ("::1", 80)
@@ -1440,14 +1451,14 @@ def test_http_listens_on_loopback_or_where_it_is_told(load_text):
 
 
 def test_a_short_token_is_refused_and_not_repeated(refusal):
-    """Whoever guesses it can have snapshots taken."""
-    told = refusal("[http]\ntoken = 'geheim'")
-    assert told.startswith("http.token in ")
-    assert "geheim" not in told
+    """A client that guesses it can have snapshots taken."""
+    reason = refusal("[http]\ntoken = 'geheim'")
+    assert reason.startswith("http.token in ")
+    assert "geheim" not in reason
 
 
 def test_secrets_of_targets_come_from_files(load_text, tmp_path):
-    """As for stores: the URL of a notification or heartbeat is a secret."""
+    """The URL of a notification can come from a file, and settings do not show it."""
     (tmp_path / "notify").write_text("json://127.0.0.1/hush\n")
     settings = load_text(
         BACKUPD_NOTIFICATIONS__0__URL_FILE=str(tmp_path / "notify"),
@@ -1462,25 +1473,25 @@ def test_secrets_of_targets_come_from_files(load_text, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reason"),
     [
-        ("[[notifications]]\nurl = 'somebody@example.com'", "notifications[0].url in {file}: must be an apprise URL"),
+        ("[[notifications]]\nurl = 'someone@example.com'", "notifications[0].url in {file}: must be an apprise URL"),
         ("[[heartbeats]]\nurl = 'ftp://example.com/hush'", "heartbeats[0].url in {file}: must be an http:// or https"),
         ("[[heartbeats]]\nurl = 'https:///hush'", "heartbeats[0].url in {file}: must be an http:// or https"),
     ],
 )
-def test_targets_that_cannot_be_reached_are_refused_without_their_url(refusal, config_file, text, told):
+def test_targets_that_cannot_be_reached_are_refused_without_their_url(refusal, config_file, text, reason):
     """A typing error must not put a secret into a log."""
     refused = refusal(text)
-    assert refused.startswith(told.format(file=config_file))
+    assert refused.startswith(reason.format(file=config_file))
     assert "hush" not in refused
 
 
 def test_one_file_with_an_impossible_name_does_not_hide_the_others(tmp_path):
-    """Whoever runs for years goes on with the files that can have their name."""
+    """A long-running daemon continues with the files that can have their name."""
     touch(tmp_path / "good/app.db", tmp_path / "not good/app.db")
     entry = DatabaseSettings(path=str(tmp_path / "*/app.db"))
-    found = look_for_databases([entry])
+    found = discover_databases([entry])
     assert [database.name for _, database in found.databases] == ["good"]
     assert ["not good" in problem.message for _, problem in found.problems] == [True]
 
@@ -1501,14 +1512,14 @@ def test_the_example_loads():
 
 
 def test_the_example_loads_with_every_comment_taken_away(load_text):
-    """Each commented line shows a value that is accepted, all of them together."""
+    """The example is accepted with all of its commented lines."""
     settings = load_text(uncommented_example())
     assert [entry.is_glob for entry in settings.databases] == [False, True]
     assert [store.is_s3 for store in settings.stores] == [False, True]
 
 
 def test_the_example_shows_every_key_and_no_other():
-    """A key that the example lacks is a key that nobody finds."""
+    """A key that the example lacks is a key that users do not find."""
     shown = tomllib.loads(uncommented_example())
     assert shown.keys() == Settings.model_fields.keys()
     for key, table in TABLES.items():
@@ -1551,7 +1562,7 @@ _SSH = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBgi+kRfCOB0MCkwSFcFdRbYlMzHSUNcEUmL
     [("", ()), (_AGE, (_AGE,)), (f"{_AGE},{_SSH}", (_AGE, _SSH)), (f" {_SSH}\n{_AGE} \n", (_SSH, _AGE))],
 )
 def test_public_keys_come_from_a_variable_too(tmp_path, text, recipients):
-    """One, or several with commas or line ends between them; a list in a file is the same."""
+    """A variable has one public key, or several with commas or line ends between them, as a list in a file has."""
     settings = load(Path("/dev/null"), {"BACKUPD_ENCRYPTION__RECIPIENTS": text})
     assert settings.encryption.recipients == recipients
     file = tmp_path / "backupd.toml"
@@ -1565,13 +1576,13 @@ def test_public_keys_come_from_a_variable_too(tmp_path, text, recipients):
     [
         ("1", "must be a list of public keys"),
         ("[1]", "must be a list of public keys"),
-        ("['age1x']", "'age1x' is not a public key of age"),
-        ("['AGE-SECRET-KEY-1X']", "a secret key is no recipient"),
+        ("['age1x']", "'age1x' is not an age public key"),
+        ("['AGE-SECRET-KEY-1X']", "a secret key cannot be a recipient"),
         (f"{[_AGE] * 65!r}", "65 public keys are too many"),
     ],
 )
 def test_wrong_public_keys_are_refused(tmp_path, value, message):
-    """By name, and before anything is stored for a key that nobody has."""
+    """A wrong list of public keys is refused by its key's name."""
     file = tmp_path / "backupd.toml"
     file.write_text(f"[encryption]\nrecipients = {value}\n")
     with pytest.raises(UsageError, match=message) as raised:
@@ -1579,7 +1590,7 @@ def test_wrong_public_keys_are_refused(tmp_path, value, message):
     assert "encryption.recipients" in raised.value.message
 
 
-def test_imports_stay_lean():
+def test_loading_imports_no_slow_library():
     """Loading without variables imports no library that costs a fifth of a second."""
     code = (
         "import sys; from pathlib import Path; from backupd.config import load; load(Path('/dev/null'), {});"

@@ -10,10 +10,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
+from harness.extent import sampled
 
-from backupd.backup import Outcome, Wish, back_up
+from backupd.backup import Outcome, SnapshotRequest, back_up
 from backupd.config import Database, Settings
 from backupd.encryption import generate_identity
+from backupd.repository import Repository
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
 
@@ -31,17 +33,19 @@ def taken(root: Path, settings: Settings, *stores: str) -> list[BackupResult]:
     return list(
         back_up(
             Database("app", root / "app.db"),
-            [DirectoryStore(root / name) for name in stores],
+            [
+                Repository(store, StateDirectory(root / "state"), settings.open_encryption())
+                for store in [DirectoryStore(root / name) for name in stores]
+            ],
             settings,
-            StateDirectory(root / "state"),
-            wish=Wish(),
+            request=SnapshotRequest(),
             on_progress=lambda _: None,
         )
     )
 
 
-@pytest.mark.parametrize("is_encrypted", [False, True], ids=["plain", "encrypted"])
-def test_both_stores_go_on(tmp_path: Path, *, is_encrypted: bool) -> None:
+@pytest.mark.parametrize("is_encrypted", sampled([False, True]), ids=["plain", "encrypted"])
+def test_copy_of_a_store_continues_with_a_history_of_its_own(tmp_path: Path, *, is_encrypted: bool) -> None:
     """What is known of one is never taken for what is known of the other, and neither has everything stored again."""
     recipients = [generate_identity(datetime.now(UTC))[0]] if is_encrypted else []
     settings = Settings.model_validate({"encryption": {"recipients": recipients}})

@@ -12,15 +12,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 from harness.command_line import CommandLine
-from harness.pages import DOCS, PAGES, README, blocks, commands, inline_commands
+from harness.pages import DOCS, PAGES, README, blocks, blocks_of, commands, inline_commands, section
 
-from backupd.cli.commands import backupd
+from backupd.cli.verbs import backupd
 
 if TYPE_CHECKING:
     from harness.s3_server import S3Server
 
-_SHELL_BLOCKS = blocks(README, "sh")
-# In the order in which somebody may try them: `keygen` makes the key that `verify` shows, `init` what `doctor` needs.
+_SHELL_BLOCKS = [
+    *blocks(README, "sh"),
+    *blocks_of(section(DOCS / "configuration.md", "## Rotation"), "sh"),
+    *blocks_of(section(DOCS / "operations.md", "## Looking at what is stored"), "sh"),
+]
+# In the order in which a user may try them: `keygen` makes the key that `verify` shows, `init` what `doctor` needs.
 _VERBS = (
     "keygen",
     "now",
@@ -78,7 +82,7 @@ def _prepare_service(place: CommandLine, environ: dict[str, str]) -> None:
 
 
 def _type(place: CommandLine, command: list[str], environ: dict[str, str]) -> None:
-    """Run a command; where it would ask, somebody at a terminal says yes."""
+    """Run a command; where it would ask, the answer at a terminal is yes."""
     if command[0] in {"restore", "undo"} and not {"--to", "--yes", "--dry-run"} & set(command):
         finished = place.run_on_terminal(*command, answer="y\n", environ=environ)
         assert finished.code == 0, finished
@@ -97,8 +101,8 @@ def _accept(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize("block", [block for block in _SHELL_BLOCKS if commands(block)], ids=lambda block: block[:40])
-def test_commands_of_readme_work_in_their_order(place: CommandLine, moto: S3Server, block: str) -> None:
-    """A newcomer types them one after the other."""
+def test_commands_of_pages_work_in_their_order(place: CommandLine, moto: S3Server, block: str) -> None:
+    """The commands of README, and of the sections about what they do to a store, work in their order."""
     environ = _aws(moto)
     if "creditrobot" in block:
         _prepare_service(place, environ)
@@ -107,7 +111,7 @@ def test_commands_of_readme_work_in_their_order(place: CommandLine, moto: S3Serv
 
 
 def test_examples_of_every_help_work_in_their_order(place: CommandLine) -> None:
-    """Somebody asks for help and tries what it shows, verb by verb."""
+    """The examples in the help of each verb, in their order."""
     helps = [place.run(verb, "--help", expect=0).stdout for verb in _VERBS]
     examples = [commands(text) for text in helps]
     assert all(examples)
@@ -126,7 +130,7 @@ def test_examples_of_what_does_not_end_are_accepted(place: CommandLine) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_on_every_page_are_accepted(page: Path) -> None:
-    """No page has an option that does not exist, or forgets an argument; in Compose and Kubernetes neither."""
+    """Every command on a page, even in Compose and Kubernetes, has options that exist and all its arguments."""
     found = [command for block in blocks(page, "sh") for command in commands(block, anywhere=True)]
     for command in [*found, *inline_commands(page)]:
         _accept(command)
@@ -142,7 +146,7 @@ def test_configuration_in_readme_is_valid(tmp_path: Path) -> None:
 
 
 def test_lines_that_switch_sqlalchemy_to_wal_do(tmp_path: Path) -> None:
-    """As a page shows them: the file stays in that mode, also for those who do not execute them."""
+    """The page's lines for SQLAlchemy switch the file to WAL mode for every program."""
     (code,) = [block for block in blocks(DOCS / "configuration.md", "python") if "journal_mode" in block]
     path = tmp_path / "app.db"
     use = f"import sqlalchemy; sqlalchemy.create_engine('sqlite:///{path}').connect().exec_driver_sql('SELECT 1')"
@@ -162,7 +166,7 @@ def test_make_targets_of_readme_exist() -> None:
 
 
 def test_python_dash_m_is_the_same_program(tmp_path: Path) -> None:
-    """Both ways of starting it answer alike."""
+    """The script and `python -m backupd` print the same version."""
     script = Path(sys.executable).with_name("backupd")
     outputs = {
         subprocess.run([*command, "--version"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout

@@ -1,4 +1,4 @@
-"""Keys: what is a recipient, what decrypts, and what is told of those that do not."""
+"""Keys: what is a recipient, what decrypts, and the errors for other keys."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_what_is_encrypted_is_decrypted(tmp_path: Path, size: int) -> None:
 
 
 def test_any_recipient_decrypts(tmp_path: Path) -> None:
-    """Each of several, and a file with several keys opens what is for one of them; another key opens nothing."""
+    """Each of several keys decrypts what is for all of them, and another key decrypts nothing."""
     (first, first_file), (second, second_file), (_, other_file) = (_pair(tmp_path, name) for name in "abc")
     both = Encryption([first, second]).encrypt(b"for both")
     for file in (first_file, second_file):
@@ -81,21 +81,21 @@ def test_ssh_keys_are_keys(tmp_path: Path, kind: str) -> None:
     """An OpenSSH key decrypts what is encrypted to its public line, comment included."""
     key = ed25519.Ed25519PrivateKey.generate() if kind == "ed25519" else rsa.generate_private_key(65537, 2048)
     public, file = _ssh(tmp_path, key)
-    encryption = Encryption([check_recipient(f"{public} somebody@somewhere")], file)
+    encryption = Encryption([check_recipient(f"{public} user@example")], file)
     assert encryption.decrypt(encryption.encrypt(b"content"), what="it") == b"content"
 
 
 def test_an_ssh_key_with_a_passphrase_is_refused(tmp_path: Path) -> None:
-    """Nobody is there to type it; the message says which keys can be used."""
+    """An SSH key with a passphrase is refused, and the hint says which keys can be used."""
     (tmp_path / "ssh").write_text(_WITH_PASSPHRASE)
-    with pytest.raises(UsageError, match="holds no key that can decrypt") as raised:
+    with pytest.raises(UsageError, match="has no key that can decrypt") as raised:
         Encryption(identity_file=tmp_path / "ssh").decrypt(Encryption([_ITS_PUBLIC_KEY]).encrypt(b""), what="it")
     assert raised.value.hint is not None
     assert "without a passphrase" in raised.value.hint
 
 
 def test_without_a_key_nothing_is_decrypted(tmp_path: Path) -> None:
-    """It is said what is needed."""
+    """Without a key nothing is decrypted, and the error says that one is needed."""
     public, _ = _pair(tmp_path, "key")
     with pytest.raises(IdentityNeededError, match="the pack is encrypted, and there is no key here"):
         Encryption([public]).decrypt(Encryption([public]).encrypt(b""), what="the pack")
@@ -105,10 +105,10 @@ def test_without_a_key_nothing_is_decrypted(tmp_path: Path) -> None:
     "content",
     [b"", b"# nothing\n", b"AGE-SECRET-KEY-1ABC\n", b"\xff\xfe", b"x" * (1 << 20) + b"x", b"-----BEGIN X-----"],
 )
-def test_a_file_without_keys_is_told(tmp_path: Path, content: bytes) -> None:
+def test_a_file_without_keys_is_an_error(tmp_path: Path, content: bytes) -> None:
     """Empty, cut off, binary, far too long, of another kind: nothing of it is repeated."""
     (tmp_path / "key").write_bytes(content)
-    with pytest.raises(UsageError, match=r"key holds no key that can decrypt: ") as raised:
+    with pytest.raises(UsageError, match=r"key has no key that can decrypt: ") as raised:
         Encryption(identity_file=tmp_path / "key").decrypt(b"", what="it")
     assert "1ABC" not in str(raised.value)
 
@@ -126,15 +126,15 @@ def test_a_file_that_an_editor_has_saved_is_read(tmp_path: Path, content: str) -
 
 
 @pytest.mark.parametrize("content", [b"age-encryption.org/v1\n-> scrypt", b"-----BEGIN AGE ENCRYPTED FILE-----\nYWdl"])
-def test_an_encrypted_file_of_keys_is_told(tmp_path: Path, content: bytes) -> None:
-    """Nobody is there to type its passphrase."""
+def test_an_encrypted_file_of_keys_is_an_error(tmp_path: Path, content: bytes) -> None:
+    """An encrypted file of keys is an error, because no user can type its passphrase."""
     (tmp_path / "key").write_bytes(content)
-    with pytest.raises(UsageError, match="it is encrypted itself"):
+    with pytest.raises(UsageError, match="the file itself is encrypted"):
         Encryption(identity_file=tmp_path / "key").decrypt(b"", what="it")
 
 
-def test_a_missing_file_of_keys_is_told(tmp_path: Path) -> None:
-    """Where it was looked for, and what to check."""
+def test_a_missing_file_of_keys_is_an_error(tmp_path: Path) -> None:
+    """A missing file of keys is an error with its path."""
     with pytest.raises(UsageError, match=r"the file of keys .*/none cannot be read: No such file"):
         Encryption(identity_file=tmp_path / "none").decrypt(b"", what="it")
 
@@ -145,10 +145,10 @@ def test_what_is_no_recipient(tmp_path: Path) -> None:
     secret = file.read_text().splitlines()[-1]
     line = ec.generate_private_key(ec.SECP256R1()).public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
     for wrong in ("", "me", public[:-1], f"{public}x", f"ssh-{line.decode()}", line.decode(), "ssh-ed25519 AAAA"):
-        with pytest.raises(InvalidRecipientError, match="is not a public key of age"):
+        with pytest.raises(InvalidRecipientError, match="is not an age public key"):
             check_recipient(wrong)
     for text in (secret, secret.lower(), "-----BEGIN OPENSSH PRIVATE KEY-----"):
-        with pytest.raises(InvalidRecipientError, match="a secret key is no recipient") as raised:
+        with pytest.raises(InvalidRecipientError, match="a secret key cannot be a recipient") as raised:
             check_recipient(text)
         assert text not in f"{raised.value} {raised.value.hint}"
     assert check_recipient(public) == public
@@ -177,7 +177,7 @@ def test_keygen_makes_a_key_that_decrypts(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(which("age") is None, reason="needs the age command line tool")
 def test_age_itself_decrypts(tmp_path: Path) -> None:
-    """Whoever has nothing but age and the key gets at the content."""
+    """The program `age` and the key alone print the content."""
     public, file = _pair(tmp_path, "key")
     (tmp_path / "content.age").write_bytes(Encryption([public]).encrypt(b"content"))
     command = ["age", "--decrypt", "--identity", file, tmp_path / "content.age"]

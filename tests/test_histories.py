@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 from blake3 import blake3
+from harness.extent import examples, slow
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from backupd.backup import BackupResult, Outcome, Wish, back_up
+from backupd.backup import BackupResult, Outcome, SnapshotRequest, back_up
 from backupd.config import Database, Settings
 from backupd.repository import Repository
-from backupd.repository.manifests import read_history
 from backupd.restore import restore_to_file
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
@@ -100,14 +100,13 @@ class Protected:
         self.stores = [DirectoryStore(directory / f"store-{number}") for number in range(stores)]
         self.expected: dict[str, dict[str, bytes]] = {store.url: {} for store in self.stores}
 
-    def back_up(self, *, stores: int | None = None, wish: Wish | None = None) -> list[BackupResult]:
+    def back_up(self, *, stores: int | None = None, request: SnapshotRequest | None = None) -> list[BackupResult]:
         """Take a snapshot into the first `stores` stores. None fails; each is expected to be the file as it is now."""
         results = back_up(
             Database("app", self.app.file),
-            self.stores[:stores],
+            [Repository(store, StateDirectory(self.state)) for store in self.stores[:stores]],
             Settings(),
-            StateDirectory(self.state),
-            wish=wish or Wish(),
+            request=request or SnapshotRequest(),
             on_progress=lambda _: None,
         )
         image = self.app.image()
@@ -119,14 +118,17 @@ class Protected:
 
     def manifests(self, store: DirectoryStore, state: Path | None = None) -> tuple[Manifest, ...]:
         """The snapshots in a store, oldest first."""
-        return read_history(Repository(store, StateDirectory(state or self.state)), "app").manifests
+        archive = Repository(store, StateDirectory(state or self.state)).archive("app")
+        return tuple(archive.opened(archive.manifest(each.id)) for each in archive.history().manifests)
 
 
 def restored(store: DirectoryStore, manifest: Manifest, scratch: Path) -> bytes:
-    """The image of a snapshot, restored by somebody who has nothing but the store."""
+    """The image of a snapshot, restored on a host that has nothing but the store."""
     target = scratch / f"{manifest.id}.db"
     repository = Repository(store, StateDirectory(scratch / "state"))
-    restore_to_file(repository, manifest, target, force=True, as_source=False, on_progress=lambda _: None)
+    restore_to_file(
+        repository.archive(manifest.database), manifest, target, force=True, as_source=False, on_progress=lambda _: None
+    )
     return target.read_bytes()
 
 
@@ -154,14 +156,14 @@ class Step:
     page_size: int = 4096
     journal_mode: str = "wal"
     lost: str = "nothing"
-    wish: Wish = field(default_factory=Wish)
+    request: SnapshotRequest = field(default_factory=SnapshotRequest)
     stores: int = 2
 
     def run(self, protected: Protected) -> None:
         """Do all of it, and take the snapshot."""
         self._change(protected.app)
         lose(protected.state, self.lost)
-        protected.back_up(stores=self.stores, wish=self.wish)
+        protected.back_up(stores=self.stores, request=self.request)
 
     def _change(self, app: Application) -> None:
         statements = {
@@ -197,13 +199,15 @@ steps = st.builds(
     page_size=st.sampled_from(_PAGE_SIZES),
     journal_mode=st.sampled_from(["wal", "delete", "persist"]),
     lost=st.sampled_from(["nothing", "nothing", "state", "hashes", "truth"]),
-    wish=st.sampled_from([Wish(), Wish(), Wish(tags=("tag",)), Wish(is_full=True)]),
+    request=st.sampled_from(
+        [SnapshotRequest(), SnapshotRequest(), SnapshotRequest(tags=("tag",)), SnapshotRequest(is_full=True)]
+    ),
     stores=st.sampled_from([1, 2, 2]),
 )
 
 
 @settings(
-    max_examples=_HISTORIES or 4,
+    max_examples=_HISTORIES or examples(4),
     derandomize=not _HISTORIES,
     database=None,
     deadline=None,
@@ -218,20 +222,20 @@ steps = st.builds(
         Step("insert", stores=1),
         Step("update", lost="state"),
         Step("shrink", lost="truth"),
-        Step("nothing", wish=Wish(tags=("v1",))),
+        Step("nothing", request=SnapshotRequest(tags=("v1",))),
     ]
 )
 @example(
     [
         Step("rebuild", page_size=65536, journal_mode="delete"),
-        Step("insert", amount=400, wish=Wish(is_full=True)),
+        Step("insert", amount=400, request=SnapshotRequest(is_full=True)),
         Step("rebuild", page_size=1024, journal_mode="delete", stores=1),
         Step("delete", lost="hashes"),
         Step("auto-vacuum", amount=3),
     ]
 )
 def test_every_snapshot_of_a_history_restores_byte_for_byte(history: list[Step]):
-    """Whatever happens to the database, the caches and a store, each snapshot is the file as it was, on its own."""
+    """Each snapshot of any history restores on its own as the file was, whatever cache or store was lost."""
     with tempfile.TemporaryDirectory() as directory:
         protected = Protected(Path(directory), stores=2)
         with closing(protected.app):
@@ -256,6 +260,7 @@ def protected(tmp_path: Path) -> Iterator[Protected]:
         yield protected
 
 
+@slow
 def test_many_small_snapshots_name_few_packs(protected: Protected, tmp_path: Path):
     """Small packs are merged on the way, so that the list of packs stays short, and every snapshot restores."""
     for row in range(0, 175, 5):
@@ -286,7 +291,7 @@ def test_the_count_of_changed_pages_is_the_number_of_pages_that_differ(protected
 
 @pytest.mark.parametrize("lost", ["state", "hashes", "truth"])
 def test_a_lost_base_is_rebuilt_from_the_store(protected: Protected, lost: str):
-    """Without its cache, or with a wrong one, a snapshot still stores nothing but what changed."""
+    """A snapshot whose base cache is lost or wrong still stores only what changed."""
     first = protected.manifests(protected.stores[0])[0]
     Step("update", lost=lost).run(protected)
     _, second = protected.manifests(protected.stores[0])
@@ -299,8 +304,8 @@ def test_nothing_changed_is_said_and_stored_only_on_request(protected: Protected
     """An unchanged database makes no snapshot; with a tag, one of the same packs; in full, one of new packs."""
     (store,) = protected.stores
     (unchanged,) = protected.back_up()
-    (tagged,) = protected.back_up(wish=Wish(tags=("v1",)))
-    (full,) = protected.back_up(wish=Wish(is_full=True))
+    (tagged,) = protected.back_up(request=SnapshotRequest(tags=("v1",)))
+    (full,) = protected.back_up(request=SnapshotRequest(is_full=True))
     outcomes = [result.outcome for result in (unchanged, tagged, full)]
     assert outcomes == [Outcome.UNCHANGED, Outcome.CREATED, Outcome.CREATED]
     first, second, third = protected.manifests(store)

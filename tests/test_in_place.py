@@ -11,9 +11,10 @@ from contextlib import closing
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
+from harness.extent import slow
 from harness.place import change_rows, connected, content_digest, create_database
 
-from backupd.backup import Wish, back_up
+from backupd.backup import SnapshotRequest, back_up
 from backupd.config import Database, Settings
 from backupd.errors import (
     BusyError,
@@ -24,16 +25,18 @@ from backupd.errors import (
 )
 from backupd.format.manifest import SnapshotKind
 from backupd.repository import Repository
-from backupd.repository.manifests import opened, read_history, read_manifest
-from backupd.restore import InPlaceRestore, InPlaceResult, Plan, TableChange, Way
+from backupd.repository.references import StoredSnapshot
+from backupd.restore.in_place import InPlaceRequest, InPlaceResult, PlannedRestore, Target, planned_restore
+from backupd.restore.plan import Plan, TableChange, Way
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from backupd.format.ids import SnapshotId
+    from backupd.format import SnapshotId
     from backupd.format.manifest import Manifest
 
 MODES = pytest.mark.parametrize("journal_mode", ["wal", "delete"])
@@ -56,17 +59,17 @@ class Service:
     def __init__(self, root: Path, journal_mode: str = "wal") -> None:
         self.path = root / "app.db"
         self._state = StateDirectory(root / "state")
-        self._store = DirectoryStore(root / "store")
+        self._repository = Repository(DirectoryStore(root / "store"), self._state)
+        self.archive = self._repository.archive("app")
         create_database(self.path, journal_mode=journal_mode)
         self.first = content_digest(self.path)
         self.save(SnapshotKind.REGULAR)
-        self.repository = Repository(self._store, self._state)
-        self.manifest: Manifest = read_history(self.repository, "app").manifests[0]
+        self.manifest: Manifest = self.archive.history().manifests[0]
 
     def save(self, kind: SnapshotKind = SnapshotKind.BEFORE_RESTORE) -> SnapshotId:
         database = Database("app", self.path)
-        wish = Wish(kind=kind)
-        (result,) = back_up(database, [self._store], Settings(), self._state, wish=wish, on_progress=lambda _: None)
+        request = SnapshotRequest(kind=kind)
+        (result,) = back_up(database, [self._repository], Settings(), request=request, on_progress=lambda _: None)
         assert result.error is None, result.error
         assert result.id is not None
         return result.id
@@ -80,39 +83,37 @@ class Service:
         is_app_stopped: bool = False,
         lock_timeout: float = 5,
     ) -> InPlaceResult:
-        restore = self._restore(manifest or self.manifest, must_replace, is_app_stopped, lock_timeout)
-        with restore.planned(lambda _: None, is_dry_run=False) as plan:
-            return restore.carry_out(plan, take_safety_snapshot, lambda _done, _whole: None)
+        request = InPlaceRequest(must_replace=must_replace, is_app_stopped=is_app_stopped)
+        with self.planned(manifest, request, lock_timeout=lock_timeout) as planned:
+            return planned.carry_out(take_safety_snapshot, lambda _done, _whole: None)
 
     def plan(self, *, must_replace: bool = False) -> Plan:
-        restore = self._restore(self.manifest, must_replace, False, 5)
-        with restore.planned(lambda _: None, is_dry_run=True) as plan:
-            return plan
+        with self.planned(request=InPlaceRequest(is_dry_run=True, must_replace=must_replace)) as planned:
+            return planned.plan
 
-    def _restore(self, manifest: Manifest, must_replace: bool, is_app_stopped: bool, timeout: float) -> InPlaceRestore:  # noqa: FBT001
-        return InPlaceRestore(
-            self.repository,
-            manifest,
-            self.path,
-            self._state,
-            must_replace=must_replace,
-            is_app_stopped=is_app_stopped,
-            lock_timeout=timeout,
-        )
+    def planned(
+        self,
+        manifest: Manifest | None = None,
+        request: InPlaceRequest = InPlaceRequest(),  # noqa: B008  (frozen)
+        *,
+        lock_timeout: float = 5,
+    ) -> AbstractContextManager[PlannedRestore]:
+        snapshot = StoredSnapshot(self.archive, manifest or self.manifest)
+        return planned_restore(snapshot, Target(self.path, self._state, lock_timeout), request, lambda _: None)
 
     def content(self) -> str:
-        """A digest of all rows, for a database that nobody else has open now."""
+        """A digest of all rows, for a database that no other process has open now."""
         with closing(sqlite3.connect(self.path)) as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return content_digest(self.path)
 
     def of(self, safety: SnapshotId | None) -> Manifest:
         assert safety is not None
-        return opened(self.repository, read_manifest(self.repository, "app", safety))
+        return self.archive.opened(self.archive.manifest(safety))
 
 
 @MODES
-def test_back_and_forth(tmp_path: Path, journal_mode: str) -> None:
+def test_restore_and_undo_bring_back_exactly_the_rows_of_before(tmp_path: Path, journal_mode: str) -> None:
     """A restore, its undo, and the undo of that, each to exactly the rows that were there."""
     service = Service(tmp_path, journal_mode)
     service.path.chmod(0o640)
@@ -134,7 +135,7 @@ def test_back_and_forth(tmp_path: Path, journal_mode: str) -> None:
 @MODES
 @pytest.mark.parametrize("damage", ["rootpage = 777", "sql = x'00ff'"])
 def test_damaged_schema_is_replaced_beside_the_application(tmp_path: Path, journal_mode: str, damage: str) -> None:
-    """It is what a restore is for: nothing of it is needed but the pages, which the safety snapshot keeps."""
+    """A damaged schema is replaced while the application runs, and the safety snapshot keeps its pages."""
     service = Service(tmp_path, journal_mode)
     with closing(sqlite3.connect(service.path)) as connection, connection:
         connection.execute("PRAGMA writable_schema = ON")
@@ -149,18 +150,18 @@ def test_damaged_schema_is_replaced_beside_the_application(tmp_path: Path, journ
 
 @MODES
 def test_rows_committed_after_the_safety_snapshot_are_saved_too(tmp_path: Path, journal_mode: str) -> None:
-    """A second snapshot, while nobody can write, has what was written during the first."""
+    """A second snapshot, while writers wait, has what was written during the first."""
     service = Service(tmp_path, journal_mode)
     taken: list[SnapshotId] = []
 
-    def save_while_somebody_writes() -> SnapshotId:
+    def save_during_a_write() -> SnapshotId:
         taken.append(service.save())
         if len(taken) == 1:
             with connected(service.path, "UPDATE report SET title = 'written meanwhile' WHERE id = 7"):
                 pass
         return taken[-1]
 
-    result = service.restore(take_safety_snapshot=save_while_somebody_writes)
+    result = service.restore(take_safety_snapshot=save_during_a_write)
     assert service.content() == service.first
     assert (len(taken), result.safety_snapshot) == (2, taken[1])
     service.restore(service.of(taken[1]))
@@ -175,7 +176,7 @@ def test_pause_has_every_snapshot_that_writers_wait_for_and_no_other(tmp_path: P
     service = Service(tmp_path, journal_mode)
     taken: list[float] = []
 
-    def save_while_somebody_writes() -> SnapshotId:
+    def save_during_a_write() -> SnapshotId:
         started = time.monotonic()
         saved = service.save()
         if not taken:
@@ -184,25 +185,24 @@ def test_pause_has_every_snapshot_that_writers_wait_for_and_no_other(tmp_path: P
         taken.append(time.monotonic() - started)
         return saved
 
-    result = service.restore(take_safety_snapshot=save_while_somebody_writes)
+    result = service.restore(take_safety_snapshot=save_during_a_write)
     without, within = taken
     assert result.pause_seconds is not None
     assert within <= result.pause_seconds <= result.duration_seconds - without
 
 
-def test_what_is_not_in_memory_is_read_before_the_lock(tmp_path: Path) -> None:
+def test_files_are_read_into_memory_before_the_lock(tmp_path: Path) -> None:
     """Both files are read before the lock, so that the application does not wait for the disk."""
     service = Service(tmp_path, "delete")
     with closing(sqlite3.connect(service.path)) as connection, connection:
         connection.execute("UPDATE report SET body = randomblob(40000)")
-    restore = service._restore(service.of(service.save()), False, False, 5)
     are_in_memory: list[bool] = []
-    with restore.planned(lambda _: None, is_dry_run=False) as plan:
+    with service.planned(service.of(service.save())) as planned:
         files = [service.path, *(tmp_path / "state/spool").rglob("image.db")]
         assert len(files) == 2
         for file in files:
             _drop_from_memory(file)
-        restore.carry_out(plan, None, lambda _done, _whole: are_in_memory.append(_is_in_memory(*files)))
+        planned.carry_out(None, lambda _done, _whole: are_in_memory.append(_is_in_memory(*files)))
     assert len(are_in_memory) > 2
     assert are_in_memory[0]
 
@@ -222,6 +222,7 @@ def _is_in_memory(*files: Path) -> bool:
     return subprocess.run([sys.executable, "-c", _LOOK, *files], stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
+@slow
 def test_write_that_no_safety_snapshot_has_is_never_replaced(tmp_path: Path) -> None:
     """A store so slow that the writers had to be let go before the snapshot was there: it gives up, and says so."""
     service = Service(tmp_path)
@@ -239,7 +240,7 @@ def test_write_that_no_safety_snapshot_has_is_never_replaced(tmp_path: Path) -> 
 
 
 def test_nothing_happens_when_the_safety_snapshot_fails(tmp_path: Path) -> None:
-    """Its error comes out, and the database is as it was."""
+    """A safety snapshot that fails ends the restore with its error, and the database is as it was."""
     service = Service(tmp_path)
     change_rows(service.path, "changed")
     changed = service.content()
@@ -274,7 +275,7 @@ def test_plan_says_what_would_change(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pragma", ["page_size = 8192", "encoding = 'UTF-16le'"])
-def test_what_breaks_open_connections_needs_a_replacement(tmp_path: Path, pragma: str) -> None:
+def test_image_that_breaks_open_connections_needs_a_replacement(tmp_path: Path, pragma: str) -> None:
     """The plan says why; live it is refused; and after the replacement all is well, with the old file kept."""
     service = Service(tmp_path)
     service.path.unlink()
@@ -297,8 +298,8 @@ def test_what_breaks_open_connections_needs_a_replacement(tmp_path: Path, pragma
         assert connection.execute("SELECT name FROM sqlite_schema").fetchall() == [("other",)]
 
 
-def test_page_size_changes_live_in_rollback_mode(tmp_path: Path) -> None:
-    """An open connection goes on with the new one."""
+def test_page_size_changes_beside_an_open_connection_in_rollback_mode(tmp_path: Path) -> None:
+    """The connection goes on with the new size."""
     service = Service(tmp_path, "delete")
     service.path.unlink()
     with closing(sqlite3.connect(service.path)) as connection:
@@ -312,7 +313,7 @@ def test_page_size_changes_live_in_rollback_mode(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("beside", ["-wal", "-journal"])
 def test_unreadable_database_is_kept_with_what_belongs_to_it(tmp_path: Path, beside: str) -> None:
-    """Under one dated name, so that somebody can still look at it; a second one on the same day gets its own name."""
+    """An unreadable database is kept with its log under a dated name, which a second one does not share."""
     service = Service(tmp_path)
     kept = set()
     for content in (b"garbage one", b"garbage two"):
@@ -332,7 +333,7 @@ def test_unreadable_database_is_kept_with_what_belongs_to_it(tmp_path: Path, bes
 
 @MODES
 def test_replacement_refuses_a_database_in_use(tmp_path: Path, journal_mode: str) -> None:
-    """Whatever people say, when SQLite's locks show that somebody works with it."""
+    """A replacement is refused, even with --app-stopped, if a process holds one of SQLite's locks."""
     service = Service(tmp_path, journal_mode)
     with (
         connected(service.path, "BEGIN", "SELECT count(*) FROM report") as application,
@@ -357,7 +358,7 @@ def test_committed_rows_in_the_log_come_into_the_kept_file(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("must_replace", [False, True])
 def test_hot_journal_of_a_crashed_application_is_rolled_back_and_saved(tmp_path: Path, *, must_replace: bool) -> None:
-    """As the application would do itself at its next start; a mere look leaves it alone, and says so."""
+    """A restore rolls a hot journal back and saves the result; a plan leaves it alone and says so."""
     service = Service(tmp_path, "delete")
     with connected(
         service.path, "PRAGMA cache_size = 1", "BEGIN", "UPDATE report SET body = zeroblob(2000)"
@@ -372,7 +373,7 @@ def test_hot_journal_of_a_crashed_application_is_rolled_back_and_saved(tmp_path:
 
 
 def test_application_that_holds_the_database_is_waited_for_and_reported(tmp_path: Path) -> None:
-    """After the lock timeout, with nothing changed."""
+    """An application that holds the database for longer than the timeout is reported; nothing changes."""
     service = Service(tmp_path)
     with connected(service.path, "BEGIN IMMEDIATE"), pytest.raises(BusyError, match="stayed locked"):
         service.restore(lock_timeout=0.2)
@@ -388,21 +389,20 @@ def test_application_that_holds_the_database_is_waited_for_and_reported(tmp_path
     ids=["journal mode", "revision"],
 )
 def test_plan_that_is_out_of_date_is_not_carried_out(tmp_path: Path, statements: tuple[str, ...]) -> None:
-    """Somebody migrated the database while the question waited for its answer."""
+    """The database was migrated while the question waited for its answer."""
     service = Service(tmp_path)
-    restore = service._restore(service.manifest, False, False, 5)
-    with restore.planned(lambda _: None, is_dry_run=False) as plan:
+    with service.planned() as planned:
         with closing(sqlite3.connect(service.path)) as connection, connection:
             for statement in statements:
                 connection.execute(statement)
         changed = service.content()
         with pytest.raises(UsageError, match="has changed since the plan"):
-            restore.carry_out(plan, service.save, lambda _done, _whole: None)
+            planned.carry_out(service.save, lambda _done, _whole: None)
     assert service.content() == changed
 
 
 def test_disk_without_room_for_the_log_is_refused(tmp_path: Path) -> None:
-    """Before anything is fetched."""
+    """A disk without room for the journal is refused."""
     service = Service(tmp_path)
     free = shutil.disk_usage(tmp_path).free
     pages = free // 4096

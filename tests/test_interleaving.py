@@ -8,22 +8,24 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
-from harness.faults import HookedStore
+from harness.extent import in_parts, part_of, sampled
+from harness.faults import HookedStore, come_last
 from harness.rotation import Ripe, Rotation, make_ripe
 
-from backupd.backup import BackupResult, Outcome, Wish, back_up
+from backupd.backup import BackupResult, Outcome, SnapshotRequest, back_up
 from backupd.config import Database, Settings
 from backupd.errors import LostPacksError
 from backupd.format.manifest import encode_manifest
-from backupd.format.records import Deletion, encode_deletion
+from backupd.format.records import DeletionRecord
+from backupd.repository import Repository
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from backupd.prune import PruneResult
 
-_PARTS = 4
+pytestmark = pytest.mark.usefixtures("_hooks_come")
+
 _FEWEST_STEPS_OF_PRUNE = 45
 _FEWEST_STEPS_OF_BACKUP = 20
 
@@ -36,26 +38,9 @@ def ripe(tmp_path_factory: pytest.TempPathFactory) -> Ripe:
     return made
 
 
-def _steps_of_part(total: int, fewest: int, part: int) -> range:
+def _steps_of_part(total: int, fewest: int, part: int) -> list[int]:
     assert total >= fewest
-    return range(part, total, _PARTS)
-
-
-_LATE: list[object] = []
-_FEW = 2
-
-
-@pytest.fixture(autouse=True)
-def _hooks_come() -> Iterator[None]:
-    """What is cached differs, so a run may end before the counted one did; but a hook that stays away tests nothing."""
-    _LATE.clear()
-    yield
-    assert len(_LATE) <= _FEW
-
-
-def _come_last(hook: Callable[[], None]) -> None:
-    _LATE.append(hook)
-    hook()
+    return part_of(range(total), part)
 
 
 @dataclass(slots=True)
@@ -73,7 +58,7 @@ class _Snapshot:
 
 @dataclass(slots=True)
 class _Prune:
-    """One whole prune."""
+    """A hook that runs one whole prune."""
 
     rotation: Rotation
     results: list[PruneResult] = field(default_factory=list)
@@ -93,10 +78,9 @@ class _Weeks:
         rotation = self.rotation
         self.newest = back_up(
             Database("app", rotation.home / "content-y.db"),
-            [rotation.store],
+            [Repository(rotation.store, rotation.host("a"))],
             Settings(),
-            rotation.host("a"),
-            wish=Wish(is_full=True),
+            request=SnapshotRequest(is_full=True),
             on_progress=lambda _: None,
         )
         for _ in range(3):
@@ -105,9 +89,9 @@ class _Weeks:
         assert rotation.ids() == [self.newest[0].id]
 
 
-@pytest.mark.parametrize("part", range(_PARTS))
+@in_parts
 def test_a_snapshot_at_any_step_of_a_prune_is_safe(tmp_path: Path, ripe: Ripe, part: int) -> None:
-    """It is made, or refuses to be because its packs are being deleted right then; everything listed restores."""
+    """A snapshot at any step of a prune is made, or refused because its packs are being deleted; all restore."""
     counting = ripe.copy(tmp_path / "count").rotation
     counted = HookedStore(counting.store)
     assert counting.prune(store=counted).error is None
@@ -116,7 +100,7 @@ def test_a_snapshot_at_any_step_of_a_prune_is_safe(tmp_path: Path, ripe: Ripe, p
         hook = _Snapshot(rotation)
         pruned = rotation.prune(store=HookedStore(rotation.store, at=step, hook=hook))
         if not hook.results:
-            _come_last(hook)
+            come_last(hook)
         (result,) = hook.results
         assert pruned.error is None, step
         if result.outcome is Outcome.FAILED:
@@ -126,7 +110,7 @@ def test_a_snapshot_at_any_step_of_a_prune_is_safe(tmp_path: Path, ripe: Ripe, p
         _check(ripe, rotation, result)
 
 
-@pytest.mark.parametrize("part", range(_PARTS))
+@in_parts
 def test_a_prune_at_any_step_of_a_snapshot_is_safe(tmp_path: Path, ripe: Ripe, part: int) -> None:
     """The snapshot is made, by a second try where the prune deleted what was just put; everything listed restores."""
     counting = ripe.copy(tmp_path / "count").rotation
@@ -137,7 +121,7 @@ def test_a_prune_at_any_step_of_a_snapshot_is_safe(tmp_path: Path, ripe: Ripe, p
         hook = _Prune(rotation)
         result = rotation.back_up("b", HookedStore(rotation.store, at=step, hook=hook))
         if not hook.results:
-            _come_last(hook)
+            come_last(hook)
         assert [pruned.error for pruned in hook.results] == [None], step
         _check(ripe, rotation, result)
 
@@ -179,9 +163,12 @@ class _Pausing:
             return self._running.result()
 
 
-@pytest.mark.parametrize("pause", ["its pack", "its listing", "its manifest"])
-def test_a_snapshot_that_pauses_at_any_step_of_a_prune_is_safe(tmp_path: Path, ripe: Ripe, pause: str) -> None:
-    """It begins in the middle of the prune, stops before one of its own steps, and goes on when the prune is over."""
+@pytest.mark.parametrize("pause", sampled(["its pack", "its listing", "its manifest"]))
+@in_parts
+def test_a_snapshot_that_pauses_at_any_step_of_a_prune_is_safe(
+    tmp_path: Path, ripe: Ripe, pause: str, part: int
+) -> None:
+    """A snapshot that begins during a prune, pauses, and continues after it, is made or refused; all restore."""
     counting = ripe.copy(tmp_path / "count").rotation
     prune_steps, own = HookedStore(counting.store), HookedStore(ripe.copy(tmp_path / "own").rotation.store)
     assert counting.prune(store=prune_steps).error is None
@@ -189,7 +176,7 @@ def test_a_snapshot_that_pauses_at_any_step_of_a_prune_is_safe(tmp_path: Path, r
     listing = max(index for index, step in enumerate(own.steps) if step == "list")
     at = {"its pack": own.steps.index("put"), "its listing": listing, "its manifest": len(own.steps) - 1}[pause]
     assert own.steps[at] == ("list" if at == listing else "put")
-    for step in range(len(prune_steps.steps)):
+    for step in part_of(range(len(prune_steps.steps)), part):
         rotation = ripe.copy(tmp_path / str(step)).rotation
         hook = _Pausing(rotation, at)
         pruned = rotation.prune(store=HookedStore(rotation.store, at=step, hook=hook))
@@ -213,13 +200,13 @@ def test_a_writer_looks_again_when_a_sweep_ends_while_it_looks(ripe: Ripe, tmp_p
         for key in (f"app/packs/{swept}.zst", deletion):
             rotation.store.delete(key)
 
-    rotation.put(deletion, encode_deletion(Deletion(packs=(swept,))))
+    rotation.put(deletion, DeletionRecord(packs=(swept,)).encode())
     result = rotation.back_up("b", HookedStore(rotation.store, at=len(counted.steps) - 1, hook=end_sweep))
     _check(ripe, rotation, result)
 
 
 def test_a_manifest_that_appears_before_the_second_look_is_respected(ripe: Ripe, tmp_path: Path) -> None:
-    """Even if nobody put the packs again that it names."""
+    """A manifest that appears before the second look keeps its packs, even if they were not put again."""
     rotation = ripe.copy(tmp_path / "place").rotation
     steps = HookedStore(ripe.copy(tmp_path / "count").rotation.store)
     assert Rotation(tmp_path / "count").prune(store=steps).error is None
@@ -238,13 +225,14 @@ def test_a_manifest_that_appears_before_the_second_look_is_respected(ripe: Ripe,
     assert manifest.id in rotation.assert_every_snapshot_restores()
 
 
-def test_a_base_that_is_rotated_away_is_noticed(tmp_path: Path, ripe: Ripe) -> None:
+@in_parts
+def test_base_that_is_removed_meanwhile_is_detected(tmp_path: Path, ripe: Ripe, part: int) -> None:
     """A writer that slept for weeks finds its base and all packs of it deleted, until it commits: it starts again."""
     counting = ripe.copy(tmp_path / "count").rotation
     counted = HookedStore(counting.store)
     assert counting.back_up("b", counted).outcome is Outcome.CREATED
     last_listing = max(index for index, step in enumerate(counted.steps) if step == "list")
-    for step in range(counted.steps.index("get") + 1, last_listing + 1):
+    for step in part_of(range(counted.steps.index("get") + 1, last_listing + 1), part):
         rotation = ripe.copy(tmp_path / str(step)).rotation
         hook = _Weeks(rotation)
         result = rotation.back_up("b", HookedStore(rotation.store, at=step, hook=hook))

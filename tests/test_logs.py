@@ -47,7 +47,7 @@ def _log_as_before():
 
 
 def test_lines_of_several_threads_stay_whole() -> None:
-    """Under load too: whatever collects them reads a line at a time."""
+    """Lines that several threads log under load stay whole."""
     done = subprocess.run([sys.executable, "-c", _LOG_FROM_THREADS], capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
     assert len(lines) == 4000
@@ -80,7 +80,7 @@ def test_each_line_is_one_write(monkeypatch) -> None:
 
 @pytest.mark.parametrize("way", ["daemon", "strict", "plain"])
 def test_names_that_are_no_text_can_be_logged(way: str) -> None:
-    """In every form, on every stream: a message about a file must not fail because of its name."""
+    """A file name that is no text can be logged in every form, on every stream."""
     done = subprocess.run(
         [sys.executable, "-c", _LOG_ODD_NAME, way, os.fsencode(ODD)],
         capture_output=True,

@@ -9,14 +9,13 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
-from backupd.errors import BackupdError
-from backupd.masking import keep_secret, keep_secret_url, masked, masked_values
+from backupd.errors import BackupdError, keep_secret, keep_secret_url, masked, masked_values
 
 _SECRET = "V3ry+secret/key \"of\" 'tests' & ü\n"
 _LEAK = """
 import logging, sys, warnings
 from backupd.logs import log
-from backupd.masking import keep_secret
+from backupd.errors import keep_secret
 log.configure(is_quiet=False, is_daemon=sys.argv[1] == "daemon")
 keep_secret("a-leaked-token-of-a-library")
 try:
@@ -52,14 +51,14 @@ warnings.warn("a-leaked-token-of-a-library")
 def test_a_secret_is_masked_however_a_library_spells_it(spell) -> None:
     """What remains of it is no more than the ends of its base64, which depend on what is beside it."""
     keep_secret(_SECRET)
-    told = masked(f"header {spell(_SECRET)!s} is invalid")
-    assert "***" in told
-    assert len(told) < len("header *** is invalid") + 16
-    assert not any(part in told for part in ("V3ry", "tests", "secret"))
+    reported = masked(f"header {spell(_SECRET)!s} is invalid")
+    assert "***" in reported
+    assert len(reported) < len("header *** is invalid") + 16
+    assert not any(part in reported for part in ("V3ry", "tests", "secret"))
 
 
-def test_an_error_tells_no_secret() -> None:
-    """Neither message nor hint, nor what JSON has of them: so status, notifications and answers do not either."""
+def test_an_error_contains_no_secret() -> None:
+    """An error has no secret in its message, its hint or its JSON, and so none in status or notifications."""
     keep_secret("an-Access-Key-Id")
     error = BackupdError("b'an-Access-Key-Id\\n' is invalid", hint="not an-Access-Key-Id")
     assert "Access-Key" not in f"{error} {error!r} {error.values()}"
@@ -90,7 +89,7 @@ def test_what_is_too_short_or_public_is_left() -> None:
     ],
 )
 def test_the_parts_of_a_secret_url_are_secrets(url: str, is_host_public: bool, secrets: list[str]) -> None:  # noqa: FBT001
-    """But not where the service is."""
+    """The parts of a secret URL are masked, except for a public host."""
     keep_secret_url(url, is_host_public=is_host_public)
     assert all(masked(f"cannot send {secret}!") == "cannot send ***!" for secret in [url, *secrets])
     public = "mail.example.org hc.example/ping host.example/hook"
@@ -99,7 +98,7 @@ def test_the_parts_of_a_secret_url_are_secrets(url: str, is_host_public: bool, s
 
 @pytest.mark.parametrize("way", ["daemon", "command"])
 def test_no_library_leaks_a_secret_into_the_log(way: str) -> None:
-    """Not by its message, its traceback, or a logger and warnings of its own."""
+    """No library leaks a secret by a message, a traceback, or a logger or warnings of its own."""
     done = subprocess.run([sys.executable, "-c", _LEAK, way], capture_output=True, text=True, check=True)
     assert "leaked-token" not in done.stdout + done.stderr
     assert "***" in (done.stdout if way == "daemon" else done.stderr)
@@ -107,7 +106,7 @@ def test_no_library_leaks_a_secret_into_the_log(way: str) -> None:
 
 @pytest.mark.parametrize("before", range(1960, 2010, 7))
 def test_the_beginning_of_a_secret_is_not_left_where_a_message_is_cut(before: int) -> None:
-    """Whatever stands in front of it: no part of a secret is told because the rest of it was cut off."""
+    """A message is not cut within a secret so that its beginning is shown."""
     keep_secret("0a1b2c3d4e5f-Secret-0a1b2c3d4e5f-Secret")
     error = BackupdError("x" * before + "0a1b2c3d4e5f-Secret-0a1b2c3d4e5f-Secret" + "y" * 100)
     assert "0a1" not in error.message

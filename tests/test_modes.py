@@ -1,4 +1,4 @@
-"""What backupd writes is for its user alone, whatever the umask and whoever that is."""
+"""The modes of files: what backupd writes can be read by its own user only, whatever the umask and the user."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from harness.cli import PLAIN, CommandLine, Runner
 from harness.confinement import ANOTHER_UID, another_user, shared_directory
+from harness.extent import sampled
 from harness.place import change_rows, create_database
 from harness.watching import looking_all_the_time
 
@@ -85,7 +86,9 @@ def _runner(uid: int) -> Iterator[Runner]:
         yield runner
 
 
-@pytest.mark.parametrize(("umask", "uid", "story"), [(0o000, os.geteuid(), _STORY), (0o077, ANOTHER_UID, _SHORT_STORY)])
+@pytest.mark.parametrize(
+    ("umask", "uid", "story"), sampled([(0o077, ANOTHER_UID, _SHORT_STORY), (0o000, os.geteuid(), _STORY)])
+)
 def test_everything_is_private_at_every_moment(umask: int, uid: int, story: Sequence[Sequence[str]]) -> None:
     """State, spool, scratch, cache, locks, status, and a directory store with what is on its way into it."""
     with shared_directory() as home, _runner(uid) as runner:
@@ -114,7 +117,7 @@ def test_everything_is_private_at_every_moment(umask: int, uid: int, story: Sequ
 
 @pytest.mark.parametrize("umask", [0o000, 0o077])
 def test_the_first_configuration_is_as_private_as_what_is_in_it(tmp_path: Path, umask: int) -> None:
-    """With a secret for its user alone; without one, for the user of the daemon too, who may be another."""
+    """A new configuration with a secret is private; one without it can be read by the daemon's user."""
     create_database(tmp_path / "app.db", rows=1)
     (tmp_path / "key").write_text("never-commit-this")
     backupd = CommandLine(tmp_path)

@@ -8,7 +8,6 @@ import json
 import re
 import sqlite3
 import tomllib
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,9 +15,9 @@ import yaml
 from harness.pages import DOCS, PAGES, README, ROOT, anchors, blocks, code_spans, links, rows, section
 
 from backupd.config import Settings, load
-from backupd.config.environment import read_variables
+from backupd.config.loading import read_variables
 from backupd.errors import ExitCode
-from backupd.health import DatabaseHealth, Status, StoreHealth, judging
+from backupd.health import DatabaseHealth, Status, StoreHealth, alarms, codec
 from backupd.health.metrics import metrics_text
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ _OPERATIONS = DOCS / "operations.md"
 _CONFIGURATION = DOCS / "configuration.md"
 _KUBERNETES = DOCS / "kubernetes.md"
 _NOT_OF_BACKUPD = {"BACKUPD_CONFIG", "BACKUPD_IMAGE", "BACKUPD_SOURCE"}
-_LOGGING_PACKAGES = ("daemon", "health", "upkeep", "drill", "logs.py", "owner.py")
+_LOGGING_PACKAGES = ("daemon", "health", "jobs", "verify", "logs.py", "privileges.py")
 
 
 def _blocks(language: str) -> list[Any]:
@@ -63,13 +62,13 @@ def test_every_configuration_is_valid(tmp_path: Path, block: str) -> None:
 
 @pytest.mark.parametrize("block", _blocks("yaml"))
 def test_every_yaml_can_be_parsed(block: str) -> None:
-    """Also where it is for Docker, Kubernetes or Prometheus."""
+    """Every block of YAML on a page, even for Docker, Kubernetes or Prometheus, can be parsed."""
     assert all(isinstance(document, dict) for document in yaml.safe_load_all(block))
 
 
 @pytest.mark.parametrize("block", _blocks("json"))
 def test_every_policy_can_be_parsed(block: str) -> None:
-    """And allows something."""
+    """Every policy on a page can be parsed, and has a statement."""
     assert json.loads(block)["Statement"]
 
 
@@ -110,7 +109,7 @@ def test_sidecar_starts_with_its_configuration(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    """To a file of the project, and to a heading where one is named."""
+    """Every link on a page leads to a file of the project, and to a heading if it names one."""
     for target in links(page):
         name, _, anchor = target.partition("#")
         file = (page.parent / name).resolve() if name else page
@@ -120,7 +119,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_every_page_is_found_from_the_front_page() -> None:
-    """Nobody reads what nothing leads to."""
+    """A page that nothing links to is not read."""
     assert {f"docs/{page.name}" for page in PAGES if page != README} <= {
         target.partition("#")[0] for target in links(README)
     }
@@ -135,10 +134,10 @@ def test_variables_on_every_page_exist(page: Path) -> None:
 
 
 def test_alarms_are_those_of_the_code() -> None:
-    """Each kind has its place, and is red there when it is in the code."""
-    told = re.findall(r"^### `([a-z-]+)`( \(red\))?$", section(_OPERATIONS, "## Alarms"), flags=re.MULTILINE)
-    listed = re.findall(r"^([a-z-]+) {2,}.*?( red)?$", judging.__doc__ or "", flags=re.MULTILINE)
-    assert {kind: bool(is_red) for kind, is_red in told} == {kind: bool(is_red) for kind, is_red in listed}
+    """The alarms on the page, and the red ones among them, are those of the code."""
+    reported = re.findall(r"^### `([a-z-]+)`( \(red\))?$", section(_OPERATIONS, "## Alarms"), flags=re.MULTILINE)
+    listed = re.findall(r"^([a-z-]+) {2,}.*?( red)?$", alarms.__doc__ or "", flags=re.MULTILINE)
+    assert {kind: bool(is_red) for kind, is_red in reported} == {kind: bool(is_red) for kind, is_red in listed}
     assert {kind for kind, _ in listed} == set(_kinds_in_code())
 
 
@@ -154,30 +153,30 @@ def _kinds_in_code() -> Iterator[str]:
 
 
 def test_metrics_are_those_of_the_code() -> None:
-    """All of them are listed, and no others are anywhere on the page."""
+    """The page lists all metrics of the code, and no others."""
     listed = {cells[0].strip("`") for cells in rows(section(_OPERATIONS, "## Metrics")) if cells[0] != "metric"}
     in_code = set(re.findall(r"^# TYPE (\S+) ", metrics_text(Status(), ()).decode(), flags=re.MULTILINE))
     assert listed == in_code
     assert set(re.findall(r"\bbackupd_[a-z_]+", section(_OPERATIONS, "## Metrics"))) <= in_code
 
 
-@pytest.mark.parametrize(("page", "heading"), [(README, "## Be told"), (_OPERATIONS, "## Exit codes")])
-def test_exit_codes_are_those_of_the_code(page: Path, heading: str) -> None:
+def test_exit_codes_are_those_of_the_code() -> None:
     """Scripts go by them."""
-    assert [cells[0] for cells in rows(section(page, heading)) if cells[0] != "exit code" and cells[0] != "code"] == [
-        str(int(code)) for code in ExitCode
-    ]
+    listed = [cells[0] for cells in rows(section(_OPERATIONS, "## Exit codes")) if cells[0] != "code"]
+    assert listed == [str(int(code)) for code in ExitCode]
 
 
 def test_status_is_that_of_the_code() -> None:
-    """What `status --json` has of a database, and of that in a store."""
-    told = (DOCS / "scripts.md").read_text().partition("`databases` of `status`")[2]
-    in_braces = [re.findall(r'"([a-z_]+)"', braces) for braces in re.findall(r"`\{(.*?)\}`", told)]
-    assert in_braces == [[field.name for field in fields(of)] for of in (DatabaseHealth, StoreHealth)]
+    """The page lists the keys that `status --json` has of a database, and of its stores."""
+    reported = (DOCS / "scripts.md").read_text().partition("`databases` of `status`")[2]
+    in_braces = [re.findall(r'"([a-z_]+)"', braces) for braces in re.findall(r"`\{(.*?)\}`", reported)]
+    database = DatabaseHealth(path="/app.db", stores={"/backups": StoreHealth()})
+    in_code = codec.values(Status(databases={"app": database}))["databases"]["app"]
+    assert in_braces == [[*in_code], [*in_code["stores"]["/backups"]]]
 
 
 def test_log_events_are_those_of_the_code() -> None:
-    """Whoever searches the log for a word of the page finds it, and the other way round."""
+    """Each event in the log is on the page, and each event on the page is in the code."""
     cells = [cells[0] for cells in rows(section(_OPERATIONS, "## Log"))]
     listed = {span.removesuffix("...").rstrip(": ") for cell in cells for span in code_spans(cell)}
     assert listed == set(_events_in_code())
@@ -187,7 +186,7 @@ def _events_in_code() -> Iterator[str]:
     """What is logged; of a text that is put together, its beginning."""
     for node in _syntax(*_LOGGING_PACKAGES):
         if isinstance(node, ast.Call) and re.fullmatch(
-            r"(log|self)\.(info|warning|error)|tell", ast.unparse(node.func)
+            r"(log|self)\.(info|warning|error)|tell|write", ast.unparse(node.func)
         ):
             event = node.args[0] if node.args else None
             first = event.values[0] if isinstance(event, ast.JoinedStr) else event
@@ -202,15 +201,15 @@ def test_keys_and_defaults_are_those_of_the_code() -> None:
     assert set(listed) == set(defaults)
     # Where the state is depends on who runs it.
     values = {key: _written(value) for key, value in defaults.items() if value is not None and key != "state_dir"}
-    told = {key: cell.strip("`") for key, cell in listed.items() if cell.startswith("`") and key != "state_dir"}
-    assert told == values
+    reported = {key: cell.strip("`") for key, cell in listed.items() if cell.startswith("`") and key != "state_dir"}
+    assert reported == values
 
 
 def _defaults() -> dict[str, object]:
-    """By key; those of the two entries that have a table of their own on the page without its name in front."""
+    """The default of each key; keys of databases and stores are without the name of their table."""
     given = {"databases": {"path": "/app.db"}, "stores": {"url": "s3://bucket"}}
-    told = {"notifications": {"url": "json://host"}, "heartbeats": {"url": "https://host"}}
-    settings = Settings.model_validate({key: [entry] for key, entry in {**given, **told}.items()})
+    reported = {"notifications": {"url": "json://host"}, "heartbeats": {"url": "https://host"}}
+    settings = Settings.model_validate({key: [entry] for key, entry in {**given, **reported}.items()})
     found: dict[str, object] = {}
     for key, value in settings.model_dump(mode="json").items():
         table = value[0] if isinstance(value, list) else value
@@ -218,7 +217,7 @@ def _defaults() -> dict[str, object]:
             found[key] = value
             continue
         prefix = "" if key in given else f"{key}."
-        needed = {**given, **told}.get(key, {})
+        needed = {**given, **reported}.get(key, {})
         found |= {f"{prefix}{inner}": None if inner in needed else default for inner, default in table.items()}
     return found
 

@@ -1,4 +1,4 @@
-"""Whatever manifest is planted beside ours, later snapshots are taken, are the newest, and restore."""
+"""Snapshots beside a planted manifest, whatever it says, are taken, are the newest, and restore."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import zstandard
+from harness.extent import sampled, slow
 from harness.fuzzing import sealed
 
-from backupd.backup import BackupResult, Outcome, Wish, back_up
-from backupd.catalog import find_snapshot, list_snapshots, whole
+from backupd.backup import BackupResult, Outcome, SnapshotRequest, back_up
 from backupd.config import Database, Settings
-from backupd.format.ids import SnapshotId
+from backupd.format import SnapshotId
 from backupd.health import Status
-from backupd.health.judging import judge
+from backupd.health.alarms import find_alarms
 from backupd.health.recording import with_snapshots
 from backupd.repository import Repository
-from backupd.repository.manifests import read_history
+from backupd.repository.references import find_snapshot, list_snapshots, whole
 from backupd.rescue import rescue
 from backupd.restore import restore_to_file
 from backupd.state import StateDirectory
@@ -69,13 +69,12 @@ class Place:
             connection.execute("INSERT INTO t VALUES (?)", (self.value,))
         return self.value
 
-    def back_up(self, *, state: StateDirectory | None = None, wish: Wish | None = None) -> BackupResult:
+    def back_up(self, *, state: StateDirectory | None = None, request: SnapshotRequest | None = None) -> BackupResult:
         (result,) = back_up(
             Database(name="app", path=self.path),
-            (self.store,),
+            [Repository(self.store, state or self.state)],
             Settings(),
-            state or self.state,
-            wish=wish or Wish(),
+            request=request or SnapshotRequest(),
             on_progress=lambda _: None,
         )
         return result
@@ -107,7 +106,14 @@ class Place:
         found = whole(find_snapshot([repository], "latest", database="app", now=datetime.now(UTC)))
         assert found.manifest.id == result.id
         target = self.root / f"restored-{result.id}.db"
-        restore_to_file(repository, found.manifest, target, force=False, as_source=False, on_progress=lambda _: None)
+        restore_to_file(
+            repository.archive(found.manifest.database),
+            found.manifest,
+            target,
+            force=False,
+            as_source=False,
+            on_progress=lambda _: None,
+        )
         with closing(sqlite3.connect(target)) as connection:
             assert connection.execute("SELECT max(x) FROM t").fetchone() == (self.value,)
         if isinstance(self.store, DirectoryStore):
@@ -115,19 +121,19 @@ class Place:
             assert rescue.chosen(by_rescue, "app@latest").id == str(result.id)
 
     def require_next_snapshots(self) -> None:
-        """Those of this host, of one without its state, and a full one."""
-        for state, wish in (
-            (self.state, Wish()),
-            (StateDirectory(self.root / "new"), Wish()),
-            (self.state, Wish(is_full=True)),
+        """Require that this host, one without its state, and a full snapshot get the newest snapshot."""
+        for state, request in (
+            (self.state, SnapshotRequest()),
+            (StateDirectory(self.root / "new"), SnapshotRequest()),
+            (self.state, SnapshotRequest(is_full=True)),
         ):
             self.change()
-            self.require_newest(self.back_up(state=state, wish=wish))
+            self.require_newest(self.back_up(state=state, request=request))
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    """With one snapshot."""
+    """A place with one snapshot."""
     place = Place(tmp_path)
     assert place.back_up().error is None
     return place
@@ -146,16 +152,19 @@ def setting(field: str, value: Any) -> Change:
     return change
 
 
-@pytest.mark.parametrize("field", _FIELDS)
+@pytest.mark.parametrize("field", sampled(_FIELDS, fast=3))
 def test_extremes_of_every_number_neither_stop_nor_steer(place: Place, field: str) -> None:
-    """Each number of a manifest, with each extreme, newer than what there is."""
+    """An extreme value of any number in a newer manifest does not stop later snapshots."""
     for value in _EXTREMES:
         place.plant(lambda values: values.update(sequence=values["sequence"] + 1), setting(field, value))
     place.require_next_snapshots()
 
 
-@pytest.mark.parametrize("sequence", [1 << 31, 1 << 32, 1 << 41, (1 << 53) - 2, (1 << 53) - 1])
-@pytest.mark.parametrize("year", [1, 2026, 9999])
+@slow
+@pytest.mark.parametrize(
+    "sequence", sampled([1 << 31, 1 << 32, 1 << 41, (1 << 53) - 2, (1 << 53) - 1], fast={1 << 31, (1 << 53) - 1})
+)
+@pytest.mark.parametrize("year", sampled([9999, 1, 2026]))
 def test_no_sequence_and_no_date_is_the_last(place: Place, sequence: int, year: int) -> None:
     """Planted again and again, each time by what counts most."""
     for _ in range(2):
@@ -165,8 +174,9 @@ def test_no_sequence_and_no_date_is_the_last(place: Place, sequence: int, year: 
     assert max(each.sequence for each in _history(place).manifests) < 1 << 42
 
 
+@slow
 def test_a_file_from_the_future_is_not_the_last(place: Place) -> None:
-    """Who may write to a directory sets times as well."""
+    """A planted file with any modification time does not stop later snapshots."""
     planted = place.plant(setting("sequence", (1 << 53) - 1), taken_at=datetime(9999, 12, 30, tzinfo=UTC))
     file = place.root / f"store/app/snapshots/{planted}.json"
     for moment in (time.time() + 10**8, 2.0**60, 0, -1):
@@ -174,8 +184,9 @@ def test_a_file_from_the_future_is_not_the_last(place: Place) -> None:
         place.require_next_snapshots()
 
 
-def test_a_bucket_is_no_different(tmp_path: Path, moto: S3Server) -> None:
-    """Its times are whole seconds: what is put within the second of what was planted is newer than it, too."""
+@slow
+def test_planted_manifests_in_a_bucket_are_passed_over_too(tmp_path: Path, moto: S3Server) -> None:
+    """A snapshot that is put into a bucket within the second of a planted one is newer."""
     place = Place(tmp_path, S3Store(moto.settings()))
     assert place.back_up().error is None
     for year in (2026, 9999):
@@ -206,20 +217,23 @@ def _pack_twice(values: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [
-        setting("page_map", ""),
-        setting("page_map", "AAAA"),
-        setting("page_map", _map_of([7, 7])),
-        setting("page_map", _map_of([0, 0])),
-        setting("image_digest", "0" * 64),
-        setting("page_size", 65536),
-        setting("page_count", 1 << 26),
-        setting("packs", []),
-        setting("tags", ["\0" * 4096]),
-        _huge,
-        _pack_of_nothing,
-        _pack_twice,
-    ],
+    sampled(
+        [
+            setting("page_map", ""),
+            setting("page_map", "AAAA"),
+            setting("page_map", _map_of([7, 7])),
+            setting("page_map", _map_of([0, 0])),
+            setting("image_digest", "0" * 64),
+            setting("page_size", 65536),
+            setting("page_count", 1 << 26),
+            setting("packs", []),
+            setting("tags", ["\0" * 4096]),
+            _huge,
+            _pack_of_nothing,
+            _pack_twice,
+        ],
+        fast=4,
+    ),
     ids=range(12),
 )
 def test_what_cannot_be_built_upon_is_passed_over(place: Place, change: Change) -> None:
@@ -230,8 +244,8 @@ def test_what_cannot_be_built_upon_is_passed_over(place: Place, change: Change) 
     place.require_next_snapshots()
 
 
-def test_garbage_stops_nothing(place: Place) -> None:
-    """No manifest at all, a newer format, another snapshot's, and records that cannot be read; whatever the dates."""
+def test_unreadable_objects_do_not_stop_snapshots(place: Place) -> None:
+    """Garbage, a newer format, and manifests and records of others do not stop snapshots, whatever their dates."""
     for number, year in enumerate((2026, 9999)):
         named = SnapshotId.new(datetime(year, 12, 31, tzinfo=UTC), 0xDEAD0000 + number)
         for kind in ("snapshots", "drills", "trash", "undeleted", "sweeps"):
@@ -244,7 +258,7 @@ def test_garbage_stops_nothing(place: Place) -> None:
     place.require_next_snapshots()
 
 
-def test_it_is_told_once_and_an_alarm_until_it_is_gone(place: Place) -> None:
+def test_passed_over_manifest_is_reported_once_and_is_an_alarm_until_it_is_gone(place: Place) -> None:
     """A warning of the first snapshot that finds it, and an alarm that is not red, with what to do."""
     planted = place.plant(setting("page_map", "AAAA"), setting("sequence", (1 << 53) - 1))
     warnings, alarms = [], []
@@ -257,7 +271,7 @@ def test_it_is_told_once_and_an_alarm_until_it_is_gone(place: Place) -> None:
         warnings.append([each for each in result.warnings if planted in each])
         now = datetime.now(UTC)
         status = with_snapshots(status, [result], path=place.path, at=now, due_by=None, fingerprint=None)
-        alarms.append(judge(status, now=now, alive_at=None))
+        alarms.append(find_alarms(status, now=now, alive_at=None))
     assert [len(each) for each in warnings] == [1, 0, 0, 0]
     assert f"backupd forget app@{planted}" in warnings[0][0]
     assert [[each.kind for each in found] for found in alarms] == [["passed-over"]] * 3 + [[]]
@@ -273,4 +287,4 @@ def test_a_clock_that_was_ahead_loses_nothing(place: Place) -> None:
 
 
 def _history(place: Place) -> Any:
-    return read_history(Repository(place.store, StateDirectory(place.root / "looking")), "app")
+    return Repository(place.store, StateDirectory(place.root / "looking")).archive("app").history()

@@ -47,8 +47,8 @@ def test_no_older_apsw_is_taken_than_one_that_ignores_super_journals(project):
     assert tuple(map(int, re.fullmatch(r"apsw>=([0-9.]+)", apsw)[1].split("."))) >= (3, 53, 3)
 
 
-def test_pins_name_versions_and_nothing_else():
-    """No address, no option, no order that a merge would scramble."""
+def test_pins_have_only_names_and_versions():
+    """Pins are sorted, and have no address and no option."""
     lines = (_ROOT / "constraints.txt").read_text().splitlines()
     pinned = [line for line in lines if not line.startswith("#")]
     assert pinned == sorted(pinned, key=lambda line: line.partition("==")[0])
@@ -69,12 +69,14 @@ def test_make_lists_what_it_can_do():
     listed = _make()
     assert listed.returncode == 0
     names = set(re.findall(r"^ +make ([a-z-]+)", listed.stdout, re.MULTILINE))
-    assert names == {"help", "try", "test", "test-container", "check", "bench", "soak", "clean"}
+    tests = {"test", "test-full", "coverage", "test-container", "check", "profile", "soak"}
+    figures = {"bench", "bench-peers", "bench-compare", "bench-record", "bench-pages"}
+    assert names == {"help", "try", "build", "clean", *tests, *figures}
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_make_explains_a_python_that_is_too_old(tmp_path):
-    """Not a traceback: which one it is, what is needed, and how to name another."""
+    """Make names a Python that is too old, the version that is needed, and how to name another one."""
     old = tmp_path / "python2"
     old.write_text('#!/bin/sh\n[ "$1" = -V ] && echo Python 2.7.18\nexit 1\n')
     old.chmod(0o755)
@@ -87,7 +89,7 @@ def test_make_explains_a_python_that_is_too_old(tmp_path):
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_make_explains_a_missing_python(tmp_path):
-    """And leaves no half-made environment behind."""
+    """Make names a missing Python, and leaves no partial environment."""
     made = _make_environment(tmp_path, tmp_path / "nowhere")
     assert made.returncode != 0
     assert f"error: there is no {tmp_path}/nowhere" in made.stderr
@@ -116,7 +118,7 @@ def test_the_sample_database_is_the_same_for_the_same_seed(tmp_path):
 
 
 def test_the_sample_database_stays_balanced_under_updates(tmp_path):
-    """Its invariant holds in every committed state, and SQLite finds nothing wrong with it."""
+    """The sample database keeps its invariant under updates, and SQLite finds it sound."""
     database = tmp_path / "sample.db"
     generate(database, size_bytes=_MADE_BYTES)
     before = database.read_bytes()

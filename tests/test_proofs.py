@@ -10,27 +10,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from harness.checks import check_context
 from harness.damage import flip
+from harness.extent import sampled
 from harness.faults import FaultyStore
 
-from backupd.backup import BackupResult, Wish, back_up
+from backupd.backup import BackupResult, SnapshotRequest, back_up
 from backupd.backup.results import Outcome
 from backupd.config import Database, Settings
-from backupd.drill import DrillResult, drill
-from backupd.drill import Outcome as Found
 from backupd.errors import StoreRefusedError
-from backupd.format.records import Drill, DrillOutcome, encode_drill
-from backupd.proofs import read_proofs
+from backupd.format.records import CheckOutcome, Drill
 from backupd.repository import Repository
-from backupd.repository.manifests import opened, read_history
 from backupd.restore import restore_to_file
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
+from backupd.verify import CheckResult, drill
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from backupd.format.ids import SnapshotId
+    from backupd.format import SnapshotId
     from backupd.format.manifest import AnyManifest, Manifest
     from backupd.store import Store
 
@@ -60,13 +59,12 @@ class Place:
     def repository(self, *, machine: str = "a", store: Store | None = None) -> Repository:
         return Repository(store or self.store(), StateDirectory(self.root / f"state-{machine}"))
 
-    def now(self, *stores: Store, machine: str = "a", wish: Wish = Wish()) -> list[BackupResult]:  # noqa: B008
+    def now(self, *stores: Store, machine: str = "a", request: SnapshotRequest | None = None) -> list[BackupResult]:
         results = back_up(
             Database(name="app", path=self.path),
-            stores or [self.store()],
+            [Repository(store, StateDirectory(self.root / f"state-{machine}")) for store in stores or [self.store()]],
             Settings(),
-            StateDirectory(self.root / f"state-{machine}"),
-            wish=wish,
+            request=request or SnapshotRequest(),
             on_progress=lambda _: None,
         )
         assert [result.error for result in results] == [None] * len(results)
@@ -80,47 +78,40 @@ class Place:
 
     def drill(
         self, *, store: Store | None = None, machine: str = "a", snapshot: SnapshotId | None = None
-    ) -> DrillResult:
-        return drill(
-            self.repository(machine=machine, store=store),
-            "app",
-            StateDirectory(self.root / f"state-{machine}"),
-            Settings(),
-            now=datetime.now(UTC),
-            snapshot=snapshot,
-            should_stop=lambda: None,
-        )
+    ) -> CheckResult:
+        archive = self.repository(machine=machine, store=store).archive("app")
+        return drill(archive, check_context(), snapshot=snapshot)
 
     def manifests(self) -> tuple[AnyManifest, ...]:
-        return read_history(self.repository(machine="reader"), "app").manifests
+        return self.repository(machine="reader").archive("app").history().manifests
 
     def newest(self) -> Manifest:
-        return opened(self.repository(machine="reader"), self.manifests()[-1])
+        return self.repository(machine="reader").archive("app").opened(self.manifests()[-1])
 
     def pack(self, sha256: str, name: str = "store") -> Path:
         return self.root / name / "app/packs" / f"{sha256}.zst"
 
-    def record(self, snapshot: SnapshotId, outcome: DrillOutcome, *packs: str, at: datetime | None = None) -> None:
+    def record(self, snapshot: SnapshotId, outcome: CheckOutcome, *packs: str, at: datetime | None = None) -> None:
         """What a drill would have left; `at` is also when the store got it."""
         at = at or datetime.now(UTC)
         record = Drill(snapshot=snapshot, database="app", outcome=outcome, at=at, damaged_packs=packs)
         key = f"app/drills/{snapshot}.json"
-        self.repository().put_object(key, encode_drill(record))
+        self.repository().put_object(key, record.encode())
         os.utime(self.root / "store" / key, ns=(int(at.timestamp() * 10**9),) * 2)
 
-    def known(self) -> list[DrillOutcome | None]:
+    def known(self) -> list[CheckOutcome | None]:
         """What is known of each snapshot, oldest first, by a machine that has read nothing before."""
         repository = self.repository(machine="reader")
-        proofs = read_proofs(repository, "app", repository.survey("app"))
-        verdicts = [proofs.verdict(manifest) for manifest in self.manifests()]
-        assert [read_proofs(repository, "app").verdict(manifest) for manifest in self.manifests()] == verdicts
+        proofs = repository.archive("app").proofs(repository.archive("app").listing())
+        verdicts = [proofs.known(manifest) for manifest in self.manifests()]
+        assert [repository.archive("app").proofs().known(manifest) for manifest in self.manifests()] == verdicts
         return [None if verdict is None else verdict.outcome for verdict in verdicts]
 
     def assert_restores(self) -> None:
         """The newest snapshot is the database as it is, and passes SQLite's check."""
         target = self.root / "restored.db"
         restore_to_file(
-            self.repository(machine="reader"),
+            self.repository(machine="reader").archive("app"),
             self.newest(),
             target,
             force=False,
@@ -134,7 +125,7 @@ class Place:
 
 
 def live_pages(manifest: Manifest, sha256: str) -> int:
-    """How many pages of the image are in one pack."""
+    """The number of pages of the image that are in one pack."""
     position = [pack.sha256 for pack in manifest.packs].index(sha256) + 1
     return int(np.count_nonzero(manifest.decode_map() == position))
 
@@ -151,16 +142,16 @@ def place(tmp_path: Path) -> Place:
     return place
 
 
-@pytest.mark.parametrize("machine", ["a", "b"])
+@pytest.mark.parametrize("machine", sampled(["a", "b"]))
 @pytest.mark.parametrize("damage", ["flipped", "missing", "both packs"])
 def test_damaged_pages_are_stored_again_and_no_others(place: Place, machine: str, damage: str) -> None:
-    """By whatever machine takes the next snapshot, although nothing has changed; then the snapshot is proven."""
+    """The next snapshot, of any machine, stores the damaged pages again and no others, and is proven."""
     before = place.newest()
     victims = [pack.sha256 for pack in before.packs[1 : 3 if damage == "both packs" else 2]]
     for victim in victims:
         place.pack(victim).unlink() if damage == "missing" else flip(place.pack(victim))
     found = place.drill()
-    assert (found.outcome, set(found.damaged_packs)) == (Found.DAMAGED_STORE, set(victims))
+    assert (found.outcome, set(found.damaged_packs)) == (CheckOutcome.DAMAGED_STORE, set(victims))
     needed = sum(live_pages(before, victim) for victim in victims)
     (result,) = place.now(machine=machine)
     assert (result.outcome, result.replaced_packs, result.changed_pages or 0) in {
@@ -171,41 +162,41 @@ def test_damaged_pages_are_stored_again_and_no_others(place: Place, machine: str
     new = {pack.sha256: pack for pack in after.packs}.keys() - {pack.sha256 for pack in before.packs}
     assert sum(pack.pages for pack in after.packs if pack.sha256 in new or pack.sha256 in victims) == needed
     assert result.stored_bytes < sum(pack.stored_bytes for pack in before.packs) / 3
-    assert place.drill(machine=machine).outcome is Found.PROVEN
+    assert place.drill(machine=machine).outcome is CheckOutcome.PROVEN
     place.assert_restores()
     (again,) = place.now(machine=machine)
     assert (again.outcome, again.replaced_packs) == (Outcome.UNCHANGED, 0)
 
 
 def test_a_pack_that_is_stored_again_as_it_was_heals_every_snapshot_that_needs_it(tmp_path: Path) -> None:
-    """Nothing has changed, so its bytes are the same: nobody stores them a third time."""
+    """A pack that is stored again with the same bytes repairs every snapshot that needs it."""
     place = Place(tmp_path)
     first = place.snapshot()
     (pack,) = place.newest().packs
     flip(place.pack(pack.sha256))
-    assert place.drill().outcome is Found.DAMAGED_STORE
-    assert place.known() == [DrillOutcome.FAILED]
+    assert place.drill().outcome is CheckOutcome.DAMAGED_STORE
+    assert place.known() == [CheckOutcome.DAMAGED_STORE]
     (healed,) = place.now()
     assert (healed.outcome, healed.replaced_packs, place.newest().packs) == (Outcome.CREATED, 1, (pack,))
-    assert place.known() == [DrillOutcome.FAILED, None]
+    assert place.known() == [CheckOutcome.DAMAGED_STORE, None]
     assert place.now()[0].outcome is Outcome.UNCHANGED
-    assert place.drill(snapshot=first).outcome is Found.PROVEN
-    assert place.drill().outcome is Found.PROVEN
-    assert place.known() == [DrillOutcome.PROVEN, DrillOutcome.PROVEN]
+    assert place.drill(snapshot=first).outcome is CheckOutcome.PROVEN
+    assert place.drill().outcome is CheckOutcome.PROVEN
+    assert place.known() == [CheckOutcome.PROVEN, CheckOutcome.PROVEN]
 
 
-def test_a_pack_that_was_right_all_along_is_not_condemned_for_ever(place: Place) -> None:
+def test_a_pack_that_was_right_all_along_does_not_stay_known_damaged(place: Place) -> None:
     """A drill that reads it right takes back what another one said of the snapshot."""
     pack = place.newest().packs[0].sha256
-    place.record(place.newest().id, DrillOutcome.FAILED, pack)
-    assert place.known() == [DrillOutcome.FAILED] * 3
-    assert place.drill().outcome is Found.PROVEN
-    assert place.known() == [None, None, DrillOutcome.PROVEN]
+    place.record(place.newest().id, CheckOutcome.DAMAGED_STORE, pack)
+    assert place.known() == [CheckOutcome.DAMAGED_STORE] * 3
+    assert place.drill().outcome is CheckOutcome.PROVEN
+    assert place.known() == [None, None, CheckOutcome.PROVEN]
     assert place.now()[0].outcome is Outcome.UNCHANGED
 
 
 def test_only_the_store_that_is_damaged_gets_pages_again(tmp_path: Path) -> None:
-    """In one run, from one capture; the other store has nothing new."""
+    """Only the damaged store gets pages again, in one run and from one capture."""
     place = Place(tmp_path)
     stores = [place.store("disk"), place.store("share")]
     for first in (1, 51):
@@ -213,61 +204,61 @@ def test_only_the_store_that_is_damaged_gets_pages_again(tmp_path: Path) -> None
         place.now(*stores)
     pack = min((tmp_path / "disk/app/packs").iterdir(), key=lambda file: file.stat().st_size)
     flip(pack)
-    assert place.drill(store=stores[0]).outcome is Found.DAMAGED_STORE
-    assert place.drill(store=stores[1]).outcome is Found.PROVEN
+    assert place.drill(store=stores[0]).outcome is CheckOutcome.DAMAGED_STORE
+    assert place.drill(store=stores[1]).outcome is CheckOutcome.PROVEN
     disk, share = place.now(*stores)
     assert (disk.outcome, disk.replaced_packs) == (Outcome.CREATED, 1)
     assert (share.outcome, share.stored_bytes, share.replaced_packs) == (Outcome.UNCHANGED, 0, 0)
-    assert place.drill(store=stores[0]).outcome is Found.PROVEN
+    assert place.drill(store=stores[0]).outcome is CheckOutcome.PROVEN
 
 
 def test_damage_that_no_pack_is_to_blame_for_makes_a_full_snapshot(place: Place) -> None:
-    """Nothing that the base has is to be trusted then."""
-    place.record(place.newest().id, DrillOutcome.FAILED)
+    """Damage without a damaged pack makes the next snapshot a full one, because no pack is trusted."""
+    place.record(place.newest().id, CheckOutcome.DAMAGED_STORE)
     before = place.newest()
     (result,) = place.now()
     assert (result.outcome, result.replaced_packs) == (Outcome.CREATED, 3)
     assert result.stored_bytes >= before.packs[0].stored_bytes
     assert not {pack.sha256 for pack in place.newest().packs} & {pack.sha256 for pack in before.packs}
-    assert place.drill().outcome is Found.PROVEN
+    assert place.drill().outcome is CheckOutcome.PROVEN
 
 
 def test_a_damaged_source_is_no_reason_to_store_anything_again(place: Place) -> None:
-    """Its bytes are right."""
-    place.record(place.newest().id, DrillOutcome.DAMAGED_SOURCE)
-    assert place.known() == [None, None, DrillOutcome.DAMAGED_SOURCE]
+    """A snapshot of a damaged source is not stored again, because its bytes are right."""
+    place.record(place.newest().id, CheckOutcome.DAMAGED_SOURCE)
+    assert place.known() == [None, None, CheckOutcome.DAMAGED_SOURCE]
     assert place.now()[0].outcome is Outcome.UNCHANGED
 
 
 def test_a_damaged_newest_manifest_makes_a_new_one(place: Place) -> None:
     """Although the one before says the same: what was the newest cannot be restored, and is what drills look at."""
     newest = place.newest()
-    place.now(wish=Wish(tags=("again",)))
+    place.now(request=SnapshotRequest(tags=("again",)))
     flip(place.root / f"store/app/snapshots/{place.newest().id}.json")
-    assert place.drill().outcome is Found.DAMAGED_STORE
+    assert place.drill().outcome is CheckOutcome.DAMAGED_STORE
     assert place.newest().id == newest.id
     (result,) = place.now()
     assert (result.outcome, result.stored_bytes) == (Outcome.CREATED, 0)
-    assert place.drill().outcome is Found.PROVEN
+    assert place.drill().outcome is CheckOutcome.PROVEN
     assert place.now()[0].outcome is Outcome.UNCHANGED
 
 
 def test_a_verdict_is_that_of_the_last_drill_that_had_to_do_with_the_snapshot(place: Place) -> None:
-    """Its own, when that is damage, or later than the one that condemned a pack of it."""
+    """A verdict is the snapshot's own damage, or the later of its own drill and one that found its pack damaged."""
     first, second, third = (manifest.id for manifest in place.manifests())
     shared = place.newest().packs[0].sha256
     noon = datetime.now(UTC) + timedelta(minutes=1)  # later than the packs
-    place.record(first, DrillOutcome.PROVEN, at=noon)
-    place.record(second, DrillOutcome.FAILED, shared, at=noon + timedelta(hours=1))
-    assert place.known() == [DrillOutcome.FAILED] * 3
-    place.record(first, DrillOutcome.INTACT, at=noon + timedelta(hours=2))
-    place.record(third, DrillOutcome.DAMAGED_SOURCE, at=noon)
-    assert place.known() == [DrillOutcome.INTACT, DrillOutcome.FAILED, DrillOutcome.DAMAGED_SOURCE]
+    place.record(first, CheckOutcome.PROVEN, at=noon)
+    place.record(second, CheckOutcome.DAMAGED_STORE, shared, at=noon + timedelta(hours=1))
+    assert place.known() == [CheckOutcome.DAMAGED_STORE] * 3
+    place.record(first, CheckOutcome.INTACT, at=noon + timedelta(hours=2))
+    place.record(third, CheckOutcome.DAMAGED_SOURCE, at=noon)
+    assert place.known() == [CheckOutcome.INTACT, CheckOutcome.DAMAGED_STORE, CheckOutcome.DAMAGED_SOURCE]
     file = place.pack(shared)
     os.utime(file, ns=(int((noon + timedelta(hours=3)).timestamp() * 10**9),) * 2)
-    assert place.known() == [DrillOutcome.INTACT, DrillOutcome.FAILED, DrillOutcome.DAMAGED_SOURCE]
-    place.record(second, DrillOutcome.PROVEN, at=noon + timedelta(hours=4))
-    assert place.known()[:2] == [DrillOutcome.INTACT, DrillOutcome.PROVEN]
+    assert place.known() == [CheckOutcome.INTACT, CheckOutcome.DAMAGED_STORE, CheckOutcome.DAMAGED_SOURCE]
+    place.record(second, CheckOutcome.PROVEN, at=noon + timedelta(hours=4))
+    assert place.known()[:2] == [CheckOutcome.INTACT, CheckOutcome.PROVEN]
 
 
 def test_what_drills_found_is_read_once(place: Place) -> None:
@@ -279,7 +270,7 @@ def test_what_drills_found_is_read_once(place: Place) -> None:
         return sorted(store.calls)
 
     without = requests()
-    assert place.drill().outcome is Found.PROVEN
+    assert place.drill().outcome is CheckOutcome.PROVEN
     assert requests() == sorted([*without, "get"])
     assert requests() == without
 
@@ -294,8 +285,8 @@ class Sealed(FaultyStore):
 
 
 def test_keys_that_may_not_read_what_drills_found_are_enough_for_a_snapshot(place: Place) -> None:
-    """It says that damage is not mended from here."""
-    place.record(place.newest().id, DrillOutcome.FAILED, place.newest().packs[0].sha256)
+    """Keys that may not read drills take a snapshot, with a warning that damage is not repaired."""
+    place.record(place.newest().id, CheckOutcome.DAMAGED_STORE, place.newest().packs[0].sha256)
     place.change(1)
     (result,) = place.now(Sealed(place.store()))
     assert (result.outcome, result.replaced_packs) == (Outcome.CREATED, 0)

@@ -10,10 +10,12 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+from harness.extent import in_parts, part_of
 from harness.faults import DeadlyStore, FaultyStore, HookedStore, Killed, PretendingStore, RefusingStore
 from harness.rotation import GRACE, LAST_ONE, Ripe, Rotation, make_ripe
 
 from backupd.backup import Outcome
+from backupd.concurrency import Pace
 from backupd.config import RetentionSettings
 from backupd.errors import (
     BusyError,
@@ -24,15 +26,18 @@ from backupd.errors import (
     UnsupportedFormatError,
     UsageError,
 )
-from backupd.format.ids import SnapshotId
+from backupd.format import SnapshotId
 from backupd.format.manifest import encode_manifest
-from backupd.format.records import Drill, DrillOutcome, decode_trash, encode_drill
-from backupd.prune import note_begun, note_failure, note_success, prune, refusal_is_news, undelete
-from backupd.prune.pace import Pace
+from backupd.format.records import CheckOutcome, Drill, TrashEntry
+from backupd.jobs.prunes import is_worth_reporting
+from backupd.prune import PruneResult, prune, undelete
+from backupd.state import FailedSnapshot, failed_snapshot
 from backupd.store.directory import DirectoryStore
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from backupd.errors import BackupdError
 
 _FEWEST_CALLS = 20
 _KEEP_ALL = LAST_ONE.model_copy(update={"keep_last": 100})
@@ -83,7 +88,7 @@ def test_a_prune_removes_purges_deletes_and_finds(ripe: Ripe) -> None:
 
 
 def test_pruning_twice_removes_nothing_more(ripe: Ripe) -> None:
-    """Until time passes, the second prune finds everything done."""
+    """A second prune at the same time removes nothing more."""
     ripe.rotation.prune()
     before = ripe.rotation.objects()
     again = ripe.rotation.prune()
@@ -91,8 +96,8 @@ def test_pruning_twice_removes_nothing_more(ripe: Ripe) -> None:
     assert ripe.rotation.objects() == before
 
 
-def test_a_dry_run_tells_the_same_and_writes_nothing(ripe: Ripe) -> None:
-    """Not even to learn the store's time."""
+def test_a_dry_run_reports_what_a_prune_does_and_writes_nothing(ripe: Ripe) -> None:
+    """A dry run reports what a prune does and writes nothing, not even to learn the store's time."""
     before = ripe.rotation.objects()
     store = FaultyStore(ripe.rotation.store)
     planned = ripe.rotation.prune(store=store, is_dry_run=True)
@@ -103,7 +108,7 @@ def test_a_dry_run_tells_the_same_and_writes_nothing(ripe: Ripe) -> None:
 
 
 def test_removed_packs_are_freed_after_two_graces_and_not_before(rotation: Rotation) -> None:
-    """One in the trash, and one after a sweep found that nothing needs them."""
+    """Packs are freed after one grace in the trash, and one after a sweep found that nothing needs them."""
     rotation.snapshot("base")
     old = rotation.snapshot("x")
     rotation.snapshot("y")
@@ -128,33 +133,34 @@ def test_removed_packs_are_freed_after_two_graces_and_not_before(rotation: Rotat
 
 @pytest.mark.parametrize("is_after", [False, True])
 @pytest.mark.parametrize("kind", [FaultyStore, DeadlyStore])
+@in_parts
 def test_a_prune_that_breaks_off_at_any_call_loses_nothing(
-    made: Ripe, tmp_path: Path, kind: type[FaultyStore], *, is_after: bool
+    made: Ripe, tmp_path: Path, kind: type[FaultyStore], part: int, *, is_after: bool
 ) -> None:
     """The next ones finish the work: no trash beside a manifest, no record, no pack without a name is left over."""
-    calls, failed = 0, 0
-    while failed == calls:
-        ripe = made.copy(tmp_path / str(calls))
+    counting = made.copy(tmp_path / "count").rotation
+    counted = FaultyStore(counting.store)
+    assert counting.prune(store=counted).error is None
+    assert len(counted.calls) >= _FEWEST_CALLS
+    for number in part_of(range(len(counted.calls) + 1), part):
+        ripe = made.copy(tmp_path / str(number))
         rotation = ripe.rotation
-        store = kind(rotation.store, fail_at=calls, after=is_after)
+        store = kind(rotation.store, fail_at=number, after=is_after)
         try:
             broke_off = isinstance(rotation.prune(store=store).error, StoreUnavailableError)
         except Killed:
             broke_off = True
-        calls += 1
-        failed += broke_off
-        assert broke_off == (len(store.calls) >= calls)
+        assert broke_off == (len(store.calls) > number) == (number < len(counted.calls))
         assert rotation.ids()[-1] == ripe.newest
         trashed = {SnapshotId(name) for name in rotation.names("trash")}
         assert {*ripe.removed} <= trashed | {*rotation.ids()}
         rotation.assert_every_snapshot_restores()
         rotation.assert_no_leftovers()
         assert rotation.assert_every_snapshot_restores() == [ripe.newest]
-    assert failed >= _FEWEST_CALLS
 
 
 def test_refused_deletions_are_an_error_and_lose_nothing(ripe: Ripe) -> None:
-    """It stops at the first; when deletions work again, everything goes on."""
+    """A prune stops at the first refused deletion and loses nothing; later prunes complete it."""
     store = RefusingStore(ripe.rotation.store)
     result = ripe.rotation.prune(store=store)
     assert isinstance(result.error, StoreRefusedError)
@@ -166,24 +172,30 @@ def test_refused_deletions_are_an_error_and_lose_nothing(ripe: Ripe) -> None:
     assert ripe.rotation.ids() == [ripe.newest]
 
 
-def test_a_refusal_is_news_once(rotation: Rotation) -> None:
-    """Until a prune works again, or another store refuses."""
-    state, refused = rotation.host("a"), StoreRefusedError("cannot delete")
-    assert [refusal_is_news(state, "s3://one", refused) for _ in range(3)] == [True, False, False]
-    assert refusal_is_news(state, "s3://two", refused)
-    assert not refusal_is_news(state, "s3://one", StoreUnavailableError("down"))
-    assert not refusal_is_news(state, "s3://one", refused)
-    assert not refusal_is_news(state, "s3://one", None)
-    assert refusal_is_news(state, "s3://one", refused)
+def test_a_refused_deletion_is_reported_once(ripe: Ripe) -> None:
+    """A refused deletion is reported once, until a prune works again or another store refuses."""
+    state, refused = ripe.rotation.host("a"), StoreRefusedError("cannot delete")
+
+    def is_reported(store: str, error: BackupdError | None, purged: tuple[SnapshotId, ...] = ()) -> bool:
+        return is_worth_reporting(PruneResult(database="app", store=store, purged=purged, error=error), state)
+
+    assert [is_reported("s3://one", refused) for _ in range(3)] == [True, False, False]
+    assert is_reported("s3://two", refused)
+    assert is_reported("s3://one", StoreUnavailableError("down"))
+    assert not is_reported("s3://one", refused)
+    assert not is_reported("s3://one", None)
+    assert not is_reported("s3://one", refused)
+    assert is_reported("s3://one", None, purged=(ripe.purged,))
+    assert is_reported("s3://one", refused)
 
 
 @pytest.mark.parametrize(
     ("part", "done"), [("snapshots", "removed"), ("packs", "deleted_packs"), ("trash", "purged")], ids=str
 )
 def test_deletions_that_did_not_happen_are_noticed(ripe: Ripe, part: str, done: str) -> None:
-    """A store that acknowledges them and does nothing is not believed."""
+    """A store that acknowledges deletions and does nothing is detected."""
     result = ripe.rotation.prune(store=PretendingStore(ripe.rotation.store, part=f"/{part}/"))
-    assert isinstance(result.error, StoreRefusedError)  # told once by a backup, like any refusal
+    assert isinstance(result.error, StoreRefusedError)  # reported once by a backup, like any refusal
     assert "acknowledged" in result.error.message
     assert not getattr(result, done)
     ripe.rotation.assert_every_snapshot_restores()
@@ -191,9 +203,9 @@ def test_deletions_that_did_not_happen_are_noticed(ripe: Ripe, part: str, done: 
     assert ripe.rotation.assert_every_snapshot_restores() == [ripe.newest]
 
 
-def test_strangers_are_left_alone_and_named(ripe: Ripe) -> None:
-    """Whatever lies below the prefix and is not spelled as the format says, ids without a date included."""
-    strangers = (
+def test_foreign_objects_are_left_alone_and_named(ripe: Ripe) -> None:
+    """Objects that are not spelled as the format says, even ids without a date, are named and left alone."""
+    foreign_objects = (
         "app/notes.txt",
         "app/packs/0000.zst",
         f"app/packs/{'0' * 64}.zst.bak",
@@ -201,22 +213,22 @@ def test_strangers_are_left_alone_and_named(ripe: Ripe) -> None:
         "app/sweeps/20261399T000000000Z-00000000.json",
         "app/trash/x.json",
     )
-    for key in strangers:
+    for key in foreign_objects:
         ripe.rotation.put(key, b"precious")
     ripe.rotation.put("application/notes.txt", b"of another database")
     ripe.rotation.age()
     result = ripe.rotation.prune()
     assert result.error is None
-    assert result.strangers == strangers
+    assert result.foreign == foreign_objects
     for _ in range(3):
         ripe.rotation.age()
-        assert ripe.rotation.prune().strangers == strangers
-    assert all((ripe.rotation.root / key).read_bytes() == b"precious" for key in strangers)
+        assert ripe.rotation.prune().foreign == foreign_objects
+    assert all((ripe.rotation.root / key).read_bytes() == b"precious" for key in foreign_objects)
     assert (ripe.rotation.root / "application/notes.txt").exists()
 
 
 def test_a_damaged_manifest_stops_everything(ripe: Ripe) -> None:
-    """It may need any pack."""
+    """A damaged manifest stops a prune, because it may need any pack."""
     _damage(ripe.rotation, f"app/snapshots/{ripe.removed[0]}.json")
     before = ripe.rotation.objects()
     result = ripe.rotation.prune()
@@ -240,7 +252,7 @@ def test_a_damaged_trash_entry_keeps_all_space(ripe: Ripe) -> None:
 
 @pytest.mark.parametrize("directory", ["snapshots", "trash"])
 def test_what_goes_while_it_is_read_stops_everything(ripe: Ripe, directory: str) -> None:
-    """Another host removes or undeletes: what has gone from one place may be in another, unseen."""
+    """An object that another host removes while it is read stops a prune, because it may be elsewhere, unseen."""
     rotation = ripe.rotation
     (gone,) = [key for key in rotation.objects() if f"/{directory}/" in key and str(ripe.newest) not in key][:1]
     before = rotation.objects()
@@ -277,60 +289,67 @@ def test_without_a_policy_nothing_is_removed(ripe: Ripe) -> None:
     assert ripe.rotation.objects() == before
 
 
-def test_an_empty_policy_only_ends_what_was_begun_by_hand(ripe: Ripe) -> None:
-    """No snapshot is removed; what somebody forgot is freed after its grace."""
+def test_empty_policy_only_completes_forgotten_snapshots(ripe: Ripe) -> None:
+    """An empty policy removes no snapshot, and frees what was forgotten by hand after its grace."""
     empty = LAST_ONE.model_copy(update={"keep_last": 0})
     result = ripe.rotation.prune(policy=empty)
     assert (result.removed, result.purged, result.deleted_packs) == ((), (ripe.purged,), 1)
     assert ripe.rotation.assert_every_snapshot_restores() == [*ripe.removed, ripe.newest]
 
 
-def test_a_store_without_backups_is_told(rotation: Rotation) -> None:
-    """And stays without."""
+def test_a_prune_of_a_store_without_backups_is_an_error(rotation: Rotation) -> None:
+    """The prune does not make it a repository."""
     assert isinstance(rotation.prune().error, NoSuchObjectError)
     assert not rotation.root.exists()
 
 
 def test_a_prune_waits_for_a_snapshot_on_the_same_host(ripe: Ripe) -> None:
-    """Both hold the lock on the database in the store."""
+    """A prune is refused while a snapshot on the same host holds the lock of the database in the store."""
     with ripe.rotation.host("a").lock(f"app in {ripe.rotation.store.url}", timeout=0):
         result = prune(
-            ripe.rotation.repository(), "app", LAST_ONE, ripe.rotation.host("a"), now=datetime.now(UTC), lock_seconds=0
+            ripe.rotation.repository().archive("app"),
+            LAST_ONE,
+            now=datetime.now(UTC),
+            lock_seconds=0,
         )
     assert isinstance(result.error, BusyError)
 
 
 def test_a_lock_is_one_for_all_names_of_a_directory(ripe: Ripe) -> None:
-    """Through a symbolic link, too."""
+    """A store has one lock by all names of its directory, such as a symbolic link."""
     rotation = ripe.rotation
     (rotation.home / "link").symlink_to(rotation.root)
     linked = rotation.repository(store=DirectoryStore(rotation.home / "link"))
-    with linked.lock("app", timeout=0), pytest.raises(BusyError), rotation.repository().lock("app", timeout=0):
+    with (
+        linked.archive("app").lock(timeout=0),
+        pytest.raises(BusyError),
+        rotation.repository().archive("app").lock(timeout=0),
+    ):
         pass
-    with linked.lock("app", timeout=0), rotation.repository().lock("other", timeout=0):
+    with linked.archive("app").lock(timeout=0), rotation.repository().archive("other").lock(timeout=0):
         pass
 
 
-def test_a_removal_that_broke_off_is_begun_anew(ripe: Ripe) -> None:
+def test_an_interrupted_removal_starts_again(ripe: Ripe) -> None:
     """What is in the trash and still there has its whole grace before it when it goes."""
     first = ripe.removed[0]
     ripe.rotation.forget(first)
     trashed = ripe.rotation.root / f"app/trash/{first}.json"
-    (ripe.rotation.root / f"app/snapshots/{first}.json").write_bytes(decode_trash(trashed.read_bytes()).content)
+    (ripe.rotation.root / f"app/snapshots/{first}.json").write_bytes(TrashEntry.decode(trashed.read_bytes()).content)
     ripe.rotation.age()
     result = ripe.rotation.prune()
     assert [*result.removed] == ripe.removed
     assert result.purged == (ripe.purged,)
-    assert decode_trash(trashed.read_bytes()).reason == "no rule keeps it"
+    assert TrashEntry.decode(trashed.read_bytes()).reason == "no rule keeps it"
     assert ripe.rotation.prune().purged == ()
 
 
 def test_stale_trash_beside_a_snapshot_stays(ripe: Ripe) -> None:
-    """It does no harm, and another host may be about to delete the manifest: then it is all that there is."""
+    """A trash entry beside its snapshot stays, because another host may be about to delete the manifest."""
     first, keep_all = ripe.removed[0], LAST_ONE.model_copy(update={"keep_last": 100})
     ripe.rotation.forget(first)
     trashed = ripe.rotation.root / f"app/trash/{first}.json"
-    ripe.rotation.put(f"app/snapshots/{first}.json", decode_trash(trashed.read_bytes()).content)
+    ripe.rotation.put(f"app/snapshots/{first}.json", TrashEntry.decode(trashed.read_bytes()).content)
     assert first not in ripe.rotation.prune(policy=keep_all).purged
     assert trashed.exists()
     ripe.rotation.age()
@@ -340,7 +359,7 @@ def test_stale_trash_beside_a_snapshot_stays(ripe: Ripe) -> None:
 
 
 def test_a_removed_snapshot_that_another_host_took_out_of_the_trash_is_put_back(ripe: Ripe, tmp_path: Path) -> None:
-    """It saw the entry beside the manifest, took it for a stale one, and the manifest was deleted right then."""
+    """A trash entry that another host deletes right before the manifest goes is put again."""
     counting = ripe.rotation.copy(tmp_path / "count")
     counted = HookedStore(counting.store)
     counting.prune(store=counted)
@@ -349,10 +368,10 @@ def test_a_removed_snapshot_that_another_host_took_out_of_the_trash_is_put_back(
         ripe.rotation.store, at=counted.steps.index("delete"), hook=lambda: ripe.rotation.store.delete(key)
     )
     assert ripe.rotation.prune(store=hooked).error is None
-    assert decode_trash((ripe.rotation.root / key).read_bytes()).manifest.id == ripe.removed[0]
+    assert TrashEntry.decode((ripe.rotation.root / key).read_bytes()).manifest.id == ripe.removed[0]
 
 
-def test_a_removal_that_broke_off_while_somebody_undeleted_is_healed(ripe: Ripe, tmp_path: Path) -> None:
+def test_an_interrupted_removal_beside_an_undelete_is_healed(ripe: Ripe, tmp_path: Path) -> None:
     """The snapshot came back between its trash entry and the end of its manifest, and then the network failed."""
     rotation, first = ripe.rotation, ripe.removed[0]
     counted = HookedStore(ripe.copy(tmp_path / "count").rotation.store)
@@ -363,7 +382,7 @@ def test_a_removal_that_broke_off_while_somebody_undeleted_is_healed(ripe: Ripe,
     hooked = HookedStore(
         FaultyStore(rotation.store, fail_at=delete + 1),
         at=at,
-        hook=lambda: undelete(rotation.repository("b"), "app", first),
+        hook=lambda: undelete(rotation.repository("b").archive("app"), first),
     )
     assert isinstance(rotation.prune(store=hooked).error, StoreUnavailableError)
     assert rotation.prune("b", policy=None).error is None
@@ -373,11 +392,11 @@ def test_a_removal_that_broke_off_while_somebody_undeleted_is_healed(ripe: Ripe,
 
 
 def test_what_was_undeleted_is_never_purged(ripe: Ripe) -> None:
-    """Not even when its packs have gone, so that it cannot be put back: they may be found again."""
+    """A snapshot that was undeleted is never purged, even if it cannot be put back because its packs are gone."""
     rotation = ripe.rotation
     rotation.put(f"app/undeleted/{ripe.purged}.json", b"{}\n")
     file = rotation.root / f"app/trash/{ripe.purged}.json"
-    pack = decode_trash(file.read_bytes()).manifest.packs[-1].sha256
+    pack = TrashEntry.decode(file.read_bytes()).manifest.packs[-1].sha256
     (rotation.root / f"app/packs/{pack}.zst").rename(rotation.home / "elsewhere")
     result = rotation.prune()
     assert (result.error, result.purged) == (None, ())
@@ -388,7 +407,7 @@ def test_what_was_undeleted_is_never_purged(ripe: Ripe) -> None:
 
 
 def test_marks_of_what_is_gone_go_after_a_grace(ripe: Ripe) -> None:
-    """Not before: somebody may be about to put the manifest back."""
+    """The mark of a snapshot that is gone stays for a grace, because another host may put the manifest back."""
     rotation, key = ripe.rotation, "app/undeleted/20200101T000000000Z-00000000.json"
     rotation.put(key, b"{}\n")
     assert rotation.prune().error is None
@@ -401,8 +420,8 @@ def test_marks_of_what_is_gone_go_after_a_grace(ripe: Ripe) -> None:
 # How long it takes
 
 
-def test_what_takes_too_long_is_left_to_the_next_prune(ripe: Ripe) -> None:
-    """Each prune gets a step further, so that a store that is slow is pruned too."""
+def test_slow_work_is_left_to_the_next_prune(ripe: Ripe) -> None:
+    """Each prune of a slow store gets a step further, until nothing is left."""
     rotation = ripe.rotation
     unfinished = []
     for number in range(1, 10):
@@ -411,7 +430,10 @@ def test_what_takes_too_long_is_left_to_the_next_prune(ripe: Ripe) -> None:
     rotation.age()
     for _ in range(20):
         result = prune(
-            rotation.repository(), "app", LAST_ONE, rotation.host("a"), now=datetime.now(UTC), pace=Pace(seconds=0)
+            rotation.repository().archive("app"),
+            LAST_ONE,
+            now=datetime.now(UTC),
+            pace=Pace(seconds=0),
         )
         assert result.error is None
         assert len(result.removed) <= 1
@@ -427,7 +449,7 @@ def test_what_takes_too_long_is_left_to_the_next_prune(ripe: Ripe) -> None:
 
 
 def test_many_things_are_done_at_once() -> None:
-    """But the first one alone, so that a store that refuses is asked once; after an error nothing more is begun."""
+    """Several tasks run at once, but the first runs alone, and none begins after an error."""
     done: list[int] = []
     together = threading.Barrier(4, timeout=60)
 
@@ -452,7 +474,7 @@ def test_many_things_are_done_at_once() -> None:
 
 
 def test_the_rest_is_left_when_the_time_is_up() -> None:
-    """Except for the first."""
+    """The tasks that are left when the time is up are counted and not begun."""
     times = iter([0.0, 1.0, 19.9, 20.0, 21.0, 22.0])
     done: list[int] = []
     assert Pace(clock=lambda: next(times)).each(done.append, range(6)) == 3
@@ -483,7 +505,7 @@ def _shrink(rotation: Rotation, *statements: str) -> SnapshotId:
     ids=["emptied and vacuumed", "emptied", "table gone"],
 )
 def test_a_newest_snapshot_that_lost_much_holds_everything(ripe: Ripe, statements: list[str], said: str) -> None:
-    """Until somebody says that it is right; the store remembers that, for every host."""
+    """A newest snapshot that lost much holds every prune, on every host, until the loss is accepted."""
     rotation = ripe.rotation
     newest = _shrink(rotation, *statements)
     before = rotation.names("snapshots"), rotation.names("trash")
@@ -534,7 +556,7 @@ def test_a_hold_lasts_until_it_is_accepted(ripe: Ripe) -> None:
 
 
 def test_there_is_nothing_to_accept_without_a_hold(ripe: Ripe) -> None:
-    """The next loss holds all the same."""
+    """The next loss still holds."""
     rotation = ripe.rotation
     assert rotation.prune(policy=_KEEP_ALL, accepts_shrink=True).accepted is None
     assert "app/retention.json" not in rotation.objects()
@@ -546,7 +568,7 @@ def test_a_clock_behind_the_newest_snapshot_holds(ripe: Ripe) -> None:
     """Ages would be wrong."""
     before = ripe.rotation.names("snapshots"), ripe.rotation.names("trash")
     early = datetime.now(UTC) - timedelta(days=2)
-    result = prune(ripe.rotation.repository(), "app", LAST_ONE, ripe.rotation.host("a"), now=early)
+    result = prune(ripe.rotation.repository().archive("app"), LAST_ONE, now=early)
     assert result.hold is not None
     assert "clock" in result.hold.message
     assert (ripe.rotation.names("snapshots"), ripe.rotation.names("trash")) == before
@@ -556,20 +578,21 @@ def test_a_failed_snapshot_holds_removal_and_lets_space_be_freed(ripe: Ripe) -> 
     """Space may be what was missing. The next success ends it."""
     rotation = ripe.rotation
     state, url, at = rotation.host("a"), rotation.store.url, datetime(2026, 11, 22, 8, tzinfo=UTC)
-    note_failure(state, "app", url, StoreUnavailableError("the disk is gone"), now=at)
+    failed_snapshot(state, "app", url).write(FailedSnapshot(at, "the disk is gone"))
     held = rotation.prune()
     assert held.hold is not None
     assert "failed at 2026-11-22T08:00:00Z: the disk is gone" in held.hold.message
     assert (held.removed, held.purged, held.deleted_packs) == ((), (ripe.purged,), 1)
-    note_success(state, "app", url)
+    failed_snapshot(state, "app", url).remove()
     assert [*rotation.prune().removed] == ripe.removed
 
 
 def test_a_snapshot_that_was_killed_is_a_failed_one(ripe: Ripe) -> None:
-    """It left a note when it began, and nobody took that away; by whatever name the store's directory is known."""
+    """The note of a snapshot that was killed is a failure that holds, by any name of the store's directory."""
     rotation, at = ripe.rotation, datetime(2026, 11, 22, 8, tzinfo=UTC)
     (rotation.home / "link").symlink_to(rotation.root)
-    note_begun(rotation.host("a"), "app", str(rotation.home / "link"), now=at)
+    failure = failed_snapshot(rotation.host("a"), "app", str(rotation.home / "link"))
+    failure.write(FailedSnapshot(at, "it was interrupted"))
     held = rotation.prune()
     assert held.hold is not None
     assert "failed at 2026-11-22T08:00:00Z: it was interrupted" in held.hold.message
@@ -579,36 +602,36 @@ def test_a_snapshot_that_was_killed_is_a_failed_one(ripe: Ripe) -> None:
 # What always stays
 
 
-def _drill(rotation: Rotation, snapshot_id: SnapshotId, outcome: DrillOutcome) -> None:
+def _drill(rotation: Rotation, snapshot_id: SnapshotId, outcome: CheckOutcome) -> None:
     drill = Drill(snapshot=snapshot_id, database="app", outcome=outcome, at=datetime.now(UTC))
-    rotation.put(f"app/drills/{snapshot_id}.json", encode_drill(drill))
+    rotation.put(f"app/drills/{snapshot_id}.json", drill.encode())
 
 
 def test_the_newest_proven_snapshot_stays(ripe: Ripe) -> None:
-    """Of several the newest; a drill that failed before that proves nothing, and holds nothing."""
+    """The newest proven snapshot stays; a drill that found damage before it holds nothing."""
     first, third = ripe.removed
-    _drill(ripe.rotation, first, DrillOutcome.FAILED)
-    _drill(ripe.rotation, third, DrillOutcome.PROVEN)
+    _drill(ripe.rotation, first, CheckOutcome.DAMAGED_STORE)
+    _drill(ripe.rotation, third, CheckOutcome.PROVEN)
     assert ripe.rotation.prune().removed == (first,)
-    _drill(ripe.rotation, ripe.newest, DrillOutcome.PROVEN)
+    _drill(ripe.rotation, ripe.newest, CheckOutcome.PROVEN)
     assert ripe.rotation.prune().removed == (third,)
 
 
 def test_the_newest_intact_snapshot_stays_beside_the_proven_one(ripe: Ripe) -> None:
-    """Nobody has restored it, but its bytes are right, and the proven one is older."""
+    """The newest intact snapshot stays beside the newest proven one, if that one is older."""
     first, third = ripe.removed
-    _drill(ripe.rotation, first, DrillOutcome.PROVEN)
-    _drill(ripe.rotation, third, DrillOutcome.INTACT)
+    _drill(ripe.rotation, first, CheckOutcome.PROVEN)
+    _drill(ripe.rotation, third, CheckOutcome.INTACT)
     assert ripe.rotation.prune().removed == ()
     with pytest.raises(UsageError, match="the newest snapshot that was read and found intact"):
         ripe.rotation.forget(third)
-    _drill(ripe.rotation, third, DrillOutcome.PROVEN)
+    _drill(ripe.rotation, third, CheckOutcome.PROVEN)
     assert ripe.rotation.prune().removed == (first,)
 
 
-@pytest.mark.parametrize("outcome", [DrillOutcome.FAILED, DrillOutcome.DAMAGED_SOURCE])
-def test_damage_of_the_newest_snapshot_that_was_tested_holds(ripe: Ripe, outcome: DrillOutcome) -> None:
-    """Nothing is moved to the trash nor purged from it, until a newer one is proven; nobody has to accept anything."""
+@pytest.mark.parametrize("outcome", [CheckOutcome.DAMAGED_STORE, CheckOutcome.DAMAGED_SOURCE])
+def test_damage_of_the_newest_snapshot_that_was_tested_holds(ripe: Ripe, outcome: CheckOutcome) -> None:
+    """Damage of the newest tested snapshot holds, whatever is accepted, until a newer one is proven."""
     third = ripe.removed[1]
     _drill(ripe.rotation, third, outcome)
     held = ripe.rotation.prune()
@@ -616,16 +639,16 @@ def test_damage_of_the_newest_snapshot_that_was_tested_holds(ripe: Ripe, outcome
     assert str(third) in held.hold.message
     assert (held.removed, held.purged) == ((), ())
     assert ripe.rotation.prune(accepts_shrink=True).hold == held.hold
-    _drill(ripe.rotation, ripe.newest, DrillOutcome.PROVEN)
+    _drill(ripe.rotation, ripe.newest, CheckOutcome.PROVEN)
     after = ripe.rotation.prune()
     assert (after.hold, [*after.removed]) == (None, ripe.removed)
 
 
 def test_an_unreadable_drill_counts_as_proof_besides_the_newest_one(ripe: Ripe) -> None:
-    """When in doubt, more is kept."""
+    """An unreadable drill keeps its snapshot as a proof, and the newest proven one stays, too."""
     first, third = ripe.removed
-    _drill(ripe.rotation, first, DrillOutcome.PROVEN)
-    _drill(ripe.rotation, third, DrillOutcome.FAILED)
+    _drill(ripe.rotation, first, CheckOutcome.PROVEN)
+    _drill(ripe.rotation, third, CheckOutcome.DAMAGED_STORE)
     _damage(ripe.rotation, f"app/drills/{third}.json")
     assert ripe.rotation.prune().removed == ()
 
@@ -634,7 +657,7 @@ def test_an_unreadable_drill_counts_as_proof_besides_the_newest_one(ripe: Ripe) 
 
 
 def test_nothing_to_do_costs_one_listing_and_two_small_reads(rotation: Rotation) -> None:
-    """With a hundred snapshots and as many removed ones, whose manifests this host has read once."""
+    """A prune with nothing to do costs three requests with a hundred snapshots and as many removed ones."""
     rotation.snapshot("base")
     (first,) = rotation.manifests()
     for number in range(2, 201):
@@ -653,22 +676,23 @@ def test_nothing_to_do_costs_one_listing_and_two_small_reads(rotation: Rotation)
 
 
 def test_the_cache_may_be_lost_or_damaged(ripe: Ripe) -> None:
-    """It is read again, and what it has of a record is believed only when that proves itself."""
+    """A lost or damaged cache is read again, and does not change what a prune does."""
     ripe.rotation.prune()
     expected = ripe.rotation.prune(is_dry_run=True)
-    for file in (ripe.rotation.home / "state-a/cache").rglob("*.record"):
-        file.write_bytes(bytes(len(file.read_bytes())))
+    with closing(sqlite3.connect(ripe.rotation.home / "state-a/.state.db", isolation_level=None)) as connection:
+        assert connection.execute("UPDATE records SET content = zeroblob(length(content))").rowcount > 0
+        assert connection.execute("UPDATE manifests SET packs = zeroblob(length(packs))").rowcount > 0
     assert ripe.rotation.prune(is_dry_run=True) == expected
     shutil.rmtree(ripe.rotation.home / "state-a")
     assert ripe.rotation.prune(is_dry_run=True) == expected
 
 
 def test_trash_entries_hold_the_manifest_as_it_was(ripe: Ripe) -> None:
-    """With the time and the reason of the removal."""
+    """A trash entry has the manifest byte for byte, with the time and the reason of its removal."""
     before = {each: (ripe.rotation.root / f"app/snapshots/{each}.json").read_bytes() for each in ripe.removed}
     ripe.rotation.prune()
     for snapshot_id, content in before.items():
-        entry = decode_trash((ripe.rotation.root / f"app/trash/{snapshot_id}.json").read_bytes())
+        entry = TrashEntry.decode((ripe.rotation.root / f"app/trash/{snapshot_id}.json").read_bytes())
         assert entry.content == content
         assert entry.reason == "no rule keeps it"
         assert datetime.now(UTC) - entry.removed_at < timedelta(minutes=5)

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backupd.errors import NoSuchSnapshotError, UsageError
-from backupd.format.ids import SnapshotId
+from backupd.format import SnapshotId
 from backupd.format.manifest import Manifest, SnapshotKind, SourceFacts, Writer
-from backupd.reference import is_tag, parse_reference, resolve
+from backupd.repository.references import is_tag, parse_reference, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -124,13 +124,13 @@ def test_latest_counts_regular_snapshots_backwards(text: str, sequence: int | No
     ("text", "sequence"), [("before-restore", 4), ("before-restore~0", 4), ("before-restore~1", None)]
 )
 def test_safety_snapshots_have_a_word_of_their_own(text: str, sequence: int | None):
-    """It counts those that were taken for a restore, and no others."""
+    """The word before-restore counts the snapshots that were taken for a restore, and no others."""
     assert parse_reference(text).names_one_moment
     assert found(text) == sequence
 
 
 def test_the_newest_is_the_last_of_the_list_not_the_one_with_the_latest_id():
-    """Which one is newer is not decided by a clock: the order of the list, by sequence, is."""
+    """The newest snapshot is the last one by sequence, not the one with the latest clock."""
     behind = (*_HISTORY, snapshot("20261101T000000000Z-eeee0000", sequence=6))
     assert found("latest", behind) == 6
     assert found("2026-11-22T12:00Z", behind) == 6
@@ -193,7 +193,7 @@ def test_ages_count_back_from_now(text: str, sequence: int | None):
     ("text", "sequence"), [("v1", 2), ("keep", 1), ("before-migration+2", 3), ("v2", 4), ("v", None)]
 )
 def test_tags_mean_the_newest_snapshot_that_has_them(text: str, sequence: int | None):
-    """A tag is compared whole; kinds do not matter, because somebody gave it on purpose."""
+    """A tag is compared whole; kinds do not matter, because it was given on purpose."""
     assert parse_reference(text).is_tag
     assert found(text) == sequence
 
@@ -268,8 +268,8 @@ def test_times_that_do_not_exist_are_refused(text: str):
 
 @pytest.mark.parametrize("text", ["../x@latest", "a b@latest", "\udcff@v1", "restore.md@2h"])
 def test_what_is_no_name_of_a_database_is_refused(text: str):
-    """It would become a part of an object's key."""
-    with pytest.raises(UsageError, match="can not be a database's name"):
+    """A reference with an invalid name of a database, which would become a part of a key, is refused."""
+    with pytest.raises(UsageError, match="cannot be the name of a database"):
         parse_reference(text)
 
 

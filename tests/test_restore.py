@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backupd.backup import Wish, back_up
+from backupd.backup import SnapshotRequest, back_up
 from backupd.config import Database, Settings
 from backupd.errors import BusyError, TargetExistsError, TargetUnwritableError
 from backupd.live.files import make_partial
 from backupd.repository import Repository
-from backupd.repository.manifests import read_history
 from backupd.restore import RestoreResult, reject_unusable_target, restore_to_file
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
@@ -35,15 +34,28 @@ class Snapshotted:
             connection.execute("CREATE TABLE t (a)")
             connection.executemany("INSERT INTO t VALUES (?)", ((f"{number:0500}",) for number in range(500)))
         store, state = DirectoryStore(root / "store"), StateDirectory(root / "state")
-        back_up(Database(name="app", path=path), [store], Settings(), state, wish=Wish(), on_progress=lambda _: None)
+        back_up(
+            Database(name="app", path=path),
+            [Repository(store, state)],
+            Settings(),
+            request=SnapshotRequest(),
+            on_progress=lambda _: None,
+        )
         self.image = path.read_bytes()
         self.repository = Repository(store, state)
-        self.manifest: Manifest = read_history(self.repository, "app").manifests[0]
+        self.manifest: Manifest = self.repository.archive("app").history().manifests[0]
 
     def restore(
         self, target: Path, *, force: bool = False, look: Callable[[object], None] = lambda _: None
     ) -> RestoreResult:
-        return restore_to_file(self.repository, self.manifest, target, force=force, as_source=False, on_progress=look)
+        return restore_to_file(
+            self.repository.archive(self.manifest.database),
+            self.manifest,
+            target,
+            force=force,
+            as_source=False,
+            on_progress=look,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +64,8 @@ def snapshotted(tmp_path_factory: pytest.TempPathFactory) -> Snapshotted:
     return Snapshotted(tmp_path_factory.mktemp("snapshotted"))
 
 
-def test_restores_to_one_file_at_once_leave_it_whole(snapshotted: Snapshotted, tmp_path: Path) -> None:
-    """Each of them succeeds or says that another one is running; the file is never empty or partial."""
+def test_simultaneous_restores_to_one_file_leave_it_whole(snapshotted: Snapshotted, tmp_path: Path) -> None:
+    """Each of several restores to one file succeeds or is busy, and the file is never partial."""
     target = tmp_path / "restored.db"
     snapshotted.restore(target)
 
@@ -73,7 +85,7 @@ def test_restores_to_one_file_at_once_leave_it_whole(snapshotted: Snapshotted, t
 
 
 def test_partial_file_of_a_killed_restore_is_taken_over(snapshotted: Snapshotted, tmp_path: Path) -> None:
-    """Nobody has to tidy up by hand."""
+    """Cleaning up takes no person."""
     (tmp_path / ".restored.db.backupd-partial").mkdir(mode=0o700)
     (tmp_path / ".restored.db.backupd-partial/image").write_bytes(b"x" * 10**6)
     snapshotted.restore(tmp_path / "restored.db")
@@ -94,8 +106,10 @@ def test_journal_of_a_killed_restore_is_not_applied_to_the_next_image(tmp_path: 
 
 
 @pytest.mark.parametrize("kind", ["nothing", "file", "pipe", "directory", "link"])
-def test_no_other_user_can_open_what_has_no_name_yet(snapshotted: Snapshotted, tmp_path: Path, kind: str) -> None:
-    """Whatever they put in its place, and kept open: the file is made by this process, where no other can enter."""
+def test_no_other_user_can_open_a_restored_file_without_a_name(
+    snapshotted: Snapshotted, tmp_path: Path, kind: str
+) -> None:
+    """The unnamed file is made in a private directory, whatever another user put in its place."""
     squatted = tmp_path / ".restored.db.backupd-partial"
     match kind:
         case "file":
@@ -126,7 +140,7 @@ def test_no_other_user_can_open_what_has_no_name_yet(snapshotted: Snapshotted, t
     assert {*tmp_path.iterdir()} == before | {tmp_path / "restored.db"}
 
 
-def test_directory_that_was_exchanged_during_a_restore(snapshotted: Snapshotted, tmp_path: Path) -> None:
+def test_file_of_another_user_does_not_count_as_restored(snapshotted: Snapshotted, tmp_path: Path) -> None:
     """The file of another user may get the name, as they could give it to any; but it does not count as restored."""
     private = tmp_path / ".restored.db.backupd-partial"
 
@@ -136,14 +150,16 @@ def test_directory_that_was_exchanged_during_a_restore(snapshotted: Snapshotted,
             private.mkdir()
             (private / "image").write_bytes(snapshotted.image)
 
-    with pytest.raises(TargetUnwritableError, match="another user has put a file of theirs in the place of"):
+    with pytest.raises(TargetUnwritableError, match="another user has put a file in the place of"):
         snapshotted.restore(tmp_path / "restored.db", look=exchange)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
 @pytest.mark.parametrize("is_there", [True, False])
-def test_target_that_another_user_leads_elsewhere(snapshotted: Snapshotted, tmp_path: Path, *, is_there: bool) -> None:
-    """Neither is a file overwritten through their link, nor one made where only root may."""
+def test_target_behind_the_link_of_another_user_is_refused(
+    snapshotted: Snapshotted, tmp_path: Path, *, is_there: bool
+) -> None:
+    """A target behind another user's link is refused, whether it exists or not."""
     (tmp_path / "theirs").mkdir()
     (tmp_path / "ours").mkdir()
     if is_there:
@@ -169,13 +185,13 @@ def test_leftover_that_sqlite_would_apply_is_refused(
 
 @pytest.mark.parametrize("suffix", ["-wal", "-journal"])
 def test_pipe_under_the_name_of_a_log_is_refused(snapshotted: Snapshotted, tmp_path: Path, suffix: str) -> None:
-    """At once: who opens a pipe for reading waits for a writer, who may never come."""
+    """A pipe under the name of a log is refused at once, and not opened."""
     os.mkfifo(tmp_path / f"restored.db{suffix}")
     with pytest.raises(TargetExistsError, match="left of a file that is gone"):
         snapshotted.restore(tmp_path / "restored.db")
 
 
-def test_empty_log_and_its_index_are_in_nobodys_way(snapshotted: Snapshotted, tmp_path: Path) -> None:
+def test_empty_log_and_its_index_do_not_prevent_a_restore(snapshotted: Snapshotted, tmp_path: Path) -> None:
     """A read-only look at an idle database leaves them, and the file may be lost after that."""
     for suffix in ("-wal", "-shm"):
         (tmp_path / f"restored.db{suffix}").touch()
@@ -197,7 +213,7 @@ def test_database_is_never_parted_from_its_log(snapshotted: Snapshotted, tmp_pat
 
 
 def test_leftover_of_a_lost_file_is_moved_aside_by_force(snapshotted: Snapshotted, tmp_path: Path) -> None:
-    """None that was there before is overwritten."""
+    """With --force the log of a lost file is moved aside, and overwrites none that was kept before."""
     target = tmp_path / "restored.db"
     for content in (b"left over", b"left over later"):
         (tmp_path / "restored.db-wal").write_bytes(content)
@@ -207,16 +223,16 @@ def test_leftover_of_a_lost_file_is_moved_aside_by_force(snapshotted: Snapshotte
     assert kept == {b"left over", b"left over later"}
 
 
-def test_file_inside_a_store_is_no_target(snapshotted: Snapshotted) -> None:
+def test_target_inside_a_store_is_refused(snapshotted: Snapshotted) -> None:
     """A slip of the keyboard must not replace a pack."""
     pack = next((Path(snapshotted.repository.url) / "app" / "packs").iterdir())
     with pytest.raises(TargetUnwritableError, match="inside the store"):
         snapshotted.restore(pack, force=True)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
-def test_directory_that_may_not_be_looked_into_is_a_clear_refusal(tmp_path: Path) -> None:
-    """Even asking whether the target exists is forbidden there."""
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+def test_unreadable_directory_is_refused_with_a_reason(tmp_path: Path) -> None:
+    """A target in a directory that may not be searched is refused with that reason."""
     tmp_path.chmod(0o700)
     os.seteuid(65534)
     try:

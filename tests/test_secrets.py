@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 from harness.cli import CommandLine, Finished, finish
+from harness.extent import slow
 from harness.loopback import loopback
 from harness.place import change_rows, create_database
 from harness.site import new_site
 from harness.watching import looking_all_the_time
 
-from backupd.children import child_environment
+from backupd.system.processes import child_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -41,16 +42,16 @@ _APPLICATION = f"the-{_MARK}-of-the-application"
 _BROKEN = """
 import sys
 from backupd import __main__
-from backupd.store.s3 import S3Store
+from backupd.store.s3 import Requests
 
 def broken(*arguments, **keywords):
     raise RuntimeError("broken on purpose")
 
-S3Store.bounded = broken
+Requests.run = broken
 sys.argv = ["backupd", "list"]
 __main__.main()
 """
-_CHILDREN = ("backupd.capture.child", "backupd.live.soundness", "backupd.doctor.child")
+_CHILDREN = ("backupd.capture.child", "backupd.live.soundness", "backupd.doctor.database_child")
 
 
 @dataclass(slots=True)
@@ -68,11 +69,11 @@ class _Processes:
                 command = entry.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 environment = entry.joinpath("environ").read_bytes().decode(errors="replace")
             except OSError:
-                continue  # it has ended, or is somebody else's
+                continue  # it has ended, or belongs to another user
             if "backupd" in command:
                 self.command_lines.add(command)
             for child in _CHILDREN:
-                if f"-m backupd.children {child}" in command:
+                if f"-m backupd.system.processes {child}" in command:
                     self.environments.setdefault(child, set()).add(environment)
 
 
@@ -87,8 +88,8 @@ def _watched() -> Iterator[_Processes]:
 def _refusing(handler: Handler, request: Request) -> None:
     """A server that refuses the keys, and says more than is good for anybody."""
     if request.method in {"PUT", "GET", "HEAD"} and "bucket" in request.path:
-        told = f"{request.headers.get('Authorization')} with {request.headers.get('x-amz-security-token')}"
-        handler.error(403, "SignatureDoesNotMatch", told)
+        reported = f"{request.headers.get('Authorization')} with {request.headers.get('x-amz-security-token')}"
+        handler.error(403, "SignatureDoesNotMatch", reported)
     else:
         handler.answer(500, b"no")
 
@@ -168,7 +169,7 @@ def place(tmp_path: Path, moto: S3Server) -> Iterator[_Place]:
 
 
 def _by_hand(place: _Place) -> list[Finished]:
-    """What somebody does on a bad day: everything works in two stores, and nothing in the third."""
+    """Run each command by hand on a bad day: two stores work, and the third fails."""
     backupd = place.backupd
     change_rows(place.site.home / "app.db", "by hand")
     together = [
@@ -214,8 +215,8 @@ def _wrong(place: _Place) -> list[Finished]:
 
 
 def _crashed(place: _Place) -> Finished:
-    """A bug in the middle of a snapshot, told with its traceback."""
-    told = subprocess.run(
+    """A bug in the middle of a snapshot, reported with its traceback."""
+    reported = subprocess.run(
         [sys.executable, "-c", _BROKEN],
         cwd=place.site.home,
         env={**os.environ, "BACKUPD_STATE_DIR": str(place.site.state), **place.environ},
@@ -223,8 +224,8 @@ def _crashed(place: _Place) -> Finished:
         text=True,
         check=False,
     )
-    assert "broken on purpose" in told.stderr
-    return Finished(told.returncode, told.stdout, told.stderr)
+    assert "broken on purpose" in reported.stderr
+    return Finished(reported.returncode, reported.stdout, reported.stderr)
 
 
 def _by_daemon(place: _Place) -> list[str]:
@@ -263,11 +264,12 @@ def _stored(place: _Place, moto: S3Server) -> dict[str, bytes]:
 
 
 def _spellings(secret: str) -> list[bytes]:
-    """As it is, in hexadecimal, and in base64 wherever it begins."""
+    """The secret as it is, in hexadecimal, and in base64 at each offset."""
     encoded = [base64.b64encode(b"x" * shift + secret.encode())[4 if shift else 0 : -4] for shift in range(3)]
     return [secret.encode(), secret.encode().hex().encode(), *(each for each in encoded if len(each) > 5)]
 
 
+@slow
 def test_no_secret_leaves_its_place(place: _Place, moto: S3Server) -> None:
     """A day by hand and by the daemon, with failures of every kind; then everything is searched for every secret."""
     with _watched() as processes:
@@ -296,7 +298,7 @@ def test_no_secret_leaves_its_place(place: _Place, moto: S3Server) -> None:
 
 
 def test_children_get_what_they_need_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What tells them where programs, libraries and time zones are, and nothing that is not known to be harmless."""
+    """Children get the paths of programs, libraries and time zones, and no variable that may be secret."""
     for name, value in {
         "LC_ALL": "C",
         "PYTHONPATH": "/x",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from harness.cli import CommandLine
+from harness.extent import slow
 from harness.pages import ROOT, anchors, links
 from harness.place import change_rows, content_digest, create_database
 
@@ -25,8 +26,8 @@ def test_every_test_that_it_names_exists() -> None:
         assert "def test_" in (ROOT / name).read_text(), name
 
 
-def test_its_links_lead_somewhere() -> None:
-    """To a file of the project, and to a heading where one is named."""
+def test_links_of_the_security_page_lead_somewhere() -> None:
+    """Every link of SECURITY.md leads to a file of the project, and to a heading if it names one."""
     for target in links(_PAGE):
         name, _, anchor = target.partition("#")
         file = _PAGE.parent / name if name else _PAGE
@@ -49,8 +50,9 @@ def machine(tmp_path: Path) -> CommandLine:
     return machine
 
 
+@slow
 def test_a_planted_snapshot_is_the_latest_and_the_machine_notices(machine: CommandLine, tmp_path: Path) -> None:
-    """Whoever may put is believed; but a dry run shows the difference, the next snapshot warns, and nothing rotates."""
+    """A snapshot planted with put keys is the latest; a dry run shows it, and the next snapshot warns."""
     attacker = _machine(tmp_path / "attacker", tmp_path / "store", rows=2)
     planted = attacker.json("now", "--tag", "good")["snapshots"][0]["id"]
     assert machine.json("show", "latest")["snapshot"]["id"] == planted
@@ -58,11 +60,12 @@ def test_a_planted_snapshot_is_the_latest_and_the_machine_notices(machine: Comma
     assert "report" in machine.run("restore", "latest", "--dry-run").stdout
     assert str(attacker.home) in machine.run("show", "latest").stdout
     change_rows(machine.home / "app.db", "changed")
-    told = machine.run("now").told("warning")
-    assert any("two writers take turns" in each for each in told), told
-    assert any("nothing is removed" in each for each in machine.run("prune", code=3).told("warning"))
+    reported = machine.run("now").reported("warning")
+    assert any("two writers take turns" in each for each in reported), reported
+    assert any("nothing is removed" in each for each in machine.run("prune", code=3).reported("warning"))
 
 
+@slow
 def test_an_older_copy_of_a_store_is_a_valid_store(machine: CommandLine, tmp_path: Path) -> None:
     """What is in it restores, and is old; the next snapshot is whole, whatever the state directory remembers."""
     old = content_digest(machine.home / "app.db")

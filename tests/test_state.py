@@ -3,12 +3,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
+from harness.notes import change_notes
 
 from backupd.errors import AnotherRunError, TargetUnwritableError
-from backupd.state import StateDirectory
+from backupd.state import Note, StateDirectory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +33,29 @@ with StateDirectory(Path(sys.argv[1])).lock("app", timeout=0):
     print("held", flush=True)
     sys.stdin.read()
 """
+NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A record with a value of each type that records use."""
+
+    kind: ClassVar[str] = "failure"
+
+    at: datetime
+    message: str
+    reasons: dict[str, str] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+    number: int | None = None
+
+
+@dataclass(frozen=True)
+class Other:
+    """A record of another kind."""
+
+    kind: ClassVar[str] = "other"
+
+    message: str
 
 
 def _run(code: str, root: Path) -> subprocess.Popen[str]:
@@ -50,13 +77,37 @@ def test_lock_is_held_against_other_processes_until_they_end(tmp_path: Path) -> 
     with _run(_HOLD_LOCK, tmp_path) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(AnotherRunError, match="another backupd is at work on app"), state.lock("app", timeout=0.01):
+        with pytest.raises(AnotherRunError, match="another backupd is working on app"), state.lock("app", timeout=0.01):
             pass
         with state.lock("another database", timeout=0):
             pass
         other.kill()
     with state.lock("app", timeout=5):
         pass
+
+
+def test_lock_file_of_a_run_that_was_killed_at_its_end_is_removed(tmp_path: Path) -> None:
+    """A run that was killed before it made its spool, or after it removed that, leaves a lock file alone."""
+    state = StateDirectory(tmp_path)
+    with state.spool():
+        pass
+    (tmp_path / "spool/17f3a-0a1b2c3d.lock").touch()
+    with state.spool() as spool:
+        assert {file.name for file in spool.parent.iterdir()} == {spool.name, f"{spool.name}.lock"}
+    assert list((tmp_path / "spool").iterdir()) == []
+
+
+def test_spools_that_begin_at_once_are_all_there(tmp_path: Path) -> None:
+    """A run that looks for what others have left takes no lock file of a run that is just starting for good."""
+    state = StateDirectory(tmp_path)
+
+    def begin(_: int) -> bool:
+        with state.spool() as spool:
+            return spool.is_dir() and spool.with_suffix(".lock").is_file()
+
+    with ThreadPoolExecutor(16) as threads:
+        assert all(threads.map(begin, range(800)))
+    assert list((tmp_path / "spool").iterdir()) == []
 
 
 def test_spool_of_a_killed_run_is_removed_and_that_of_a_living_one_is_not(tmp_path: Path) -> None:
@@ -75,8 +126,8 @@ def test_spool_of_a_killed_run_is_removed_and_that_of_a_living_one_is_not(tmp_pa
     assert list((tmp_path / "spool").iterdir()) == []
 
 
-def test_everything_is_private(tmp_path: Path) -> None:
-    """Whatever the umask: the spool holds pages of the database."""
+def test_state_directory_is_private_whatever_the_umask(tmp_path: Path) -> None:
+    """The state directory is private whatever the umask, because the spool holds pages of the database."""
     before = os.umask(0)
     try:
         with StateDirectory(tmp_path / "state").spool() as spool:
@@ -94,22 +145,54 @@ def test_directory_that_cannot_be_made_says_what_to_set(tmp_path: Path) -> None:
     assert "BACKUPD_STATE_DIR" in (caught.value.hint or "")
 
 
-def test_notes_stay_until_they_are_replaced_or_taken_away(tmp_path: Path) -> None:
-    """One for each subject, whatever is in its name."""
+def test_note_stays_until_it_is_replaced_or_removed(tmp_path: Path) -> None:
+    """Each kind and key has its own note, whatever the key and the record contain, until it is removed."""
     state = StateDirectory(tmp_path)
-    assert state.noted("app in s3://bucket/x") is None
-    state.note("app in s3://bucket/x", "failed: größer")
-    state.note("app in ../../x", "another")
-    assert StateDirectory(tmp_path).noted("app in s3://bucket/x") == "failed: größer"
-    state.note("app in s3://bucket/x", "failed again")
-    assert (state.noted("app in s3://bucket/x"), state.noted("app in ../../x")) == ("failed again", "another")
+    note, another = Note(state, Failure, "app", "s3://bucket/x"), Note(state, Failure, "app", "../../\udcff")
+    first, second = Failure(NOON, "größer \udcff"), Failure(NOON, "again", {"a": "b"}, ("x", "y"), 3)
+    assert note.read() is None
+    note.write(first)
+    another.write(second)
+    assert Note(StateDirectory(tmp_path), Failure, "app", "s3://bucket/x").read() == first
+    note.write(second, is_durable=True)
+    assert (note.read(), another.read()) == (second, second)
+    assert Note(state, Other, "app", "s3://bucket/x").read() is None
     for _ in range(2):
-        state.note("app in s3://bucket/x", None)
-        assert state.noted("app in s3://bucket/x") is None
+        note.remove()
+        assert note.read() is None
+    assert another.read() == second
 
 
-def test_a_state_directory_that_cannot_be_written_takes_no_notes(tmp_path: Path) -> None:
-    """Which is said."""
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no JSON",
+        "[]",
+        "7",
+        "[" * 100_000,
+        b"\xff\xfe",
+        "null",
+        '{"message": "no time"}',
+        '{"at": "yesterday", "message": "x"}',
+        '{"at": "2026-11-22T12:00:00", "message": "without a zone"}',
+        '{"at": "2026-11-22T12:00:00Z", "message": ["x"]}',
+        '{"at": "2026-11-22T12:00:00Z", "message": "x", "reasons": {"a": 1}}',
+    ],
+    ids=str,
+)
+def test_note_that_is_damaged_counts_as_absent(tmp_path: Path, text: str | bytes) -> None:
+    """A damaged note counts as absent, so that no command fails for it."""
+    note = Note(StateDirectory(tmp_path), Failure, "app")
+    note.write(Failure(NOON, "x"))
+    change_notes(tmp_path, lambda _: text)
+    assert note.read() is None
+    note.write(Failure(NOON, "y"))
+    assert note.read() == Failure(NOON, "y")
+
+
+def test_state_directory_that_cannot_be_written_takes_no_notes(tmp_path: Path) -> None:
+    """The error says so."""
     (tmp_path / "file").touch()
     with pytest.raises(TargetUnwritableError):
-        StateDirectory(tmp_path / "file" / "state").note("app", "failed")
+        Note(StateDirectory(tmp_path / "file" / "state"), Failure, "app").write(Failure(NOON, "failed"))

@@ -6,19 +6,17 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+from harness.extent import slow
 from harness.faults import FaultyStore
 from harness.rotation import GRACE, LAST_ONE, Ripe, Rotation, make_ripe
 
 from backupd.backup import Outcome
+from backupd.concurrency import Pace
 from backupd.errors import LostPacksError
-from backupd.format.records import Deletion, Finding, FoundPack, decode_finding, encode_deletion, encode_finding
+from backupd.format.records import DeletionRecord, FoundPack, SweepRecord
 from backupd.prune import prune
-from backupd.prune.naming import read_holdings
-from backupd.prune.pace import Pace
-from backupd.prune.store_clock import StoreClock
-from backupd.prune.sweep import Sweep
+from backupd.prune.sweep import StoreClock, Sweep
 from backupd.repository import Repository
-from backupd.repository.manifests import read_history
 from backupd.store import open_store
 
 if TYPE_CHECKING:
@@ -53,8 +51,9 @@ def rotation(tmp_path: Path) -> Rotation:
     return Rotation(tmp_path / "rotation")
 
 
+@slow
 def test_packs_of_captures_that_failed_are_removed(rotation: Rotation) -> None:
-    """Whatever call the capture failed at, nothing of it stays for good, and no snapshot is harmed."""
+    """The packs of a capture that failed at any call are removed, and no snapshot is harmed."""
     rotation.snapshot("base")
     rotation.become("x")
     call, left = 0, set()
@@ -70,12 +69,13 @@ def test_packs_of_captures_that_failed_are_removed(rotation: Rotation) -> None:
     rotation.assert_every_snapshot_restores()
 
 
+@slow
 def test_a_writer_waits_for_a_sweep_that_deletes_its_packs(ripe: Ripe) -> None:
-    """And not for one that deletes others, nor for one that was killed more than an hour before."""
+    """A writer is refused while a sweep deletes its packs, unless that one began more than an hour ago."""
     rotation = ripe.rotation
-    rotation.put(_DELETION, encode_deletion(Deletion(packs=("0" * 64,))))
+    rotation.put(_DELETION, DeletionRecord(packs=("0" * 64,)).encode())
     assert rotation.back_up("b", tags=("one",)).outcome is Outcome.CREATED
-    rotation.put(_DELETION, encode_deletion(Deletion(packs=tuple(ripe.swept))))
+    rotation.put(_DELETION, DeletionRecord(packs=tuple(ripe.swept)).encode())
     refused = rotation.back_up("b", tags=("two",))
     assert isinstance(refused.error, LostPacksError)
     assert "being deleted" in refused.error.message
@@ -84,8 +84,9 @@ def test_a_writer_waits_for_a_sweep_that_deletes_its_packs(ripe: Ripe) -> None:
     rotation.assert_every_snapshot_restores()
 
 
+@slow
 def test_a_damaged_deletion_holds_a_writer_up_for_an_hour(ripe: Ripe) -> None:
-    """It may name anything; what is put after that is safe, and the next prune takes it away."""
+    """A damaged deletion, which may name any pack, holds writers up for an hour; the next prune removes it."""
     rotation = ripe.rotation
     rotation.put(_DELETION, b"{}")
     assert isinstance(rotation.back_up("b").error, LostPacksError)
@@ -96,27 +97,27 @@ def test_a_damaged_deletion_holds_a_writer_up_for_an_hour(ripe: Ripe) -> None:
 
 
 def test_a_young_deletion_is_left_to_its_sweep(ripe: Ripe) -> None:
-    """Another host may be at work on it."""
-    ripe.rotation.put(_DELETION, encode_deletion(Deletion(packs=("0" * 64,))))
+    """A young deletion is left alone, because another host may be at work on it."""
+    ripe.rotation.put(_DELETION, DeletionRecord(packs=("0" * 64,)).encode())
     assert ripe.rotation.prune().error is None
     assert (ripe.rotation.root / _DELETION).exists()
 
 
 def test_a_damaged_sweep_record_counts_for_nothing(ripe: Ripe) -> None:
-    """Its packs are found anew; it is left alone and told."""
+    """A damaged sweep record is reported and left alone, and its packs are found again."""
     (name,) = [name for name in ripe.rotation.names("sweeps") - {"clock"} if not name.startswith("20200101")]
     key = f"app/sweeps/{name}.json"
     (ripe.rotation.root / key).write_bytes(b"{}")
     ripe.rotation.age()
     result = ripe.rotation.prune()
-    assert (result.deleted_packs, result.waiting_packs, result.strangers) == (0, 2, (key,))
+    assert (result.deleted_packs, result.waiting_packs, result.foreign) == (0, 2, (key,))
     ripe.rotation.age()
     result = ripe.rotation.prune()
     assert (result.error, result.deleted_packs) == (None, 2)
     assert (ripe.rotation.root / key).exists()
 
 
-def test_a_pack_that_was_put_again_waits_anew(ripe: Ripe) -> None:
+def test_a_pack_that_was_put_again_waits_its_whole_grace(ripe: Ripe) -> None:
     """A writer may have put it for a snapshot that is not finished."""
     (swept,) = ripe.swept
     key = f"app/packs/{swept}.zst"
@@ -138,10 +139,10 @@ def test_a_record_that_was_contradicted_counts_for_nothing(rotation: Rotation) -
     rotation.put(f"app/packs/{orphan}.zst", b"orphan")
     rotation.forget(of_x)
     rotation.age(GRACE * 2 / 3)
-    listed = read_holdings(rotation.repository(), "app").survey.packs
+    listed = rotation.repository().archive("app").holdings().listing.packs
     packs = tuple(FoundPack(sha256=each, modified_at=listed[each].modified_at) for each in (pack, orphan))
     old = "app/sweeps/20261101T000000000Z-00000000.json"
-    rotation.put(old, encode_finding(Finding(packs=packs)))
+    rotation.put(old, SweepRecord(packs=packs).encode())
     assert rotation.prune(policy=_KEEP_ALL).error is None
     assert not (rotation.root / old).exists()
     rotation.age(GRACE * 2 / 3)
@@ -173,13 +174,13 @@ def test_many_prunes_leave_few_records(rotation: Rotation) -> None:
 
 
 def test_a_sweep_gives_up_in_time(ripe: Ripe) -> None:
-    """After half an hour, the deletion that it announced does not count for ever; the rest is for the next one."""
+    """A sweep gives up after half an hour, while the deletion that it announced still counts."""
     repository = ripe.rotation.repository()
     now = datetime.now(UTC)
     times = iter((0.0, 1801.0))
-    clock = StoreClock(repository.store, "app", now=now)
-    sweep = Sweep(repository, "app", clock, Pace(), grace=GRACE, now=now, seconds=lambda: next(times))
-    sweep.run(read_holdings(repository, "app"))
+    clock = StoreClock(repository.archive("app"), now=now)
+    sweep = Sweep(repository.archive("app"), clock, Pace(), grace=GRACE, now=now, seconds=lambda: next(times))
+    sweep.run(repository.archive("app").holdings())
     assert sweep.deleted == {}
     assert ripe.swept <= sweep.waiting.keys()
     assert ripe.swept <= ripe.rotation.names("packs")
@@ -191,7 +192,7 @@ def test_what_was_found_is_recorded_with_its_time(ripe: Ripe) -> None:
     before = ripe.rotation.names("sweeps")
     ripe.rotation.prune()
     (new,) = ripe.rotation.names("sweeps") - before - {"clock"}
-    finding = decode_finding((ripe.rotation.root / f"app/sweeps/{new}.json").read_bytes())
+    finding = SweepRecord.decode((ripe.rotation.root / f"app/sweeps/{new}.json").read_bytes())
     (stored,) = [each for each in ripe.rotation.store.list("app/packs/") if ripe.orphan in each.key]
     assert [(each.sha256, each.modified_at) for each in finding.packs] == [(ripe.orphan, stored.modified_at)]
 
@@ -214,13 +215,14 @@ def test_a_clock_that_is_fast_here_deletes_nothing_early(rotation: Rotation) -> 
     rotation.snapshot("x")
     rotation.prune()
     ahead = datetime.now(UTC) + timedelta(days=365)
-    result = prune(rotation.repository(), "app", LAST_ONE, rotation.host("a"), now=ahead)
+    result = prune(rotation.repository().archive("app"), LAST_ONE, now=ahead)
     assert (result.error, result.purged) == (None, ())
     assert (rotation.root / "app/sweeps/clock.json").exists()
 
 
+@slow
 def test_a_bucket_is_rotated_to_its_end(rotation: Rotation, seaweed: S3Server) -> None:
-    """On a real S3 server, whose clock nobody can set: removed, purged, found, deleted."""
+    """Snapshots on a real S3 server are removed, purged and swept until their packs are deleted."""
     store = open_store(seaweed.settings(prefix="backups"))
     state = rotation.host("a")
     no_grace = LAST_ONE.model_copy(update={"grace": timedelta(milliseconds=1)})
@@ -231,21 +233,21 @@ def test_a_bucket_is_rotated_to_its_end(rotation: Rotation, seaweed: S3Server) -
     removed: list[object] = []
     deleted = 0
     while not deleted and time.monotonic() < give_up_at:
-        result = prune(Repository(store, state), "app", no_grace, state, now=datetime.now(UTC))
+        result = prune(Repository(store, state).archive("app"), no_grace, now=datetime.now(UTC))
         assert result.error is None
         removed += result.removed
         deleted += result.deleted_packs
     assert (len(removed), deleted) == (2, 1)
     keys = [stored.key for stored in store.list("app/")]
     assert [key for key in keys if "/trash/" in key or "/deletions/" in key] == []
-    (manifest,) = read_history(Repository(store, rotation.host("reader")), "app").manifests
+    (manifest,) = Repository(store, rotation.host("reader")).archive("app").history().manifests
     assert {key for key in keys if "/packs/" in key} == {f"app/packs/{pack.sha256}.zst" for pack in manifest.packs}
     rotation.become("x")
     assert rotation.back_up(store=store).outcome is Outcome.CREATED
 
 
 def test_a_bucket_shows_another_time_for_what_was_put_again(seaweed: S3Server) -> None:
-    """The same bytes too: that is how a sweep notices a writer."""
+    """An object that is put again has a later time, which shows a sweep that there is a writer."""
     store = open_store(seaweed.settings())
     content = b"pack"
 

@@ -9,27 +9,44 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
-from backupd.backup.comparison import Comparison
-from backupd.backup.feed import Feed
-from backupd.backup.results import BackupResult, Outcome, Progress, Wish, exit_code_of
-from backupd.backup.silence import Patience, SilentStores
-from backupd.backup.spooled import spool_failure
-from backupd.backup.store_part import StorePart
-from backupd.capture.process import Capture, CaptureRequest, PagesCaptured, StreamBase
-from backupd.errors import BackupdError, LostPacksError, StoreUnavailableError, expected
+from backupd.backup.hang_detection import Patience, SilentStores
+from backupd.backup.pipeline import Comparison, Pipeline, share_streams
+from backupd.backup.results import (
+    BackupResult,
+    KnownState,
+    Outcome,
+    Progress,
+    SnapshotJob,
+    SnapshotRequest,
+    exit_code_of,
+)
+from backupd.backup.store_snapshot import StoreSnapshot, spool_failure
+from backupd.capture.limits import CaptureRequest
+from backupd.capture.process import Capture
+from backupd.capture.unlocked import fingerprint
+from backupd.errors import BackupdError, LostPacksError, StoreUnavailableError, as_backupd_error
 from backupd.format.manifest import SnapshotKind
 from backupd.live.intent import finish_interrupted
 from backupd.store import canonical_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from backupd.capture.worker import Workers
     from backupd.config import Database, Settings
-    from backupd.state import StateDirectory
-    from backupd.store import Store
+    from backupd.repository import Repository
 
-__all__ = ["BackupResult", "Outcome", "Patience", "Progress", "Wish", "back_up", "exit_code_of"]
+__all__ = [
+    "BackupResult",
+    "KnownState",
+    "Outcome",
+    "Patience",
+    "Progress",
+    "SnapshotRequest",
+    "back_up",
+    "exit_code_of",
+]
 
 _SLOT_BYTES = 8 << 20
 _FEWEST_SLOTS = 4
@@ -41,150 +58,145 @@ _SILENT_STORES = SilentStores()
 
 def back_up(
     database: Database,
-    stores: Sequence[Store],
+    repositories: Sequence[Repository],
     settings: Settings,
-    state: StateDirectory,
     *,
-    wish: Wish,
+    request: SnapshotRequest,
     on_progress: Callable[[Progress], None],
+    known: Mapping[str, KnownState] | None = None,
     patience: Patience = _PATIENCE,
+    workers: Workers | None = None,
 ) -> list[BackupResult]:
-    """One snapshot of `database` in each of `stores`, with the same id in all; a result per store, in their order.
+    """Take one snapshot of `database` into each of `repositories`, with the same id in all; a result for each.
 
-    Expected failures are results, never exceptions. Repeatable. A store that lost acknowledged packs while the snapshot
-    was written gets a second try, which writes their pages again. One that stops answering is given up as `patience`
-    says, and the threads that wait for it are left behind.
+    The repositories share one state directory. Expected failures are results, never exceptions. Repeatable. A store
+    that lost acknowledged packs while the snapshot was written gets a second try, which writes their pages again. One
+    that stops answering is given up as `patience` says, and the threads that wait for it are left behind.
+
+    `known` has, by store (URL), the state that an earlier run has left there: the database is not read for a store that
+    still has it where `stat` shows that the files have not changed. The capture takes one of `workers`, which a run
+    over several databases keeps; without them, it starts a process of its own.
     """
-    results = _attempt(database, stores, settings, state, wish, on_progress, patience)
-    lost = [store for store, result in zip(stores, results, strict=True) if isinstance(result.error, LostPacksError)]
+    job = SnapshotJob(database, settings, request, known or {}, patience, on_progress)
+    results = _Attempt(job, repositories, workers).run()
+    pairs = zip(repositories, results, strict=True)
+    lost = [repository for repository, result in pairs if isinstance(result.error, LostPacksError)]
     if lost:
-        again = iter(_attempt(database, lost, settings, state, wish, on_progress, patience))
+        again = iter(_Attempt(job, lost, workers).run())
         results = [next(again) if isinstance(result.error, LostPacksError) else result for result in results]
     return results
 
 
-def _attempt(
-    database: Database,
-    stores: Sequence[Store],
-    settings: Settings,
-    state: StateDirectory,
-    wish: Wish,
-    on_progress: Callable[[Progress], None],
-    patience: Patience,
-) -> list[BackupResult]:
-    started = time.monotonic()
-    parts = [StorePart(database, store, state, settings, wish, patience) for store in stores]
-    try:
-        if wish.kind is SnapshotKind.REGULAR:  # a restore has done so itself, and has the database open now
-            finish_interrupted(database.file(), state, lock_timeout=settings.capture.lock_timeout.total_seconds())
-        with state.spool() as spool, Capture() as capture:
-            asked = _not_silent(database, stores, parts, patience)
-            for part in sorted(asked, key=lambda part: canonical_url(part.repository.url)):
-                part.lock()
-            # All stores at once, so that a slow one costs its own time and no other's.
-            ready = _all_do(StorePart.prepare, asked, lambda: on_progress(Progress(0, 0, 0)), patience.others_wait)
-            if ready:
-                try:
-                    _run(capture, database, ready, settings, state, spool, on_progress)
-                except BackupdError as error:
-                    # Before the spool goes, or an upload that misses its file would be the first to fail.
-                    for part in ready:
-                        part.fail(error)
-    except (BackupdError, OSError, MemoryError) as error:
-        for part in parts:
-            part.fail(spool_failure(error) if isinstance(error, OSError) else expected(error))
-    finally:
-        # A directory store removes its temporary file when it may finish; a store that hangs is not waited for.
-        wait([each for part in parts for each in part.drop()], timeout=_GRACE_SECONDS)
-        for part in parts:
-            part.close()
-    _note_silent(database, stores, parts, patience)
-    return [part.result(time.monotonic() - started) for part in parts]
+class _Attempt:
+    """One try to take a snapshot into several stores, with one capture for all of them."""
 
+    def __init__(self, job: SnapshotJob, repositories: Sequence[Repository], workers: Workers | None) -> None:
+        self._job = job
+        self._workers = workers
+        self._state = repositories[0].state
+        self._parts = [StoreSnapshot(job, repository) for repository in repositories]
 
-def _not_silent(
-    database: Database, stores: Sequence[Store], parts: Sequence[StorePart], patience: Patience
-) -> list[StorePart]:
-    """The parts whose store is worth asking; the others fail, without another wait."""
-    for store, part in zip(stores, parts, strict=True):
-        if reason := _SILENT_STORES.reason_to_spare(store, database.name, rest_seconds=patience.rest):
-            part.fail(reason)
-    return [part for part in parts if part.error is None]
+    def run(self) -> list[BackupResult]:
+        started = time.monotonic()
+        lock_timeout = self._job.settings.capture.lock_timeout.total_seconds()
+        try:
+            if self._job.request.kind is SnapshotKind.REGULAR:  # a restore did so itself, and has the database open
+                finish_interrupted(self._job.database.file(), self._state, lock_timeout=lock_timeout)
+            with self._state.spool() as spool, Capture(self._workers) as capture:
+                looks_like = fingerprint(self._job.database.path, now=datetime.now(UTC)) if self._job.known else None
+                ready = [part for part in self._prepared() if not part.is_unchanged(looks_like)]
+                if ready:
+                    try:
+                        self._capture(capture, ready, spool)
+                    except BackupdError as error:
+                        # Before the spool goes, or an upload that misses its file would be the first to fail.
+                        for part in ready:
+                            part.fail(error)
+        except (BackupdError, OSError, MemoryError) as error:
+            for part in self._parts:
+                part.fail(spool_failure(error) if isinstance(error, OSError) else as_backupd_error(error))
+        finally:
+            for part in self._parts:
+                part.uploads.drop()
+            # A directory store removes its temporary file when it may finish; a store that hangs is not waited for.
+            wait([call for part in self._parts for call in part.running], timeout=_GRACE_SECONDS)
+            for part in self._parts:
+                part.close()
+        self._note_silent()
+        return [part.result(time.monotonic() - started) for part in self._parts]
 
+    def _prepared(self) -> list[StoreSnapshot]:
+        """Lock the database in the stores, and find what the snapshot builds on; return the parts without an error."""
+        patience = self._job.patience
+        for part in self._parts:
+            rest = patience.rest
+            if reason := _SILENT_STORES.reason_to_spare(part.store, self._job.database.name, rest_seconds=rest):
+                part.fail(reason)
+        asked = [part for part in self._parts if part.error is None]
+        for part in sorted(asked, key=lambda part: canonical_url(part.archive.url)):
+            part.lock()
 
-def _note_silent(database: Database, stores: Sequence[Store], parts: Sequence[StorePart], patience: Patience) -> None:
-    """Have the next runs spare the stores that were waited for in vain."""
-    for store, part in zip(stores, parts, strict=True):
-        if part.error is None:
-            _SILENT_STORES.forget(store)
-        elif isinstance(part.error, StoreUnavailableError) and part.was_silent_seconds > patience.others_wait:
-            _SILENT_STORES.note(store, database.name, part.running)
+        def report() -> None:
+            self._job.on_progress(Progress(0, 0, 0))
 
+        # All stores at once, so that a slow one costs its own time and no other's.
+        return _all_do(StoreSnapshot.prepare, asked, report, patience.others_wait)
 
-def _run(
-    capture: Capture,
-    database: Database,
-    parts: Sequence[StorePart],
-    settings: Settings,
-    state: StateDirectory,
-    spool: Path,
-    on_progress: Callable[[Progress], None],
-) -> None:
-    """Run the capture, feed its packs to the parts, and let each of them commit."""
-    path, max_lock_seconds = str(database.file()), settings.capture.max_lock.total_seconds()
-    comparison = Comparison(state, path, max_lock_seconds=max_lock_seconds, now=datetime.now(UTC))
-    request = CaptureRequest(
-        path=path,
-        spool=str(spool),
-        streams=_share_streams(parts, spool),
-        level=settings.packs.compression_level,
-        slots=max(_FEWEST_SLOTS, settings.packs.spool_limit // _SLOT_BYTES),
-        lock_timeout=settings.capture.lock_timeout.total_seconds(),
-        max_lock=max_lock_seconds,
-        recipients=settings.encryption.recipients,
-        compare_seconds=comparison.most_seconds,
-        trusts_file=not comparison.differs,
-    )
-    feed = Feed(request, parts, capture, comparison, settings.capture.max_wal_growth)
-    for event in capture.events(request, deadline=settings.capture.deadline.total_seconds()):
-        feed.handle(event)
-        if event is None or isinstance(event, PagesCaptured):
-            on_progress(feed.progress)
-    image = feed.image(spool / "hashes")
-    _all_do(partial(StorePart.finish, image=image), parts, lambda: on_progress(feed.progress))
+    def _capture(self, capture: Capture, parts: Sequence[StoreSnapshot], spool: Path) -> None:
+        """Run the capture, hand its packs to the stores, and let each of them commit."""
+        settings, path = self._job.settings, str(self._job.database.file())
+        max_lock_seconds = settings.capture.max_lock.total_seconds()
+        comparison = Comparison(self._state, path, max_lock_seconds=max_lock_seconds, now=datetime.now(UTC))
+        streams = share_streams(parts, spool)
+        request = CaptureRequest(
+            path=path,
+            spool=str(spool),
+            streams=[stream.base for stream in streams],
+            level=settings.packs.compression_level,
+            slots=max(_FEWEST_SLOTS, settings.packs.spool_limit // _SLOT_BYTES),
+            lock_timeout=settings.capture.lock_timeout.total_seconds(),
+            max_lock=max_lock_seconds,
+            recipients=settings.encryption.recipients,
+            compare_seconds=comparison.most_seconds,
+            trusts_file=not comparison.differs,
+        )
+        pipeline = Pipeline(request, streams, capture, comparison, settings.capture.max_wal_growth)
+        deadline_seconds = settings.capture.deadline.total_seconds()
+        report = self._job.on_progress
+        image = pipeline.run(spool / "hashes", deadline_seconds=deadline_seconds, on_progress=report)
+        _all_do(partial(StoreSnapshot.finish, image=image), parts, lambda: report(pipeline.progress))
 
-
-def _share_streams(parts: Sequence[StorePart], spool: Path) -> list[StreamBase]:
-    """One stream of packs for all parts that need the same pages stored: nearly always one for all."""
-    streams: dict[object, tuple[int, StreamBase]] = {}
-    for part in parts:
-        key = part.ground.stream_key()
-        if key not in streams:
-            streams[key] = (len(streams), part.ground.stream_base(spool / f"expected-{len(streams)}"))
-        part.stream = streams[key][0]
-    return [base for _, base in streams.values()]
+    def _note_silent(self) -> None:
+        """Record which stores did not answer, so that the next runs skip them for a while."""
+        for part in self._parts:
+            if part.error is None:
+                _SILENT_STORES.forget(part.store)
+                continue
+            was_silent = part.was_silent_seconds > self._job.patience.others_wait
+            if was_silent and isinstance(part.error, StoreUnavailableError):
+                _SILENT_STORES.note(part.store, self._job.database.name, part.running)
 
 
 def _all_do(
-    step: Callable[[StorePart], None],
-    parts: Sequence[StorePart],
+    step: Callable[[StoreSnapshot], None],
+    parts: Sequence[StoreSnapshot],
     meanwhile: Callable[[], None],
     others_wait_seconds: float = math.inf,
-) -> list[StorePart]:
-    """Have all `parts` do `step` at once, and wait for those that have not failed; gives those that have done it.
+) -> list[StoreSnapshot]:
+    """Run `step` on all `parts` at once, and wait; returns the parts that completed it without failing.
 
     `meanwhile` is called now and then, and once at the end. A store that is silent for `others_wait_seconds` when
     another part is ready is given up.
     """
-    doing = {part: part.start(partial(step, part)) for part in parts if part.error is None}
-    while waiting := [each for part, each in doing.items() if part.error is None and not each.done()]:
+    doing = {part: part.start(step) for part in parts if part.error is None}
+    while waiting := [call for part, call in doing.items() if part.error is None and not call.done()]:
         wait(waiting, timeout=_TICK_SECONDS)
-        is_waited_for = any(part.error is None and each.done() for part, each in doing.items())
+        is_waited_for = any(part.error is None and call.done() for part, call in doing.items())
         for part in doing:
             part.fail_if_silent(others_wait_seconds if is_waited_for else math.inf)
         meanwhile()
     meanwhile()
-    for each in doing.values():
-        if each.done():
-            each.result()  # what nobody expected is a bug, and must not look like a store's
+    for call in doing.values():
+        if call.done():
+            call.result()  # an unexpected exception is a bug, and must not look like the store's
     return [part for part in doing if part.error is None]

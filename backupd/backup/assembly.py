@@ -1,21 +1,54 @@
-"""The page map and pack list of a new snapshot, from those of its base and the packs that were written. Pure."""
+"""The parts of a new snapshot: its page map, its packs and its manifest."""
 
 from __future__ import annotations
 
+import os
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from backupd import __version__
+from backupd.backup.baseline import map_hashes
 from backupd.format import lock_page
+from backupd.format.manifest import Manifest, Writer
+from backupd.format.pagemap import blocks, count_pages, encode_page_map
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
+    from backupd.backup.baseline import Baseline
+    from backupd.backup.results import SnapshotRequest
+    from backupd.capture.process import Pinned
+    from backupd.format import SnapshotId
     from backupd.format.manifest import PackEntry
     from backupd.format.pagemap import PageHashes, PageMap
 
-_COMPARED_AT_ONCE = 1 << 18
+_LONGEST_HOST = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """The image that a capture has read. `id` carries the time at which the state was pinned; `hashes` is a file.
+
+    `api_differs` as in `BackupResult`.
+    """
+
+    id: SnapshotId
+    pinned: Pinned
+    hashes: Path
+    digest: str
+    api_differs: bool = False
+
+    def is_image_of(self, manifest: Manifest) -> bool:
+        """Whether a snapshot with this manifest has the same content."""
+        return (self.pinned.page_size, self.pinned.page_count, self.digest) == (
+            manifest.page_size,
+            manifest.page_count,
+            manifest.image_digest,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +66,7 @@ def assemble(
     base_map: PageMap | None,
     written: Sequence[WrittenPack],
 ) -> tuple[tuple[PackEntry, ...], PageMap]:
-    """Packs and page map of an image of `page_count` pages. Later packs of `written` win; unused packs drop out.
+    """Compute packs and page map of an image of `page_count` pages. Later packs of `written` win, unused ones drop out.
 
     `base_map` is that of a base of the same page size, or None. Raises ValueError when a page is in no pack.
     """
@@ -49,22 +82,79 @@ def assemble(
     lock = lock_page(page_size)
     if lock <= page_count:
         page_map[lock - 1] = 0
-    used = np.unique(page_map)
-    if np.count_nonzero(page_map) != page_count - (lock <= page_count):
+    counts = count_pages(page_map, len(packs))
+    if counts[0] != (lock <= page_count):
         raise ValueError("a page of the image is in no pack")
-    used = used[used > 0]
+    used = np.flatnonzero(counts[1:]) + 1
     renumbered = np.zeros(len(packs) + 1, dtype=np.uint32)
     renumbered[used] = np.arange(1, len(used) + 1, dtype=np.uint32)
-    return tuple(packs[position - 1] for position in used.tolist()), renumbered[page_map]
+    for block in blocks(page_count):
+        page_map[block] = renumbered[page_map[block]]
+    return tuple(packs[position - 1] for position in used.tolist()), page_map
 
 
 def count_changed(hashes: PageHashes, base_hashes: PageHashes | None) -> int:
-    """How many pages of an image differ from the base at the same place; all, when there is no base to compare with."""
+    """Count the pages of an image that differ from the base at the same place: all pages without a base."""
     if base_hashes is None:
         return len(hashes)
     common = min(len(hashes), len(base_hashes))
     changed = len(hashes) - common
-    for start in range(0, common, _COMPARED_AT_ONCE):
-        part = slice(start, min(start + _COMPARED_AT_ONCE, common))
+    for part in blocks(common):
         changed += int((hashes[part] != base_hashes[part]).any(axis=1).sum())
     return changed
+
+
+def assemble_manifest(
+    image: Image,
+    baseline: Baseline,
+    request: SnapshotRequest,
+    written: Sequence[WrittenPack],
+    writer: Writer,
+    database: str,
+) -> Manifest:
+    """Build the manifest of the snapshot of `image` that follows `baseline`; `written` are its new packs, in order."""
+    pinned, newest, base = image.pinned, baseline.history.newest, baseline.base
+    comparable = base if base is not None and base.manifest.page_size == pinned.page_size else None
+    builds_on = None if baseline.is_full else comparable
+    packs, page_map = assemble(
+        pinned.page_size,
+        pinned.page_count,
+        builds_on.manifest.packs if builds_on else (),
+        builds_on.page_map if builds_on else None,
+        written,
+    )
+    return Manifest(
+        id=image.id,
+        sequence=newest.sequence + 1 if newest else 1,
+        base=base.manifest.id if base else newest.id if newest else None,
+        database=database,
+        kind=request.kind,
+        tags=request.tags,
+        page_size=pinned.page_size,
+        page_count=pinned.page_count,
+        changed_pages=count_changed(map_hashes(image.hashes), comparable.read_hashes() if comparable else None),
+        stored_bytes=sum(pack.entry.stored_bytes for pack in written),
+        image_digest=image.digest,
+        packs=packs,
+        page_map=encode_page_map(page_map),
+        source=pinned.facts,
+        writer=writer,
+    )
+
+
+def describe_writer(pinned: Pinned, writer_id: str, path: Path) -> Writer:
+    """Say who takes a snapshot of the database at `path`, in the state that was `pinned`."""
+    return Writer(
+        id=writer_id,
+        host=_text(socket.gethostname())[:_LONGEST_HOST],
+        path=_text(path),
+        uid=pinned.uid,
+        gid=pinned.gid,
+        mode=pinned.mode,
+        backupd_version=__version__,
+    )
+
+
+def _text(name: str | os.PathLike[str]) -> str:
+    """Return a name from the system as text that every reader accepts, with escapes for bytes that are not UTF-8."""
+    return os.fsencode(name).decode(errors="backslashreplace")

@@ -1,9 +1,9 @@
-"""What a database says of itself in the pinned state, read in a bounded time whatever its schema holds.
+"""The facts of a pinned state: schema, versions and counters, read in bounded time whatever the schema holds.
 
-The schema is the application's, and in a directory of many tenants it may be anything: a table may be an endless view,
-a column an expression that takes hours, the schema a gigabyte. So nothing of it is evaluated (`image.distrust` switches
-views off, and a column is read only where its values are stored), and the reading is interrupted when its time is over.
-What could not be had is left out: it never keeps the pages from being captured.
+The schema is the application's, and in a directory of many tenants it may be hostile: a table may be an endless view, a
+column an expression that takes hours, the schema a gigabyte. So nothing of it is evaluated (`distrust` switches views
+off, and a column is read only where its values are stored), and reading is interrupted when its time is over. A fact
+that could not be read is left out: it never keeps the pages from being captured.
 """
 
 from __future__ import annotations
@@ -18,14 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import apsw
 
-from backupd.capture.files import LOG_HEADER_BYTES, Header
-from backupd.capture.foreign import HEADER_BYTES
+from backupd.capture.database_files import LOG_HEADER_BYTES
+from backupd.capture.header import HEADER_BYTES, Header
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FACTS_SECONDS = 2.0
-"""What reading the facts may take where no writer waits for it. A schema of 10,000 tables takes 0.1 s."""
 
 _STEPS_BETWEEN_LOOKS_AT_THE_CLOCK = 1000
 _MOST_SCHEMA_CHARACTERS = 8 << 20
@@ -41,16 +39,23 @@ _MOST_FRAMES = 1 << 16
 _LIMITS = (apsw.SQLITE_LIMIT_LENGTH, apsw.SQLITE_LIMIT_SQL_LENGTH)
 _UNREADABLE = (apsw.CorruptError, apsw.SQLError, apsw.NotADBError, UnicodeDecodeError, TypeError)
 
+# What a schema could make its reader execute: functions with side effects, triggers, views.
+_OFF = (
+    apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA,
+    apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER,
+    apsw.SQLITE_DBCONFIG_ENABLE_VIEW,
+)
+
 
 class TooMuchError(Exception):
-    """Something was not read to its end; the text says why."""
+    """Something was not read to its end; the message says why."""
 
 
 def read_facts(connection: apsw.Connection, *, seconds: float) -> tuple[Header, dict[str, Any]]:
-    """The header of the pinned state and the values of `format.manifest.SourceFacts`, read within about `seconds`.
+    """Read the header of the pinned state and the values of `format.manifest.SourceFacts` within about `seconds`.
 
     Two more values: `is_schema_readable` is False for a damaged schema; `left_out` has a sentence about each fact that
-    is None because reading it would have taken too long. `writable_schema` has to be on, so that SQLite goes on with
+    is None because reading it would have taken too long. `writable_schema` must be on, so that SQLite continues with
     the part of the schema that it has read when it is interrupted; see `source.read_damaged_schema`.
     """
     left_out: list[str] = []
@@ -58,16 +63,16 @@ def read_facts(connection: apsw.Connection, *, seconds: float) -> tuple[Header, 
     is_schema_readable = True
     try:
         with bounded(connection, seconds=seconds / 2):
-            # The first that has to know the schema: if this is interrupted, the statements below do without the rest.
+            # The first statement that reads the schema: if it is interrupted, those below lack the rest.
             connection.pragma("journal_mode")
             schema = read_schema(connection)
-            digest = schema_digest(schema)  # refuses what is no text
+            digest = schema_digest(schema)  # raises for values that are not text
             found["tables"] = sorted(str(name) for kind, name, _, _ in schema if kind == "table")
             found["schema_digest"] = digest
     except TooMuchError as error:
         left_out.append(f"its tables are left out of the manifest: reading its schema {error}")
     except _UNREADABLE:
-        is_schema_readable = False  # that is a fact too; a damaged copy is better than none
+        is_schema_readable = False  # a damaged copy is better than none
     else:
         try:
             found["alembic_revisions"] = alembic_revisions(connection, seconds=seconds / 2)
@@ -77,7 +82,7 @@ def read_facts(connection: apsw.Connection, *, seconds: float) -> tuple[Header, 
     return header, {
         "journal_mode": connection.pragma("journal_mode"),
         "encoding": connection.pragma("encoding"),
-        # SQLite believes what the header says, which may be any number.
+        # SQLite repeats what the header says, which may be any number.
         "free_pages": min(int(connection.pragma("freelist_count")) & _UINT32, int(connection.pragma("page_count"))),
         "schema_version": connection.pragma("schema_version"),
         "user_version": connection.pragma("user_version"),
@@ -90,7 +95,7 @@ def read_facts(connection: apsw.Connection, *, seconds: float) -> tuple[Header, 
 
 
 def _pinned_header(connection: apsw.Connection) -> Header:
-    """In WAL mode page 1 of the pinned state may be in the log, and the file has an older one."""
+    """Read page 1's header: in WAL mode that of the pinned state may be in the log, and the file has an older one."""
     is_wal = connection.pragma("journal_mode") == "wal"
     page_size, page_count = connection.pragma("page_size"), connection.pragma("page_count")
     if not page_count:
@@ -102,9 +107,9 @@ def _pinned_header(connection: apsw.Connection) -> Header:
 
 
 def _head_in_log(connection: apsw.Connection) -> bytes | None:
-    """The beginning of the newest page 1 in the log that is of the pinned state; None when that is not in the log.
+    """Find the header in the newest page 1 of the log that belongs to the pinned state; None if there is none.
 
-    What others have appended since, or a crash has left without its commit, differs in one of the numbers there.
+    Frames that were appended since, or that a crash left without a commit, differ in one of the compared numbers.
     Source: https://www.sqlite.org/fileformat2.html#walformat.
     """
     names = ("page_count", "freelist_count", "schema_version", "user_version", "application_id")
@@ -126,9 +131,9 @@ def _head_in_log(connection: apsw.Connection) -> bytes | None:
 
 
 def alembic_revisions(connection: apsw.Connection, *, seconds: float) -> list[str] | None:
-    """The rows of `alembic_version`, sorted; None where there is no such table that can be read.
+    """Read the rows of `alembic_version`, sorted; None where there is no such table that can be read.
 
-    Raises `TooMuchError` for what Alembic never makes: a view, a computed column, more than 100 rows, long values.
+    Raises `TooMuchError` for what Alembic never creates: a view, a computed column, more than 100 rows, long values.
     """
     try:
         with bounded(connection, seconds=seconds):
@@ -156,7 +161,7 @@ def _revisions(connection: apsw.Connection) -> Iterator[str]:
 
 
 def read_schema(connection: apsw.Connection) -> list[tuple[Any, ...]]:
-    """The rows (type, name, tbl_name, sql) of sqlite_schema. Raises `TooMuchError` when they are more than 8 MiB."""
+    """Read the rows (type, name, tbl_name, sql) of sqlite_schema. Raises `TooMuchError` for more than 8 MiB."""
     schema, size = [], 0
     for row in connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema"):
         schema.append(row)
@@ -168,9 +173,9 @@ def read_schema(connection: apsw.Connection) -> list[tuple[Any, ...]]:
 
 @contextmanager
 def bounded(connection: apsw.Connection, *, seconds: float) -> Iterator[None]:
-    """Have the statements of the block interrupted when its `seconds` are over, or when they meet a very long value.
+    """Interrupt the statements of the block after `seconds`, or at a very long value, with `TooMuchError`.
 
-    What SQLite says then comes out as `TooMuchError`. It asks between its steps: one call of a function goes on.
+    SQLite checks between its steps: a single call of a function runs to its end.
     """
     give_up_at = time.monotonic() + seconds
     before = [(limit, connection.limit(limit, _MOST_VALUE_BYTES)) for limit in _LIMITS]
@@ -191,3 +196,9 @@ def schema_digest(schema: list[tuple[Any, ...]]) -> str:
     """SHA-256, in hex, over the rows (type, name, tbl_name, sql) of sqlite_schema: sorted, each as a line of JSON."""
     lines = sorted(json.dumps(row) for row in schema)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def distrust(connection: apsw.Connection) -> None:
+    """Keep `connection` from executing anything that the schema of its database contains."""
+    for switch in _OFF:
+        connection.config(switch, 0)

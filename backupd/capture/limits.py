@@ -1,45 +1,100 @@
-"""How long a capture may hold SQLite's lock in rollback mode, how much it does meanwhile, and what it fails with."""
+"""The request for a capture, and its limits: seconds under a lock, bytes in one step.
+
+Imported by both sides, so it loads neither SQLite nor pydantic.
+"""
 
 from __future__ import annotations
 
 import json
-import math
 import signal
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Self
 
-from backupd.capture.facts import FACTS_SECONDS
-from backupd.children import NOT_LOADED, answer_of, not_loaded
 from backupd.errors import BackupdError, BusyError, LimitReachedError, SourceUnusableError
+from backupd.system.processes import NOT_LOADED, answer_of, not_loaded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 WHOLE_BYTES = 32 << 20
-"""Up to so much is copied under one lock: writers wait for about 15 ms on two cores. More is copied in steps."""
+"""A database up to this size is copied under one lock: writers wait about 15 ms on two cores. A larger one in steps."""
 
 BYTES_PER_STEP = 2 << 20
-"""What the backup API copies in one step."""
+"""How much the backup API copies in one step under a lock, which costs as much for any step."""
+
+BYTES_PER_PINNED_STEP = 256 << 10
+"""How much it copies in one step where no writer waits. So much stays in the processor's cache until it is hashed."""
+
+FACTS_SECONDS = 2.0
+"""How long reading the facts may take where no writer waits for it. A schema of 10,000 tables takes 0.1 s."""
 
 _GRACE_SECONDS = 0.25
 
 
-class LockTimer:
-    """Ends this process by SIGALRM when it has held SQLite's lock for too long, whatever it hangs in.
+@dataclass(frozen=True, slots=True)
+class StreamBase:
+    """The base that one stream of packs is compared with.
 
-    There is one timer in a process, which has called `let_timers_end_this_process`.
+    `hashes` is a file of 16-byte page hashes, or None when there is no base. Pages of `relocate` (page numbers) are
+    stored too if anything has changed.
+    """
+
+    page_size: int
+    hashes: str | None
+    relocate: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureRequest:
+    """Everything that the capturing process needs to know. Times are in seconds.
+
+    At most `slots` finished packs wait in `spool`, a private directory; they are encrypted to `recipients` if any.
+    """
+
+    path: str
+    spool: str
+    streams: Sequence[StreamBase]
+    level: int
+    slots: int
+    lock_timeout: float
+    max_lock: float
+    recipients: Sequence[str] = ()
+    whole_bytes: int = WHOLE_BYTES
+    """In rollback mode: a database up to this size is copied in one step, while writers wait."""
+    compare_seconds: float = 0.0
+    """In rollback mode: how long writers may wait while the unlocked reading is compared with the backup API."""
+    trusts_file: bool = True
+    """In rollback mode: whether reading the file gives what SQLite reads. If not, only the backup API confirms."""
+
+    def to_json(self) -> str:
+        """Serialize the request as one line, for the capturing process."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> Self:
+        """Read the line that `to_json` made."""
+        values = json.loads(line)
+        values["streams"] = [StreamBase(**stream) for stream in values["streams"]]
+        return cls(**values)
+
+
+class LockTimer:
+    """Ends this process by SIGALRM when it holds SQLite's lock for too long, whatever call it hangs in.
+
+    A process has one such timer, and must have called `let_timers_end_this_process`.
     """
 
     def __init__(self, max_lock_seconds: float) -> None:
         self._seconds = max_lock_seconds + _GRACE_SECONDS
         self.facts_seconds = min(FACTS_SECONDS, max_lock_seconds / 4)
-        """What reading the facts may take of that: the pages come after it."""
+        """The share of that time that reading the facts may take: the pages come after them."""
 
     def start(self) -> None:
-        """The lock is not held, and may be at any moment. Starts again if it runs already."""
+        """Start or restart the timer. Call this before the lock may be granted."""
         signal.setitimer(signal.ITIMER_REAL, self._seconds)
 
     def stop(self) -> None:
-        """The lock is not held any more. Repeatable."""
+        """Stop the timer: the lock is released. Repeatable."""
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
@@ -49,57 +104,34 @@ def let_timers_end_this_process() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
 
 
-def looked_at(path: str, command: Sequence[str], *, max_lock: float, deadline: float) -> Any:
-    """The JSON that `command` prints of the database at `path`, which it looks at as a capture would.
+def run_reader(path: str, command: Sequence[str], *, max_lock: float, deadline: float) -> Any:
+    """Run a process that reads the database at `path` under a `LockTimer`, and return the JSON that it prints.
 
-    Its `LockTimer` allows `max_lock`; times are in seconds. Raises `BusyError` past the deadline, or when writers would
-    have waited for longer, and `BackupdError` when the process failed, or as `children.start`.
+    `max_lock` is what its timer allows; times are in seconds. Raises `BusyError` past the deadline or when the timer
+    ended the process, `BackupdError` when the process failed, and what `children.start` raises.
     """
     try:
         answer = answer_of(command, deadline=deadline)
     except TimeoutError as error:
         raise BusyError(
-            f"{path} could not be looked at within {deadline:g} s",
+            f"{path} could not be inspected within {deadline:g} s",
             hint="its file system or disk seems to hang: try `ls -l` on its directory, and look at the system log",
         ) from error
     if answer.status == -signal.SIGALRM:
         raise held_too_long(path, max_lock)
     if answer.status:
         raise BackupdError(
-            f"the process that looks at {path} failed: {answer.last_words or f'status {answer.status}'}",
+            f"the process that inspects {path} failed: {answer.last_words or f'status {answer.status}'}",
             hint="please report it with the line above",
         )
     return json.loads(answer.output)
 
 
 def held_too_long(path: str, seconds: float) -> BusyError:
-    """The error for a copy that was given up to let the application write again."""
+    """The error for a copy that was ended so that the application can write again."""
     return BusyError(
         f"{path} is not in WAL mode, and copying it held up its writers for {seconds:.1f} s",
         hint="try again when the machine is less busy, or let the application use WAL mode: PRAGMA journal_mode = WAL",
-    )
-
-
-def never_at_rest(path: str, expected_seconds: float, max_lock_seconds: float) -> BusyError:
-    """The error for a database that is written to so much that no state of it could be confirmed in time."""
-    if expected_seconds > max_lock_seconds:
-        return BusyError(
-            f"{path} is not in WAL mode and is written to all the time: to confirm what was read of it would hold its "
-            f"writers up for about {expected_seconds:.1f} s, and capture.max_lock allows {max_lock_seconds:g} s",
-            hint="let the application use WAL mode (PRAGMA journal_mode = WAL), where writers never wait, "
-            f"or raise capture.max_lock to {math.ceil(expected_seconds * 1.5)}s if it can wait that long",
-        )
-    return BusyError(
-        f"{path} is not in WAL mode, and so much of it was written meanwhile that no state of it could be confirmed",
-        hint="take the snapshot when less is written, or let the application use WAL mode: PRAGMA journal_mode = WAL",
-    )
-
-
-def written_without_lock(path: str) -> SourceUnusableError:
-    """The error for a file that changed while SQLite's lock on it was held."""
-    return SourceUnusableError(
-        f"{path} was written to while SQLite's lock on it was held: another program writes past SQLite",
-        hint="find that program (cp, rsync, another backup tool?) and stop it; then take the snapshot again",
     )
 
 
@@ -118,7 +150,7 @@ def died(path: str, status: int, max_lock_seconds: float) -> BackupdError:
         case signal.SIGKILL | signal.SIGABRT:  # by the system, or by a library that got no memory
             return LimitReachedError(
                 f"the process that captured {path} was killed",
-                hint="memory may have run out: allow 200 MB plus 40 bytes a page",
+                hint="memory may have run out: allow 128 MB plus 40 bytes a page",
             )
         case _:
             return BackupdError(f"the process that captured {path} ended with status {status}")

@@ -1,84 +1,44 @@
-"""The parent's side of a capture: start the child, follow its events, end it at any moment."""
+"""The parent's side of a capture: asks a worker for it, follows its events, and can end it at any moment."""
 
 from __future__ import annotations
 
 import base64
 import json
 import math
-import os
-import select
-import signal
-import subprocess
 import threading
 import time
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import TypeAdapter
-
 from backupd.capture.limits import WHOLE_BYTES, died, held_too_long
-from backupd.children import child_environment, command_of, end, error_from_json, start
+from backupd.capture.worker import Worker
 from backupd.errors import BusyError
 from backupd.format.manifest import SourceFacts
+from backupd.format.seal import adapter
+from backupd.system.processes import error_from_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from types import TracebackType
 
-_TICK_SECONDS = 0.1
+    from backupd.capture.limits import CaptureRequest
+    from backupd.capture.worker import Workers
+
 _LOCK_GRACE_SECONDS = 0.5  # the process that holds the lock has its own timer, which comes first
-_READ_BYTES = 1 << 16
 _SILENT_SECONDS = 30.0
-"""After so long without an event, beside a wait for a lock, the capture counts as hanging."""
+"""A capture that reports nothing for so long, apart from waiting for a lock, counts as hanging."""
 _LATE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class StreamBase:
-    """What one stream of packs is compared with: `hashes` is a file of 16-byte page hashes, or None for "nothing".
-
-    Pages of `relocate` (page numbers) are stored too if anything has changed.
-    """
-
-    page_size: int
-    hashes: str | None
-    relocate: Sequence[int]
-
-
-@dataclass(frozen=True, slots=True)
-class CaptureRequest:
-    """`slots` finished packs at most wait in `spool`, a private directory, encrypted to `recipients` if there are any.
-
-    Times are in seconds.
-    """
-
-    path: str
-    spool: str
-    streams: Sequence[StreamBase]
-    level: int
-    slots: int
-    lock_timeout: float
-    max_lock: float
-    recipients: Sequence[str] = ()
-    whole_bytes: int = WHOLE_BYTES
-    """In rollback mode: up to so much is copied in one step, while writers wait."""
-    compare_seconds: float = 0.0
-    """In rollback mode: how long writers may wait while what was read without a lock is compared with the API."""
-    trusts_file: bool = True
-    """In rollback mode: whether reading the file gives what SQLite reads. If not, it is the API that confirms."""
-
-
-@dataclass(frozen=True, slots=True)
 class Pinned:
-    """Which committed state it is. In WAL mode nothing is copied yet, in rollback mode everything.
+    """The committed state that is captured. In WAL mode nothing is copied yet, in rollback mode everything.
 
     It was current at `taken_at`, seconds since the epoch. `uid`, `gid` and `mode` are those of the file.
     """
 
     taken_at: float
-
     page_size: int
     page_count: int
     facts: SourceFacts
@@ -87,12 +47,12 @@ class Pinned:
     mode: int
     is_schema_readable: bool = True
     left_out: tuple[str, ...] = ()
-    """A sentence about each fact that would have taken too long."""
+    """A sentence about each fact that would have taken too long to read."""
 
 
 @dataclass(frozen=True, slots=True)
 class PagesCaptured:
-    """So many bytes of page images have been read so far, of an image that has so many as far as is known."""
+    """Bytes of page images that have been read so far, and the size of the image as far as it is known."""
 
     captured_bytes: int
     image_bytes: int
@@ -100,7 +60,7 @@ class PagesCaptured:
 
 @dataclass(frozen=True, slots=True)
 class PackReady:
-    """A finished pack of stream `stream` lies in `file`. Of two packs that hold one page, the higher `order` counts.
+    """A finished pack of stream `stream`, in `file`. Of two packs that hold one page, the higher `order` counts.
 
     `page_numbers` are those in its index: u32 little-endian, ascending.
     """
@@ -126,19 +86,19 @@ class Captured:
 
 @dataclass(frozen=True, slots=True)
 class Locked:
-    """In rollback mode: writers wait, since `at` of the monotonic clock."""
+    """In rollback mode: writers wait since `at` on the monotonic clock."""
 
     at: float
 
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """They wait no more."""
+    """In rollback mode: writers no longer wait."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """Whether what was read without a lock is what the backup API gives; None: to compare would have taken too long."""
+    """Whether the unlocked reading equals what the backup API gives; None when comparing would have taken too long."""
 
     is_same: bool | None
 
@@ -147,37 +107,37 @@ Event = Pinned | PagesCaptured | PackReady | HeldUp | Captured | Locked | Releas
 
 
 class Capture:
-    """One capture, as a context manager: leaving it ends the child, however far it was.
+    """One capture, as a context manager: leaving it ends the capture, however far it was.
 
-    The page hashes of the image are in the file `hashes` in the spool when `events` has ended.
+    Takes a worker at once, which makes itself ready while the caller finds out what to ask for. It comes from `workers`
+    if there are any, and returns to them, unless the capture failed or was of a large database: after that, it may keep
+    memory, and starting another one is a small part of the cost. When `events` has ended, the page hashes of the image
+    are in the file `hashes` in the spool. Raises `LimitReachedError` and `UsageError` when no worker can be started.
     """
 
-    def __init__(self) -> None:
-        self.packs_in_spool = 0
+    def __init__(self, workers: Workers | None = None) -> None:
+        self._workers = workers
         self._lock = threading.Lock()
+        self._worker: Worker | None = Worker() if workers is None else workers.take()
+        self._is_reusable = True
+        self.packs_in_spool = 0
         self._must_end_at = math.inf
-        self._heard_at = math.inf
         self._may_be_silent_seconds = math.inf
 
     def __enter__(self) -> Self:
-        """Start the child, which makes itself ready while the caller finds out what to ask for.
-
-        Raises `BusyError` and `UsageError` where none can be started.
-        """
-        command = command_of("backupd.capture.child")
-        # In a process group of its own, because Ctrl-C goes to the whole group and this one decides what becomes of it.
-        self._process = start(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment(), process_group=0
-        )
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # with it the process that may hold the lock
         with self._lock:
-            end(self._process)
+            worker, self._worker = self._worker, None  # what is sent from now on must not reach its next capture
+        if worker is None:
+            return
+        if self._workers is not None and self._is_reusable:
+            self._workers.give_back(worker)
+        else:
+            worker.end()
 
     def pack_left_spool(self) -> None:
         """Let the child put another pack into the spool. From any thread."""
@@ -186,51 +146,72 @@ class Capture:
         self._send("freed")
 
     def stop_waiting(self) -> None:
-        """Have the child finish the copy now: what cannot be compressed in time goes to the spool as it is."""
+        """Let the child finish the copy now: pages that cannot be compressed in time go to the spool as they are."""
         self._send("hurry")
 
     def _send(self, line: str) -> None:
-        assert self._process.stdin is not None  # noqa: S101
-        # A broken or closed pipe means that the child has ended; `events` says how.
-        with self._lock, suppress(BrokenPipeError, ValueError):
-            os.write(self._process.stdin.fileno(), line.encode() + b"\n")
+        with self._lock:
+            if self._worker is not None:
+                self._worker.send(line)
 
     def events(
         self, request: CaptureRequest, *, deadline: float, patience: float = _SILENT_SECONDS
     ) -> Iterator[Event | None]:
-        """Capture, once: what the child reports, and None ten times a second while it reports nothing.
+        """Capture, once: yield what the child reports, and None ten times a second while it reports nothing.
 
-        `deadline` is the most seconds that everything may take, `patience` how long the child may be silent beside its
+        `deadline` is how many seconds everything may take, `patience` how long the child may report nothing, apart from
         waiting for a lock. Raises `SourceUnusableError`, `BusyError` (locked, held for too long, silent, or past the
         deadline) and `TargetUnwritableError` (spool).
         """
+        first = self._worker
+        if first is None:
+            raise RuntimeError("a capture was asked for events after its end")
+        give_up_at = time.monotonic() + deadline
         self._may_be_silent_seconds = patience + request.lock_timeout
-        self._send(json.dumps(asdict(request)))
-        is_done = False
-        for line in self._lines(request.path, deadline):
+        self._is_reusable = False
+        is_done, is_large = False, False
+        for worker, line in self._answers(first, request):
+            self._reject_late(request, give_up_at=give_up_at, deadline=deadline)
             if line is None:
-                # Only now: the event that the lock was released may have waited to be read.
-                if time.monotonic() > self._must_end_at:
-                    raise held_too_long(request.path, request.max_lock)
-                self._reject_silence(request)
+                # Only when nothing is left to read: the event that the lock was released may have been waiting.
+                self._reject_hang(request, time.monotonic() - worker.heard_at)
                 yield None
                 continue
             values = json.loads(line)
             kind = values.pop("event")
+            if kind == "ready":
+                self._is_reusable = not is_large
+                return
             self._expect(kind, values, patience + request.lock_timeout)
             if kind == "failed":
                 raise error_from_json(values)
             is_done = is_done or kind == "done"
             event = _event(kind, values)
             self._watch(event, request.max_lock)
+            if isinstance(event, PagesCaptured):
+                is_large = event.image_bytes > WHOLE_BYTES
             if event is not None:
                 yield event
-        status = self._process.wait()
+        status = (self._worker or first).status()
         if not is_done or status:
             raise died(request.path, status, request.max_lock)
 
+    def _answers(self, worker: Worker, request: CaptureRequest) -> Iterator[tuple[Worker, bytes | None]]:
+        """Send `request`, and yield what is answered; a kept worker that ended before it began is replaced."""
+        with self._lock:
+            worker.send(request.to_json())
+        has_answered = False
+        for line in worker.lines():
+            has_answered = has_answered or line is not None
+            yield worker, line
+        if worker.was_kept and not has_answered:
+            worker.end()
+            with self._lock:
+                self._worker = worker = Worker()
+            yield from self._answers(worker, request)
+
     def _expect(self, kind: str, values: dict[str, Any], usual_seconds: float) -> None:
-        """Find out from an event how long it may take until the next one."""
+        """Set how long the next event may take, by the kind of this one."""
         match kind:
             case "expect":
                 self._may_be_silent_seconds = values["seconds"] + _LATE_SECONDS
@@ -241,8 +222,16 @@ class Capture:
             case _:
                 self._may_be_silent_seconds = usual_seconds
 
-    def _reject_silence(self, request: CaptureRequest) -> None:
-        silent_seconds = time.monotonic() - self._heard_at
+    def _reject_late(self, request: CaptureRequest, *, give_up_at: float, deadline: float) -> None:
+        if time.monotonic() > give_up_at:
+            raise BusyError(
+                f"the capture of {request.path} did not finish within {deadline:.0f} s",
+                hint="raise capture.deadline, or find out what slows it down: the disk or a store",
+            )
+
+    def _reject_hang(self, request: CaptureRequest, silent_seconds: float) -> None:
+        if time.monotonic() > self._must_end_at:
+            raise held_too_long(request.path, request.max_lock)
         is_spool_full = self.packs_in_spool >= request.slots
         if silent_seconds > self._may_be_silent_seconds and not is_spool_full:
             raise BusyError(
@@ -251,7 +240,7 @@ class Capture:
             )
 
     def _watch(self, event: Event | None, max_lock: float) -> None:
-        """Count the spool, and see to it that even a child that hangs gives the application its database back."""
+        """Count the packs in the spool, and set the time by which even a child that hangs must release the lock."""
         match event:
             case PackReady():
                 with self._lock:
@@ -262,30 +251,6 @@ class Capture:
                 self._must_end_at = math.inf
             case _:
                 pass
-
-    def _lines(self, path: str, deadline: float) -> Iterator[bytes | None]:
-        self._heard_at = time.monotonic()
-        give_up_at = self._heard_at + deadline
-        assert self._process.stdout is not None  # noqa: S101
-        descriptor = self._process.stdout.fileno()
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        rest = b""
-        while True:
-            if time.monotonic() > give_up_at:
-                raise BusyError(
-                    f"the capture of {path} did not finish within {deadline:.0f} s",
-                    hint="raise capture.deadline, or find out what slows it down: the disk or a store",
-                )
-            if not poll.poll(_TICK_SECONDS * 1000):
-                yield None
-                continue
-            chunk = os.read(descriptor, _READ_BYTES)
-            if not chunk:
-                return
-            self._heard_at = time.monotonic()
-            *lines, rest = (rest + chunk).split(b"\n")
-            yield from lines
 
 
 _PLAIN_EVENTS: dict[str, type[Captured | Locked | Released | Compared]] = {
@@ -301,7 +266,7 @@ def _event(kind: str, values: dict[str, Any]) -> Event | None:
         case "pinned":
             facts = values.pop("facts")
             is_schema_readable, left_out = facts.pop("is_schema_readable"), tuple(facts.pop("left_out"))
-            source = TypeAdapter(SourceFacts).validate_python(facts)
+            source = adapter(SourceFacts).validate_python(facts)
             return Pinned(**values, facts=source, is_schema_readable=is_schema_readable, left_out=left_out)
         case "pages":
             return PagesCaptured(*(values[pages] * values["page_size"] for pages in ("captured", "page_count")))

@@ -1,15 +1,18 @@
-"""The files beside a database: SQLite makes none that the application could not write, and deletes none here.
+"""The files beside a database: SQLite creates none here that the application could not write, and deletes none.
 
-To read a database in WAL mode, SQLite needs `-wal` and `-shm`, and makes those that are missing, even for a read-only
-connection. They get the owner of this process; root gives them to the owner of the database afterwards, and goes on if
-that fails. The application, whose uid is that of the database, can then write nothing any more: "attempt to write a
-readonly database". To look before SQLite opens the database is not enough: the application deletes both files
+To read a database in WAL mode, SQLite needs `-wal` and `-shm`, and creates those that are missing, even for a read-only
+connection. They get the owner of this process; root gives them to the owner of the database afterwards, and continues
+if that fails. The application, whose uid is that of the database, can then no longer write: "attempt to write a
+readonly database". Checking before SQLite opens the database is not enough: the application deletes both files
 whenever it closes its last connection.
 
-So SQLite opens files through a function of ours here, by its own means for that (xSetSystemCall). A side file that is
-missing appears in one step, empty, with owner and mode of the database; or, where that cannot be, not at all, and
-SQLite reports that it cannot open the database. Files that are there are opened as ever: SQLite holds a SHARED lock on
-the database by then, and no other connection deletes them before that lock is released.
+So SQLite opens files through a function of ours, by its own means for that (xSetSystemCall). A side file that is
+missing appears in one step, empty, with owner and mode of the database; or, where that is not possible, not at all, and
+SQLite reports that it cannot open the database. Existing files are opened as usual: SQLite holds a SHARED lock on the
+database by then, and no other connection deletes them before that lock is released.
+
+This concerns the files that SQLite would create while it reads a live database. Which files beside a restored one hold
+content that SQLite would apply to it is for `restore` to say.
 Source: https://www.sqlite.org/src/file/src/os_unix.c (robust_open, robustFchown), wal.c (sqlite3WalClose).
 """
 
@@ -33,14 +36,14 @@ _SUFFIXES = (b"-wal", b"-shm", b"-journal")
 _GROUP_WRITES = 0o020
 _PERMISSIONS = 0o777
 _refusals: dict[bytes, SourceUnusableError] = {}
-"""Why a side file of a database, by its real path, was not made, since `guard` was called for it."""
+"""Why a side file was not created since the last call of `guard`, by the real path of the database."""
 
 
 def guard(path: str) -> None:
-    """Have SQLite make side files of the database at `path` only as files of its owner, from now on in this process.
+    """Let SQLite create side files of the database at `path` only as files of its owner, in this process.
 
-    To be called before each connection to a live database. Costs one `stat` where this process is that owner. Raises
-    OSError when there is no such file, and `SourceUnusableError` when SQLite cannot be kept from making files.
+    Must be called before each connection to a live database. Costs one `stat` where this process is that owner. Raises
+    OSError when there is no such file, and `SourceUnusableError` when SQLite cannot be kept from creating files.
     """
     status = os.stat(path)
     _refusals.pop(_real(path), None)
@@ -48,19 +51,20 @@ def guard(path: str) -> None:
         try:
             _install()
         except (ImportError, MemoryError, OSError, apsw.Error) as error:
-            # Systems that forbid to make code at run time have no callbacks.
+            # Systems that forbid generating code at run time have no callbacks.
             raise _refusal(path, "-wal", status, f"SQLite cannot be kept from making it: {error}") from error
 
 
 def refusal(path: str, error: apsw.Error) -> SourceUnusableError | None:
-    """Why SQLite ended with `error` at the database `path`, if it was because of a side file that may not be made."""
+    """Return why a side file of the database `path` was not created, if SQLite failed with `error` because of that."""
     return _refusals.get(_real(path)) if isinstance(error, apsw.CantOpenError) else None
 
 
 def reject_foreign_files(path: str) -> None:
-    """Raise `SourceUnusableError` where a file beside the database at `path` could not be one that its owner can write.
+    """Raise `SourceUnusableError` where a new file beside the database at `path` could not belong to its owner.
 
-    For what will surely make one. Leaves nothing, and says nothing of files that cannot be made at all.
+    Call this before a write, which surely creates one. Leaves nothing behind, and accepts a directory in which no file
+    can be created at all.
     """
     status = os.stat(path)
     try:
@@ -71,12 +75,12 @@ def reject_foreign_files(path: str) -> None:
 
 
 class _NotOwnersError(Exception):
-    """The file system, or the kernel, does not let this process make files of the database's owner."""
+    """The file system or the kernel does not let this process create files of the database's owner."""
 
 
 @cache
 def _install() -> None:
-    """Put our function in the place of SQLite's `open`."""
+    """Replace SQLite's `open` by our function."""
     import ctypes  # noqa: PLC0415  (takes milliseconds, and most processes are the owner)
 
     _set_system_call("open", _open, ctypes.c_int, ctypes.c_int)
@@ -84,9 +88,10 @@ def _install() -> None:
 
 @cache
 def keep_sqlite_from_deleting() -> None:
-    """Take from SQLite, in this process, the means to delete what lies beside a database. For processes that only look.
+    """Take from SQLite, in a process that only reads, the means to delete the files beside a database. Repeatable.
 
-    `files.look` refuses wherever SQLite would; this is for a main file that is emptied a moment later. Repeatable.
+    `database_files.examine_files` refuses wherever SQLite would delete them; this guards against a main file that is
+    emptied a moment later.
     """
 
     def unlink(path: bytes) -> int:
@@ -102,7 +107,7 @@ _system_calls: list[object] = []  # SQLite has only their addresses
 
 
 def _set_system_call(name: str, function: Callable[..., int], *more: Any) -> None:
-    """Have SQLite call `function`, with a path and `more` types of C, in the place of a system call, for good."""
+    """Let SQLite call `function`, with a path and arguments of the C types `more`, in place of a system call."""
     import ctypes  # noqa: PLC0415
 
     def call(path: bytes, *arguments: int) -> int:
@@ -110,7 +115,7 @@ def _set_system_call(name: str, function: Callable[..., int], *more: Any) -> Non
             return function(path, *arguments)
         except OSError as error:
             ctypes.set_errno(error.errno or errno.EIO)
-        except BaseException:  # noqa: BLE001  (an exception cannot pass through SQLite, which would see a success)
+        except BaseException:  # noqa: BLE001  (SQLite would take an exception in a callback for success)
             ctypes.set_errno(errno.EIO)
         return -1
 
@@ -123,7 +128,7 @@ def _set_system_call(name: str, function: Callable[..., int], *more: Any) -> Non
 
 
 def _open(path: bytes, flags: int, mode: int) -> int:
-    """`open`, for SQLite; what it would make beside a database is made by `_make`."""
+    """Open a file for SQLite, like the system call; `_make` creates the files beside a database."""
     suffix = next((suffix for suffix in _SUFFIXES if path.endswith(suffix)), None)
     if suffix is None or not flags & os.O_CREAT:
         return os.open(path, flags, mode)
@@ -135,13 +140,13 @@ def _open(path: bytes, flags: int, mode: int) -> int:
         _make(path, status)
     except _NotOwnersError as error:
         _refusals[database] = _refusal(os.fsdecode(database), suffix.decode(), status, str(error))
-        # SQLite then tries to open it without making it, and finds that it is not there.
+        # SQLite then tries to open it without creating it, and finds that it is missing.
         raise FileNotFoundError(errno.ENOENT, str(error)) from error
     return os.open(path, flags & ~os.O_CREAT)
 
 
 def _make(path: bytes, database: os.stat_result) -> None:
-    """Make an empty side file with the owner and the mode of `database`; one that appears meanwhile stays."""
+    """Create an empty side file with the owner and the mode of `database`; one that appears meanwhile stays."""
     directory, name = os.path.split(path)
     with _file_of_owner(directory, database) as (source, parent), suppress(FileExistsError):
         try:
@@ -162,9 +167,9 @@ def _make(path: bytes, database: os.stat_result) -> None:
 
 @contextmanager
 def _file_of_owner(directory: bytes, database: os.stat_result) -> Iterator[tuple[str | bytes, int]]:
-    """An empty file in `directory` with the owner and mode of `database`, gone at the end.
+    """Create an empty file in `directory` with the owner and mode of `database`, which is removed at the end.
 
-    Gives a path to link from, and the descriptor of the directory. Without a name, where the file system has such
+    Yields a path to link from, and the descriptor of the directory. The file has no name where the file system has such
     files. Raises `_NotOwnersError` and OSError.
     """
     parent = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -187,9 +192,9 @@ def _file_of_owner(directory: bytes, database: os.stat_result) -> Iterator[tuple
 
 
 def _give(descriptor: int, database: os.stat_result, parent: int) -> None:
-    """Give an empty file the owner, the group and the mode of `database`. Raises `_NotOwnersError`.
+    """Set owner, group and mode of an empty file to those of `database`. Raises `_NotOwnersError`.
 
-    The group may be another where it does not write the database.
+    The group may differ where it has no right to write the database.
     """
     with suppress(OSError):  # where the mount decides; and before the owner, who alone may do it afterwards
         os.fchmod(descriptor, database.st_mode & _PERMISSIONS)
@@ -213,8 +218,8 @@ def _refusal(path: str, suffix: str, status: os.stat_result, reason: str) -> Sou
     as_owner = f'run backupd as that user (user: "{owner}:{group}" in Compose, or run_as_owner = true), or as root'
     if suffix == "-journal":
         return SourceUnusableError(
-            f"writing to {path} as uid {us} would make files beside it that its owner, uid {owner}, cannot write: they "
-            f"cannot be given to {owner}:{group} ({reason})",
+            f"writing to {path} as uid {us} would create files beside it that its owner, uid {owner}, cannot write: "
+            f"they cannot be given to {owner}:{group} ({reason})",
             hint=f"{as_owner} where root may chown; or restore to a file with --to FILE",
         )
     return SourceUnusableError(

@@ -1,10 +1,13 @@
-"""The live database: open it read-only, pin one committed state, and say what SQLite refuses of it."""
+"""The source of a capture: opens a live database read-only, pins one committed state, and translates SQLite's errors.
+
+A process may do that only after `prepare_process`.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
-import struct
+import signal
 import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -13,15 +16,10 @@ from urllib.parse import quote
 import apsw
 
 from backupd.capture import side_files
-from backupd.capture.facts import FACTS_SECONDS, TooMuchError, bounded
-from backupd.capture.files import (
-    FLOCK,
-    LOCK_BYTES,
-    open_regular,
-    unreadable,
-)
-from backupd.capture.foreign import LOOKED_AT_BYTES, why_unread
-from backupd.capture.image import distrust
+from backupd.capture.database_files import LOCK_BYTES, conflicting_lock, unreadable
+from backupd.capture.facts import TooMuchError, bounded, distrust
+from backupd.capture.header import LOOKED_AT_BYTES, not_a_database
+from backupd.capture.limits import FACTS_SECONDS, let_timers_end_this_process
 from backupd.errors import (
     BackupdError,
     BusyError,
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
 _HOW_TO_CHECK = "check it with: sqlite3 FILE 'PRAGMA integrity_check'; the newest good snapshot can be restored"
 _LOCK_RETRY_SECONDS = 0.001
 _MMAP_LIMIT_BYTES = 1 << 46
-_READ_BYTES = 1 << 20
 _UNSUPPORTED = "unsupported file format"
 _NO_SHARED_MEMORY = {
     apsw.SQLITE_IOERR_SHMOPEN,
@@ -47,66 +44,27 @@ _NO_SHARED_MEMORY = {
     apsw.SQLITE_IOERR_SHMLOCK,
     apsw.SQLITE_IOERR_SHMMAP,
 }
-_BLOCK_BYTES = 512
-_SLOWEST_BYTES_PER_SECOND = 10e6
-_LARGEST_HOLE_BYTES = 16 << 30
-_DENSEST = 20
-"""How many times as much as it takes of the disk a database may hold: on file systems that compress, 5 is a lot."""
 
 
-def opening_seconds(path: str) -> float:
-    """How long SQLite may take to open the database: it may have to read all of its log first, from a slow disk."""
-    return _log_bytes(path) / _SLOWEST_BYTES_PER_SECOND
-
-
-def _log_bytes(path: str) -> int:
-    """How much of the disk the log beside the database has."""
-    try:
-        return os.stat(f"{path}-wal").st_blocks * _BLOCK_BYTES
-    except OSError:
-        return 0
-
-
-def reject_hollow(path: str, image_bytes: int) -> None:
-    """Refuse an image that is nearly all hole: reading nothing would take hours. Raises `SourceUnusableError`.
-
-    A file system that compresses, or does not say what a file has of the disk, is no reason to.
-    """
-    stored_bytes = os.stat(path).st_blocks * _BLOCK_BYTES
-    if stored_bytes and image_bytes > _LARGEST_HOLE_BYTES + _DENSEST * (stored_bytes + _log_bytes(path)):
-        raise SourceUnusableError(
-            f"{path} says that it has {image_bytes >> 30} GiB, and has {stored_bytes >> 10} KiB of the disk: nearly "
-            "all of it is a hole",
-            hint="find out what made the file so large; VACUUM INTO writes a copy of what is really in it",
-        )
-
-
-def warm_file_cache(path: str) -> None:
-    """Read the whole file, so that the time under SQLite's lock is not spent on the disk. Raises `SourceUnusableError`.
-
-    Must not be called for a database that this process has open: closing the file drops SQLite's locks on it.
-    """
-    try:
-        with open(open_regular(path), "rb", buffering=0) as file:
-            buffer = bytearray(_READ_BYTES)
-            while file.readinto(buffer):
-                pass
-    except OSError as error:
-        raise unreadable(path, error) from error
+def prepare_process() -> None:
+    """Prepare this process, which only reads, for opening a live database: signals, and the files beside it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    let_timers_end_this_process()
+    side_files.keep_sqlite_from_deleting()
 
 
 @contextmanager
 def opened(path: str, *, lock_timeout: float, timer: LockTimer | None = None) -> Iterator[apsw.Connection]:
-    """A read-only connection that holds no lock yet; no symbolic link may be in `path`.
+    """Open a read-only connection that holds no lock yet; no symbolic link may be in `path`.
 
-    Waits at most `lock_timeout` seconds for each lock, and each wait starts `timer` again. SQLite's errors inside the
-    block become `BusyError` and `SourceUnusableError`.
+    Waits at most `lock_timeout` seconds for each lock, and each wait restarts `timer`. SQLite's errors inside the block
+    become `BusyError` and `SourceUnusableError`.
     """
     prepare(path)
     try:
         # A URI can name every file; apsw takes no plain path that is not UTF-8.
         uri = f"file:{quote(os.fsencode(path))}"
-        # Without symbolic links since its way was looked at: one that comes in meanwhile is not followed.
+        # The path was resolved before: a symbolic link that has come in since must not be followed.
         flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI | apsw.SQLITE_OPEN_NOFOLLOW
         connection = apsw.Connection(uri, flags=flags)
         try:
@@ -121,7 +79,7 @@ def opened(path: str, *, lock_timeout: float, timer: LockTimer | None = None) ->
 
 
 def _first_bytes(path: str) -> bytes:
-    """What the file begins with, as far as it can be read. This process must not have the database open."""
+    """The first bytes of the file, as far as they can be read. This process must not have the database open."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -129,13 +87,14 @@ def _first_bytes(path: str) -> bytes:
         finally:
             os.close(descriptor)
     except OSError:
-        return b""  # what SQLite said of it is reported
+        return b""  # what SQLite said about it is reported
 
 
 def prepare(path: str) -> None:
-    """See to it that SQLite leaves no file beside the database that its owner could not write, and that it gets locks.
+    """Guard the files beside the database, and check that its file system has locks. Raises `SourceUnusableError`.
 
-    Before each connection to a live database, and while this process has none to it. Raises `SourceUnusableError`.
+    Must be called before each connection to a live database, and never while this process has one: closing the file
+    drops SQLite's POSIX locks on it.
     """
     try:
         side_files.guard(path)
@@ -143,11 +102,11 @@ def prepare(path: str) -> None:
     except OSError as error:
         raise unreadable(path, error) from error
     try:
-        fcntl.fcntl(descriptor, fcntl.F_GETLK, struct.pack(FLOCK, fcntl.F_RDLCK, os.SEEK_SET, *LOCK_BYTES, 0))
+        conflicting_lock(descriptor, fcntl.F_RDLCK, *LOCK_BYTES)
     except OSError as error:
         # SQLite takes this for a lock of another process, and waits for it.
         raise SourceUnusableError(
-            f"the file system of {path} gives no locks ({(error.strerror or str(error)).lower()}), and without them "
+            f"the file system of {path} has no locks ({(error.strerror or str(error)).lower()}), and without them "
             "SQLite reads nothing",
             hint="for NFS, use version 4 or start its lock service; better put the database on a disk of the machine "
             "that writes it, and run backupd there",
@@ -157,24 +116,24 @@ def prepare(path: str) -> None:
 
 
 def pin(connection: apsw.Connection) -> None:
-    """Begin a transaction that holds one committed state. In rollback mode writers wait until `let_go`."""
+    """Begin a transaction that holds one committed state. In rollback mode writers wait until `unpin`."""
     connection.execute("BEGIN")
     # Takes the read lock as any SELECT does, and reads nothing but the header.
     connection.pragma("schema_version")
 
 
-def let_go(connection: apsw.Connection) -> None:
-    """End that transaction."""
+def unpin(connection: apsw.Connection) -> None:
+    """End the transaction that `pin` began."""
     connection.execute("ROLLBACK")  # a COMMIT fails when the schema could not be read
 
 
 @contextmanager
 def pinned(path: str, *, lock_timeout: float, timer: LockTimer | None = None) -> Iterator[apsw.Connection]:
-    """A read-only connection whose transaction holds one committed state until the block ends.
+    """Open a read-only connection whose transaction holds one committed state until the block ends.
 
-    In WAL mode writers go on; in rollback mode they wait until then. Waits at most `lock_timeout` seconds for the
-    first lock. `timer` runs from then on until it is released. Raises `BusyError`, `SourceUnusableError`; SQLite's
-    errors inside the block become these too.
+    In WAL mode writers continue; in rollback mode they wait until then. Waits at most `lock_timeout` seconds for the
+    first lock. `timer` runs from then on until it is released. Raises `BusyError` and `SourceUnusableError`, also for
+    SQLite's errors inside the block.
     """
     try:
         with opened(path, lock_timeout=lock_timeout, timer=timer) as connection:
@@ -189,10 +148,10 @@ def pinned(path: str, *, lock_timeout: float, timer: LockTimer | None = None) ->
 
 
 def read_damaged_schema(connection: apsw.Connection, *, seconds: float = FACTS_SECONDS) -> None:
-    """Have a damaged schema read as the plain table that it is: it is captured too.
+    """Let SQLite read a damaged schema as the plain table that it is: such a database is captured too.
 
-    A sound one is read here, for about `seconds`: what comes later does with the part that SQLite has by then. Not
-    before the first lock, or SQLite would accept a file that is shorter than its header says.
+    A sound schema is read here, for about `seconds`: later statements make do with the part that SQLite has by then.
+    Must not be called before the first lock, or SQLite would accept a file that is shorter than its header says.
     """
     connection.pragma("writable_schema", True)
     with suppress(TooMuchError), bounded(connection, seconds=seconds):
@@ -200,7 +159,7 @@ def read_damaged_schema(connection: apsw.Connection, *, seconds: float = FACTS_S
 
 
 class _Patience:
-    """How long a connection waits for each of its locks."""
+    """The time that a connection waits for each of its locks."""
 
     def __init__(self, seconds: float, timer: LockTimer | None) -> None:
         self._seconds = seconds
@@ -208,7 +167,7 @@ class _Patience:
         self._give_up_at = 0.0
 
     def wait(self, tries: int) -> bool:
-        """What SQLite calls while it cannot get a lock; `tries` is 0 at the first call for each."""
+        """Sleep a little, and say whether to try again. SQLite calls it for a lock; `tries` is 0 for the first time."""
         if tries == 0:
             self._give_up_at = time.monotonic() + self._seconds
         if self._timer is not None:
@@ -219,7 +178,7 @@ class _Patience:
 
 
 def translated(path: str, error: apsw.Error, head: bytes = b"") -> BackupdError:
-    """Our error for one of SQLite's about the source database, whose file begins with `head`, if that is known."""
+    """Translate one of SQLite's errors about the source database, whose file begins with `head` if that is known."""
     extended = getattr(error, "extendedresult", 0)
     detail = str(error).partition(": ")[2] or str(error)
     if isinstance(error, apsw.BusyError | apsw.LockedError | apsw.ProtocolError):
@@ -230,7 +189,7 @@ def translated(path: str, error: apsw.Error, head: bytes = b"") -> BackupdError:
     if (known := _known(path, extended)) is not None:
         return known
     if isinstance(error, apsw.NotADBError) or detail == _UNSUPPORTED:
-        return why_unread(path, head, detail)
+        return not_a_database(path, head, detail)
     if isinstance(error, apsw.CorruptError | apsw.SQLError):
         what = "corrupt" if isinstance(error, apsw.CorruptError) else "corrupt, or of a newer SQLite"
         return NotADatabaseError(
@@ -251,12 +210,12 @@ def translated(path: str, error: apsw.Error, head: bytes = b"") -> BackupdError:
     if is_disk_full(path):
         hint = "free some space, or inodes, on its disk"
     elif extended in _NO_SHARED_MEMORY:
-        hint = "its file system gives no shared memory, which WAL mode needs: put the database on a local disk"
+        hint = "its file system has no shared memory, which WAL mode needs: put the database on a local disk"
     return kind(f"{path} cannot be read: {detail}", hint=hint)
 
 
 def _known(path: str, extended: int) -> SourceUnusableError | None:
-    """Our error for what SQLite tells in its extended codes alone."""
+    """Return our error for a failure that only SQLite's extended codes identify; None for any other."""
     if extended == apsw.SQLITE_READONLY_ROLLBACK:
         return SourceUnusableError(
             f"{path} has a hot rollback journal: a program crashed inside a transaction",
@@ -267,13 +226,13 @@ def _known(path: str, extended: int) -> SourceUnusableError | None:
     if extended == apsw.SQLITE_IOERR_DELETE:
         return SourceUnusableError(
             f"{path} was emptied while it was opened; the log or journal beside it was kept",
-            hint="run the same command again, which says what lies there",
+            hint="run the same command again, which says what is there",
         )
     return None
 
 
 def is_disk_full(path: str) -> bool:
-    """Whether no block or no inode is left beside the database: SQLite tells that in many words."""
+    """Whether no block or no inode is left beside the database: SQLite reports that with many different codes."""
     try:
         status = os.statvfs(os.path.dirname(path))
     except OSError:
@@ -283,10 +242,10 @@ def is_disk_full(path: str) -> bool:
 
 
 class JournalModeChangedError(Exception):
-    """The database is in WAL mode now, or is so no more: the capture has to begin again, in the way for that."""
+    """The database has switched to WAL mode or away from it, so the capture must begin again in the other way."""
 
 
 def reject_journal_mode(facts: dict[str, Any], *, is_wal: bool) -> None:
-    """Refuse to go on with a database whose `facts` show another journal mode than its header did."""
+    """Raise `JournalModeChangedError` when `facts` show another journal mode than the header did."""
     if (facts["journal_mode"] == "wal") != is_wal:
         raise JournalModeChangedError

@@ -1,4 +1,4 @@
-"""The hashes of an image's pages in a file: 16 bytes for each page, in page order, zeros for one not seen yet."""
+"""The table of an image's page hashes, in a file: 16 bytes for each page, in page order, zeros for one not seen yet."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from blake3 import blake3
 
 from backupd.errors import TargetUnwritableError
-from backupd.files import free_bytes, take_space
 from backupd.format import lock_page
 from backupd.format.pack import HASH_BYTES, page_hash
+from backupd.system.files import free_bytes, take_space
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,26 +28,26 @@ class Pages(NamedTuple):
 
     @property
     def first_of_run(self) -> int:
-        """The first number, if the others follow it one by one; else 0."""
+        """The first number if the pages are consecutive, otherwise 0."""
         numbers = self.numbers
         is_run = bool(numbers) and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
         return numbers[0] if is_run else 0
 
     def are_in(self, hashes: bytes | mmap.mmap) -> bool:
-        """Whether they are a run that has these hashes in a table of joined page hashes."""
+        """Whether the pages are consecutive, and `hashes`, a table of joined page hashes, has them like this."""
         start = (self.first_of_run - 1) * HASH_BYTES
         return start >= 0 and hashes[start : start + len(self.digests) * HASH_BYTES] == b"".join(self.digests)
 
 
 class HashTable:
-    """A table that maps its file into memory, so that another process can read it."""
+    """The page hashes of one image, mapped into memory from a file that another process can read."""
 
     def __init__(self, file: Path | None, page_count: int) -> None:
-        """Make `file`, or use memory alone. No page has been seen. Raises `TargetUnwritableError`."""
+        """Create `file`, or use memory alone when it is None. Raises `TargetUnwritableError`."""
         self.file = file
         self.page_count = page_count
         self.seen = 0
-        self._hasher = blake3()  # one for all pages: making one takes a fifth as long as hashing a page
+        self._hasher = blake3()  # one for all pages: creating one takes a fifth of the time of hashing a page
         self._descriptor = -1
         if file is not None:
             self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -57,7 +57,7 @@ class HashTable:
         except OSError as error:
             raise TargetUnwritableError(
                 f"{file or 'the table of page hashes'} cannot be mapped into memory: {error.strerror}",
-                hint="set state_dir to a directory on a disk of this machine, and see that memory is left",
+                hint="set state_dir to a directory on a local disk, and check that memory is left",
             ) from error
 
     def run(self, first: int, count: int) -> bytes:
@@ -71,10 +71,10 @@ class HashTable:
         self._map[start:end] = digests
 
     def changed(self, numbers: list[int], images: list[bytes]) -> Pages:
-        """Of some pages, those that are not as they are recorded."""
+        """Return those of the pages that differ from what is recorded."""
         pages = Pages(numbers, self._hash_all(images), images)
         if first := pages.first_of_run:
-            # Nearly all pages come in runs, which are new, or as before, and are compared in one go.
+            # Nearly all pages come in runs that are new or as before: one comparison for all.
             before = self.run(first, len(numbers))
             if b"".join(pages.digests) == before:
                 return Pages([], [], [])
@@ -84,7 +84,7 @@ class HashTable:
         return Pages(*map(list, zip(*changed, strict=True))) if changed else Pages([], [], [])
 
     def record(self, numbers: list[int], images: list[bytes]) -> Pages:
-        """Record some pages, and give those that are not as they were recorded before."""
+        """Record the pages, and return those that differ from what was recorded before."""
         changed = self.changed(numbers, images)
         if first := changed.first_of_run:
             self.put(first, b"".join(changed.digests))
@@ -93,8 +93,8 @@ class HashTable:
                 self.put(number, digest)
         return changed
 
-    def hole_left(self, page_size: int) -> None:
-        """Record the lock-byte page, if the image reaches so far: its hash is that of zeros."""
+    def put_lock_page(self, page_size: int) -> None:
+        """Record zeros for the lock-byte page, which SQLite never writes, if the image reaches that far."""
         lock = lock_page(page_size)
         if lock <= self.page_count:
             self.put(lock, page_hash(bytes(page_size)))
@@ -112,8 +112,8 @@ class HashTable:
         self._map.resize(page_count * HASH_BYTES)
         self.page_count = page_count
 
-    def digest_behind(self, first_page: bytes) -> bytes:
-        """BLAKE3 over `first_page` and the hashes of all other pages: stands for the content of the image."""
+    def digest_with(self, first_page: bytes) -> bytes:
+        """BLAKE3 over `first_page` and the hashes of all other pages, which stands for the content of the image."""
         with memoryview(self._map) as hashes:
             return blake3(first_page).update(hashes[HASH_BYTES:]).digest()
 
@@ -132,7 +132,7 @@ class HashTable:
         return digests
 
     def _take_space(self, file: Path, page_count: int) -> None:
-        """Take the space at once: a full disk would otherwise be a SIGBUS later."""
+        """Allocate the space at once: a full disk would otherwise be a SIGBUS later."""
         try:
             take_space(self._descriptor, page_count * HASH_BYTES)
         except OSError as error:
@@ -140,14 +140,14 @@ class HashTable:
 
 
 def count_unseen(hashes: bytes) -> int:
-    """How many of these joined hashes are of pages that have not been seen."""
+    """Count the pages among these joined hashes that have not been seen."""
     if _UNSEEN not in hashes:
         return 0
     return sum(hashes[at : at + HASH_BYTES] == _UNSEEN for at in range(0, len(hashes), HASH_BYTES))
 
 
 def spool_full(spool: Path, error: OSError | None = None) -> TargetUnwritableError:
-    """The error for a spool that takes no more."""
+    """The error for a spool that cannot take more pages."""
     reason = error.strerror if error else f"{(free_bytes(spool) or 0) >> 20} MiB are left"
     return TargetUnwritableError(
         f"the spool {spool} cannot take more pages: {reason}",

@@ -1,7 +1,5 @@
 """`backupd keygen`: a pair of keys for encrypted snapshots."""
 
-# ruff: noqa: PLC0415  (imports are late: `--help` is to be fast)
-
 from __future__ import annotations
 
 import os
@@ -11,7 +9,7 @@ from pathlib import Path
 import click
 
 from backupd.cli import output
-from backupd.cli.options import Invocation, Verb, global_options
+from backupd.cli.verbs import Invocation, Verb, global_options
 from backupd.errors import TargetExistsError, TargetUnwritableError
 
 
@@ -31,8 +29,8 @@ def command(invocation: Invocation, file: Path | None) -> None:
     """Make a pair of age keys: a public one to encrypt to, and a secret one to restore with.
 
     The public key goes into `[encryption] recipients` on the machine that takes the snapshots. The secret key is
-    printed, or goes into FILE, which must not exist yet. Keep it where the machine and its backups are not: without it,
-    nothing that was encrypted can be restored, by nobody. `age-keygen` makes the same.
+    printed, or goes into FILE, which must not exist yet. Keep it away from the machine and its backups: without it,
+    nothing that was encrypted can be restored. `age-keygen` makes such pairs too.
     """
     from backupd.encryption import generate_identity
 
@@ -52,8 +50,8 @@ def command(invocation: Invocation, file: Path | None) -> None:
 
 
 def _write_new(file: Path, content: str) -> None:
-    """Write the keys, durably and for this user alone, or leave nothing."""
-    from backupd.files import flush_directory
+    """Write the keys durably, readable for this user alone. A failure leaves no file."""
+    from backupd.system.files import flush_directory
 
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -1,29 +1,28 @@
-"""`backupd list`: which snapshots there are."""
-
-# ruff: noqa: PLC0415  (imports are late: `--help` is to be fast)
+"""`backupd list`: the snapshots in the stores, or what is in their trash."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from backupd.cli import output, quantities
-from backupd.cli.options import Invocation, Verb, complete_databases, global_options, identity_option, store_option
-from backupd.errors import ExitCode, NoSuchSnapshotError
+from backupd.cli import output
+from backupd.cli.verbs import Invocation, Verb, complete_databases, global_options, identity_option, store_option
+from backupd.errors import BackupdError, ExitCode, NoSuchSnapshotError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from backupd.catalog import ListedSnapshot, Listing
+    from backupd.cli.output import Cells
     from backupd.cli.session import Session
-    from backupd.cli.tables import Cells
-    from backupd.cli.verdicts import Verdicts
-    from backupd.format.manifest import AnyManifest
-    from backupd.proofs import Verdict
+    from backupd.format.manifest import AnySummary
+    from backupd.jobs.trash import RemovedSnapshot
     from backupd.repository import Repository
+    from backupd.repository.archive import Archive
+    from backupd.repository.proofs import KnownOutcome, Proofs
+    from backupd.repository.references import ListedSnapshot, SnapshotList
 
 
 @click.command(
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     ),
 )
 @click.argument("database", required=False, shell_complete=complete_databases)
-@click.option("--trash", is_flag=True, help="List what was removed and can be undeleted.")
+@click.option("--trash", is_flag=True, help="List removed snapshots that can be undeleted.")
 @store_option
 @identity_option
 @global_options
@@ -47,46 +46,45 @@ def command(invocation: Invocation, database: str | None, store: str | None, *, 
     """List the snapshots of DATABASE, or of every database, the newest last.
 
     DATABASE is a name, or the path of its file. SIZE is that of the database; STORED is what the snapshot added to the
-    store; PROVEN is how long ago a test restore succeeded, or what else was found of it: `intact`, where every stored
-    byte is right and there was no key to restore it, or that it is damaged. What cannot be read is reported, and the
-    rest is listed all the same.
+    store; PROVEN is how long ago a test restore succeeded, or `intact`, where every stored byte is right and there was
+    no key to restore it, or that the snapshot is damaged. What cannot be read is reported, and the rest is still
+    listed.
 
-    With --trash, list the snapshots that were removed, by whatever way, and until when `backupd undelete` brings each
-    of them back.
+    With --trash, list the snapshots that were removed, by a rule or by hand, and until when `backupd undelete` brings
+    each of them back.
     """
-    from backupd.catalog import list_snapshots
     from backupd.cli.session import Session
-    from backupd.cli.snapshot_values import listed_values
-    from backupd.cli.verdicts import Verdicts
 
     session = Session(invocation)
-    name = None if database is None else session.name_meant(database)
-    if trash:
-        from backupd.cli.trash import list_trash
+    name = None if database is None else session.database_name(database)
+    return _list_trash(session, store, name) if trash else _list_snapshots(session, store, name)
 
-        return list_trash(session, store, name)
+
+def _list_snapshots(session: Session, store: str | None, name: str | None) -> int:
+    from backupd.repository.references import list_snapshots
+
     repositories = session.repositories(store)
-    listing = list_snapshots(repositories, name)
-    if name and not listing.snapshots and not listing.problems:
+    found = list_snapshots(repositories, name)
+    if name and not found.snapshots and not found.problems:
         reject_unknown_database(name, repositories, session)
-    verdicts = Verdicts(listing)
+    checks = _LatestChecks(found)
     if session.is_json:
         output.print_document(
             {
-                "snapshots": [listed_values(snapshot, verdicts.of(snapshot)) for snapshot in listing.snapshots],
-                "problems": [output.error_values(problem) for problem in listing.problems],
+                "snapshots": [_values(snapshot, checks.of(snapshot)) for snapshot in found.snapshots],
+                "problems": [output.error_values(problem) for problem in found.problems],
             }
         )
-        return _exit_code(listing)
-    _print(listing, verdicts, name, repositories)
-    _print_remarks(listing, session)
-    for problem in listing.problems:
-        output.print_error(problem)
-    return _exit_code(listing)
+    else:
+        _print(found, checks, name, repositories)
+        _print_odd_values(found, session)
+        for problem in found.problems:
+            output.print_error(problem)
+    return _exit_code(found.problems, is_empty=not found.snapshots)
 
 
 def reject_unknown_database(name: str, repositories: Sequence[Repository], session: Session) -> None:
-    """A name without snapshots is an error, unless the configuration says that it will have some."""
+    """Raise `NoSuchSnapshotError` for a database without snapshots, unless it is configured and so will have some."""
     if any(database.name == name for database in session.databases()):
         return
     known = sorted({other for repository in repositories if repository.exists() for other in repository.databases()})
@@ -96,60 +94,151 @@ def reject_unknown_database(name: str, repositories: Sequence[Repository], sessi
     )
 
 
-def _print(listing: Listing, verdicts: Verdicts, name: str | None, repositories: Iterable[Repository]) -> None:
-    from backupd.cli.tables import render
+class _LatestChecks:
+    """The latest check results of the snapshots in a list. The records of an archive are read once, when needed.
 
-    if not listing.snapshots and not listing.problems:
+    Errors go to the problems of the list: records that cannot be read hide no snapshot.
+    """
+
+    def __init__(self, found: SnapshotList) -> None:
+        self._list = found
+        self._known: dict[Archive, Proofs | None] = {}
+
+    def of(self, snapshot: ListedSnapshot) -> KnownOutcome | None:
+        archive = snapshot.archive
+        if archive not in self._known:
+            try:
+                self._known[archive] = archive.proofs(self._list.listings.get(archive))
+            except BackupdError as error:
+                self._list.problems.append(error)
+                self._known[archive] = None
+        proofs = self._known[archive]
+        return None if proofs is None else proofs.known(snapshot.manifest)
+
+
+def _values(snapshot: ListedSnapshot, check: KnownOutcome | None) -> dict[str, Any]:
+    """The values of a snapshot in JSON documents; `check` is what was found last of it."""
+    manifest = snapshot.manifest
+    return {
+        "id": str(manifest.id),
+        "database": manifest.database,
+        "store": snapshot.archive.url,
+        "taken_at": output.utc_time(manifest.id.taken_at),
+        "kind": str(manifest.kind),
+        "tags": list(manifest.tags),
+        "sequence": manifest.sequence,
+        "base": None if manifest.base is None else str(manifest.base),
+        "page_size": manifest.page_size,
+        "page_count": manifest.page_count,
+        "changed_pages": manifest.changed_pages,
+        "image_bytes": manifest.image_bytes,
+        "stored_bytes": manifest.stored_bytes,
+        **check_values(check),
+        "is_encrypted": any(pack.encryption for pack in manifest.packs),
+        **_private_values(manifest),
+    }
+
+
+def _private_values(manifest: AnySummary) -> dict[str, Any]:
+    """The values that an encrypted manifest shows only with a key: null without one."""
+    from backupd.format.manifest import SealedSummary
+
+    if isinstance(manifest, SealedSummary):
+        return dict.fromkeys(
+            ("image_digest", "journal_mode", "encoding", "user_version", "application_id", "alembic_revisions")
+        )
+    source = manifest.source
+    return {
+        "image_digest": manifest.image_digest,
+        "journal_mode": source.journal_mode,
+        "encoding": source.encoding,
+        "user_version": source.user_version,
+        "application_id": source.application_id,
+        "alembic_revisions": None if source.alembic_revisions is None else list(source.alembic_revisions),
+    }
+
+
+def check_values(check: KnownOutcome | None) -> dict[str, Any]:
+    """What was found last of a snapshot, in JSON documents."""
+    from backupd.format.records import CheckOutcome
+
+    outcome, at = (check.outcome, output.utc_time(check.at)) if check else (None, None)
+    damage = {CheckOutcome.DAMAGED_STORE: "store", CheckOutcome.DAMAGED_SOURCE: "source"}
+    return {
+        "proven_at": at if outcome is CheckOutcome.PROVEN else None,
+        "intact_at": at if outcome is CheckOutcome.INTACT else None,
+        "damage": None if outcome is None else damage.get(outcome),
+    }
+
+
+def _print(found: SnapshotList, checks: _LatestChecks, name: str | None, repositories: Iterable[Repository]) -> None:
+    if not found.snapshots and not found.problems:
         whose = f" of {name}" if name else ""
-        output.print_result(output.printable(f"no snapshots{whose} in {_places(repositories)}"))
+        output.print_line(f"no snapshots{whose} in {_places(repositories)}")
         output.print_hint("take one with: backupd now")
         return
     groups = [
-        (f"{database} in {url}", [_cells(snapshot, verdicts.of(snapshot)) for snapshot in group])
-        for (database, url), group in groupby(listing.snapshots, key=_group)
+        (f"{database} in {url}", [_cells(snapshot, checks.of(snapshot)) for snapshot in group])
+        for (database, url), group in groupby(found.snapshots, key=_group)
     ]
     if groups:
-        output.print_result(render(("ID", "TAKEN", "AGE", ">SIZE", ">STORED", "PROVEN", "TAGS", "ALEMBIC"), groups))
+        headings = ("ID", "TAKEN", "AGE", ">SIZE", ">STORED", "PROVEN", "TAGS", "ALEMBIC")
+        output.print_result(output.table(headings, groups))
 
 
-def _print_remarks(listing: Listing, session: Session) -> None:
-    """What test restores on this machine found of listed snapshots that is no damage."""
+def _print_odd_values(found: SnapshotList, session: Session) -> None:
+    """Print what test restores on this machine found of the listed snapshots that is no damage."""
     if session.is_quiet:
         return
     known = session.status.read().databases
-    for snapshot in listing.snapshots:
-        manifest, url = snapshot.manifest, snapshot.repository.url
+    for snapshot in found.snapshots:
+        manifest, url = snapshot.manifest, snapshot.archive.url
         database = known.get(manifest.database)
         health = database.stores.get(url) if database else None
-        if health is not None and health.remark is not None and health.proven_id == str(manifest.id):
-            output.print_note(output.printable(f"note: {manifest.database}@{manifest.id} in {url} has {health.remark}"))
+        if health is not None and health.odd_values is not None and health.proven_id == str(manifest.id):
+            output.print_note(f"note: {manifest.database}@{manifest.id} in {url} has {health.odd_values}")
 
 
 def _group(snapshot: ListedSnapshot) -> tuple[str, str]:
-    return snapshot.manifest.database, snapshot.repository.url
+    return snapshot.manifest.database, snapshot.archive.url
 
 
-def _cells(snapshot: ListedSnapshot, verdict: Verdict | None) -> Cells:
-    from backupd.cli.verdicts import verdict_cell
+def _cells(snapshot: ListedSnapshot, check: KnownOutcome | None) -> Cells:
+    from backupd.format.manifest import SnapshotKind
 
     manifest = snapshot.manifest
-    tags = [*manifest.tags, *([str(manifest.kind)] if manifest.kind != "regular" else [])]
+    tags = [*manifest.tags, *([str(manifest.kind)] if manifest.kind is not SnapshotKind.REGULAR else [])]
     return (
         str(manifest.id),
-        quantities.local_time(manifest.id.taken_at),
-        quantities.age(manifest.id.taken_at, datetime.now(UTC)),
-        quantities.size(manifest.image_bytes),
-        quantities.size(manifest.stored_bytes),
-        verdict_cell(verdict),
+        output.local_time(manifest.id.taken_at),
+        output.age(manifest.id.taken_at, datetime.now(UTC)),
+        output.size(manifest.image_bytes),
+        output.size(manifest.stored_bytes),
+        _check_cell(check),
         ", ".join(tags) or "-",
         _alembic(manifest),
     )
 
 
-def _alembic(manifest: AnyManifest) -> str:
-    from backupd.format.manifest import SealedManifest
+def _check_cell(check: KnownOutcome | None) -> str:
+    """The cell of a table for what was found last of a snapshot: `3 h ago`, `intact 3 h ago`, `DAMAGED`."""
+    from backupd.format.records import CheckOutcome
 
-    if isinstance(manifest, SealedManifest):
+    if check is None:
+        return "-"
+    age = output.age(check.at, datetime.now(UTC))
+    return {
+        CheckOutcome.PROVEN: age,
+        CheckOutcome.INTACT: f"intact {age}",
+        CheckOutcome.DAMAGED_STORE: "DAMAGED",
+        CheckOutcome.DAMAGED_SOURCE: "damaged source",
+    }[check.outcome]
+
+
+def _alembic(manifest: AnySummary) -> str:
+    from backupd.format.manifest import SealedSummary
+
+    if isinstance(manifest, SealedSummary):
         return "encrypted"
     return ", ".join(manifest.source.alembic_revisions or ()) or "-"
 
@@ -158,11 +247,67 @@ def _places(repositories: Iterable[Repository]) -> str:
     return ", ".join(repository.url for repository in repositories)
 
 
-def _exit_code(listing: Listing) -> int:
-    """That of the first problem if it left nothing to list; damage in any case; else, with a problem, partly done."""
-    codes = [problem.exit_code for problem in listing.problems]
+def _exit_code(problems: Sequence[BackupdError], *, is_empty: bool) -> int:
+    """The code of the first problem if it left nothing to list; otherwise damage found, or partly done."""
+    codes = [problem.exit_code for problem in problems]
     if not codes:
         return ExitCode.DONE
-    if not listing.snapshots:
+    if is_empty:
         return codes[0]
     return ExitCode.DAMAGE_FOUND if ExitCode.DAMAGE_FOUND in codes else ExitCode.PARTLY_DONE
+
+
+def removed_values(removed: RemovedSnapshot) -> dict[str, Any]:
+    """A removed snapshot in JSON documents."""
+    manifest = removed.manifest
+    return {
+        "id": str(manifest.id),
+        "database": removed.database,
+        "store": removed.store.url,
+        "taken_at": output.utc_time(manifest.id.taken_at),
+        "removed_at": output.utc_time(removed.entry.removed_at),
+        "gone_after": output.utc_time(removed.gone_after),
+        "kind": str(manifest.kind),
+        "tags": list(manifest.tags),
+        "image_bytes": manifest.image_bytes,
+        "reason": removed.entry.reason,
+    }
+
+
+def _removed_cells(removed: RemovedSnapshot) -> Cells:
+    return (
+        str(removed.manifest.id),
+        output.local_time(removed.manifest.id.taken_at),
+        output.local_time(removed.entry.removed_at),
+        output.local_time(removed.gone_after),
+        output.size(removed.manifest.image_bytes),
+        removed.entry.reason,
+    )
+
+
+def _list_trash(session: Session, store: str | None, database: str | None) -> int:
+    from backupd.jobs.trash import read_trash
+
+    stores = session.configured_stores([store] if store else [])
+    trash = read_trash(stores, database)
+    found, problems = trash.found, [*trash.damaged, *trash.problems]
+    if session.is_json:
+        output.print_document(
+            {
+                "trash": [removed_values(removed) for removed in found],
+                "problems": [output.error_values(problem) for problem in problems],
+            }
+        )
+        return _exit_code(problems, is_empty=not found)
+    groups = [
+        (f"removed from {name} in {url}", [_removed_cells(removed) for removed in group])
+        for (name, url), group in groupby(found, key=lambda removed: (removed.database, removed.store.url))
+    ]
+    if groups:
+        output.print_result(output.table(("SNAPSHOT", "TAKEN", "REMOVED", "GONE AFTER", ">SIZE", "WHY"), groups))
+    elif not problems:
+        whose = f" of {database}" if database else ""
+        output.print_line(f"nothing{whose} is in the trash of {_places(each.repository for each in stores)}")
+    for problem in problems:
+        output.print_error(problem)
+    return _exit_code(problems, is_empty=not found)

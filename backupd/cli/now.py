@@ -1,25 +1,25 @@
-"""`backupd now`: take a snapshot of every database that is meant, into every store that is meant."""
-
-# ruff: noqa: PLC0415  (imports are late: `--help` is to be fast)
+"""`backupd now`: take a snapshot of each database into each store, and prune after it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from backupd.cli import output, quantities
-from backupd.cli.options import Invocation, Verb, complete_databases, global_options
+from backupd.cli import output, reported
+from backupd.cli.verbs import Invocation, Verb, complete_databases, global_options
 from backupd.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from backupd.backup import BackupResult, Progress, Wish
+    from backupd.backup import BackupResult, Progress, SnapshotRequest
+    from backupd.capture.worker import Workers
     from backupd.cli.session import Session
     from backupd.config import Database
+    from backupd.jobs.configured import ConfiguredStore
     from backupd.prune import PruneResult
-    from backupd.upkeep.stores import RotatedStore
 
 
 @click.command(
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     help="Store only there: s3://bucket/prefix or a directory. May be repeated.",
 )
 @click.option("--tag", "tags", metavar="TAG", multiple=True, help="A name to find the snapshot by. May be repeated.")
-@click.option("--full", is_flag=True, help="Store every page again, whatever the store has already.")
+@click.option("--full", is_flag=True, help="Store every page again, even those that the store already has.")
 @global_options
 @click.pass_obj
 def command(
@@ -49,170 +49,184 @@ def command(
 ) -> int:
     """Take a snapshot of each DATABASE now.
 
-    DATABASE is a name from the configuration, the path of an SQLite file, or NAME=PATH where the file's name can not be
-    that of a database; without one, everything that is configured is backed up. The database is only read, and the
-    application that uses it goes on.
+    DATABASE is a name from the configuration, the path of an SQLite file, or NAME=PATH where the file's name cannot be
+    that of a database. Without DATABASE, all configured databases are backed up. They are only read, and applications
+    continue using them.
 
     Without --store, snapshots go to all configured stores, or into ./backups when none is configured. If nothing has
-    changed since the newest snapshot, no new one is made, except with --tag or --full.
+    changed since the newest snapshot, no new one is made, except with --tag or --full. A configured database is not
+    even read when the times of its files and the store show that.
 
     After that, snapshots of configured databases that no rule keeps are removed, as by `backupd prune`, unless
-    retention.after_snapshot is false. That never makes a snapshot count as failed.
+    retention.after_snapshot is false. A snapshot does not count as failed when that fails.
     """
-    from backupd.backup import Wish, exit_code_of
-    from backupd.cli.pruned import pruned_values
+    from backupd.backup import SnapshotRequest, exit_code_of
+    from backupd.capture.worker import Workers
     from backupd.cli.session import Session
 
     _reject_odd_tags(tags)
     session = Session(invocation)
-    chosen = _chosen_databases(databases, session)
-    configured = session.databases()
-    rotated = session.rotated(stores)
-    wish = Wish(tags=tuple(dict.fromkeys(tags)), is_full=full)
-    results: list[BackupResult] = []
-    rotating: list[tuple[BackupResult, RotatedStore]] = []
-    for database in chosen:
-        # A name alone is not enough: another file may be called the same, and has no policy.
-        is_rotated = database in configured
-        of_database = _results(database, rotated, session, wish, is_configured=is_rotated)
-        results += of_database
-        if is_rotated:
-            rotating += zip(of_database, rotated, strict=True)
-        if not session.is_json:
-            _print_results(of_database)
-    # After the last of them: no snapshot is to wait for old ones to go.
-    pruned = _rotate(rotating, session)
+    request = SnapshotRequest(tags=tuple(dict.fromkeys(tags)), is_full=full)
+    results: dict[Database, list[BackupResult]] = {}
+    with Workers() as workers:
+        run = _Run(session, session.configured_stores(stores), request, workers)
+        for database in _chosen_databases(databases, session):
+            results[database] = run.back_up(database)
+            if not session.is_json:
+                _print_results(results[database])
+    # After the last of them: no snapshot may wait for the removal of old ones.
+    pruned = [result for database, of_database in results.items() for result in run.prune(database, of_database)]
+    all_results = [result for of_database in results.values() for result in of_database]
     if session.is_json:
+        from backupd.cli.prune import pruned_values
+
         output.print_document(
             {
-                "snapshots": [_result_values(result) for result in results],
+                "snapshots": [_result_values(result) for result in all_results],
                 "pruned": [pruned_values(result) for result in pruned],
             }
         )
-    code = exit_code_of(results)
-    # Without arguments, everything is meant: also the files that had to be left out.
+    code = exit_code_of(all_results)
+    # Without arguments, the files that had to be left out are meant too.
     return ExitCode.PARTLY_DONE if code == ExitCode.DONE and not databases and session.problems() else code
 
 
 def _reject_odd_tags(tags: Sequence[str]) -> None:
-    from backupd.reference import is_tag
+    if not tags:
+        return
+    from backupd.repository.references import is_tag
 
     for tag in tags:
         if not is_tag(tag):
             raise UsageError(
-                f"{tag!r} can not be a tag",
+                f"{tag!r} cannot be a tag",
                 hint="a tag is a letter, then up to 99 letters, digits, dots, hyphens, underscores or plus signs, "
                 "and not `latest`",
             )
 
 
 def _chosen_databases(texts: Sequence[str], session: Session) -> list[Database]:
-    from backupd.config import nothing_found, unmatched_patterns
+    from backupd.config import no_match_error
 
     if texts:
         return session.selected(texts)
-    entries = session.settings.databases
-    if not entries:
+    if not session.settings.databases:
         raise UsageError(
             "no database is given, and none is configured",
             hint="give the path of one: backupd now app.db; or list them under [[databases]] in backupd.toml",
         )
-    unmatched = unmatched_patterns(entries)
+    unmatched = session.unmatched_patterns()
     configured = session.databases()
     if not configured:
         for problem in session.problems():
             raise problem
-        raise nothing_found(*unmatched)
+        raise no_match_error(*unmatched)
     for pattern in unmatched:
-        output.print_warning(f"{nothing_found(pattern).message}; the other databases are backed up")
+        output.print_warning(f"{no_match_error(pattern).message}; the other databases are backed up")
     return list(configured)
 
 
-def _results(
-    database: Database, stores: Sequence[RotatedStore], session: Session, wish: Wish, *, is_configured: bool
-) -> list[BackupResult]:
-    """A result per store, also after a bug: whatever is wrong with one database, the others are backed up."""
-    from backupd.backup import BackupResult, Outcome
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One run of the verb: the stores that every database is backed up to, and the snapshots that are requested."""
 
-    try:
-        return _back_up(database, stores, session, wish, is_configured=is_configured)
-    except Exception as failed:  # noqa: BLE001  (as said)
-        error = output.reported(failed)
-        urls = [rotated.url for rotated in stores]
-        return [BackupResult(database=database.name, store=url, outcome=Outcome.FAILED, error=error) for url in urls]
+    session: Session
+    stores: list[ConfiguredStore]
+    request: SnapshotRequest
+    workers: Workers
 
+    def back_up(self, database: Database) -> list[BackupResult]:
+        """Back up one database: a result for each store. A bug is a result too, so that other databases continue."""
+        from backupd.backup import BackupResult, Outcome
 
-def _back_up(
-    database: Database, stores: Sequence[RotatedStore], session: Session, wish: Wish, *, is_configured: bool
-) -> list[BackupResult]:
-    from backupd.backup import back_up
-    from backupd.cli.progress import shown_progress
-    from backupd.upkeep.snapshots import take_snapshot
-
-    with shown_progress(database.name, done="captured", moved="stored", is_quiet=session.is_quiet) as report:
-
-        def on_progress(now: Progress) -> None:
-            report(now.captured_bytes, now.image_bytes, now.stored_bytes)
-
-        settings, state = session.settings, session.state
-        if not is_configured:
-            only_stores = [rotated.repository.store for rotated in stores]
-            return back_up(database, only_stores, settings, state, wish=wish, on_progress=on_progress)
-        configured = session.configured(database)
-        return take_snapshot(configured, stores, settings, state, session.status, wish=wish, on_progress=on_progress)
-
-
-def _rotate(results: Sequence[tuple[BackupResult, RotatedStore]], session: Session) -> list[PruneResult]:
-    """Prune what has just been backed up, in the stores where that succeeded; that is no part of the snapshot."""
-    from backupd.cli.pruned import print_after
-    from backupd.prune import PruneResult
-    from backupd.upkeep.rotation import rotate_after
-
-    pruned = []
-    for result, rotated in results:
-        outcome: PruneResult | None
         try:
-            outcome = rotate_after(result, rotated, session.state, session.status)
-        except Exception as failed:  # noqa: BLE001  (the snapshots are made, and their results are still to be shown)
-            error = output.reported(failed)
-            outcome = PruneResult(database=result.database, store=rotated.url, error=error)
-        if outcome is not None:
-            pruned.append(outcome)
-            if not session.is_json:
-                print_after(outcome, session)
-    return pruned
+            return self._back_up(database)
+        except Exception as failed:  # noqa: BLE001  (as said)
+            error = reported(failed)
+            return [
+                BackupResult(database=database.name, store=store.url, outcome=Outcome.FAILED, error=error)
+                for store in self.stores
+            ]
+
+    def _back_up(self, database: Database) -> list[BackupResult]:
+        from backupd.backup import back_up
+
+        session, request, workers = self.session, self.request, self.workers
+        with output.shown_progress(database.name, done="captured", moved="stored", is_quiet=session.is_quiet) as report:
+
+            def on_progress(now: Progress) -> None:
+                report(now.captured_bytes, now.image_bytes, now.stored_bytes)
+
+            if self._is_configured(database):
+                from backupd.jobs.snapshots import take_snapshot
+
+                configured = session.configured(database)
+                return take_snapshot(
+                    configured, self.stores, session, request=request, on_progress=on_progress, workers=workers
+                )
+            repositories = [store.repository for store in self.stores]
+            return back_up(
+                database, repositories, session.settings, request=request, on_progress=on_progress, workers=workers
+            )
+
+    def _is_configured(self, database: Database) -> bool:
+        # A name alone is not enough: another file may be called the same, and has no policy.
+        return database in self.session.databases()
+
+    def prune(self, database: Database, results: list[BackupResult]) -> list[PruneResult]:
+        """Prune what was backed up, in the stores where that succeeded. A failure changes no snapshot's result."""
+        if not self._is_configured(database):
+            return []
+        from backupd.cli.prune import print_after_snapshot
+        from backupd.jobs.prunes import prune_after
+        from backupd.prune import PruneResult
+
+        pruned = []
+        for result, store in zip(results, self.stores, strict=True):
+            outcome: PruneResult | None
+            try:
+                outcome = prune_after(result, store, self.session.status)
+            except Exception as failed:  # noqa: BLE001  (the snapshots exist, and their results must still be printed)
+                error = reported(failed)
+                outcome = PruneResult(database=result.database, store=store.url, error=error)
+            if outcome is not None:
+                pruned.append(outcome)
+                if not self.session.is_json:
+                    print_after_snapshot(outcome, self.session)
+        return pruned
 
 
 def _print_results(results: Sequence[BackupResult]) -> None:
-    """A line for each result, and what is to be said about it; an error that all stores share is told once."""
-    told: list[BaseException] = []
+    """Print a line for each result, then its warnings and its error; an error that all stores share is printed once."""
+    printed: list[BaseException] = []
     for result in results:
         output.print_result(_line(result))
         for warning in result.warnings:
             output.print_warning(f"{result.database}: {warning}")
-        if result.error is not None and result.error not in told:
-            told.append(result.error)
+        if result.error is not None and result.error not in printed:
+            printed.append(result.error)
             output.print_error(result.error, subject=result.database)
 
 
 def _line(result: BackupResult) -> str:
-    image = quantities.size((result.page_size or 0) * (result.page_count or 0))
-    duration = quantities.seconds(result.duration_seconds)
+    image = output.size((result.page_size or 0) * (result.page_count or 0))
+    duration = output.seconds(result.duration_seconds)
     if result.error is not None:
         what = f"no snapshot made, given up after {duration}"
-    elif result.outcome == "unchanged":
-        what = f"{image}, nothing changed since this snapshot, checked in {duration}"
+    elif not result.has_made_snapshot:
+        evidence = "" if result.was_read else ", as the times of its files show"
+        what = f"{image}, nothing changed since this snapshot{evidence}, checked in {duration}"
     else:
-        changed = quantities.count(result.changed_pages or 0)
-        pages = quantities.count(result.page_count or 0, "page")
-        stored = quantities.size(result.stored_bytes)
+        changed = output.count(result.changed_pages or 0)
+        pages = output.count(result.page_count or 0, "page")
+        stored = output.size(result.stored_bytes)
         what = f"{image}, {changed} of {pages} changed, {stored} stored in {duration}"
         if result.replaced_packs:
             were = "was" if result.replaced_packs == 1 else "were"
-            what += f", {quantities.count(result.replaced_packs, 'damaged pack')} {were} stored again"
-    if result.receipt is not None:
-        shown = quantities.count(result.receipt.packs, "pack")
-        what += f"; receipt for {shown}, {quantities.size(result.receipt.stored_bytes)}"
+            what += f", {output.count(result.replaced_packs, 'damaged pack')} {were} stored again"
+    if result.upload_check is not None:
+        shown = output.count(result.upload_check.packs, "pack")
+        what += f"; the store lists {shown}, {output.size(result.upload_check.stored_bytes)}"
     snapshot = f"  {result.id}" if result.id else ""
     return output.printable(f"{result.database}  {result.outcome}{snapshot}  {what}  -> {result.store}")
 

@@ -1,37 +1,54 @@
-"""What reaches the user: results or one JSON document on stdout, all else on stderr.
+"""Output for the user: results, tables or one JSON document on stdout, everything else and progress on stderr.
 
 Imports nothing that takes time.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import shlex
 import sys
-import traceback
-from typing import TYPE_CHECKING, Any
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from backupd.errors import BackupdError, LimitReachedError, TargetUnwritableError, expected
+from backupd.errors import (
+    BackupdError,
+    TargetUnwritableError,
+    masked,
+    masked_values,
+)
 from backupd.logs import printable as printable  # noqa: PLC0414  (for all that print)
-from backupd.masking import masked, masked_values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from datetime import datetime
 
+_UNITS = ("kB", "MB", "GB", "TB", "PB")
+_STEP = 1000
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _COMMAND_WITH_STORE = re.compile(r"\bbackupd (?:now|list|show|verify|restore|undo|prune|forget|undelete)\b(?! --help)")
+
+_UNBOUNDED_WIDTH = 100_000
+_QUIET_START_SECONDS = 2.0
+_SECONDS_BETWEEN_LINES = 5.0
+
+Cells: TypeAlias = tuple[str, ...]
+Group: TypeAlias = tuple[str, "Sequence[Cells]"]
 
 _unusual_stores: list[str] = []
 
 
 def remember_unusual_stores(urls: Iterable[str]) -> None:
-    """Take the URLs of the stores that this run uses, and that no command uses without being told to: for hints."""
+    """Keep the URLs of the stores that only --store has chosen: the commands in hints need the option too."""
     _unusual_stores[:] = urls
 
 
 def wants_json() -> bool:
-    """Whether this process was asked for JSON; holds when the command line cannot be parsed, too."""
+    """Whether the command line asks for JSON, even if it cannot be parsed."""
     arguments = sys.argv[1:]
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     return "--json" in options
@@ -43,6 +60,11 @@ def print_result(text: str) -> None:
     A reader that went away, such as `head`, is no error. Raises `TargetUnwritableError` when stdout is full.
     """
     _write_result(masked(text))
+
+
+def print_line(text: str) -> None:
+    """Write one line to stdout with `print_result`, with characters escaped that are not printable."""
+    print_result(printable(text))
 
 
 def _write_result(text: str) -> None:
@@ -67,7 +89,7 @@ def print_document(document: Mapping[str, Any]) -> None:
 
 
 def print_failure(error: BackupdError) -> None:
-    """Report the error that ended the run: as JSON if that was asked for, else (or without stdout) by `print_error`."""
+    """Report the error that ended the run: as JSON if the command line asks for it, otherwise by `print_error`."""
     if wants_json() and sys.stdout is not None:
         print_document({"error": error_values(error)})
     else:
@@ -75,7 +97,7 @@ def print_failure(error: BackupdError) -> None:
 
 
 def print_error(error: BackupdError, *, subject: str | None = None, store: str | None = None) -> None:
-    """Write an `error:` line, with `subject` in front of the message, and the `hint:` line (`store` as there)."""
+    """Write an `error:` line, with `subject` in front of the message, and its `hint:` line (see `print_hint`)."""
     print_note(f"error: {subject}: {error.message}" if subject else f"error: {error.message}")
     if error.hint:
         print_hint(error.hint, store=store)
@@ -92,7 +114,7 @@ def print_hint(hint: str, *, store: str | None = None) -> None:
 
 
 def completed_hint(hint: str, *, store: str | None = None) -> str:
-    """`hint` with commands that work as they stand: with --store, where they would not find the store of this run."""
+    """A hint whose commands work as they stand: with --store where they would not find the store of this run."""
     if store is None and len(_unusual_stores) == 1:
         store = _unusual_stores[0]
     if store not in _unusual_stores:
@@ -117,27 +139,197 @@ def print_note(text: str, *, is_verbatim: bool = False) -> None:
 
 
 def error_values(error: BackupdError, *, store: str | None = None) -> dict[str, Any]:
-    """An error as JSON shows it; `store` as for `print_hint`."""
+    """An error in JSON documents; `store` is the URL of the store that its hint is about, if it is about one."""
     hint = None if error.hint is None else completed_hint(error.hint, store=store)
     return {**error.values(), "hint": hint}
 
 
-def reported(error: Exception) -> BackupdError:
-    """The error itself if it was expected; else a limit of this machine, or a bug, whose traceback goes to stderr."""
-    known = expected(error)
-    if known is error or isinstance(known, LimitReachedError):
-        return known
-    if isinstance(error, ImportError) and not (error.name or "").startswith("backupd"):
-        from backupd.children import not_loaded  # noqa: PLC0415  (rare)
-
-        return not_loaded("backupd", f"{type(error).__name__}: {error}")
-    print_note("".join(traceback.format_exception(error)).rstrip(), is_verbatim=True)
-    return known
-
-
 def _discard_stdout() -> None:
-    """Do without stdout from now on; what is still buffered goes nowhere instead of failing once more."""
+    """Give stdout up: what is still buffered is discarded instead of failing once more."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
     sys.stdout = None
+
+
+def table(headings: Sequence[str], groups: Sequence[Group]) -> str:
+    """A table for each group, under its title: drawn by rich on a terminal, otherwise aligned columns. No cell is cut.
+
+    A heading that begins with `>` has its column aligned to the right.
+    """
+    clean = [(printable(title), [tuple(map(printable, row)) for row in rows]) for title, rows in groups]
+    if sys.stdout is not None and sys.stdout.isatty():
+        return _drawn(headings, clean)
+    return _aligned(headings, clean)
+
+
+def _aligned(headings: Sequence[str], groups: Sequence[Group]) -> str:
+    heading = tuple(text.removeprefix(">") for text in headings)
+    rows = [heading, *(row for _, rows in groups for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    def line(row: Cells) -> str:
+        cells = (
+            cell.rjust(width) if text.startswith(">") else cell.ljust(width)
+            for cell, width, text in zip(row, widths, headings, strict=True)
+        )
+        return "  ".join(cells).rstrip()
+
+    blocks = ("\n".join([title, line(heading), *map(line, rows)]) for title, rows in groups)
+    return "\n\n".join(blocks)
+
+
+def _drawn(headings: Sequence[str], groups: Sequence[Group]) -> str:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    terminal = Console()
+    tables = []
+    for title, rows in groups:
+        table = Table(title=Text(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+        for text in headings:
+            justify = "right" if text.startswith(">") else "left"
+            table.add_column(text.removeprefix(">"), justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        for row in rows:
+            table.add_row(*map(Text, row))
+        tables.append(table)
+    unbounded = terminal.options.update(max_width=_UNBOUNDED_WIDTH)
+    widest = max(terminal.measure(table, options=unbounded).maximum for table in tables)
+    # Wider than the terminal breaks lines, which is ugly; rich's alternative would be to cut ids, which is useless.
+    console = Console(
+        file=io.StringIO(), width=max(terminal.width, widest), force_terminal=True, no_color=terminal.no_color
+    )
+    with console.capture() as captured:
+        for table in tables:
+            console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())
+
+
+class Report(Protocol):
+    """A callback for progress: bytes of the image done, bytes in all (0: not known yet), and bytes moved."""
+
+    def __call__(self, done_bytes: int, image_bytes: int, moved_bytes: int) -> None:
+        """Report progress, from any thread, but from one at a time."""
+
+
+@contextmanager
+def shown_progress(subject: str, *, done: str, moved: str, is_quiet: bool) -> Iterator[Report]:
+    """Show what is reported while the block runs. `done` and `moved` say what happened to the bytes: "captured"."""
+    if is_quiet or sys.stderr is None:
+        yield lambda done_bytes, image_bytes, moved_bytes: None  # noqa: ARG005
+    elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        with _bar(subject, moved) as report:
+            yield report
+    else:
+        yield ProgressLines(subject, done=done, moved=moved, write=print_note, clock=time.monotonic)
+
+
+class ProgressLines:
+    """Writes a line at most every five seconds, and none in the first two: most runs are over by then."""
+
+    def __init__(
+        self, subject: str, *, done: str, moved: str, write: Callable[[str], None], clock: Callable[[], float]
+    ) -> None:
+        self._subject = subject
+        self._done, self._moved = done, moved
+        self._write = write
+        self._clock = clock
+        self._started_at = clock()
+        self._next_at = self._started_at + _QUIET_START_SECONDS
+
+    def __call__(self, done_bytes: int, image_bytes: int, moved_bytes: int) -> None:
+        """Write a line if it is time for one."""
+        now = self._clock()
+        if now < self._next_at or not image_bytes:
+            return
+        self._next_at = now + _SECONDS_BETWEEN_LINES
+        rate = done_bytes / (now - self._started_at)
+        self._write(
+            f"{self._subject}: {size(done_bytes)} of {size(image_bytes)} {self._done} "
+            f"({size(rate)}/s), {size(moved_bytes)} {self._moved}"
+        )
+
+
+@contextmanager
+def _bar(subject: str, moved: str) -> Iterator[Report]:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TextColumn("{task.fields[moved]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(escape(subject), total=None, moved="")
+
+        def report(done_bytes: int, image_bytes: int, moved_bytes: int) -> None:
+            progress.update(
+                task,
+                completed=done_bytes,
+                total=image_bytes or None,
+                moved=f"{size(moved_bytes)} {moved}",
+            )
+
+        yield report
+
+
+def size(size_bytes: float) -> str:
+    """Format a size in decimal units, as disks and providers count: `512 B`, `3.2 MB`, `245 MB`, `1.0 GB`."""
+    if size_bytes < _STEP:
+        return f"{size_bytes:.0f} B"
+    value = float(size_bytes)
+    for unit in _UNITS:
+        value /= _STEP
+        # What rounds to 1000 is 1.0 of the next unit.
+        if value < _STEP - 0.5 or unit == _UNITS[-1]:
+            break
+    return f"{value:.1f} {unit}" if value < 99.95 else f"{value:.0f} {unit}"  # noqa: PLR2004
+
+
+def count(number: int, noun: str = "", plural: str | None = None) -> str:
+    """Format a count, alone or with its noun: `245,196`, `1 page`, `245,196 pages`."""
+    if not noun:
+        return f"{number:,}"
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def seconds(duration: float) -> str:
+    """Format a duration: `0.4 s`, `75 s`, `12 min`."""
+    if duration < 10:  # noqa: PLR2004
+        return f"{duration:.1f} s"
+    return f"{duration:.0f} s" if duration < 3 * _MINUTE else f"{duration / _MINUTE:.0f} min"
+
+
+def local_time(moment: datetime) -> str:
+    """Format a time in the time zone of this machine, with its offset: `2026-11-22 09:55:57+01:00`."""
+    return moment.astimezone().isoformat(sep=" ", timespec="seconds")
+
+
+def utc_time(moment: datetime) -> str:
+    """Format `moment`, in UTC, for JSON: `2026-11-22T08:55:57.123Z`."""
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def age(moment: datetime, now: datetime) -> str:
+    """Format how long ago a moment was: `12 s ago`, `3 min ago`, `5 h ago`, `12 d ago`."""
+    elapsed = (now - moment).total_seconds()
+    if elapsed <= -1:
+        return "in the future"
+    for unit_seconds, unit, most in ((1, "s", _MINUTE), (_MINUTE, "min", _HOUR), (_HOUR, "h", 2 * _DAY)):
+        if elapsed < most:
+            return f"{max(0, int(elapsed)) // unit_seconds} {unit} ago"
+    return f"{int(elapsed) // _DAY:,} d ago"

@@ -1,28 +1,27 @@
-"""`backupd prune`: remove what no rule keeps, and free its space."""
-
-# ruff: noqa: PLC0415  (imports are late: `--help` is to be fast)
+"""`backupd prune`: remove what no rule keeps, and free its space; and how its outcome is printed, after `now` too."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from backupd.cli import output, quantities
-from backupd.cli.options import Invocation, Verb, complete_databases, global_options, store_option
-from backupd.errors import BackupdError, ExitCode, UsageError
+from backupd.cli import output
+from backupd.cli.verbs import Invocation, Verb, complete_databases, global_options, store_option
+from backupd.errors import BackupdError, ExitCode, PutOnlyError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import timedelta
 
+    from backupd.cli.output import Cells
     from backupd.cli.session import Session
-    from backupd.cli.tables import Cells
     from backupd.format.records import TrashEntry
+    from backupd.jobs.configured import ConfiguredStore
     from backupd.prune import PruneResult
     from backupd.retention import Decision
-    from backupd.upkeep.stores import RotatedStore
+
+_KEYS_SHOWN = 3
 
 
 @click.command(
@@ -37,9 +36,7 @@ if TYPE_CHECKING:
 )
 @click.argument("database", required=False, shell_complete=complete_databases)
 @click.option("--dry-run", is_flag=True, help="Show what would be removed, and change nothing.")
-@click.option(
-    "--accept-shrink", is_flag=True, help="Say that it is right that the newest snapshot is smaller, or lacks tables."
-)
+@click.option("--accept-shrink", is_flag=True, help="Accept that the newest snapshot is smaller, or lacks tables.")
 @store_option
 @global_options
 @click.pass_obj
@@ -52,124 +49,78 @@ def command(
     then its space is freed by the next prune. The newest snapshot always stays, and so does the newest that was proven
     to be restorable. Of a database that is not configured, nothing is removed.
 
-    Nothing is removed either after the newest snapshot was suspiciously smaller than another, or had lost tables, until
-    you say with --accept-shrink that this is right; nor while the clock is behind a snapshot, two writers take turns
-    under one name, or the last snapshot failed. The warning then says what to do.
+    Nothing is removed either while the newest snapshot is suspiciously smaller than another, or has lost tables, until
+    you accept that with --accept-shrink; nor while the clock is behind a snapshot, two writers take turns under one
+    name, or the last snapshot failed. The warning then says what to do.
     """
     from backupd.cli.session import Session
+    from backupd.jobs.prunes import find_prunable
 
     session = Session(invocation)
-    name = None if database is None else session.name_meant(database)
-    pruning = _Pruning(session, is_dry_run=dry_run, accepts_shrink=accept_shrink)
-    stores = session.rotated([store] if store else [])
-    pairs = [(rotated, each) for rotated in stores for each in pruning.databases(rotated, name)]
-    if name and not pairs and not pruning.problems:
+    name = None if database is None else session.database_name(database)
+    stores = session.configured_stores([store] if store else [])
+    found = find_prunable(stores, name)
+    if name and not found.databases and not found.problems:
         from backupd.cli.listing import reject_unknown_database
 
-        reject_unknown_database(name, [rotated.repository for rotated in stores], session)
-    if accept_shrink and len({each for _, each in pairs}) > 1:
+        reject_unknown_database(name, [place.repository for place in stores], session)
+    if accept_shrink and len({each for _, each in found.databases}) > 1:
         raise UsageError(
             "--accept-shrink is for one database", hint="say which one: backupd prune NAME --accept-shrink"
         )
-    for rotated, each in pairs:
-        pruning.prune(rotated, each)
-    return pruning.finish(", ".join(rotated.repository.url for rotated in stores))
+    pruning = _Pruning(session, found.problems, is_dry_run=dry_run, accepts_shrink=accept_shrink)
+    for place, each in found.databases:
+        pruning.prune(place, each)
+    return pruning.finish(found.foreign_keys, ", ".join(place.url for place in stores))
 
 
 class _Pruning:
     """One run over several databases and stores: prints each result as it comes, or all of them as JSON."""
 
-    def __init__(self, session: Session, *, is_dry_run: bool, accepts_shrink: bool) -> None:
+    def __init__(
+        self, session: Session, problems: list[BackupdError], *, is_dry_run: bool, accepts_shrink: bool
+    ) -> None:
         self._session = session
+        self._problems = problems
         self._is_dry_run = is_dry_run
         self._accepts_shrink = accepts_shrink
         self._results: list[PruneResult] = []
-        self._strangers: dict[str, list[str]] = {}
-        self.problems: list[BackupdError] = []
 
-    def databases(self, rotated: RotatedStore, name: str | None) -> list[str]:
-        """The databases to prune in a store; none of one that holds nothing or cannot be asked."""
+    def prune(self, store: ConfiguredStore, database: str) -> None:
+        """Prune one database in one store. That the keys of a store may not delete is a problem once."""
+        from backupd.jobs.prunes import prune_by_hand
+
         try:
-            if not rotated.repository.exists():
-                return []
-            if name is None:
-                if strangers := rotated.repository.strangers():
-                    self._strangers[rotated.repository.url] = strangers
-                return rotated.repository.databases()
-            return [name] if rotated.repository.survey(name).manifests else []
-        except BackupdError as error:
-            self.problems.append(error)
-            return []
-
-    def prune(self, rotated: RotatedStore, database: str) -> None:
-        """Prune one database in one store."""
-        from backupd.prune import prune
-
-        if rotated.is_put_only and not self._is_dry_run:
-            self._refuse(rotated)
+            result, unrecorded = prune_by_hand(
+                database,
+                store,
+                self._session.status,
+                is_dry_run=self._is_dry_run,
+                accepts_shrink=self._accepts_shrink,
+            )
+        except PutOnlyError as refusal:
+            if refusal.message not in [problem.message for problem in self._problems]:
+                self._problems.append(refusal)
             return
-        now = datetime.now(UTC)
-        result = prune(
-            rotated.repository,
-            database,
-            rotated.policy(database),
-            self._session.state,
-            now=now,
-            is_dry_run=self._is_dry_run,
-            accepts_shrink=self._accepts_shrink,
-            damaged_sources=self._damaged_sources(database),
-        )
         if not self._session.is_json:
-            self._print(result, rotated)
-        if not self._is_dry_run and rotated.policy(database) is not None:
-            self._record(result, at=now)
+            self._print(result, store)
+        if unrecorded is not None:
+            output.print_warning(f"{database}: the status does not know of this prune: {unrecorded.message}")
+            if unrecorded.hint is not None:
+                output.print_hint(unrecorded.hint)
         self._results.append(result)
 
-    def _damaged_sources(self, database: str) -> frozenset[str]:
-        from backupd.upkeep.rotation import damaged_sources
-
-        try:
-            status = self._session.status.find()
-        except BackupdError:
-            return frozenset()  # what the stores say is left; and that the prune cannot be recorded is a warning
-        return frozenset() if status is None else damaged_sources(status, database)
-
-    def _refuse(self, rotated: RotatedStore) -> None:
-        """Say once of a store whose keys may not delete who can prune there."""
-        from backupd.errors import PutOnlyError
-
-        refusal = PutOnlyError(
-            f"nothing can be removed from {rotated.url} by the keys of this machine, which may only put (put_only)",
-            hint="run backupd prune elsewhere: same databases and [retention], no put_only, and keys that may delete "
-            "(docs/s3-providers.md)",
-        )
-        if refusal.message not in [problem.message for problem in self.problems]:
-            self.problems.append(refusal)
-
-    def _record(self, result: PruneResult, *, at: datetime) -> None:
-        from backupd.upkeep.rotation import record_prune
-
-        try:
-            record_prune(result, self._session.status, at=at)
-        except BackupdError as error:
-            output.print_warning(f"{result.database}: the status does not know of this prune: {error.message}")
-            if error.hint is not None:
-                output.print_hint(error.hint)
-
-    def _print(self, result: PruneResult, rotated: RotatedStore) -> None:
-        from backupd.cli.pruned import print_hold
-        from backupd.cli.tables import render
-
+    def _print(self, result: PruneResult, store: ConfiguredStore) -> None:
         if result.decisions:
             between = "\n" if self._results else ""
             rows = [_cells(decision, result) for decision in result.decisions]
             title = f"{result.database} in {result.store}"
-            table = render(("SNAPSHOT", "TAKEN", ">SIZE", "DECISION", "REASON"), [(title, rows)])
+            table = output.table(("SNAPSHOT", "TAKEN", ">SIZE", "DECISION", "REASON"), [(title, rows)])
             output.print_result(f"{between}{table}\n")
         prefix = "dry run: " if self._is_dry_run else ""
-        told = "; ".join([*self._told(result), *self._trash(result, rotated)])
-        output.print_result(output.printable(f"{result.database}: {prefix}{told}"))
-        policy = rotated.policy(result.database)
+        summary = "; ".join([*self._summary(result), *self._trash(result, store)])
+        output.print_line(f"{result.database}: {prefix}{summary}")
+        policy = store.policy(result.database)
         if policy is None:
             output.print_note(
                 f"hint: {result.database} is not configured here, so nothing of it is removed; list it under "
@@ -177,56 +128,52 @@ class _Pruning:
             )
         elif policy.is_empty:
             output.print_note("hint: no rule is configured that removes anything: set one under [retention]")
-        print_hold(result)
+        _print_hold(result)
         if result.error is not None:
             output.print_error(result.error, subject=result.database, store=result.store)
 
-    def _told(self, result: PruneResult) -> Iterator[str]:
-        from backupd.cli.pruned import done, packs, strangers_told
-
+    def _summary(self, result: PruneResult) -> Iterator[str]:
         nothing = "nothing to remove" if self._is_dry_run else "nothing was removed"
         if self._accepts_shrink and result.error is None:
             yield _accepted(result)
-        yield ", ".join(done(result)) or nothing
+        yield ", ".join(changes(result)) or nothing
         if result.waiting_packs:
-            yield f"{packs(result.waiting_packs, result.waiting_bytes)} that no snapshot needs are freed later"
-        if result.strangers:
-            yield strangers_told(result.strangers)
+            yield f"{_packs(result.waiting_packs, result.waiting_bytes)} that no snapshot needs are freed later"
+        if result.foreign:
+            yield foreign_objects(result.foreign)
 
-    def _trash(self, result: PruneResult, rotated: RotatedStore) -> Iterator[str]:
+    def _trash(self, result: PruneResult, store: ConfiguredStore) -> Iterator[str]:
         from backupd.prune import trashed
 
         try:
-            entries, _ = ([], []) if result.error else trashed(rotated.repository, result.database)
+            entries, _ = ([], []) if result.error else trashed(store.repository.archive(result.database))
         except BackupdError as error:
-            self.problems.append(error)
+            self._problems.append(error)
             return
         if entries:
-            yield _waiting(entries, rotated.grace(result.database))
+            yield _waiting(entries, store.grace(result.database))
 
-    def finish(self, places: str) -> int:
+    def finish(self, foreign_keys: Mapping[str, list[str]], places: str) -> int:
         """Print what is left to print; the exit code."""
-        from backupd.cli.pruned import pruned_values, strangers_told
-
         if self._session.is_json:
             output.print_document(
                 {
                     "pruned": [pruned_values(result) for result in self._results],
-                    "strangers": [{"store": url, "keys": keys} for url, keys in self._strangers.items()],
-                    "problems": [output.error_values(problem) for problem in self.problems],
+                    "strangers": [{"store": url, "keys": keys} for url, keys in foreign_keys.items()],
+                    "problems": [output.error_values(problem) for problem in self._problems],
                 }
             )
         else:
-            if not self._results and not self.problems:
-                output.print_result(output.printable(f"no snapshots in {places}"))
-            for url, keys in self._strangers.items():
-                output.print_result(output.printable(f"{url}: {strangers_told(keys)}"))
-            for problem in self.problems:
+            if not self._results and not self._problems:
+                output.print_line(f"no snapshots in {places}")
+            for url, keys in foreign_keys.items():
+                output.print_line(f"{url}: {foreign_objects(keys)}")
+            for problem in self._problems:
                 output.print_error(problem)
         return self._exit_code()
 
     def _exit_code(self) -> int:
-        errors = [*self.problems, *(result.error for result in self._results if result.error is not None)]
+        errors = [*self._problems, *(result.error for result in self._results if result.error is not None)]
         good = [result for result in self._results if result.error is None]
         if errors:
             return ExitCode.PARTLY_DONE if good else errors[0].exit_code
@@ -234,28 +181,109 @@ class _Pruning:
 
 
 def _cells(decision: Decision, result: PruneResult) -> Cells:
-    from backupd.cli.pruned import decision_word
-
     manifest = decision.manifest
     return (
         str(manifest.id),
-        quantities.local_time(manifest.id.taken_at),
-        quantities.size(manifest.image_bytes),
-        decision_word(decision, result),
+        output.local_time(manifest.id.taken_at),
+        output.size(manifest.image_bytes),
+        _decision_word(decision, result),
         ", ".join(decision.reasons),
     )
 
 
+def _decision_word(decision: Decision, result: PruneResult) -> str:
+    """Name the decision about a snapshot: `keep`, `remove`, or `held` if only a hold keeps it."""
+    if decision.is_kept:
+        return "keep"
+    return "remove" if result.hold is None else "held"
+
+
 def _accepted(result: PruneResult) -> str:
-    from backupd.holds import used_bytes
+    from backupd.retention.holds import used_bytes
 
     accepted = [each.manifest for each in result.decisions if each.manifest.id == result.accepted]
     if not accepted:
         return "nothing is held, so nothing to accept"
-    return f"accepted: {accepted[0].id}, with {quantities.size(used_bytes(accepted[0]))} in use"
+    return f"accepted: {accepted[0].id}, with {output.size(used_bytes(accepted[0]))} in use"
 
 
 def _waiting(entries: Sequence[TrashEntry], grace: timedelta) -> str:
-    first = quantities.local_time(min(entry.removed_at for entry in entries) + grace)
+    first = output.local_time(min(entry.removed_at for entry in entries) + grace)
     until = f"until {first}" if len(entries) == 1 else f"the first until {first}"
-    return f"{quantities.count(len(entries), 'snapshot')} in the trash, {until}"
+    return f"{output.count(len(entries), 'snapshot')} in the trash, {until}"
+
+
+def pruned_values(result: PruneResult) -> dict[str, Any]:
+    """The outcome for one database in one store, in JSON documents."""
+    hold = result.hold and {
+        "message": result.hold.message,
+        "hint": output.completed_hint(result.hold.hint, store=result.store),
+    }
+    decisions = [
+        {
+            "id": str(decision.manifest.id),
+            "decision": _decision_word(decision, result),
+            "reasons": list(decision.reasons),
+        }
+        for decision in result.decisions
+    ]
+    error = None if result.error is None else output.error_values(result.error, store=result.store)
+    return {**result.values(), "decisions": decisions, "hold": hold, "error": error}
+
+
+def changes(result: PruneResult) -> list[str]:
+    """Describe what pruning did, or would do, in a few words each; empty when it was nothing."""
+    parts = []
+    if result.removed:
+        parts.append(f"{output.count(len(result.removed), 'snapshot')} to the trash")
+    if result.purged:
+        parts.append(f"{output.count(len(result.purged), 'snapshot')} gone from the trash")
+    if result.deleted_packs:
+        parts.append(f"{_packs(result.deleted_packs, result.freed_bytes)} freed")
+    if result.unfinished:
+        parts.append(f"{output.count(result.unfinished)} more with the next prune")
+    return parts
+
+
+def _packs(number: int, size_bytes: int) -> str:
+    return f"{output.count(number, 'pack')} ({output.size(size_bytes)})"
+
+
+def foreign_objects(keys: Sequence[str]) -> str:
+    """Describe foreign objects: `2 objects not of backupd, left alone: a.txt, b.jpg`; and those of another store."""
+    from backupd.store.keys import REPOSITORY_KEY
+
+    stores = [key.removesuffix(REPOSITORY_KEY) for key in keys if key.endswith(f"/{REPOSITORY_KEY}")]
+    others = [key for key in keys if not key.startswith(tuple(stores))]
+    parts = []
+    if stores:
+        objects = output.count(len(keys) - len(others), "object")
+        parts.append(f"{objects} of another backupd store that lies below this one, left alone: {_first_of(stores)}")
+    if others:
+        parts.append(f"{output.count(len(others), 'object')} not of backupd, left alone: {_first_of(others)}")
+    return "; ".join(parts)
+
+
+def _first_of(keys: Sequence[str]) -> str:
+    more = len(keys) - _KEYS_SHOWN
+    return ", ".join(keys[:_KEYS_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _print_hold(result: PruneResult) -> None:
+    """Warn that nothing is removed for now: why, and what to do."""
+    if result.hold is not None:
+        output.print_warning(f"{result.database}: nothing is removed from {result.store}: {result.hold.message}")
+        output.print_hint(result.hold.hint, store=result.store)
+
+
+def print_after_snapshot(result: PruneResult, session: Session) -> None:
+    """Print what a prune after a snapshot did, if it did anything, and what kept it from doing more."""
+    from backupd.jobs.prunes import is_worth_reporting
+
+    if done := changes(result):
+        output.print_line(f"{result.database}: {', '.join(done)}  -> {result.store}")
+    _print_hold(result)
+    if is_worth_reporting(result, session.state) and result.error is not None:
+        output.print_warning(f"{result.database}: nothing more is removed: {result.error.message}")
+        if result.error.hint:
+            output.print_hint(result.error.hint, store=result.store)

@@ -1,16 +1,18 @@
-"""`backupd restore`: bring a snapshot back, into the running service or as a file."""
-
-# ruff: noqa: PLC0415  (imports are late: `--help` is to be fast)
+"""`backupd restore`: bring a snapshot back, into the running service or to a file."""
 
 from __future__ import annotations
 
+import shlex
+from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from backupd.cli.options import (
-    InPlaceWish,
+from backupd.cli import output
+from backupd.cli.verbs import (
+    InPlaceOptions,
     Invocation,
     Verb,
     database_option,
@@ -23,13 +25,21 @@ from backupd.cli.options import (
 from backupd.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from backupd.cli.session import Session
+    from backupd.config import Database
+    from backupd.format import SnapshotId
+    from backupd.repository.references import WholeSnapshot
+    from backupd.restore import RestoreResult
+    from backupd.restore.in_place import InPlaceResult
+    from backupd.restore.plan import Plan
 
 
 @click.command(
     "restore",
     cls=Verb,
-    short_help="Bring a snapshot back, into the running service or as a file.",
+    short_help="Bring a snapshot back, into the running service or to a file.",
     examples=(
         "backupd restore latest --to restored.db",
         "backupd restore latest~1 --database app.db --dry-run",
@@ -54,46 +64,43 @@ def command(
     to: Path | None,
     *,
     force: bool,
-    **wish: Any,
+    **options: Any,
 ) -> None:
-    """Bring SNAPSHOT back into the configured database, while the application runs; or, with --to, as a file.
+    """Bring SNAPSHOT back into the configured database, while the application runs; or, with --to, to a file.
 
     SNAPSHOT is an id or its unique beginning, `latest`, `latest~2` (two before it), a time (2026-11-22T08:00: the
     newest at or before it), an age (2h, 3d), a tag, or `before-restore` (the newest safety snapshot). NAME@ before it
     chooses the database.
 
-    First you see what would change, and are asked. Then a safety snapshot is taken, to which `backupd undo` goes back,
-    and the content is replaced in one transaction: open connections stay valid, and the file keeps its owner and mode.
+    First you see what would change, and are asked. Then a safety snapshot is taken, which `backupd undo` restores, and
+    the content is replaced in one transaction: open connections stay valid, and the file keeps its owner and mode.
     --replace puts another file in place instead, which needs the application to be stopped.
     """
     from backupd.cli.session import Session
-    from backupd.cli.sought import snapshot_to_restore
-    from backupd.cli.to_file import print_restored_file, restored_to_file
     from backupd.restore import reject_unusable_target
 
     session = Session(invocation)
-    wanted = InPlaceWish(**wish)
+    in_place = InPlaceOptions(**options)
     if to is None:
-        from backupd.cli.in_place import database_to_restore, restore_in_place
-
         if force:
             raise UsageError("--force goes with --to", hint="to put another file in place: --replace --app-stopped")
-        found = snapshot_to_restore(session, snapshot, database, store)
-        restore_in_place(session, found, database_to_restore(session, found, database), wanted)
+        found = session.snapshot_to_restore(snapshot, database, store)
+        restore_in_place(session, found, session.database_to_restore(found, database), in_place)
         return
-    if wanted != InPlaceWish(is_yes=wanted.is_yes):
-        raise UsageError("--to goes without the options of a restore in place", hint="see: backupd restore --help")
+    if in_place != InPlaceOptions(is_yes=in_place.is_yes):
+        raise UsageError(
+            "--to cannot be combined with the options of a restore in place", hint="see: backupd restore --help"
+        )
     target = _given_target(to)
     _reject_configured(target, session)
     reject_unusable_target(target, force=force)
-    found = snapshot_to_restore(session, snapshot, database, store)
-    result = restored_to_file(found, target, session, force=force, as_source=False)
-    print_restored_file(found, result, session)
+    found = session.snapshot_to_restore(snapshot, database, store)
+    _print_restored_file(found, _restore_file(found, target, session, force=force, as_source=False), session)
 
 
 def _given_target(to: Path) -> Path:
     if str(to) == "-":
-        raise UsageError("a database can not be restored to standard output", hint="name a file: --to FILE")
+        raise UsageError("a database cannot be restored to standard output", hint="name a file: --to FILE")
     try:
         return to.expanduser().absolute()
     except RuntimeError:
@@ -101,10 +108,183 @@ def _given_target(to: Path) -> Path:
 
 
 def _reject_configured(target: Path, session: Session) -> None:
-    """A configured database has its own way, which asks and takes a safety snapshot first."""
+    """Refuse to write over a configured database without the plan and the safety snapshot of a restore in place."""
     for database in session.databases():
         if target.exists() and database.path.resolve() == target.resolve():
             raise UsageError(
                 f"{target} is the configured database {database.name}",
                 hint="leave --to out to restore into it, with a safety snapshot first",
             )
+
+
+def restore_in_place(session: Session, found: WholeSnapshot, database: Database, options: InPlaceOptions) -> None:
+    """Plan, ask, restore and print. Raises `BackupdError`; `InterruptedByUserError` when the answer is no."""
+    from backupd.cli.plans import can_ask
+    from backupd.restore.placing import resolve_target
+    from backupd.restore.undo import last_restore, record_new_file
+
+    target = resolve_target(database.file())
+    if not target.exists() and not target.is_symlink() and not options.is_dry_run:
+        # Nothing is lost, so nothing is asked.
+        result = _restore_file(found, target, session, force=options.must_replace, as_source=True)
+        record_new_file(last_restore(session.state, database.name, target), output.print_warning)
+        _print_restored_file(found, result, session)
+        output.print_note("hint: the application can be started now, or restarted if it still runs")
+        return
+    if not (options.is_dry_run or options.is_yes or can_ask()):
+        raise UsageError(
+            f"the content of {target} would be replaced, and there is no terminal to confirm it on",
+            hint="look at it with --dry-run, then say --yes; or restore beside it with --to FILE",
+        )
+    _restore_database(session, found, target, options)
+
+
+def _restore_database(session: Session, found: WholeSnapshot, path: Path, options: InPlaceOptions) -> None:
+    from backupd.cli.plans import agree
+    from backupd.restore.in_place import InPlaceRequest, Target, planned_restore
+    from backupd.restore.undo import last_restore, recorded
+
+    name, is_quiet = found.manifest.database, session.is_quiet
+    target = Target(path, session.state, session.settings.capture.lock_timeout.total_seconds())
+    request = InPlaceRequest(
+        is_dry_run=options.is_dry_run, must_replace=options.must_replace, is_app_stopped=options.is_app_stopped
+    )
+    with ExitStack() as scratch:
+        with output.shown_progress(name, done="fetched", moved="fetched", is_quiet=is_quiet) as report:
+            restore = scratch.enter_context(
+                planned_restore(
+                    found, target, request, lambda now: report(now.restored_bytes, now.image_bytes, now.fetched_bytes)
+                )
+            )
+        plan = restore.plan
+        if options.is_dry_run:
+            _print_plan(plan, session)
+            return
+        agree(plan, _described(found), options, is_quiet=is_quiet)
+        take_safety_snapshot = _safety_snapshots(session, found, path) if options.wants_safety_snapshot else None
+        with (
+            recorded(last_restore(session.state, name, path), output.print_warning) as record,
+            output.shown_progress(name, done="restored", moved="fetched", is_quiet=is_quiet) as report,
+        ):
+            result = restore.carry_out(
+                take_safety_snapshot, lambda done, whole: report(done, whole, plan.fetched_bytes)
+            )
+            record(result)
+    _print_result(result, session)
+
+
+def _safety_snapshots(session: Session, found: WholeSnapshot, path: Path) -> Callable[[], SnapshotId]:
+    from backupd.config import Database
+    from backupd.restore.undo import SafetySnapshots
+
+    repositories = session.repositories(None) if session.settings.stores else [found.archive.repository]
+    database = Database(found.manifest.database, path)
+    return SafetySnapshots(database, repositories, session.settings, output.print_warning).take
+
+
+def _restore_file(
+    found: WholeSnapshot, target: Path, session: Session, *, force: bool, as_source: bool
+) -> RestoreResult:
+    from backupd.restore import restore_to_file
+
+    with output.shown_progress(
+        found.manifest.database, done="restored", moved="fetched", is_quiet=session.is_quiet
+    ) as report:
+        return restore_to_file(
+            found.archive,
+            found.manifest,
+            target,
+            force=force,
+            as_source=as_source,
+            on_progress=lambda now: report(now.restored_bytes, now.image_bytes, now.fetched_bytes),
+        )
+
+
+def _print_plan(plan: Plan, session: Session) -> None:
+    from backupd.cli.plans import plan_lines, plan_values
+
+    if session.is_json:
+        output.print_document({"plan": plan_values(plan)})
+        return
+    lines = [*plan_lines(plan, _described(plan.snapshot)), "nothing was changed: this was a dry run"]
+    output.print_result("\n".join(map(output.printable, lines)))
+
+
+def _print_restored_file(found: WholeSnapshot, result: RestoreResult, session: Session) -> None:
+    if session.is_json:
+        values = _values(found, result.target, "file", result.fetched_bytes, result.duration_seconds)
+        output.print_document({"restored": values})
+        return
+    output.print_line(
+        f"restored {_described(found)} from {found.archive.url} to {result.target}: "
+        f"{output.size(result.image_bytes)} in {output.seconds(result.duration_seconds)}; "
+        "every pack and the whole image have their checksums, and SQLite opens it"
+    )
+
+
+def _print_result(result: InPlaceResult, session: Session) -> None:
+    from backupd.restore.plan import Way
+
+    plan = result.plan
+    if session.is_json:
+        values = _values(plan.snapshot, plan.target, str(plan.way), plan.fetched_bytes, result.duration_seconds)
+        values["safety_snapshot"] = None if result.safety_snapshot is None else str(result.safety_snapshot)
+        values["kept_as"] = None if result.kept_as is None else str(result.kept_as)
+        values["pause_seconds"] = None if result.pause_seconds is None else round(result.pause_seconds, 3)
+        output.print_document({"restored": values})
+        return
+    output.print_line(_line(result))
+    if result.safety_snapshot is not None:
+        output.print_note(f"hint: to go back: {_undo_command(plan, session)}")
+    if plan.way is Way.REPLACEMENT:
+        output.print_note("hint: start the application, or restart it if it still runs: it would write to the old file")
+
+
+def _values(
+    found: WholeSnapshot, target: Path, way: str, fetched_bytes: int, duration_seconds: float
+) -> dict[str, Any]:
+    """The restore of a snapshot in JSON documents, with null for what only a restore in place has."""
+    return {
+        "id": str(found.manifest.id),
+        "database": found.manifest.database,
+        "store": found.archive.url,
+        "target": str(target),
+        "way": way,
+        "image_bytes": found.manifest.image_bytes,
+        "fetched_bytes": fetched_bytes,
+        "safety_snapshot": None,
+        "kept_as": None,
+        "pause_seconds": None,
+        "duration_seconds": round(duration_seconds, 3),
+    }
+
+
+def _undo_command(plan: Plan, session: Session) -> str:
+    from backupd.restore.placing import resolve_target
+
+    name, store = plan.snapshot.manifest.database, plan.snapshot.archive.url
+    is_configured = any(each.name == name and resolve_target(each.path) == plan.target for each in session.databases())
+    command = ["backupd", "undo", name if is_configured else str(plan.target)]
+    if not session.settings.stores and store not in {each.url for each in session.settings.stores_or_default}:
+        command += ["--store", store]
+    return shlex.join(command)
+
+
+def _line(result: InPlaceResult) -> str:
+    plan = result.plan
+    line = f"restored {_described(plan.snapshot)} from {plan.snapshot.archive.url} into {plan.target} "
+    line += f"in {output.seconds(result.duration_seconds)}"
+    if result.pause_seconds is not None:
+        who = "its writers and readers" if plan.readers_wait else "its writers"
+        line += f", live: {who} waited {result.pause_seconds:.2f} s"
+    if result.kept_as is not None:
+        line += f"; the old file is kept as {result.kept_as}"
+    return line + (f"; what was there is in snapshot {result.safety_snapshot}" if result.safety_snapshot else "")
+
+
+def _described(found: WholeSnapshot) -> str:
+    """Describe a snapshot and its time: `app@20261122T085557123Z-7f3a91c2 (2026-11-22 09:55:57+01:00, 3 h ago)`."""
+    manifest = found.manifest
+    taken_at = manifest.id.taken_at
+    when = f"{output.local_time(taken_at)}, {output.age(taken_at, datetime.now(UTC))}"
+    return f"{manifest.database}@{manifest.id} ({when})"

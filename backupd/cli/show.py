@@ -1,16 +1,14 @@
-"""`backupd show`: everything that is known of one snapshot."""
-
-# ruff: noqa: PLC0415  (imports are late: `--help` is to be fast)
+"""`backupd show`: everything that is known about one snapshot."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from backupd.cli import output, quantities
-from backupd.cli.options import (
+from backupd.cli import output
+from backupd.cli.verbs import (
     Invocation,
     Verb,
     database_option,
@@ -23,9 +21,9 @@ from backupd.cli.options import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from backupd.catalog import ListedSnapshot
     from backupd.format.manifest import AnyManifest, Manifest
-    from backupd.proofs import Verdict
+    from backupd.repository.proofs import KnownOutcome
+    from backupd.repository.references import FoundSnapshot
 
 _OWN_WIDTH = 16
 
@@ -33,7 +31,7 @@ _OWN_WIDTH = 16
 @click.command(
     "show",
     cls=Verb,
-    short_help="Show everything that is known of a snapshot.",
+    short_help="Show everything that is known about a snapshot.",
     examples=(
         "backupd show latest",
         "backupd show app@latest~1 --json",
@@ -46,39 +44,50 @@ _OWN_WIDTH = 16
 @global_options
 @click.pass_obj
 def command(invocation: Invocation, snapshot: str, database: str | None, store: str | None) -> None:
-    """Show everything that is known of SNAPSHOT.
+    """Show everything that is known about SNAPSHOT.
 
     SNAPSHOT is an id or its unique beginning, `latest`, `latest~2` (two before it), a time (2026-11-22T08:00: the
     newest at or before it), an age (2h, 3d) or a tag. NAME@ before it chooses the database.
     """
     from backupd.cli.session import Session
-    from backupd.cli.snapshot_values import all_values
-    from backupd.cli.sought import sought_snapshot
-    from backupd.proofs import read_proofs
 
     session = Session(invocation)
-    found = sought_snapshot(session, snapshot, database, store)
-    verdict = read_proofs(found.repository, found.manifest.database).verdict(found.manifest)
+    found = session.snapshot(snapshot, database, store)
+    check = found.archive.proofs().known(found.manifest)
     if session.is_json:
-        output.print_document({"snapshot": all_values(found, verdict)})
+        output.print_document({"snapshot": _values(found, check)})
         return
-    lines = (f"{label:{_OWN_WIDTH}}{output.printable(text)}" for label, text in _facts(found, verdict))
+    lines = (f"{label:{_OWN_WIDTH}}{output.printable(text)}" for label, text in _facts(found, check))
     output.print_result("\n".join(lines))
 
 
-def _facts(found: ListedSnapshot, verdict: Verdict | None) -> Iterator[tuple[str, str]]:
-    from backupd.cli.verdicts import verdict_text
+def _values(snapshot: FoundSnapshot, check: KnownOutcome | None) -> dict[str, Any]:
+    """Every value of the manifest, with the store, the time and the size, and what was found last of the snapshot."""
+    from backupd.cli.listing import check_values
+    from backupd.format.manifest import manifest_values
+
+    manifest = snapshot.manifest
+    return {
+        "store": snapshot.archive.url,
+        "taken_at": output.utc_time(manifest.id.taken_at),
+        "image_bytes": manifest.image_bytes,
+        **check_values(check),
+        **manifest_values(manifest),
+    }
+
+
+def _facts(found: FoundSnapshot, check: KnownOutcome | None) -> Iterator[tuple[str, str]]:
     from backupd.format.manifest import SealedManifest
 
     manifest = found.manifest
     taken_at = manifest.id.taken_at
     yield "snapshot", f"{manifest.database}@{manifest.id}"
-    yield "taken", f"{quantities.local_time(taken_at)}, {quantities.age(taken_at, datetime.now(UTC))}"
-    yield "store", found.repository.url
-    yield "proven", verdict_text(verdict)
+    yield "taken", f"{output.local_time(taken_at)}, {output.age(taken_at, datetime.now(UTC))}"
+    yield "store", found.archive.url
+    yield "proven", _check_text(check)
     yield "tags", ", ".join(manifest.tags) or "none"
     yield "kind", str(manifest.kind)
-    yield "sequence", f"{quantities.count(manifest.sequence)}, after {manifest.base or 'nothing: the first one'}"
+    yield "sequence", f"{output.count(manifest.sequence)}, after {manifest.base or 'nothing: the first one'}"
     yield from _size_facts(manifest)
     yield "encryption", _encryption(manifest)
     if isinstance(manifest, SealedManifest):
@@ -90,11 +99,26 @@ def _facts(found: ListedSnapshot, verdict: Verdict | None) -> Iterator[tuple[str
     yield "image digest", manifest.image_digest
 
 
+def _check_text(check: KnownOutcome | None) -> str:
+    """A sentence for what was found last of a snapshot."""
+    from backupd.format.records import CheckOutcome
+
+    if check is None:
+        return "never: no test restore has looked at it"
+    when = f"{output.local_time(check.at)}, {output.age(check.at, datetime.now(UTC))}"
+    return {
+        CheckOutcome.PROVEN: when,
+        CheckOutcome.INTACT: f"no, but every stored byte was right ({when})",
+        CheckOutcome.DAMAGED_STORE: f"DAMAGED in the store (found {when})",
+        CheckOutcome.DAMAGED_SOURCE: f"DAMAGED when it was captured (found {when})",
+    }[check.outcome]
+
+
 def _encryption(manifest: AnyManifest) -> str:
     encrypted = sum(pack.encryption is not None for pack in manifest.packs)
     if encrypted in {0, len(manifest.packs)}:
         return "age" if encrypted else "none"
-    return f"age, but for {quantities.count(len(manifest.packs) - encrypted, 'pack')} of {len(manifest.packs)}"
+    return f"age, but for {output.count(len(manifest.packs) - encrypted, 'pack')} of {len(manifest.packs)}"
 
 
 def _writer_facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
@@ -105,14 +129,14 @@ def _writer_facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def _size_facts(manifest: AnyManifest) -> Iterator[tuple[str, str]]:
-    pages = quantities.count(manifest.page_count, "page")
-    size = quantities.size(manifest.image_bytes)
-    yield "size", f"{size}, {pages} of {quantities.count(manifest.page_size, 'byte')}"
-    changed = quantities.count(manifest.changed_pages, "page")
+    pages = output.count(manifest.page_count, "page")
+    size = output.size(manifest.image_bytes)
+    yield "size", f"{size}, {pages} of {output.count(manifest.page_size, 'byte')}"
+    changed = output.count(manifest.changed_pages, "page")
     yield "changed", f"{changed} ({_share(manifest.changed_pages, manifest.page_count)}) since the snapshot before"
     packed_bytes = sum(pack.stored_bytes for pack in manifest.packs)
-    yield "packs", f"{quantities.count(len(manifest.packs), 'pack')}, {quantities.size(packed_bytes)} to fetch in all"
-    own = quantities.size(manifest.stored_bytes)
+    yield "packs", f"{output.count(len(manifest.packs), 'pack')}, {output.size(packed_bytes)} to fetch in all"
+    own = output.size(manifest.stored_bytes)
     yield "stored", f"{own} ({_share(manifest.stored_bytes, packed_bytes)}) were written for this snapshot"
 
 
@@ -120,7 +144,7 @@ def _database_facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     source = manifest.source
     yield "journal mode", source.journal_mode
     yield "encoding", source.encoding
-    yield "free pages", quantities.count(source.free_pages)
+    yield "free pages", output.count(source.free_pages)
     yield "user version", str(source.user_version)
     yield "application id", str(source.application_id)
     yield "sqlite version", source.sqlite_version or "none: the database is empty"
@@ -132,7 +156,7 @@ def _database_facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
 def _names(tables: Sequence[str] | None) -> str:
     if tables is None:
         return "unknown: the schema could not be read"
-    return f"{quantities.count(len(tables))}: {', '.join(tables)}" if tables else "none"
+    return f"{output.count(len(tables))}: {', '.join(tables)}" if tables else "none"
 
 
 def _share(part: int, whole: int) -> str:

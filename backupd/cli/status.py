@@ -1,9 +1,7 @@
-"""`backupd status`: how every database is doing in every store, and whether that is well.
+"""`backupd status`: the state of every database in every store, and whether it is healthy.
 
 A container's health check runs this twice a minute: with BACKUPD_STATE_DIR, it imports next to nothing.
 """
-
-# ruff: noqa: PLC0415  (imports are late: `--help` is to be fast)
 
 from __future__ import annotations
 
@@ -15,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from backupd.cli import output, quantities
-from backupd.cli.options import Invocation, Verb, global_options
+from backupd.cli import output
+from backupd.cli.verbs import Invocation, Verb, global_options
 from backupd.errors import BackupdError, ExitCode
 
 if TYPE_CHECKING:
-    from backupd.cli.tables import Cells
-    from backupd.health.judging import Alarm
+    from backupd.cli.output import Cells
+    from backupd.health.alarms import Alarm
     from backupd.health.values import DatabaseHealth, Status, StoreHealth
 
 _UNHEALTHY = 1
@@ -34,7 +32,7 @@ _NEVER_RAN = "backupd run has not run here yet"
     short_help="Show how every database is doing.",
     examples=("backupd status", "backupd status --json"),
 )
-@click.option("--check", is_flag=True, help="One line, and exit code 0 if all is well or else 1: for health checks.")
+@click.option("--check", is_flag=True, help="Print one line, and exit with 0 if all is well or 1: for health checks.")
 @global_options
 @click.pass_obj
 def command(invocation: Invocation, *, check: bool) -> int:
@@ -56,12 +54,12 @@ def command(invocation: Invocation, *, check: bool) -> int:
     except BackupdError as error:
         if invocation.is_json:
             raise
-        output.print_result(output.printable(f"the status is not known: {error.message}"))
+        output.print_line(f"the status is not known: {error.message}")
         return _UNHEALTHY
     if invocation.is_json:
         _show(found, is_json=True)
     else:
-        output.print_result(output.printable(_line(found)))
+        output.print_line(_line(found))
     return ExitCode.DONE if found.is_healthy else _UNHEALTHY
 
 
@@ -69,8 +67,8 @@ class _Found:
     """The status as it is now, and what is wrong with it. Raises `BackupdError` when it cannot be read."""
 
     def __init__(self, state_dir: Path) -> None:
+        from backupd.health.alarms import find_alarms, is_healthy
         from backupd.health.file import StatusFile
-        from backupd.health.judging import is_healthy, judge
         from backupd.health.values import Status
         from backupd.state import StateDirectory
 
@@ -82,33 +80,33 @@ class _Found:
         self.is_known = status is not None
         self.status: Status = status or Status()
         self.alive_at = file.alive_at()
-        self.alarms: tuple[Alarm, ...] = judge(self.status, now=self.now, alive_at=self.alive_at)
+        self.alarms: tuple[Alarm, ...] = find_alarms(self.status, now=self.now, alive_at=self.alive_at)
         self.is_healthy = self.status.daemon is not None and is_healthy(self.status, self.alarms)
 
 
 def _state_dir(invocation: Invocation) -> Path:
-    """The variable wins over every file, so that nobody has to read one; pydantic alone would take 0.2 s."""
-    from backupd.owner import inhabited_state_dir
+    """The state directory. The variable wins, so that no file need be read; pydantic alone would take 0.2 s."""
+    from backupd.privileges import active_state_dir
 
     if named := os.environ.get("BACKUPD_STATE_DIR"):
-        return inhabited_state_dir(Path(named).expanduser().absolute())
+        return active_state_dir(Path(named).expanduser().absolute())
     from backupd.config import load
 
-    return inhabited_state_dir(load(invocation.config_file).state_dir)
+    return active_state_dir(load(invocation.config_file).state_dir)
 
 
 def _become_owner(state_dir: Path) -> None:
-    """A health check runs as root beside a daemon that does not, in a container where root may not read everything."""
+    """Become the owner of the state directory where root may not read it: a health check may run as root."""
     if os.geteuid() != 0 or os.access(state_dir, os.R_OK | os.X_OK, effective_ids=True):
         return
-    with suppress(OSError):  # nobody is at home, or this root may not become another: reading tells which
+    with suppress(OSError):  # there is no directory, or this root may not become another user: reading reports which
         owner = state_dir.stat()
         os.setegid(owner.st_gid)
         os.seteuid(owner.st_uid)
 
 
 def _line(found: _Found) -> str:
-    """All is well, or what is wrong first of all, in one line."""
+    """Describe the health in one line: all is well, or the first thing that is wrong."""
     status, alarms = found.status, [alarm for alarm in found.alarms if alarm.is_red]
     if status.daemon is None:
         return f"{_NEVER_RAN} (there is no sign of it in {found.state_dir})"
@@ -116,9 +114,9 @@ def _line(found: _Found) -> str:
     if alarms:
         concerned = len({alarm.database for alarm in alarms if alarm.database})
         first = alarms[0]
-        whose = f"{concerned} of {quantities.count(len(watched), 'database')}: " if first.database else ""
-        more = f"; and {quantities.count(len(alarms) - 1, 'more alarm')}" if len(alarms) > 1 else ""
-        return f"{whose}{first.message}, since {quantities.local_time(first.since)}{more}"
+        whose = f"{concerned} of {output.count(len(watched), 'database')}: " if first.database else ""
+        more = f"; and {output.count(len(alarms) - 1, 'more alarm')}" if len(alarms) > 1 else ""
+        return f"{whose}{first.message}, since {output.local_time(first.since)}{more}"
     awaited = _awaited(found)
     waiting = f"waiting for the application to create {' and '.join(awaited)}" if awaited else ""
     if not watched:
@@ -127,22 +125,22 @@ def _line(found: _Found) -> str:
 
 
 def _ok(watched: dict[str, DatabaseHealth], now: datetime) -> str:
-    """`3 databases current in 2 stores, newest 4 min ago`."""
+    """Say which databases are current: `3 databases current in 2 stores, newest 4 min ago`."""
     healths = [health for database in watched.values() for health in database.stores.values()]
     stores = len({url for database in watched.values() for url in database.stores})
     times = sorted(health.current_at for health in healths if health.current_at is not None)
     waiting = len(healths) - len(times)
-    where = f"in {quantities.count(stores, 'store')}"
+    where = f"in {output.count(stores, 'store')}"
     if not times:
-        return f"{quantities.count(len(watched), 'database')} {where} not due yet"
-    newest, oldest = (quantities.age(times[position], now) for position in (-1, 0))
+        return f"{output.count(len(watched), 'database')} {where} not due yet"
+    newest, oldest = (output.age(times[position], now) for position in (-1, 0))
     since = f"newest {newest}" + (f", oldest {oldest}" if oldest != newest else "")
-    later = f", {quantities.count(waiting)} not due yet" if waiting else ""
-    return f"{quantities.count(len(watched), 'database')} current {where}, {since}{later}"
+    later = f", {output.count(waiting)} not due yet" if waiting else ""
+    return f"{output.count(len(watched), 'database')} current {where}, {since}{later}"
 
 
 def _awaited(found: _Found) -> list[str]:
-    """What the daemon has looked for in vain only since a moment ago, and which is no alarm yet."""
+    """The paths that the daemon has not found, for so short a time that there is no alarm yet."""
     daemon = found.status.daemon
     if daemon is None or daemon.stopped_at is not None:
         return []
@@ -157,9 +155,7 @@ def _awaited(found: _Found) -> list[str]:
 def _stopped(found: _Found) -> str:
     daemon = found.status.daemon
     return (
-        f"; the daemon was stopped {quantities.age(daemon.stopped_at, found.now)}"
-        if daemon and daemon.stopped_at
-        else ""
+        f"; the daemon was stopped {output.age(daemon.stopped_at, found.now)}" if daemon and daemon.stopped_at else ""
     )
 
 
@@ -177,27 +173,25 @@ def _show(found: _Found, *, is_json: bool) -> int:
         )
     for name, database in found.status.databases.items():
         for url, health in database.stores.items():
-            if health.remark is not None:
-                output.print_note(output.printable(f"note: {name}@{health.proven_id} in {url} has {health.remark}"))
+            if health.odd_values is not None:
+                output.print_note(f"note: {name}@{health.proven_id} in {url} has {health.odd_values}")
     for path in _awaited(found):
-        output.print_result(output.printable(f"waiting for the application to create {path}"))
+        output.print_line(f"waiting for the application to create {path}")
     for alarm in found.alarms:
-        since = quantities.local_time(alarm.since)
+        since = output.local_time(alarm.since)
         output.print_warning(f"{alarm.message}, since {since}")
         output.print_hint(alarm.hint, store=alarm.store)
     return ExitCode.DONE
 
 
 def _print_table(found: _Found) -> None:
-    from backupd.cli.tables import render
-
     rows = [
         _cells(name, database, url, health, found)
         for name, database in found.status.databases.items()
         for url, health in database.stores.items()
     ]
     headings = ("DATABASE", "STORE", "STATE", "CURRENT", "SNAPSHOT", "PROVEN", "NEXT RUN")
-    output.print_result(render(headings, [(_daemon(found), rows)]))
+    output.print_result(output.table(headings, [(_daemon(found), rows)]))
 
 
 def _daemon(found: _Found) -> str:
@@ -205,11 +199,11 @@ def _daemon(found: _Found) -> str:
     if daemon is None:
         return "no daemon has run here: this is what backupd now has done, and nothing counts as late"
     if daemon.stopped_at is not None:
-        return f"the daemon was stopped {quantities.age(daemon.stopped_at, found.now)}"
-    sign = "never" if found.alive_at is None else quantities.age(found.alive_at, found.now)
+        return f"the daemon was stopped {output.age(daemon.stopped_at, found.now)}"
+    sign = "never" if found.alive_at is None else output.age(found.alive_at, found.now)
     return (
         f"the daemon (process {daemon.pid}, version {daemon.version}) was started "
-        f"{quantities.age(daemon.started_at, found.now)}; last sign of life {sign}"
+        f"{output.age(daemon.started_at, found.now)}; last sign of life {sign}"
     )
 
 
@@ -222,26 +216,26 @@ def _cells(name: str, database: DatabaseHealth, url: str, health: StoreHealth, f
         name,
         url,
         _state(name, database, url, health, found),
-        "never" if health.current_at is None else quantities.age(health.current_at, found.now),
+        "never" if health.current_at is None else output.age(health.current_at, found.now),
         health.snapshot_id or "-",
         _proven(health, found.now),
-        "-" if database.next_run_at is None or not _runs(found) else quantities.local_time(database.next_run_at),
+        "-" if database.next_run_at is None or not _runs(found) else output.local_time(database.next_run_at),
     )
 
 
 def _proven(health: StoreHealth, now: datetime) -> str:
-    """The last proof, or that every byte of another snapshot was right, when that is newer or all there is."""
+    """The age of the last proof, or of the check of another snapshot's bytes when that is newer or all there is."""
     proven_at, intact_at = health.proven_at, health.intact_at
     is_other = health.intact_id != health.proven_id
     if intact_at is not None and (proven_at is None or (is_other and intact_at > proven_at)):
-        return f"intact {quantities.age(intact_at, now)}"
+        return f"intact {output.age(intact_at, now)}"
     if proven_at is None:
-        return "-" if health.is_put_only else "never"  # nobody here is to prove anything there
-    return quantities.age(proven_at, now)
+        return "-" if health.is_put_only else "never"  # this machine can prove nothing there
+    return output.age(proven_at, now)
 
 
 def _state(name: str, database: DatabaseHealth, url: str, health: StoreHealth, found: _Found) -> str:
-    """One word; the worst one that is true."""
+    """The state of a database in a store in one word: the worst that is true."""
     if database.vanished_at is not None:
         return "vanished"
     if found.status.daemon is not None and database.path in found.status.daemon.entry_problems:
@@ -288,6 +282,6 @@ def _alarm_values(alarm: Alarm, status: Status) -> dict[str, Any]:
         "hint": alarm.hint,
         "since": utc_text(alarm.since),
         "is_red": alarm.is_red,
-        "told_at": utc_text(state.told_at) if state and state.told_at else None,
-        "times_told": state.times_told if state else 0,
+        "told_at": utc_text(state.notified_at) if state and state.notified_at else None,
+        "times_told": state.times_notified if state else 0,
     }

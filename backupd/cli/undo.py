@@ -1,15 +1,14 @@
 """`backupd undo`: go back to what was there before the last restore."""
 
-# ruff: noqa: PLC0415  (imports are late: `--help` is to be fast)
-
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import click
 
-from backupd.cli.options import (
-    InPlaceWish,
+from backupd.cli.verbs import (
+    InPlaceOptions,
     Invocation,
     Verb,
     complete_databases,
@@ -36,20 +35,16 @@ from backupd.errors import UsageError
 @identity_option
 @global_options
 @click.pass_obj
-def command(invocation: Invocation, /, database: str | None, store: str | None, **wish: Any) -> None:
+def command(invocation: Invocation, /, database: str | None, store: str | None, **options: Any) -> None:
     """Restore what was in DATABASE just before the last restore into it, from the safety snapshot of that time.
 
-    Which restore was the last is remembered in the state directory; without that, the newest safety snapshot is meant.
+    The state directory remembers which restore was the last; without it, the newest safety snapshot is restored.
     This is a restore like any other, with a plan, a question, and a safety snapshot first, so that an undo can be
     undone. All safety snapshots are `before-restore`, `before-restore~1`, ...: see `backupd restore`.
     """
-    from backupd.cli.in_place import (
-        database_to_restore,
-        newest_safety_snapshot,
-        restore_in_place,
-        snapshot_to_undo,
-    )
+    from backupd.cli.restore import restore_in_place
     from backupd.cli.session import Session
+    from backupd.restore.undo import snapshot_to_undo
 
     session = Session(invocation)
     configured = session.databases()
@@ -57,8 +52,13 @@ def command(invocation: Invocation, /, database: str | None, store: str | None, 
         if len(configured) > 1:
             raise UsageError(f"{len(configured)} databases are configured", hint="say which one: backupd undo DATABASE")
         database = configured[0].name
-    if database is None:
-        found = newest_safety_snapshot(session, None, store)
-    else:
-        found = snapshot_to_undo(session, database, store)
-    restore_in_place(session, found, database_to_restore(session, found, database), InPlaceWish(**wish))
+    name = None if database is None else session.database_name(database)
+    known = None if name is None else session.known_database(name, database)
+    found = snapshot_to_undo(
+        session.repositories(store),
+        session.state,
+        name,
+        None if known is None else known.path,
+        now=datetime.now().astimezone(),
+    )
+    restore_in_place(session, found, session.database_to_restore(found, database), InPlaceOptions(**options))

@@ -1,6 +1,4 @@
-"""`backupd verify`: look at what is stored."""
-
-# ruff: noqa: PLC0415  (imports are late: `--help` is to be fast)
+"""`backupd verify`: check what is stored."""
 
 from __future__ import annotations
 
@@ -13,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from backupd.cli import output, quantities
-from backupd.cli.options import (
+from backupd.cli import output
+from backupd.cli.verbs import (
     Invocation,
     Verb,
     complete_databases,
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from backupd.cli.session import Session
-    from backupd.verify import Finding, Progress, Verification, VerifiedSnapshot, VerifyWish, Watch
+    from backupd.verify import CheckContext, Finding, Progress, Verification, VerifiedSnapshot, VerifyRequest
 
 _SHARE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?) ?%")
 _SNAPSHOTS_SHOWN = 3
@@ -38,7 +36,7 @@ _SNAPSHOTS_SHOWN = 3
 @click.command(
     "verify",
     cls=Verb,
-    short_help="Look at what is stored, byte by byte.",
+    short_help="Check what is stored, byte by byte.",
     examples=(
         "backupd verify",
         "backupd verify app@latest --level receipt",
@@ -60,15 +58,17 @@ _SNAPSHOTS_SHOWN = 3
     type=click.Choice(["receipt", "packs", "drill"]),
     default="packs",
     show_default=True,
-    help="How closely to look, see above.",
+    help="How closely to check, see above.",
 )
 @click.option(
     "--sample",
     metavar="PERCENT",
-    help="Look only at such a share of the packs (drill: of the snapshots), others each time: 10%.",
+    help="Check only such a share of the packs (drill: of the snapshots), others each time: 10%.",
 )
-@click.option("--bandwidth", metavar="SIZE", help="Read no more than this in a second: 10MB.")
-@click.option("--restart", is_flag=True, help="Begin anew what was broken off, instead of going on with it.")
+@click.option("--bandwidth", metavar="SIZE", help="Read no more than this per second: 10MB.")
+@click.option(
+    "--restart", is_flag=True, help="Start again from the beginning, instead of continuing an interrupted run."
+)
 @store_option
 @identity_option
 @global_options
@@ -85,7 +85,7 @@ def command(
     wants_all: bool,
     restart: bool,
 ) -> int:
-    """Look whether each SNAPSHOT is as it was written, in every store that has it.
+    """Check that each SNAPSHOT is as it was written, in every store that has it.
 
     Without SNAPSHOT, the newest of every database in every store. SNAPSHOT is an id or its unique beginning, `latest`,
     `latest~2` (two before it), a time (2026-11-22T08:00: the newest at or before it), an age (2h, 3d) or a tag. NAME@
@@ -94,30 +94,43 @@ def command(
     The level `receipt` reads no pack: every object is there, has the right size, and the right checksum where the store
     keeps one. `packs` reads every byte: the SHA-256 of each pack, the checksum of its content, the hash of each page,
     and whether they make up the image. `drill` restores to scratch and has SQLite check the database, as every night.
-    What is encrypted, and no key here decrypts, is compared with its SHA-256 at both of them.
+    What is encrypted, and no key here decrypts, is compared with its SHA-256 at both of these levels.
 
-    A pack that several snapshots need is read once. Interrupted at the level `packs`, the same command goes on within 7
-    days. Damage is recorded in the store, so that the next snapshot stores it again, and is an alarm until then; the
-    exit code is 20.
+    A pack that several snapshots need is read once. Interrupted at the level `packs`, the same command continues within
+    7 days. Damage is recorded in the store, so that the next snapshot stores it again, and is an alarm until then;
+    the exit code is 20.
     """
     from backupd.cli.session import Session
-    from backupd.verify import verify
+    from backupd.jobs.checks import record_verification
+    from backupd.system.processes import use_one_heap
+    from backupd.verify import Level, VerifyRequest, verify
 
-    rate = _parsed_rate(bandwidth)
+    use_one_heap()
+    if wants_all and snapshots:
+        raise UsageError("both --all and snapshots are given", hint="leave one of them out")
+    share, rate = _parsed_share(sample), _parsed_rate(bandwidth)
+    if share is not None and level == Level.UPLOAD_CHECK:
+        raise UsageError("--sample has no use with --level receipt, which reads no pack", hint="leave one of them out")
     session = Session(invocation)
-    wish = _wish(session, snapshots, database, level, sample, wants_all=wants_all, restart=restart)
+    request = VerifyRequest(
+        references=tuple(session.reference(text, database) for text in snapshots),
+        wants_all=wants_all,
+        database=None if database is None else session.database_name(database),
+        level=Level(level),
+        sample=share,
+        restart=restart,
+        most_bytes_per_second=rate,
+    )
     repositories = session.repositories(store)
-    with _watching(session, wish) as watch:
-        found = verify(
-            repositories,
-            session.state,
-            session.settings,
-            wish,
-            now=datetime.now().astimezone(),
-            rate=rate,
-            watch=watch,
-        )
-    _note(found, session, wish)
+    with _context(session, request) as context:
+        found = verify(repositories, request, context)
+    found = record_verification(
+        found,
+        session,
+        configured=lambda: {each.name: session.configured(each) for each in session.databases()},
+        stores=lambda: session.configured_stores([]),
+        is_drill=request.level is Level.DRILL,
+    )
     if session.is_json:
         output.print_document(_values(found))
     else:
@@ -125,52 +138,9 @@ def command(
     return found.exit_code
 
 
-def _note(found: Verification, session: Session, wish: VerifyWish) -> None:
-    """Let `status`, alarms and the daemon know; that it did not work is a warning."""
-    from backupd.errors import BackupdError
-    from backupd.upkeep.verifications import note_verified, tell_others
-    from backupd.verify import Level
-
-    try:
-        damaged = [*found.damaged_sources, *(each for each in found.verdicts if each.earlier is not None)]
-        told = tell_others(damaged, session.rotated([]) if damaged else [])
-        found.warnings += [warning for each in told.values() for warning in each.warnings]
-        configured = {each.name: session.configured(each) for each in session.databases()}
-        is_drill = wish.level is Level.DRILL
-        note_verified(found.verdicts, configured, session.settings, session.status, told=told, is_drill=is_drill)
-    except BackupdError as error:
-        found.warnings.append(f"the status does not know of this: {error.message}")
-
-
-def _wish(
-    session: Session,
-    snapshots: Sequence[str],
-    database: str | None,
-    level: str,
-    sample: str | None,
-    *,
-    wants_all: bool,
-    restart: bool,
-) -> VerifyWish:
-    from backupd.cli.sought import parsed_reference
-    from backupd.verify import Level, VerifyWish
-
-    if wants_all and snapshots:
-        raise UsageError("both --all and snapshots are given", hint="leave one of them out")
-    share = None if sample is None else _parsed_share(sample)
-    if share is not None and level == Level.RECEIPT:
-        raise UsageError("--sample has no use with --level receipt, which reads no pack", hint="leave one of them out")
-    return VerifyWish(
-        references=tuple(parsed_reference(session, text, database) for text in snapshots),
-        wants_all=wants_all,
-        database=None if database is None else session.name_meant(database),
-        level=Level(level),
-        sample=share,
-        is_anew=restart,
-    )
-
-
-def _parsed_share(text: str) -> float:
+def _parsed_share(text: str | None) -> float | None:
+    if text is None:
+        return None
     match = _SHARE.fullmatch(text.strip())
     share = float(match[1]) / 100 if match else 0.0
     if not 0 < share <= 1:
@@ -185,18 +155,17 @@ def _parsed_rate(text: str | None) -> int | None:
         return None
     rate = parse_size(text.strip().removesuffix("/s"))
     if rate == 0:
-        raise UsageError("a bandwidth of 0 reads nothing", hint="write it like 10MB, which is 10 MB in a second")
+        raise UsageError("a bandwidth of 0 reads nothing", hint="write it like 10MB, which is 10 MB per second")
     return rate
 
 
 @contextmanager
-def _watching(session: Session, wish: VerifyWish) -> Iterator[Watch]:
-    """Show how far it is; a run that is broken off says how to go on."""
-    from backupd.cli.progress import shown_progress
-    from backupd.verify import Watch
+def _context(session: Session, request: VerifyRequest) -> Iterator[CheckContext]:
+    """Give the context of the verification, and show its progress; an interrupted run says how to continue."""
+    from backupd.verify import CheckContext
 
     reached: list[Progress] = []
-    with shown_progress("verify", done="read", moved="of pages checked", is_quiet=session.is_quiet) as report:
+    with output.shown_progress("verify", done="read", moved="of pages checked", is_quiet=session.is_quiet) as report:
 
         def on_progress(now: Progress) -> None:
             reached[:] = [now]
@@ -207,20 +176,25 @@ def _watching(session: Session, wish: VerifyWish) -> Iterator[Watch]:
                 output.print_note(line)
 
         try:
-            yield Watch(on_progress=on_progress, on_note=on_note)
+            yield CheckContext(
+                now=datetime.now().astimezone(),
+                examination_limit=session.settings.capture.deadline,
+                on_progress=on_progress,
+                on_note=on_note,
+            )
         except KeyboardInterrupt:
-            raise _interrupted(wish, reached) from None
+            raise _interrupted(request, reached) from None
 
 
-def _interrupted(wish: VerifyWish, reached: Sequence[Progress]) -> InterruptedByUserError:
+def _interrupted(request: VerifyRequest, reached: Sequence[Progress]) -> InterruptedByUserError:
     from backupd.verify import Level
 
-    if wish.level is not Level.PACKS or wish.sample is not None or not reached or not reached[0].all_packs:
+    if request.level is not Level.PACKS or request.sample is not None or not reached or not reached[0].all_packs:
         return InterruptedByUserError("interrupted", hint="the same command starts again")
-    packs, all_packs = (quantities.count(number) for number in (reached[0].packs, reached[0].all_packs))
+    packs, all_packs = (output.count(number) for number in (reached[0].packs, reached[0].all_packs))
     return InterruptedByUserError(
         f"interrupted after {packs} of {all_packs} packs",
-        hint="the same command goes on from there within 7 days; with --restart it begins anew",
+        hint="the same command continues from there within 7 days; with --restart it starts from the beginning",
     )
 
 
@@ -229,7 +203,7 @@ def _values(found: Verification) -> dict[str, Any]:
         "snapshots": [snapshot.values() for snapshot in found.snapshots],
         "findings": [finding.values() for finding in found.findings],
         "problems": [output.error_values(problem) for problem in found.problems],
-        "warnings": found.warnings,
+        "warnings": [*found.warnings],
         "packs_read": found.packs_read,
         "packs_read_before": found.packs_known,
         "read_bytes": found.read_bytes,
@@ -238,14 +212,14 @@ def _values(found: Verification) -> dict[str, Any]:
 
 
 def _print(found: Verification, session: Session) -> None:
-    """A line for each snapshot on stdout; what is wrong, and what to do, on stderr."""
+    """Print a line for each snapshot on stdout; what is wrong, and what to do, on stderr."""
     for snapshot in found.snapshots:
-        output.print_result(output.printable(_line(snapshot)))
+        output.print_line(_line(snapshot))
     if not session.is_quiet:
         output.print_note(_summary(found))
     damage = [finding for finding in found.findings if finding.is_damage]
     for finding in damage:
-        output.print_note(f"error: {_told(finding)}")
+        output.print_note(f"error: {_described(finding)}")
     for store, database in dict.fromkeys((finding.store, finding.database) for finding in damage):
         of_store = any(each.kind.is_of_store for each in damage if (each.store, each.database) == (store, database))
         output.print_hint(_what_to_do(database or "", store, of_store=of_store), store=store)
@@ -256,39 +230,45 @@ def _print(found: Verification, session: Session) -> None:
     if not session.is_quiet:
         for finding in found.findings:
             if not finding.is_damage:
-                output.print_note(f"note: {_told(finding)}")
+                output.print_note(f"note: {_described(finding)}")
+
+
+_WORDS = {"right": "verified", "damaged": "damaged", "unknown": "not verified"}
 
 
 def _line(snapshot: VerifiedSnapshot) -> str:
-    packs = quantities.count(snapshot.packs, "pack")
+    packs = output.count(snapshot.packs, "pack")
     how = {
-        None: "not looked at to the end",
+        None: "the check did not come to its end",
         "sizes": f"{packs}, all there with their sizes",
         "checksums": f"{packs}, all there with the checksums that the store keeps",
         "sample": f"{packs}, some of them read",
         "ciphertext": f"{packs}, every byte read, and not decrypted",
         "pages": f"{packs}, every byte and every page read",
-        "restored": f"{packs}, restored and looked through by SQLite: {_counted(snapshot)}",
-    }[snapshot.looked]
-    if snapshot.outcome == "damaged":
+        "restored": f"{packs}, restored and checked by SQLite: {_counted(snapshot)}",
+    }[snapshot.depth]
+    if snapshot.outcome.is_damage:
         how = "does not restore to a sound database from there"
-    return f"{snapshot.database}  {snapshot.outcome}  {snapshot.id}  {how}  -> {snapshot.store}"
+    return f"{snapshot.database}  {_WORDS[snapshot.summary]}  {snapshot.id}  {how}  -> {snapshot.store}"
 
 
 def _counted(snapshot: VerifiedSnapshot) -> str:
     counted = [number for number in snapshot.rows.values() if number is not None]
-    return f"{quantities.count(sum(counted), 'row')} in {quantities.count(len(snapshot.rows), 'table')}"
+    return f"{output.count(sum(counted), 'row')} in {output.count(len(snapshot.rows), 'table')}"
 
 
 def _summary(found: Verification) -> str:
-    counts = Counter(str(snapshot.outcome) for snapshot in found.snapshots)
-    outcomes = ", ".join(f"{quantities.count(number)} {outcome}" for outcome, number in counts.items())
-    read = f"{quantities.size(found.read_bytes)} read in {quantities.seconds(found.duration_seconds)}"
-    return f"{quantities.count(len(found.snapshots), 'snapshot')}: {outcomes}; {read}"
+    counts = Counter(_WORDS[snapshot.summary] for snapshot in found.snapshots)
+    snapshots = output.count(len(found.snapshots), "snapshot")
+    if len(counts) == 1:
+        what = f"{snapshots} {next(iter(counts))}"
+    else:
+        what = f"{snapshots}: " + ", ".join(f"{output.count(number)} {word}" for word, number in counts.items())
+    return f"{what}; {output.size(found.read_bytes)} read in {output.seconds(found.duration_seconds)}"
 
 
-def _told(finding: Finding) -> str:
-    """Such as `app: pack-missing: app/packs/....zst in /backups: it is not there; needed by ...`."""
+def _described(finding: Finding) -> str:
+    """Describe a finding, as in `app: pack-missing: app/packs/....zst in /backups: it is not there; affects ...`."""
     subject = f"{finding.database}: {finding.kind}" if finding.database else str(finding.kind)
     is_named = bool(finding.key) and finding.key in finding.reason
     place = f"{finding.key} in {finding.store}" if finding.key else finding.store
@@ -297,7 +277,7 @@ def _told(finding: Finding) -> str:
         return f"{subject}: {what}"
     rest = len(finding.snapshots) - _SNAPSHOTS_SHOWN
     shown = ", ".join(str(each) for each in finding.snapshots[-_SNAPSHOTS_SHOWN:])
-    return f"{subject}: {what}; touches {shown}{f' and {quantities.count(rest)} more' if rest > 0 else ''}"
+    return f"{subject}: {what}; affects {shown}{f' and {output.count(rest)} more' if rest > 0 else ''}"
 
 
 def _what_to_do(database: str, store: str, *, of_store: bool) -> str:

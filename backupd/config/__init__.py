@@ -1,6 +1,6 @@
-"""What the user wants kept, where, and how: a TOML file and the environment, checked before anything is touched.
+"""The configuration: databases, stores and policies from a TOML file and BACKUPD_... variables, checked before use.
 
-`load` gives `Settings`; every failure is a `UsageError`. config.example.toml explains each key.
+`load` returns `Settings`; every failure is a `UsageError`. config.example.toml explains each key.
 """
 
 from backupd.config.databases import (
@@ -8,24 +8,23 @@ from backupd.config.databases import (
     DatabaseSettings,
     check_database_name,
     database_from_path,
-    missing_file,
-    nothing_found,
-    unmatched_patterns,
+    missing_file_error,
+    no_match_error,
 )
-from backupd.config.discovery import entries_by_name, find_databases, look_for_databases
-from backupd.config.encryption import EncryptionSettings
+from backupd.config.discovery import discover_databases
 from backupd.config.loading import load
-from backupd.config.retention import RetentionSettings
-from backupd.config.schedule import ScheduleSettings
-from backupd.config.settings import CaptureSettings, PackSettings, Settings
-from backupd.config.stores import StoreSettings, store_from_url
-from backupd.config.unattended import (
+from backupd.config.policies import RetentionSettings, ScheduleSettings
+from backupd.config.settings import (
+    CaptureSettings,
     DaemonSettings,
     HealthSettings,
     HeartbeatSettings,
     HttpSettings,
     NotificationSettings,
+    PackSettings,
+    Settings,
 )
+from backupd.config.stores import EncryptionSettings, StoreSettings, store_from_url
 from backupd.config.values import InvalidValueError, format_duration, format_size, parse_duration, parse_size
 
 __all__ = [
@@ -46,16 +45,13 @@ __all__ = [
     "StoreSettings",
     "check_database_name",
     "database_from_path",
-    "entries_by_name",
-    "find_databases",
+    "discover_databases",
     "format_duration",
     "format_size",
     "load",
-    "look_for_databases",
-    "missing_file",
-    "nothing_found",
+    "missing_file_error",
+    "no_match_error",
     "parse_duration",
     "parse_size",
     "store_from_url",
-    "unmatched_patterns",
 ]

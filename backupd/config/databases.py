@@ -1,9 +1,8 @@
-"""Which SQLite files are protected, and what each is called."""
+"""Database entries of the configuration: paths, patterns, and the name of each database."""
 
 import glob
 import os
 import re
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,26 +10,25 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, model_validator
 
-from backupd.config.retention import RetentionSettings
-from backupd.config.schedule import ScheduleSettings
+from backupd.config.policies import RetentionSettings, ScheduleSettings
 from backupd.config.values import InvalidValueError, Table, absolute_path
 from backupd.errors import MissingDatabaseError, SourceUnusableError, UsageError, missing_database
-from backupd.trust import Way, way_of
+from backupd.system.trust import Way, way_of
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-# A store keeps these files beside the databases' directories.
-_NAMES_OF_THE_STORE = frozenset({"backupd.json", "restore.md", "rescue.py"})
+# Every store has these files beside the directories of the databases.
+_RESERVED_NAMES = frozenset({"backupd.json", "restore.md", "rescue.py"})
 _SIDECARS = ("-wal", "-shm", "-journal")
-# A bracket that holds one wildcard is how a pattern spells that character itself, as `glob.escape` does.
+# A single wildcard in brackets stands for that character itself, as `glob.escape` writes it.
 _WILDCARD = re.compile(r"\[(?P<escaped>[*?[])\]|(?P<run>(?:\*|\?|\[(?![*?[]\])!?\]?[^]/]*\])+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """One file to protect. `path` is absolute, with its symbolic links unresolved; nothing says that it exists.
+    """One SQLite file to back up. `path` is absolute, with symbolic links unresolved; the file need not exist.
 
-    `within` is the directory, without symbolic links, that the pattern which found the file may not be led out of; None
-    for a path that is written as it is.
+    `within` is the directory, without symbolic links, that the file must be in because a pattern found it there; None
+    for a path without wildcards.
     """
 
     name: str
@@ -38,10 +36,10 @@ class Database:
     within: Path | None = field(default=None, compare=False)
 
     def file(self) -> Path:
-        """The file that `path` leads to at this moment, without symbolic links; SQLite keeps its log beside that.
+        """Return the file that `path` leads to now, without symbolic links: SQLite keeps its log beside that one.
 
-        What is not there goes by `path`. Raises `SourceUnusableError` when another user may have
-        led `path` to what is not theirs: call it again right before the file is opened, as names change.
+        `path` itself when nothing is there. Raises `SourceUnusableError` when another user may have made `path` lead to
+        a file that is not theirs. Names change: call it again right before the file is opened.
         """
         way = way_of(self.path)
         reject_led_away(self.path, way, self.within)
@@ -49,36 +47,36 @@ class Database:
 
 
 def reject_led_away(path: Path, way: Way, within: Path | None, uid: int | None = None) -> None:
-    """Raise `SourceUnusableError` when `way`, that of `path`, leaves `within`, or another user may have laid it.
+    """Raise `SourceUnusableError` when `way`, where `path` leads, is outside `within` or was planted by another user.
 
-    As a process of `uid` sees that; None is this one's.
+    `uid` is the user that must be able to trust it; None is that of this process.
     """
     if within is not None and way.leaves(str(within)):
         raise SourceUnusableError(
-            f"{path} leads to {way.real}, out of {within}: a pattern follows no link that far",
-            hint="if it is meant, give that file an entry of its own with `path` and `name`; if not, remove the link",
+            f"{path} leads to {way.real}, outside {within}: a pattern does not follow such links",
+            hint="if this is intended, give that file its own entry with `path` and `name`; if not, remove the link",
         )
     if reason := way.planted(uid):
         raise SourceUnusableError(
             f"{path} is not followed: {reason}",
-            hint="if it is meant, name the file itself, or have root make the link; if not, look who made it",
+            hint="if this is intended, name the file itself, or let root make the link; if not, find out who made it",
         )
 
 
 def check_database_name(name: str) -> str:
-    """Give `name` back when a database can be called that, else raise `InvalidValueError`.
+    """Return `name` if it is a valid name of a database, or raise `InvalidValueError`.
 
-    Up to 100 letters, digits, dots, hyphens and underscores, the first a letter or digit, and no name of a file that
-    the store keeps for itself.
+    Valid are up to 100 letters, digits, dots, hyphens and underscores that begin with a letter or digit, except the
+    names of files that every store has.
     """
     if not _NAME.fullmatch(name):
         raise InvalidValueError(
-            f"{name!r} can not be a database's name",
+            f"{name!r} cannot be the name of a database",
             hint="use up to 100 letters, digits, dots, hyphens and underscores, with a letter or digit first",
         )
-    if name.lower() in _NAMES_OF_THE_STORE:
+    if name.lower() in _RESERVED_NAMES:
         raise InvalidValueError(
-            f"{name!r} can not be a database's name", hint="every store has a file of that name; choose another name"
+            f"{name!r} cannot be the name of a database", hint="every store has a file of that name; choose another"
         )
     return name
 
@@ -92,9 +90,9 @@ def _absolute_pattern(value: object) -> str:
 
 
 class DatabaseSettings(Table):
-    """One file, or every file that a pattern with `*`, `?` or `[...]` finds. `path` is an absolute pattern.
+    """An entry for one file, or for all files that match a pattern with `*`, `?` or `[...]`. `path` is absolute.
 
-    `name` is None when it comes from the path. A wildcard character that is meant as itself stands in brackets: `[[]`.
+    `name` is None when it comes from the path. A wildcard character that stands for itself is in brackets: `[[]`.
     """
 
     path: Annotated[str, BeforeValidator(_absolute_pattern)]
@@ -104,7 +102,7 @@ class DatabaseSettings(Table):
 
     @property
     def is_glob(self) -> bool:
-        """Whether `path` may find several files."""
+        """Whether `path` is a pattern, which may match several files."""
         return _has_wildcard(self.path)
 
     @model_validator(mode="after")
@@ -113,8 +111,8 @@ class DatabaseSettings(Table):
             raise InvalidValueError("'**' is not supported in a path", hint="write one entry for each depth")
         if self.is_glob and self.name is not None:
             raise InvalidValueError(
-                "a path with wildcards can not have a name",
-                hint="take `name` out: the part of the path that varies names each database",
+                "a path with wildcards cannot have a name",
+                hint="remove `name`: the part of the path that varies names each database",
             )
         if not self.is_glob:
             self.database_at(*self.paths())
@@ -122,29 +120,29 @@ class DatabaseSettings(Table):
 
     @property
     def shown_path(self) -> str:
-        """What the status knows this entry by: its one file, or the pattern."""
+        """The path by which the status knows this entry: its one file, or the pattern."""
         return self.path if self.is_glob else str(*self.paths())
 
     def paths(self) -> tuple[Path, ...]:
-        """The files that this entry stands for now, in order; for a path without wildcards always that one.
+        """Return the files that this entry stands for now, in order; for a path without wildcards always that one.
 
-        Directories and SQLite's own `-wal`, `-shm` and `-journal` files are left out. What cannot be looked at
-        counts as a file: its run fails, and says why.
+        Directories and SQLite's own `-wal`, `-shm` and `-journal` files are left out. A path that cannot be examined
+        counts as a file: its run fails and reports why.
         """
         if not self.is_glob:
             return (Path(_WILDCARD.sub(r"\g<escaped>", self.path)),)
         found = sorted(glob.glob(self.path))  # noqa: PTH207  (Path.glob finds hidden files too)
-        # Path.is_dir raises where something may not be looked at: one tenant would stop all others.
+        # Path.is_dir raises where permission is missing: one tenant would stop all others.
         return tuple(Path(path) for path in found if not path.endswith(_SIDECARS) and not os.path.isdir(path))  # noqa: PTH112
 
     def database_at(self, path: Path, within: Path | None = None) -> Database:
-        """One of `paths` with its name. Raises `UsageError` when the part of the path that varies can not be a name."""
+        """Return the database at one of `paths`. Raises `UsageError` when the varying part of the path is no name."""
         if not self.is_glob:
             return database_from_path(path, name=self.name)
         return Database(_name_that_varies(self.path, path), path, within)
 
     def fixed_part(self) -> str | None:
-        """The directory before the first wildcard, as it is written; None for a path without wildcards."""
+        """Return the directory before the first wildcard, as it is written; None for a path without wildcards."""
         first = next((wildcard for wildcard in _WILDCARD.finditer(self.path) if wildcard["run"]), None)
         if first is None:
             return None
@@ -156,9 +154,9 @@ def _has_wildcard(pattern: str) -> bool:
 
 
 def database_from_path(path: Path, *, name: str | None = None) -> Database:
-    """The database at exactly this path (no wildcards), named `name` or by the file's name without its last suffix.
+    """Return the database at exactly this path (no wildcards), named `name` or after the file without its last suffix.
 
-    A relative path is taken from the current directory. Raises `UsageError` when the name can not be used.
+    A relative path starts at the current directory. Raises `UsageError` when the name is not valid.
     """
     path = absolute_path(path)
     if name is not None:
@@ -169,8 +167,8 @@ def database_from_path(path: Path, *, name: str | None = None) -> Database:
     )
 
 
-def missing_file(entry: DatabaseSettings) -> MissingDatabaseError | None:
-    """That the one file of an entry without wildcards is not there; None when it is, or cannot be looked at."""
+def missing_file_error(entry: DatabaseSettings) -> MissingDatabaseError | None:
+    """Return the error for an entry without wildcards whose file does not exist; None when it may exist."""
     if entry.is_glob:
         return None
     (path,) = entry.paths()
@@ -179,49 +177,44 @@ def missing_file(entry: DatabaseSettings) -> MissingDatabaseError | None:
     except (FileNotFoundError, NotADirectoryError):
         return missing_database(path)
     except OSError:
-        return None  # its run fails, and says why
+        return None  # its run fails, and reports why
     return None
 
 
-def nothing_found(*patterns: str) -> SourceUnusableError:
-    """The error for patterns that find no file. Looks whether that is because this process may not look for any."""
-    told = f"no file matches {' or '.join(patterns)}"
+def no_match_error(*patterns: str) -> SourceUnusableError:
+    """Return the error for patterns that match no file, with the reason if this process may not search for any."""
+    message = f"no file matches {' or '.join(patterns)}"
     closed = next(filter(None, map(_closed_directory, patterns)), None)
     if closed is None:
         return MissingDatabaseError(
-            told,
-            hint="check the path, whether the file is called otherwise and, in a container, whether the volume is "
+            message,
+            hint="check the path, whether the file has another name and, in a container, whether the volume is "
             "mounted there",
         )
     directory, owner = closed
     uid = os.geteuid()
     as_owner = f"run backupd as uid {owner}, or " if owner != uid else ""
     return SourceUnusableError(
-        f"{told}: uid {uid} may not look into {directory}",
+        f"{message}: uid {uid} may not search {directory}",
         hint=f"{as_owner}let uid {uid} read and enter that directory",
     )
 
 
 def _closed_directory(pattern: str) -> tuple[str, int] | None:
-    """The nearest directory on the way to what `pattern` finds that this process may not look into, and its owner."""
+    """Return the nearest directory above matches of `pattern` that this process may not search, and its owner."""
     inner = pattern
     while (directory := os.path.dirname(inner)) != inner:  # noqa: PTH120  (a pattern is no path: it may end in a slash)
-        # A name can be asked for where the others cannot be listed.
+        # A known name can be looked up where names cannot be listed.
         needed = os.X_OK | (os.R_OK if _has_wildcard(os.path.basename(inner)) else 0)  # noqa: PTH119  (as above)
         found = [each for each in sorted(glob.glob(directory)) if os.path.isdir(each)]  # noqa: PTH112, PTH207  (as in `paths`)
         closed = next((each for each in found if not os.access(each, needed)), None)
         if closed is not None:
-            with suppress(FileNotFoundError):  # gone meanwhile
+            with suppress(FileNotFoundError):  # removed since
                 return closed, Path(closed).stat().st_uid
         if found:
             return None
         inner = directory
     return None
-
-
-def unmatched_patterns(entries: Iterable[DatabaseSettings]) -> tuple[str, ...]:
-    """The patterns among `entries` that find no file now."""
-    return tuple(entry.path for entry in entries if not entry.paths())
 
 
 def _name_that_varies(pattern: str, path: Path) -> str:
@@ -239,7 +232,7 @@ def _name_that_varies(pattern: str, path: Path) -> str:
 
 
 def _captured(run: str) -> str:
-    # glob has chosen the path already, so which characters a bracket allows does not matter here: only that it is one.
+    # glob has matched the path already: which characters a bracket allows does not matter, only that it is one.
     one_by_one = re.sub(r"\[!?\]?[^]]*\]", "?", run)
     return "(" + one_by_one.replace("?", "[^/]").replace("*", "[^/]*") + ")"
 

@@ -1,5 +1,6 @@
-"""From a file and the environment to `Settings`, or to one error that names every wrong key and where it is."""
+"""Read `Settings` from a TOML file and from BACKUPD_... variables, or raise one error that names every wrong key."""
 
+import difflib
 import glob
 import os
 import re
@@ -7,19 +8,21 @@ import shlex
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 
-from backupd.config.problems import Origin, hint_to_be_let_in, one_error, refuse_what_tools_keep, variable_of
-from backupd.config.settings import ENTRIES, TABLES, Settings, default_state_dir, home_directory
+from backupd.config.problems import Origin, check_variable, combined_error, permission_hint, variable_name
+from backupd.config.settings import ENTRIES, Settings, default_state_dir, home_directory, tables_in
 from backupd.config.stores import SCHEME
-from backupd.config.values import absolute_path
+from backupd.config.values import InvalidValueError, Table, absolute_path
 from backupd.errors import UsageError
-from backupd.trust import is_anothers, is_writable_for_others, way_of
+from backupd.system.trust import is_foreign, is_writable_by_others, way_of
 
 _CONFIG = "BACKUPD_CONFIG"
-_OF_THE_SYSTEM = Path("/etc/backupd/config.toml")
+_SYSTEM_WIDE = Path("/etc/backupd/config.toml")
+_POSITION = re.compile(r"(?<=__)(?:0|[1-9][0-9]{0,3})(?=__)")
 # Kubernetes and Docker put these into every container beside a service called "backupd" or "backupd-something"; they
 # are not the user's. Names and values are as the kubelet writes them: BACKUPD_HTTP_PORT=9620 is a typing error.
 _SERVICE = r"BACKUPD(_(?!_)[A-Z0-9_]*?)?"
@@ -35,19 +38,19 @@ def load(config_file: Path | None = None, environ: Mapping[str, str] = os.enviro
     """Read the configuration: `config_file`, or the first of the usual places, overlaid with BACKUPD_... variables.
 
     The usual places are $BACKUPD_CONFIG, ./backupd.toml, $XDG_CONFIG_HOME/backupd/config.toml (~/.config) and
-    /etc/backupd/config.toml; when there is none of them, every key has its default. A relative path in a file starts at
-    that file's directory, one in a variable at the current directory.
+    /etc/backupd/config.toml; without any of them, every key has its default. A relative path in a file starts at that
+    file's directory, one in a variable at the current directory.
 
-    A file in the current or the home directory that another user made, or may write, is refused. One that `config_file`
-    or $BACKUPD_CONFIG names is meant.
+    A file in the current or the home directory is refused if another user made it or may write it, unless `config_file`
+    or $BACKUPD_CONFIG names it.
 
-    Raises `UsageError` for everything that is wrong; neither its text nor its causes contain a secret.
+    Raises one `UsageError` for everything that is wrong; neither its text nor its causes contain a secret.
     """
     if named := environ.get(_CONFIG):
-        refuse_what_tools_keep(_CONFIG, named)
+        check_variable(_CONFIG, named)
     source = _config_file(config_file, environ)
     is_named = config_file is not None or bool(environ.get(_CONFIG))
-    in_file = _read_toml(source, is_named=is_named or source == _OF_THE_SYSTEM) if source else {}
+    in_file = _read_toml(source, is_named=is_named or source == _SYSTEM_WIDE) if source else {}
     variables = {
         name: value
         for name, value in environ.items()
@@ -63,8 +66,8 @@ def load(config_file: Path | None = None, environ: Mapping[str, str] = os.enviro
     except ValidationError as error:
         origin = Origin(source, in_file, frozenset(variables))
         problems = [origin.problem(details) for details in error.errors(include_url=False)]
-    # Raised out here, so that pydantic's error, which holds the values, is not this one's context.
-    raise one_error(problems)
+    # Raised outside of `except`: pydantic's error holds the values, and must not become this one's context.
+    raise combined_error(problems)
 
 
 def _is_service_link(name: str, value: str) -> bool:
@@ -77,16 +80,16 @@ def _config_file(config_file: Path | None, environ: Mapping[str, str]) -> Path |
 
 
 def first_of_usual_places(environ: Mapping[str, str]) -> Path | None:
-    """The file that a command reads which no option leads to another; None when there is none."""
+    """Return the configuration file that is read when no option names one; None when there is none."""
     if named := environ.get(_CONFIG):
         return absolute_path(named)
     return next((path for path in _usual_places(environ) if _is_there(path)), None)
 
 
 def _reject_anothers(path: Path, status: os.stat_result) -> None:
-    """Raise `UsageError` for a file that another user may have put where this one happens to stand."""
-    another = next((each.st_uid for each in (*way_of(path).links, status) if is_anothers(each)), None)
-    is_open = is_writable_for_others(status, but_group=os.geteuid() != 0)
+    """Raise `UsageError` for a file that another user may have put into the current directory."""
+    another = next((each.st_uid for each in (*way_of(path).links, status) if is_foreign(each)), None)
+    is_open = is_writable_by_others(status, but_group=os.geteuid() != 0)
     if another is None and not is_open:
         return
     whose = f"belongs to uid {another}" if another is not None else "can be written by other users"
@@ -108,20 +111,20 @@ def _usual_places(environ: Mapping[str, str]) -> Iterator[Path]:
         yield xdg_config_home / "backupd/config.toml"
     elif home is not None:
         yield home / ".config/backupd/config.toml"
-    yield _OF_THE_SYSTEM
+    yield _SYSTEM_WIDE
 
 
 def _is_there(path: Path) -> bool:
     try:
         path.lstat()
     except OSError:
-        # Another user's home, as with HOME=/root and a process of uid 1000, is a place without a file for this one.
+        # A home that this process may not enter, as with HOME=/root and uid 1000, counts as one without a file.
         return False
     return True
 
 
 def _read_toml(path: Path, *, is_named: bool) -> dict[str, Any]:
-    """What is in the file. Unless it `is_named`, it must be the user's own, or root's."""
+    """Read a file, which must belong to this user or root unless it `is_named`."""
     hint = "config.example.toml shows how it should look"
     try:
         with open(path, "rb", opener=_open_at_once if not is_named else None) as opened:
@@ -137,9 +140,9 @@ def _read_toml(path: Path, *, is_named: bool) -> dict[str, Any]:
         problem = f"{path} is a directory, not a configuration file"
         hint = "Docker makes one when the file that should be mounted there does not exist"
     except PermissionError as error:
-        problem, hint = f"can not read {path}: {error.strerror}", hint_to_be_let_in()
+        problem, hint = f"cannot read {path}: {error.strerror}", permission_hint()
     except OSError as error:
-        problem = f"can not read {path}: {error.strerror}"
+        problem = f"cannot read {path}: {error.strerror}"
     except UnicodeDecodeError as error:
         problem, hint = f"{path} is not UTF-8 text (byte {error.start})", "save it as UTF-8"
     except (ValueError, RecursionError) as error:
@@ -148,11 +151,11 @@ def _read_toml(path: Path, *, is_named: bool) -> dict[str, Any]:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # another user's named pipe would be waited for
+    return os.open(path, flags | os.O_NONBLOCK)  # a named pipe of another user would block
 
 
 def _anchored(in_file: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """A copy in which relative paths start at `directory`; what is not a relative path is left to the validation."""
+    """Return a copy whose relative paths start at `directory`; the validation deals with what is no path."""
 
     def anchor(table: Any, key: str, start: str) -> Any:
         value = table.get(key) if isinstance(table, dict) else None
@@ -176,21 +179,94 @@ def _anchored(in_file: dict[str, Any], directory: Path) -> dict[str, Any]:
     return dict(tree)
 
 
-def _overlaid_with_variables(tree: dict[str, Any], variables: Mapping[str, str]) -> dict[str, Any]:
-    from backupd.config.environment import read_variables  # noqa: PLC0415  (see there: 0.2 s)
+def read_variables(variables: Mapping[str, str]) -> tuple[dict[str, Any], list[InvalidValueError]]:
+    """Return the values of BACKUPD_... variables as a tree of keys, and all that is wrong with the variables' names.
 
+    A list of tables is a dictionary by position ("0", "1") in the tree. The values are not checked.
+    """
+    problems: list[InvalidValueError] = []
+    tree: dict[str, Any] = {}
+    for name, value in variables.items():
+        try:
+            _reject_unknown_variable(name)
+            _reject_other_encoding(name, value)
+            check_variable(name, value)
+            is_secret_file = _POSITION.sub("0", name) in _SECRET_FILES
+            read = _secret_in_file(name, value, variables) if is_secret_file else value
+        except InvalidValueError as problem:
+            problems.append(problem)
+            continue
+        *outer, key = name.removeprefix("BACKUPD_").removesuffix("_FILE" if is_secret_file else "").lower().split("__")
+        table = tree
+        for part in outer:
+            table = table.setdefault(part, {})
+        table[key] = read
+    return tree, problems
+
+
+def _reject_unknown_variable(name: str) -> None:
+    spelled = _POSITION.sub("0", name)
+    if spelled in _KNOWN or spelled in _SECRET_FILES:
+        return
+    likely = difflib.get_close_matches(spelled, [*_KNOWN, *_SECRET_FILES, "BACKUPD_CONFIG"], n=1)
+    hint = None
+    if likely:
+        position = _POSITION.search(name)
+        hint = f"did you mean {_POSITION.sub(position[0], likely[0]) if position else likely[0]}?"
+    raise InvalidValueError(f"unknown variable {name} in the environment", hint=hint)
+
+
+def _reject_other_encoding(name: str, value: str) -> None:
+    """Raise `InvalidValueError` for bytes that are not UTF-8: Python has them as surrogates, which pydantic refuses."""
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise InvalidValueError(f"{name}: the value is not UTF-8 text", hint="write paths and names in UTF-8")
+
+
+def _secret_in_file(name: str, path: str, variables: Mapping[str, str]) -> str:
+    plain = name.removesuffix("_FILE")
+    if plain in variables:
+        raise InvalidValueError(f"{plain} and {name} are both set", hint="keep one of them")
+    hint = "put the secret, and nothing else, into that file"
+    try:
+        secret = Path(path).read_bytes().decode()
+    except UnicodeDecodeError:
+        problem = "is not UTF-8 text"
+    except (OSError, ValueError) as error:
+        problem = f"cannot be read: {getattr(error, 'strerror', None) or 'not a path'}"
+        hint = _how_to_make_readable(error) or hint
+    else:
+        # Editors and `echo` end a file with one newline that is not part of the secret; more than one may be.
+        secret = secret.removesuffix("\n").removesuffix("\r") if secret.endswith("\n") else secret
+        if secret:
+            return secret
+        problem = "is empty"
+    raise InvalidValueError(f"{name}: {path} {problem}", hint=hint)
+
+
+def _how_to_make_readable(error: Exception) -> str | None:
+    if isinstance(error, FileNotFoundError):
+        return "is it mounted? In Compose: `secrets:` of the service names it, and `secrets:` at the end has its place"
+    if isinstance(error, IsADirectoryError):
+        return "Docker makes a directory when the file that should be mounted there does not exist"
+    return permission_hint() if isinstance(error, PermissionError) else None
+
+
+def _variables_of(table: type[Table] = Settings, *location: int | str) -> Iterator[tuple[str, FieldInfo]]:
+    inner = tables_in(table)
+    for key, field in table.model_fields.items():
+        if key in inner:
+            position = [0] if key in ENTRIES else []
+            yield from _variables_of(inner[key], *location, key, *position)
+        else:
+            yield variable_name(*location, key), field
+
+
+def _overlaid_with_variables(tree: dict[str, Any], variables: Mapping[str, str]) -> dict[str, Any]:
     overlay, problems = read_variables(variables)
     if problems:
-        raise one_error(problems)
-    overlaid = dict(tree)
-    for key, value in overlay.items():
-        if key in ENTRIES:
-            overlaid[key] = _entries_overlaid(key, tree.get(key, []), value)
-        elif key in TABLES:
-            overlaid[key] = _table_overlaid(tree.get(key, {}), value)
-        else:
-            overlaid[key] = value
-    return overlaid
+        raise combined_error(problems)
+    lists = {key: _entries_overlaid(key, tree.get(key, []), overlay.pop(key)) for key in ENTRIES & overlay.keys()}
+    return {**_table_overlaid(tree, overlay), **lists}
 
 
 def _entries_overlaid(key: str, entries: Any, overlay: Mapping[str, dict[str, Any]]) -> Any:
@@ -199,7 +275,7 @@ def _entries_overlaid(key: str, entries: Any, overlay: Mapping[str, dict[str, An
     overlaid = list(entries)
     for position, table in sorted((int(text), table) for text, table in overlay.items()):
         if position > len(overlaid):
-            given, expected = (variable_of(key, number, *_first_key(table)) for number in (position, len(overlaid)))
+            given, expected = (variable_name(key, number, *_first_key(table)) for number in (position, len(overlaid)))
             raise UsageError(f"{given} leaves a gap", hint=f"positions start at 0, and the next is {expected}")
         below = overlaid[position] if position < len(overlaid) else {}
         overlaid[position : position + 1] = [_table_overlaid(below, table)]
@@ -212,11 +288,18 @@ def _first_key(table: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _table_overlaid(table: Any, overlay: Mapping[str, Any]) -> Any:
-    # What is no table in the file stays what it is, for the validation to refuse.
     if not isinstance(table, dict):
-        return table
+        return table  # the validation refuses it
     values = {
         key: _table_overlaid(table.get(key, {}), value) if isinstance(value, dict) else value
         for key, value in overlay.items()
     }
     return {**table, **values}
+
+
+_KNOWN = frozenset(name for name, _ in _variables_of())
+_SECRET_FILES = frozenset(
+    f"{name}_FILE"
+    for name, field in _variables_of()
+    if field.annotation is SecretStr or SecretStr in get_args(field.annotation)
+)

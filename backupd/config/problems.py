@@ -1,4 +1,4 @@
-"""What pydantic found wrong, told in the words of the file or variable that it came from."""
+"""Errors in the configuration, in terms of the file or variable that a value came from."""
 
 from __future__ import annotations
 
@@ -22,68 +22,68 @@ if TYPE_CHECKING:
 
 Location = tuple[int | str, ...]
 
-# A list of public keys may have one a line.
-_OF_SEVERAL_LINES = "BACKUPD_ENCRYPTION__RECIPIENTS"
-# Both quotes, or one of them where a place is meant, which has none at its ends; word processors make the curved ones.
+# A list of public keys may have one per line.
+_MULTILINE_VARIABLE = "BACKUPD_ENCRYPTION__RECIPIENTS"
+# Quotes on both sides; for paths and URLs, which have none at their ends, also on one. Word processors curve them.
 _QUOTED = re.compile(r"""(["']).*\1|[\u201c\u201d\u2018\u2019].*""", re.DOTALL)
 _HALF_QUOTED = re.compile(r"""["'].*|.*["']""", re.DOTALL)
-_OF_A_PLACE = re.compile(r"config|url|path|.*_(url|dir|file|bundle)")
+_LOCATION_KEY = re.compile(r"config|url|path|.*_(url|dir|file|bundle)")
 _COMMENT = re.compile(r"\s#(\s|$)")
 
 
-def variable_of(*location: int | str) -> str:
-    """The variable for a key at its location: ("stores", 0, "url") is BACKUPD_STORES__0__URL."""
+def variable_name(*location: int | str) -> str:
+    """Return the variable of the key at a location: ("stores", 0, "url") gives BACKUPD_STORES__0__URL."""
     return "BACKUPD_" + "__".join(str(part).upper() for part in location)
 
 
-def refuse_what_tools_keep(name: str, value: str) -> None:
-    """Raise `InvalidValueError` for quotes, line ends and comments around the value of a variable.
+def check_variable(name: str, value: str) -> None:
+    """Raise `InvalidValueError` when quotes, a line break or a comment surround the value of a variable.
 
-    Shells take them away; `docker run --env-file`, lists in Compose files and Kubernetes secrets do not. A path with
-    them would be a directory of that name.
+    Shells remove them; `docker run --env-file`, lists in Compose files and Kubernetes secrets do not, and a path that
+    kept them would become a directory of that name.
     """
     key = name.rpartition("__")[2].removeprefix("BACKUPD_").lower()
-    stray = None if name == _OF_SEVERAL_LINES else stray_characters(value)
+    stray = None if name == _MULTILINE_VARIABLE else stray_characters(value)
     if stray and "line break" in stray and not value.endswith("\r"):
-        raise InvalidValueError(f"{name}: {key} {stray}", hint="make it with printf, or echo -n: echo appends one")
+        raise InvalidValueError(f"{name}: {key} {stray}", hint="write it with printf, or echo -n: echo appends one")
     if stray:
-        hint = "save that file with the line ends of Unix" if value.endswith("\r") else "write the value alone"
+        hint = "save that file with Unix line endings" if value.endswith("\r") else "write the value alone"
         raise InvalidValueError(f"{name}: {key} {stray}", hint=hint)
-    if _QUOTED.fullmatch(value) or (_OF_A_PLACE.fullmatch(key) and _HALF_QUOTED.fullmatch(value)):
+    if _QUOTED.fullmatch(value) or (_LOCATION_KEY.fullmatch(key) and _HALF_QUOTED.fullmatch(value)):
         hint = "docker run --env-file and lists in Compose files keep them: write the value alone"
         raise InvalidValueError(f"{name}: {key} must not have quotes around it", hint=hint)
     if _COMMENT.search(value):
-        hint = "docker run --env-file takes it for part of the value: give it a line of its own"
-        raise InvalidValueError(f"{name}: {key} must not have a comment behind it", hint=hint)
+        hint = "docker run --env-file takes it as part of the value: move it to a line of its own"
+        raise InvalidValueError(f"{name}: {key} must not be followed by a comment", hint=hint)
 
 
-def hint_to_be_let_in() -> str:
-    """What to do about a file that this process may not read, which it may have read as root when it started."""
+def permission_hint() -> str:
+    """Return the hint for a file that this process may not read; it may have read it as root when it started."""
     uid = os.geteuid()
-    restart = f"; or, if backupd was started as root, restart it: it reads its files before it becomes uid {uid}"
+    restart = f"; or, if backupd was started as root, restart it: it reads its files before it changes to uid {uid}"
     return f"let uid {uid} read it{restart if uid else ''}"
 
 
-def one_error(problems: Sequence[UsageError]) -> UsageError:
-    """All problems (one or more) as one: the first, with the others in its hint."""
+def combined_error(problems: Sequence[UsageError]) -> UsageError:
+    """Return all problems (one or more) as one error: the first, with the others in its hint."""
     first, *others = problems
     if not others:
         return UsageError(first.message, hint=first.hint or "config.example.toml shows every key with its default")
-    told = [f"{other.message} ({other.hint})" if other.hint else other.message for other in others]
-    also = f"also wrong: {'; '.join(told)}"
+    more = [f"{other.message} ({other.hint})" if other.hint else other.message for other in others]
+    also = f"also wrong: {'; '.join(more)}"
     return UsageError(first.message, hint=f"{first.hint}; {also}" if first.hint else also)
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where values came from: the file with its content as it was read, and the names of the variables that are set."""
+    """The sources of the values: the file, its content as it was read, and the names of the variables that are set."""
 
     source: Path | None
     in_file: Mapping[str, Any]
     variables: frozenset[str]
 
     def problem(self, details: ErrorDetails) -> InvalidValueError:
-        """One of pydantic's errors in our words. It repeats a value only where a rule of ours put it into its text."""
+        """Translate one error of pydantic. It repeats a value only where one of our own rules did."""
         location = details["loc"]
         if details["type"] == "extra_forbidden":
             return self._unknown_key(location)
@@ -114,10 +114,10 @@ class Origin:
         *table, key = location
         if self._is_in_file(table):
             return InvalidValueError(f"{_key(table)} in {self.source} has no {key!r}")
-        return InvalidValueError(f"{variable_of(*location)} is not set, but other keys of {_key(table)} are")
+        return InvalidValueError(f"{variable_name(*location)} is not set, but other keys of {_key(table)} are")
 
     def _place(self, location: Location) -> str:
-        variable = variable_of(*location) if location else ""
+        variable = variable_name(*location) if location else ""
         if variable in self.variables or f"{variable}_FILE" in self.variables:
             return f"{variable}_FILE" if f"{variable}_FILE" in self.variables else variable
         if self._is_in_file(location):
@@ -139,7 +139,7 @@ def _key(location: Sequence[int | str]) -> str:
 
 
 def _owners(key: int | str, table: type[Table], *names: str) -> list[str]:
-    """The headings of those tables in `table`, which is headed by `names`, that have the key."""
+    """Return the headings of the tables inside `table`, itself headed by `names`, that have the key."""
     return [_heading(*names, name) for name, inner in tables_in(table).items() if key in inner.model_fields]
 
 

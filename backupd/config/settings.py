@@ -1,33 +1,124 @@
-"""The whole configuration, with its defaults."""
+"""The whole configuration with its defaults, the settings of the daemon, and the rules that concern several tables."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, SecretStr, model_validator
 
 from backupd.config.databases import DatabaseSettings
-from backupd.config.discovery import entries_by_name, reject_twins
-from backupd.config.encryption import EncryptionSettings
-from backupd.config.retention import RetentionSettings
-from backupd.config.schedule import ScheduleSettings
-from backupd.config.stores import StoreSettings
-from backupd.config.unattended import (
-    DaemonSettings,
-    HealthSettings,
-    HeartbeatSettings,
-    HttpSettings,
-    NotificationSettings,
+from backupd.config.discovery import reject_duplicates
+from backupd.config.policies import RetentionSettings, ScheduleSettings
+from backupd.config.stores import EncryptionSettings, StoreSettings
+from backupd.config.values import (
+    AbsolutePath,
+    Count,
+    Duration,
+    InvalidValueError,
+    SecretIfAny,
+    Size,
+    Table,
+    Text,
+    Wait,
+    format_size,
 )
-from backupd.config.values import AbsolutePath, Count, InvalidValueError, Size, Table, Wait, format_size
 from backupd.encryption import Encryption
+from backupd.errors import keep_secret_url
 
+# The apprise schemes whose URLs have a host after `//`. Others may have a token there: tgram://token/chat.
+SCHEMES_WITH_A_HOST = frozenset(("form", "forms", "http", "https", "json", "jsons", "mailto", "mailtos", "xml", "xmls"))
+
+_SHORTEST_TOKEN = 16
+_LISTEN = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\s/]+):(?P<port>[0-9]{1,5})")
+_PORTS = range(1, 1 << 16)
 _SMALLEST_LIMIT_BYTES = 10**6
 
 
-def _refuse_bytes_that_lack_a_unit(size_bytes: int) -> int:
+def _checked_listen(text: str) -> str:
+    match = _LISTEN.fullmatch(text)
+    if text and (match is None or int(match["port"]) not in _PORTS):
+        raise InvalidValueError(
+            f"{text!r} is not an address to listen on", hint='write it like "127.0.0.1:9620"; "" turns it off'
+        )
+    return text
+
+
+def _long_enough(token: SecretStr | None) -> SecretStr | None:
+    if token is None:
+        return None
+    if len(token.get_secret_value()) < _SHORTEST_TOKEN or not token.get_secret_value().isprintable():
+        raise InvalidValueError(
+            f"must have {_SHORTEST_TOKEN} or more printable characters", hint="make one with: openssl rand -hex 32"
+        )
+    return token
+
+
+def _checked_target(url: SecretStr) -> SecretStr:
+    # No message repeats the URL: it usually contains a secret.
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", url.get_secret_value())
+    if scheme is None or not url.get_secret_value().isprintable():
+        raise InvalidValueError("must be an apprise URL", hint="write it like mailto://user:password@example.org")
+    keep_secret_url(url.get_secret_value(), is_host_public=scheme[1].lower() in SCHEMES_WITH_A_HOST)
+    return url
+
+
+def _checked_heartbeat(url: SecretStr) -> SecretStr:
+    try:
+        parts = urlsplit(url.get_secret_value())
+    except ValueError:
+        raise InvalidValueError("must be an http:// or https:// URL with a host") from None
+    if parts.scheme not in {"http", "https"} or not parts.hostname or not url.get_secret_value().isprintable():
+        raise InvalidValueError("must be an http:// or https:// URL with a host")
+    keep_secret_url(url.get_secret_value())
+    return url
+
+
+class DaemonSettings(Table):
+    """Settings for runs and retries of `backupd run`."""
+
+    concurrent_runs: Annotated[Count, Field(ge=1, le=64)] = 2
+    stop_timeout: Wait = timedelta(seconds=7)
+    retry_after: Wait = timedelta(seconds=30)
+
+
+class HealthSettings(Table):
+    """The time until a database counts as stale, and until a lasting failure is reported again."""
+
+    grace: Duration = timedelta(minutes=15)
+    remind_after: Duration = timedelta(hours=1)
+
+
+class HttpSettings(Table):
+    """The HTTP server for health, metrics and requests. `listen` is `host:port`, or empty for no server."""
+
+    listen: Annotated[str, AfterValidator(_checked_listen)] = "127.0.0.1:9620"
+    token: Annotated[SecretIfAny, AfterValidator(_long_enough)] = None
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Host and port to listen on, or None."""
+        match = _LISTEN.fullmatch(self.listen)
+        return None if match is None else (match["host"].strip("[]"), int(match["port"]))
+
+
+class NotificationSettings(Table):
+    """One target of notifications, as an apprise URL."""
+
+    url: Annotated[SecretStr, AfterValidator(_checked_target)]
+
+
+class HeartbeatSettings(Table):
+    """One URL that is requested at each run: of `database`, or of every database."""
+
+    url: Annotated[SecretStr, AfterValidator(_checked_heartbeat)]
+    database: Text | None = None
+
+
+def _reject_missing_unit(size_bytes: int) -> int:
     if size_bytes < _SMALLEST_LIMIT_BYTES:
         raise InvalidValueError(
             f"{format_size(size_bytes)} is less than {format_size(_SMALLEST_LIMIT_BYTES)}",
@@ -36,11 +127,11 @@ def _refuse_bytes_that_lack_a_unit(size_bytes: int) -> int:
     return size_bytes
 
 
-Limit = Annotated[Size, AfterValidator(_refuse_bytes_that_lack_a_unit)]
+Limit = Annotated[Size, AfterValidator(_reject_missing_unit)]
 
 
 class CaptureSettings(Table):
-    """How far a capture may go before it gives up rather than disturb the application."""
+    """Limits at which a capture gives up rather than disturb the application."""
 
     lock_timeout: Wait = timedelta(seconds=30)
     max_lock: Wait = timedelta(seconds=3)
@@ -49,7 +140,7 @@ class CaptureSettings(Table):
 
 
 class PackSettings(Table):
-    """How packs are compressed, kept until they are uploaded, and uploaded. `spool_limit` is in bytes."""
+    """Settings for the compression, spooling and upload of packs. `spool_limit` is in bytes."""
 
     compression_level: Annotated[Count, Field(ge=1, le=19)] = 2
     spool_limit: Limit = 256 * 10**6
@@ -57,7 +148,7 @@ class PackSettings(Table):
 
 
 def home_directory(environ: Mapping[str, str]) -> Path | None:
-    """$HOME, else what the system knows of this user; None when neither says."""
+    """Return $HOME, or the home directory in the user database; None when there is neither."""
     try:
         home = Path(environ.get("HOME") or Path.home())
     except RuntimeError:
@@ -66,7 +157,7 @@ def home_directory(environ: Mapping[str, str]) -> Path | None:
 
 
 def default_state_dir(environ: Mapping[str, str], *, is_root: bool) -> Path:
-    """Where state is kept when nobody says: a directory of the system for root, else the user's XDG state directory.
+    """Return the default for `state_dir`: /var/lib/backupd for root, the XDG state directory for other users.
 
     Raises `InvalidValueError` when there is no home directory to put it in.
     """
@@ -85,7 +176,7 @@ def default_state_dir(environ: Mapping[str, str], *, is_root: bool) -> Path:
 
 
 class Settings(Table):
-    """Everything that can be configured. `load` makes one from a file and the environment; this class reads neither."""
+    """Everything that can be configured, with defaults. `load` fills it from a file and the environment."""
 
     state_dir: AbsolutePath = Field(default_factory=lambda: default_state_dir(os.environ, is_root=os.geteuid() == 0))
     run_as_owner: bool = False
@@ -106,13 +197,13 @@ class Settings(Table):
     _source: Path | None = PrivateAttr(default=None)
 
     def model_post_init(self, context: Any, /) -> None:
-        """Take the file that `load` read from pydantic's validation context."""
+        """Store the name of the file that `load` read, which it passes in pydantic's validation context."""
         if context is not None:
             self._source = context["source"]
 
     @property
     def source(self) -> Path | None:
-        """The file that these settings came from, for messages; None when there was none."""
+        """The file that these settings came from; None when there was none."""
         return self._source
 
     @property
@@ -121,56 +212,53 @@ class Settings(Table):
         return self.stores or (StoreSettings(url="./backups"),)
 
     def open_encryption(self) -> Encryption:
-        """What encrypts and decrypts objects as configured. Reads no key yet."""
+        """Return the configured encryption. Reads no key yet."""
         return Encryption(self.encryption.recipients, self.identity_file)
 
-    def policies(self, store: StoreSettings) -> dict[str, RetentionSettings]:
-        """How long snapshots are kept in `store`, by the names of the databases that are configured at this moment.
+    def policies(self, store: StoreSettings, entries: Mapping[str, DatabaseSettings]) -> dict[str, RetentionSettings]:
+        """Return the retention policies in `store` of the databases in `entries`, by their names.
 
-        Where a key is written several times, that of the store wins, then that of the database. A database that is not
-        here has no policy, and nothing of it is removed: a configuration that was lost must not cost snapshots. Nor has
-        a file that cannot have its name.
+        The store's keys win over those of the database's entry, and these over the general ones. A database that is
+        missing here has no policy, and none of its snapshots are removed: losing the configuration must not cost
+        snapshots. The same holds for a file whose name is not usable.
         """
-        return {
-            name: self.retention.overridden_by(entry.retention, store.retention)
-            for name, entry in entries_by_name(self.databases).items()
-        }
+        return {name: self.retention.overridden_by(entry.retention, store.retention) for name, entry in entries.items()}
 
     def grace(self, store: StoreSettings) -> timedelta:
-        """How long what was removed by hand can be had back from `store`, of a database without a policy."""
+        """Return for how long snapshots that were removed by hand can be undeleted, for databases without a policy."""
         return self.retention.overridden_by(store.retention).grace
 
     def schedule_of(self, entry: DatabaseSettings) -> ScheduleSettings:
-        """When things are done for the databases of `entry`: its own keys win."""
+        """Return the schedule for the databases of `entry`, whose own keys win."""
         return self.schedule.overridden_by(entry.schedule)
 
     @model_validator(mode="after")
-    def _refuse_twins(self) -> Self:
-        # What patterns find changes while backupd runs, and is looked at then.
-        reject_twins(entry for entry in self.databases if not entry.is_glob)
-        _refuse_shared_patterns(entry.path for entry in self.databases if entry.is_glob)
+    def _reject_duplicates(self) -> Self:
+        # What patterns find changes while backupd runs, and is checked then.
+        reject_duplicates(entry for entry in self.databases if not entry.is_glob)
+        _reject_shared_patterns(entry.path for entry in self.databases if entry.is_glob)
         by_url: dict[str, StoreSettings] = {}
         for store in self.stores:
             first = by_url.setdefault(store.url, store)
             if first is not store:
-                _refuse_shared_url(first, store)
+                _reject_shared_url(first, store)
         return self
 
 
-def _refuse_shared_patterns(patterns: Iterable[str]) -> None:
-    """Raise `InvalidValueError`: the second of two equal ones would never find a file, and its keys have no effect."""
+def _reject_shared_patterns(patterns: Iterable[str]) -> None:
+    """Raise `InvalidValueError` for two equal patterns: the second would find no file, and its keys have no effect."""
     known: set[str] = set()
     for pattern in patterns:
         if pattern in known:
-            raise InvalidValueError(f"{pattern} has two entries", hint="take one of them out: the first has every file")
+            raise InvalidValueError(f"{pattern} has two entries", hint="remove one of them: the first has every file")
         known.add(pattern)
 
 
-def _refuse_shared_url(first: StoreSettings, second: StoreSettings) -> None:
-    """Raise `InvalidValueError`: commands, locks, notes and alarms know a store by its URL."""
+def _reject_shared_url(first: StoreSettings, second: StoreSettings) -> None:
+    """Raise `InvalidValueError` for two stores with one URL: commands, locks, notes and alarms know a store by it."""
     url = first.url
     if first.endpoint_url == second.endpoint_url:
-        raise InvalidValueError(f"the store {url} has two entries", hint="take one of them out")
+        raise InvalidValueError(f"the store {url} has two entries", hint="remove one of them")
     where = [store.endpoint_url or "AWS" for store in (first, second)]
     raise InvalidValueError(
         f"two stores have the URL {url}: one at {where[0]}, and one at {where[1]}",
@@ -179,7 +267,7 @@ def _refuse_shared_url(first: StoreSettings, second: StoreSettings) -> None:
 
 
 def tables_in(table: type[Table]) -> Mapping[str, type[Table]]:
-    """The tables in a table by their keys, those that may be left out and those that there may be several of, too."""
+    """Return the tables inside a table by their keys, optional and repeated ones included."""
     inner = {key: _table_in(field.annotation) for key, field in table.model_fields.items()}
     return {key: found for key, found in inner.items() if found is not None}
 
@@ -190,7 +278,7 @@ def _table_in(annotation: Any) -> type[Table] | None:
 
 
 TABLES = tables_in(Settings)
-"""The tables of the file by their keys."""
+"""All tables of the file by their keys."""
 
 ENTRIES = frozenset(key for key in TABLES if get_args(Settings.model_fields[key].annotation))
-"""The keys of those tables that there may be several of."""
+"""The keys of the tables that can be repeated, such as [[stores]]."""

@@ -1,4 +1,4 @@
-"""A store as the configuration names it: a directory, or a bucket with its keys."""
+"""Stores as they are configured: a directory, or a bucket with its credentials; and keys to encrypt to."""
 
 import re
 from datetime import timedelta
@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import unquote
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from backupd.config.retention import RetentionSettings
+from backupd.config.policies import RetentionSettings
 from backupd.config.values import (
     AbsolutePath,
     Count,
@@ -19,11 +19,14 @@ from backupd.config.values import (
     Wait,
     absolute_path,
 )
-from backupd.masking import keep_secret
+from backupd.encryption import InvalidRecipientError, check_recipient
+from backupd.errors import keep_secret
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 # Looser than Amazon's rule (lower case, 63 characters) because other servers and Amazon's oldest buckets are.
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,254}")
+_MOST_RECIPIENTS = 64
+"""All of them have to fit into the header of every object."""
 
 
 def _normal_store_url(url: str) -> str:
@@ -38,7 +41,7 @@ def _normal_store_url(url: str) -> str:
         return _directory_of_file_url(url)
     raise InvalidValueError(
         f"'{scheme[1]}:' is not a kind of store",
-        hint="use s3://bucket/prefix or a directory; a relative one with a colon in its name begins with ./",
+        hint="use s3://bucket/prefix or a directory; begin a relative one with a colon in its name with ./",
     )
 
 
@@ -50,7 +53,7 @@ def _normal_s3_url(url: str) -> str:
             "must not contain credentials or a port",
             hint="write s3://bucket/prefix, and use the keys access_key_id, secret_access_key and endpoint_url",
         )
-    _refuse_query(url)
+    _reject_query(url)
     if not _BUCKET.fullmatch(bucket):
         raise InvalidValueError(
             "must name a bucket of 3 or more letters, digits, dots, hyphens and underscores",
@@ -65,14 +68,14 @@ def _normal_s3_url(url: str) -> str:
 
 
 def _directory_of_file_url(url: str) -> str:
-    _refuse_query(url)
+    _reject_query(url)
     host, slash, path = url.removeprefix("file://").partition("/")
     if host not in {"", "localhost"} or not slash:
         raise InvalidValueError("must not name a host", hint="write file:///path with three slashes, or only /path")
     return _normal_store_url(slash + unquote(path))
 
 
-def _refuse_query(url: str) -> None:
+def _reject_query(url: str) -> None:
     if "?" in url or "#" in url:
         raise InvalidValueError("must not contain a query or a fragment", hint="every option has a key of its own")
 
@@ -86,12 +89,12 @@ def _http_url(url: str) -> str:
         raise InvalidValueError("must not contain a space or an unprintable character")
     if "@" in rest:
         raise InvalidValueError("must not contain credentials", hint="use access_key_id and secret_access_key")
-    _refuse_query(url)
+    _reject_query(url)
     return url.rstrip("/")
 
 
 class StoreSettings(Table):
-    """One store.
+    """One store and how it is used.
 
     `url` is kept in one spelling: an absolute directory path (from `~`, `file://` or the current directory), or
     `s3://bucket/prefix` without a slash at its end. It never contains a secret.
@@ -110,7 +113,7 @@ class StoreSettings(Table):
     session_token: SecretIfAny = None
     ca_bundle: AbsolutePath | None = None
     put_only: bool = False
-    """The keys may put, list, and get all but packs; they neither delete nor read packs."""
+    """The credentials may put, list, and get everything but packs; they cannot delete, nor read packs."""
 
     storage_class: Text | None = None
     server_side_encryption: Literal["AES256", "aws:kms"] | None = None
@@ -140,7 +143,7 @@ class StoreSettings(Table):
 
     @property
     def prefix(self) -> str:
-        """What comes before every key in the bucket, without a slash at either end; may be "". Raises as `bucket`."""
+        """The beginning of every key in the bucket, without a slash at either end; may be "". Raises as `bucket`."""
         return self._bucket_and_prefix()[1]
 
     def _bucket_and_prefix(self) -> tuple[str, str]:
@@ -150,7 +153,7 @@ class StoreSettings(Table):
         return bucket, prefix
 
     @model_validator(mode="after")
-    def _refuse_keys_that_have_no_effect(self) -> Self:
+    def _reject_keys_that_have_no_effect(self) -> Self:
         given = self.model_fields_set - {"url", "retention"}
         if given and not self.is_s3:
             keys = ", ".join(key for key in type(self).model_fields if key in given)
@@ -164,7 +167,7 @@ class StoreSettings(Table):
         return self
 
     @model_validator(mode="after")
-    def _refuse_half_of_the_credentials(self) -> Self:
+    def _reject_half_of_the_credentials(self) -> Self:
         if (self.access_key_id is None) != (self.secret_access_key is None):
             given, missing = "access_key_id", "secret_access_key"
             if self.access_key_id is None:
@@ -176,14 +179,36 @@ class StoreSettings(Table):
 
     @model_validator(mode="after")
     def _keep_the_key_id(self) -> Self:
-        # Many a bucket of MinIO is called as the key that is for it alone.
+        # Many MinIO buckets have the name of the access key that is made for them.
         keep_secret(self.access_key_id, public=f"{self.url} {self.endpoint_url}")
         return self
 
 
 def store_from_url(url: str) -> StoreSettings:
-    """The store at `url` with every other key at its default. Raises `UsageError` when `url` names no store."""
+    """Return the store at `url`, with defaults for all other keys. Raises `UsageError` when `url` names no store."""
     try:
         return StoreSettings(url=_normal_store_url(url))
     except InvalidValueError as error:
         raise InvalidValueError(f"store URL: {error.message}", hint=error.hint) from None
+
+
+def _recipients(value: object) -> object:
+    """Read public keys from a list, or, as in a variable, from a text with commas or line breaks between them."""
+    if isinstance(value, str):
+        value = [part.strip() for part in value.replace(",", "\n").splitlines() if part.strip()]
+    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+        raise InvalidValueError(
+            "must be a list of public keys", hint='write it like ["age1...", "ssh-ed25519 AAAA..."]'
+        )
+    if len(value) > _MOST_RECIPIENTS:
+        raise InvalidValueError(f"{len(value)} public keys are too many", hint=f"{_MOST_RECIPIENTS} are the most")
+    try:
+        return tuple(check_recipient(each.strip()) for each in value)
+    except InvalidRecipientError as error:
+        raise InvalidValueError(error.message, hint=error.hint) from None
+
+
+class EncryptionSettings(Table):
+    """Public keys to encrypt to, each of whose secret keys decrypts everything; none means no encryption."""
+
+    recipients: Annotated[tuple[str, ...], BeforeValidator(_recipients)] = ()

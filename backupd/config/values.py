@@ -1,4 +1,4 @@
-"""What stands to the right of an equals sign: durations, sizes and paths, as people write them."""
+"""Types of configuration values: durations, sizes, paths, texts and secrets, and how each is written."""
 
 import difflib
 import re
@@ -10,17 +10,16 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, SecretStr
 
-from backupd.errors import UsageError
-from backupd.masking import keep_secret
+from backupd.errors import UsageError, keep_secret
 
 _DURATION = re.compile(
     r"(?:([0-9]{1,9})w)?(?:([0-9]{1,9})d)?(?:([0-9]{1,9})h)?(?:([0-9]{1,9})m)?(?:([0-9]{1,9})s)?(?:([0-9]{1,12})ms)?"
 )
 _SIZE = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?) ?([kmgt]?i?b)", re.IGNORECASE)
-# Controls, marks without a width, and what turns text around. A path may have all else, such as bytes that are no text.
+# Control characters, zero-width marks, and what reverses text. A path may have all else, even bytes that are no text.
 _STRAY = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 _LONGEST = timedelta(days=365_000)
-# Systems and libraries count the milliseconds of a wait in 31 bits.
+# Systems and libraries count the milliseconds of a timeout in 31 bits.
 _LONGEST_WAIT = timedelta(days=24)
 _UNIT_BYTES = {
     "B": 1,
@@ -37,20 +36,19 @@ _BYTES_BY_LOWER_CASE_UNIT = {unit.lower(): size_bytes for unit, size_bytes in _U
 
 
 class InvalidValueError(UsageError, ValueError):
-    """A value that breaks its rule.
+    """A configuration value is not valid.
 
-    A `UsageError` for those who parse a single value, and a `ValueError` because that is what pydantic collects: every
-    wrong key of a configuration is reported at once.
+    It is a `ValueError` as well, because pydantic collects those: all wrong keys are reported at once.
     """
 
 
 class Table(BaseModel):
-    """One table of the configuration: immutable, no unknown keys, and no value ever repeated by pydantic's errors."""
+    """Base of the configuration's tables: immutable, without unknown keys or values in pydantic's errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     def overridden_by(self, *overrides: Self | None) -> Self:
-        """This table with the keys that were written in each of `overrides`, of which a later one wins."""
+        """Return this table with the keys that are set in each of `overrides`; a later one wins."""
         written = {key: getattr(table, key) for table in (self, *overrides) if table for key in table.model_fields_set}
         return type(self)(**written)
 
@@ -73,7 +71,7 @@ def parse_duration(text: str) -> timedelta:
 
 
 def format_duration(duration: timedelta) -> str:
-    """The shortest text that `parse_duration` reads back as `duration` (not negative; parts of a millisecond go)."""
+    """Return the shortest text that `parse_duration` reads back as `duration`, rounded down to milliseconds."""
     remaining_ms = duration // timedelta(milliseconds=1)
     text = ""
     for unit, unit_ms in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)):
@@ -83,10 +81,10 @@ def format_duration(duration: timedelta) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Read "256MB" (decimal), "256MiB" (binary), "1.5GB", or bytes without a unit; gives bytes.
+    """Read "256MB" (decimal), "256MiB" (binary), "1.5GB", or a number of bytes without a unit.
 
-    Upper and lower case are the same. Raises `InvalidValueError` for anything else; "256M" too, because tools disagree
-    about what that is.
+    Upper and lower case are equal. Raises `InvalidValueError` for anything else, including "256M": tools disagree about
+    what it means.
     """
     hint = "write it like 256MB (decimal) or 256MiB (binary)"
     if re.fullmatch(r"[0-9]{1,20}", text.strip()):
@@ -101,29 +99,29 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size_bytes: int) -> str:
-    """The text with the smallest whole number that `parse_size` reads back as `size_bytes` (not negative)."""
+    """Return the text with the smallest whole number that `parse_size` reads back as `size_bytes`."""
     exact = [unit for unit, unit_bytes in _UNIT_BYTES.items() if size_bytes and size_bytes % unit_bytes == 0]
     unit = max(exact, key=_UNIT_BYTES.__getitem__, default="B")
     return f"{size_bytes // _UNIT_BYTES[unit]}{unit}"
 
 
 def absolute_path(value: object) -> Path:
-    """Make a path absolute from the home directory (`~`) or the current one; symbolic links stay as they are.
+    """Make a path absolute, from the home directory (`~`) or the current one, without resolving symbolic links.
 
-    Raises `InvalidValueError` when it is empty, not text, or no path at all.
+    Raises `InvalidValueError` when it is empty, not text, or not a path.
     """
     if not isinstance(value, str | Path):
         raise InvalidValueError("must be a path in quotes")
     if not str(value) or "\0" in str(value):
-        raise InvalidValueError("must not be empty" if not str(value) else "a path can not contain a NUL character")
+        raise InvalidValueError("must not be empty" if not str(value) else "a path cannot contain a NUL character")
     try:
         return Path(value).expanduser().absolute()
     except RuntimeError:
         raise InvalidValueError(f"the home directory in {str(value)!r} is not known") from None
 
 
-def zone_called(name: str | None) -> tzinfo | None:
-    """What `datetime.astimezone` takes for the name of a time zone; None is the system's local time."""
+def zone_from_name(name: str | None) -> tzinfo | None:
+    """Return the time zone of a name, as `datetime.astimezone` takes it; None is the system's local time."""
     return None if name is None else ZoneInfo(name)
 
 
@@ -155,7 +153,7 @@ def _checked_secret(secret: SecretStr | None) -> SecretStr | None:
 
 
 def stray_characters(text: str) -> str | None:
-    """What is wrong with a text that some tool wrote or mounted with more than was meant; it is not repeated."""
+    """Return what is wrong with a text that a tool may have added characters to, without repeating it."""
     if text.endswith(("\n", "\r")):
         return "must not end with a line break"
     if _STRAY.search(text):
@@ -170,14 +168,14 @@ def _duration(value: object) -> timedelta:
         raise InvalidValueError("must be a duration with a unit", hint='write it like "30s"')
     if value <= timedelta(0):
         raise InvalidValueError("must be longer than 0s")
-    if value > _LONGEST:  # a time that is so far away may be beyond the calendar
+    if value > _LONGEST:  # beyond it, dates leave the calendar
         raise InvalidValueError(f"must be at most {format_duration(_LONGEST)}")
     return value
 
 
 def _wait(value: timedelta) -> timedelta:
     if value > _LONGEST_WAIT:
-        raise InvalidValueError(f"must be at most {format_duration(_LONGEST_WAIT)}: it is waited for")
+        raise InvalidValueError(f"must be at most {format_duration(_LONGEST_WAIT)}: longer waits are not possible")
     return value
 
 
@@ -190,7 +188,7 @@ def _size(value: object) -> int:
 
 
 def _count(value: object) -> object:
-    # pydantic takes `true` for 1 and 3.0 for 3: neither is what a careful file says.
+    # pydantic would accept `true` as 1 and 3.0 as 3.
     if isinstance(value, bool | float):
         raise InvalidValueError("must be a whole number")
     return value
@@ -198,11 +196,11 @@ def _count(value: object) -> object:
 
 Duration = Annotated[timedelta, BeforeValidator(_duration), PlainSerializer(format_duration, when_used="json")]
 Wait = Annotated[Duration, AfterValidator(_wait)]
-"""A duration that the system is asked to wait for."""
+"""A duration for which the system can wait."""
 Size = Annotated[int, BeforeValidator(_size), PlainSerializer(format_size, when_used="json")]
 Count = Annotated[int, BeforeValidator(_count)]
 AbsolutePath = Annotated[Path, BeforeValidator(absolute_path)]
 Text = Annotated[str, Field(min_length=1), AfterValidator(_checked_text)]
 SecretIfAny = Annotated[SecretStr | None, Field(min_length=1), AfterValidator(_checked_secret)]
-"""A secret that is masked, wherever it turns up, from the moment when it is read."""
+"""A secret, masked in all output from the moment it is read."""
 TimeZone = Annotated[str, AfterValidator(_known_time_zone)]

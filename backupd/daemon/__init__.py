@@ -1,14 +1,15 @@
-"""`backupd run`: everything that happens by itself.
+"""The daemon, `backupd run`: backs up every database by its schedule, tests the snapshots, and reports.
 
-service     start, signals, reload, end
-charge      what it is in charge of under one configuration
-timetable   when things are done next (the only module that knows APScheduler)
-rounds      when a snapshot is wanted: sight finds what, asking decides what for, retries when again
-snapshots   one database's turn; rotations prunes after it
-chores      drills and prunes
-runs        what is going on now
-attention   who has to be told
-http        who asks
+service          start, signals, reload, end
+discovery        which databases exist at this moment
+timetable        when each thing is done next (the only module that knows APScheduler)
+snapshot_rounds  decides for the databases of an entry which need a snapshot;  reachability  asks the stores before
+work             snapshots, drills and prunes, each in its turn, and the context that they share
+retries          when a failed snapshot is tried again
+runs             what is in progress
+requests         snapshots on request
+alert_loop       finds alarms and has them reported
+http             answers requests;  listening  the sockets behind it
 """
 
 from backupd.daemon.service import serve

@@ -1,4 +1,4 @@
-"""Who may ask: GET /healthz and /metrics, and with the token POST /snapshots. No request is ever answered with data.
+"""The daemon's HTTP: GET /healthz and /metrics, and with the token POST /snapshots. It never serves stored data.
 
 There is no encryption here: beyond loopback, this is for a network of containers that trust each other.
 """
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
 from backupd.daemon.listening import Server
-from backupd.daemon.requested import MOST_AT_ONCE, Requests, parse_request
+from backupd.daemon.requests import MOST_AT_ONCE, Requests, parse_request
 from backupd.errors import BackupdError, ExitCode, LimitReachedError, UsageError, limit_reached
-from backupd.health.judging import is_healthy
+from backupd.health.alarms import is_healthy
 from backupd.health.metrics import CONTENT_TYPE, metrics_text
 from backupd.logs import log
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from wsgiref.types import StartResponse, WSGIEnvironment
 
-    from backupd.daemon.attention import Attention
-    from backupd.daemon.charge import Charge
+    from backupd.daemon.alert_loop import AlertLoop
+    from backupd.daemon.work import Context
 
-# However many wait for their snapshots, some threads are left to say how things are.
+# However many clients wait for their snapshots, two threads are left for health and metrics.
 _THREADS = MOST_AT_ONCE + 2
 _RETRY_AFTER_SECONDS = 5
 _SCHEME = "Bearer "
@@ -35,7 +35,7 @@ _STATUS_OF = {
     ExitCode.USAGE: HTTPStatus.BAD_REQUEST,
     ExitCode.BUSY: HTTPStatus.CONFLICT,
 }
-"""What `backupd now` would have ended with, as HTTP says it; anything else is 503, so that `curl --fail` fails."""
+"""The exit codes of `backupd now` as HTTP codes; all others are 503, so that `curl --fail` fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class _Answer:
     content: bytes
     content_type: str = "application/json"
     header: tuple[str, str] | None = None
-    """What the code needs besides."""
+    """One more header, if the code needs it."""
 
     @property
     def headers(self) -> list[tuple[str, str]]:
@@ -54,66 +54,66 @@ class _Answer:
 
 
 class HttpServer:
-    """Listens where the configuration says, and answers for the charge that holds at that moment."""
+    """Listens where the configuration says, and answers for the context that is in force."""
 
-    def __init__(self, attention: Attention) -> None:
-        self._attention = attention
+    def __init__(self, alerts: AlertLoop, context: Context) -> None:
+        self._alerts = alerts
+        self._context = context
         self._requests = Requests()
         self._server: Server | None = None
-        self._charge: Charge | None = None
 
-    def listen(self, charge: Charge) -> None:
-        """Answer for `charge` from now on, at its address.
+    def listen(self) -> None:
+        """Listen at the configured address, if there is one. Raises `UsageError` or `LimitReachedError`."""
+        http = self._context.settings.http
+        if http.address is not None:
+            self._server = Server(http.address, self._application, threads=_THREADS)
+            log.info("listening", url=self._server.url, takes_snapshots=http.token is not None)
 
-        Raises `UsageError` or `LimitReachedError`, and goes on as before, if it cannot.
+    def reconfigure(self, context: Context) -> None:
+        """Answer for `context` from now on, at its address.
+
+        Raises `UsageError` or `LimitReachedError`, and continues as before, when that address cannot be used.
         """
-        asked_for = None if self._server is None else self._server.asked_for
-        before, self._charge = self._charge, charge
-        if charge.settings.http.address == asked_for:
+        before, self._context = self._context, context
+        listened_at = None if self._server is None else self._server.asked_for
+        if context.settings.http.address == listened_at:
             return
         self.close()  # first: the new address may contain the old one, as 0.0.0.0 does
         try:
-            self._serve(charge)
+            self.listen()
         except BackupdError:
-            self._charge = before
-            if before is not None:
-                self._serve(before)
+            self._context = before
+            if listened_at is not None:
+                self.listen()
             raise
 
-    def _serve(self, charge: Charge) -> None:
-        address = charge.settings.http.address
-        if address is not None:
-            self._server = Server(address, self._application, threads=_THREADS)
-            log.info("listening", url=self._server.url, takes_snapshots=charge.settings.http.token is not None)
-
     def close(self) -> None:
-        """Listen no more. Answers that are being given are not waited for."""
+        """Stop listening. Answers that are being given are not waited for."""
         if self._server is not None:
             self._server.close()
             self._server = None
 
     def _application(self, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
-        """What waitress calls, in one of its threads, with each request that is complete."""
-        assert self._charge is not None  # noqa: S101
+        """Answer one complete request, in one of waitress's threads."""
         try:
-            answer = self._answer(environ, self._charge)
-        except Exception as error:  # noqa: BLE001  (the client is to get an answer)
+            answer = self._answer(environ, self._context)
+        except Exception as error:  # noqa: BLE001  (the client must get an answer)
             code = HTTPStatus.INTERNAL_SERVER_ERROR if limit_reached(error) is None else HTTPStatus.SERVICE_UNAVAILABLE
             answer = _json(code, {"error": log.unexpected(error, path=environ["PATH_INFO"]).values()})
         start_response(f"{answer.code.value} {answer.code.phrase}", answer.headers)
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [answer.content]
 
-    def _answer(self, environ: WSGIEnvironment, charge: Charge) -> _Answer:
+    def _answer(self, environ: WSGIEnvironment, context: Context) -> _Answer:
         match environ["REQUEST_METHOD"], environ["PATH_INFO"]:
             case "GET" | "HEAD", "/healthz":
-                return self._health(charge)
+                return self._health(context)
             case "GET" | "HEAD", "/metrics":
-                content = metrics_text(charge.status.read(), self._attention.alarms())
+                content = metrics_text(context.status.read(), self._alerts.alarms())
                 return _Answer(HTTPStatus.OK, content, CONTENT_TYPE)
             case "GET" | "HEAD", _:
                 return _refusal(HTTPStatus.NOT_FOUND, "nothing is here", hint="there are /healthz and /metrics")
-            case "POST", "/snapshots" if charge.settings.http.token is not None:
-                return self._snapshots(environ, charge, charge.settings.http.token.get_secret_value())
+            case "POST", "/snapshots" if context.settings.http.token is not None:
+                return self._snapshots(environ, context, context.settings.http.token.get_secret_value())
             case "POST", _:
                 hint = "POST /snapshots needs http.token to be set"
                 return _refusal(HTTPStatus.NOT_FOUND, "nothing is here", hint=hint)
@@ -121,18 +121,18 @@ class HttpServer:
                 hint, header = "there are GET, HEAD and POST", ("Allow", "GET, HEAD, POST")
                 return _refusal(HTTPStatus.METHOD_NOT_ALLOWED, "no such method is here", hint=hint, header=header)
 
-    def _health(self, charge: Charge) -> _Answer:
-        alarms = self._attention.alarms()
-        is_well = is_healthy(charge.status.read(), alarms)
-        told = [
+    def _health(self, context: Context) -> _Answer:
+        alarms = self._alerts.alarms()
+        is_well = is_healthy(context.status.read(), alarms)
+        shown = [
             {"kind": alarm.kind, "database": alarm.database, "store": alarm.store, "since": alarm.since.isoformat()}
             for alarm in alarms
         ]
         code = HTTPStatus.OK if is_well else HTTPStatus.SERVICE_UNAVAILABLE
-        return _json(code, {"is_healthy": is_well, "alarms": told})
+        return _json(code, {"is_healthy": is_well, "alarms": shown})
 
-    def _snapshots(self, environ: WSGIEnvironment, charge: Charge, token: str) -> _Answer:
-        """A snapshot, for clients that know the token."""
+    def _snapshots(self, environ: WSGIEnvironment, context: Context, token: str) -> _Answer:
+        """Take a snapshot, for clients that know the token."""
         if not _has_token(environ, token):
             return _refusal(
                 HTTPStatus.UNAUTHORIZED,
@@ -141,7 +141,7 @@ class HttpServer:
                 header=("WWW-Authenticate", "Bearer"),
             )
         try:
-            given = self._requests.answer(parse_request(_values(environ)), charge)
+            given = self._requests.answer(parse_request(_values(environ)), context)
         except LimitReachedError as error:
             header = ("Retry-After", str(_RETRY_AFTER_SECONDS))
             return _json(HTTPStatus.SERVICE_UNAVAILABLE, {"error": error.values()}, header=header)
@@ -154,19 +154,19 @@ class HttpServer:
 
 def _has_token(environ: WSGIEnvironment, token: str) -> bool:
     given: str = environ.get("HTTP_AUTHORIZATION", "")
-    # WSGI has headers as Latin-1, whatever they are.
+    # WSGI gives every header as Latin-1.
     sent = given.removeprefix(_SCHEME).strip().encode("latin-1", errors="replace")
     return given.startswith(_SCHEME) and hmac.compare_digest(sent, token.encode())
 
 
 def _values(environ: WSGIEnvironment) -> Mapping[str, object]:
-    """What was sent, as a form or as JSON, and what stands in the URL behind the question mark."""
+    """Return the fields that were sent: as a form or as JSON, and in the query of the URL."""
     content = environ["wsgi.input"].read()
     content_type = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
     try:
         pairs: list[tuple[str, object]] = [*_form(environ["QUERY_STRING"].encode("latin-1"))]
         if content_type == "application/json":
-            # No number means anything here, and Python refuses to make whole ones of many digits.
+            # No field is a number, and Python refuses to convert integers of many digits.
             given: _Pairs = json.loads(content or b"{}", object_pairs_hook=_Pairs, parse_int=float)
             pairs += given.items()
         else:
@@ -184,7 +184,7 @@ def _values(environ: WSGIEnvironment) -> Mapping[str, object]:
 
 
 class _Pairs:
-    """An object of JSON, with the keys that are there twice."""
+    """A JSON object that keeps its duplicate keys."""
 
     def __init__(self, pairs: list[tuple[str, object]]) -> None:
         self._pairs = pairs

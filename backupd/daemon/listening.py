@@ -1,7 +1,7 @@
-"""The sockets behind the daemon's HTTP: waitress, with limits that leave room for the next client whatever others do.
+"""The sockets behind the daemon's HTTP: waitress, with limits that leave room for the next client.
 
-waitress bounds how long a client may say nothing, not how long it may take to say something: here a request has to be
-complete in time, and when there are too many connections, the oldest without a request makes room.
+waitress limits how long a client may be silent, not how long a request may take to arrive: here a request has to be
+complete in time, and when there are too many connections, the oldest one without a request makes room.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from waitress.server import TcpWSGIServer
 from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 
 from backupd import __version__
+from backupd.concurrency import start_thread
 from backupd.errors import BackupdError, LimitReachedError, UsageError, limit_reached
 from backupd.logs import log
-from backupd.threads import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ MOST_BODY_BYTES = 16_384
 _MOST_HEADER_BYTES = 16_384
 _MOST_CONNECTIONS = 64
 _REQUEST_SECONDS = 20.0
-_MOST_WAITING_BYTES = 64 << 20  # of one answer, in memory: there need not be a directory for temporary files
+_MOST_WAITING_BYTES = 64 << 20  # of one answer, in memory: there may be no directory for temporary files
 _LOOK_SECONDS = 1.0
 _CLOSE_SECONDS = 1.0
 _HINTS = {
@@ -47,7 +47,7 @@ _HINTS = {
 
 class _Parser(HTTPRequestParser):  # type: ignore[misc]  # it has no types
     def parse_header(self, header_plus: bytes) -> None:
-        """Refuse numbers and addresses that Python cannot read; waitress would drop the connection."""
+        """Refuse numbers and addresses that Python cannot parse; waitress would drop the connection."""
         try:
             super().parse_header(header_plus)
         except ValueError as error:
@@ -56,17 +56,17 @@ class _Parser(HTTPRequestParser):  # type: ignore[misc]  # it has no types
 
 class _AnswerTask(WSGITask):  # type: ignore[misc]  # it has no types
     def start(self) -> None:
-        """One answer a connection: nothing is asked for often, and so none has to be kept open."""
+        """Answer one request, and close the connection: clients ask too rarely for it to be worth keeping."""
         super().start()
         self.request.headers["CONNECTION"] = "close"
 
 
 class _RefusalTask(ErrorTask):  # type: ignore[misc]  # it has no types
     def execute(self) -> None:
-        """Refuse what is no request as everything else is refused: in JSON."""
+        """Refuse a malformed request in JSON, as all other refusals are."""
         error = self.request.error
-        told = {"message": f"{error.reason.lower()}: {error.body}", "hint": _HINTS.get(error.code)}
-        body = json.dumps({"error": told}, indent=2).encode() + b"\n"
+        refusal = {"message": f"{error.reason.lower()}: {error.body}", "hint": _HINTS.get(error.code)}
+        body = json.dumps({"error": refusal}, indent=2).encode() + b"\n"
         self.status = f"{error.code} {error.reason}"
         self.response_headers.append(("Content-Type", "application/json"))
         self.set_close_on_finish()
@@ -76,7 +76,7 @@ class _RefusalTask(ErrorTask):  # type: ignore[misc]  # it has no types
 
 class _Dispatcher(ThreadedTaskDispatcher):  # type: ignore[misc]  # it has no types
     def start_new_thread(self, target: Callable[[int], None], thread_no: int) -> None:
-        """Raise `LimitReachedError` when there is none."""
+        """Start a worker thread. Raises `LimitReachedError` when the system gives none."""
         start_thread(target, thread_no, name=f"http-{thread_no}")
 
 
@@ -86,7 +86,7 @@ class _Channel(HTTPChannel):  # type: ignore[misc]  # it has no types
     parser_class = _Parser
 
     def service(self) -> None:
-        """Answer a request, in one of the threads. waitress would log what goes wrong, and leave the client waiting."""
+        """Answer a request. After an error, waitress would log it and leave the client waiting: here it is dropped."""
         try:
             super().service()
         except Exception as error:  # noqa: BLE001  (the thread has others to answer)
@@ -95,8 +95,8 @@ class _Channel(HTTPChannel):  # type: ignore[misc]  # it has no types
             self.server.pull_trigger()
 
     def handle_read(self) -> None:
-        """Read what has come, if that was not done to make room: waitress takes nothing to read for the end."""
-        with suppress(OSError):  # waitress deals with others
+        """Read what has arrived, unless `_make_room` has: waitress would take an empty read for the end."""
+        with suppress(OSError):  # waitress handles other errors
             try:
                 self.socket.recv(1, socket.MSG_PEEK)
             except BlockingIOError:
@@ -104,7 +104,7 @@ class _Channel(HTTPChannel):  # type: ignore[misc]  # it has no types
         super().handle_read()
 
     def handle_error(self) -> None:
-        """A client that goes away is no news; anything else is a bug, or a limit."""
+        """Close the connection. That a client has gone is not logged; anything else is a bug, or a limit."""
         _report(sys.exception())
         self.handle_close()
 
@@ -124,7 +124,7 @@ class Server(TcpWSGIServer):  # type: ignore[misc]  # it has no types
     ) -> None:
         """Listen, and have `threads` threads answer requests that are complete within `request_seconds`.
 
-        Raises `UsageError` when the address cannot be had, and `LimitReachedError`.
+        Raises `UsageError` when the address cannot be used, and `LimitReachedError`.
         """
         self.asked_for = address
         self._request_seconds = request_seconds
@@ -132,9 +132,9 @@ class Server(TcpWSGIServer):  # type: ignore[misc]  # it has no types
         self._is_closed = threading.Event()
         self._is_over = False
         self._refuses_until = 0.0
-        # As many as there are threads at least: of these, some are never held by requests that wait.
+        # At least as many as there are threads, of which some are never held by requests that wait.
         self._most_connections = max(threads, _most_connections())
-        # Everything that could be wrong is reported by `handle_error` and by the application.
+        # `handle_error` and the application report everything that can go wrong.
         logging.getLogger("waitress").disabled = logging.getLogger("waitress.queue").disabled = True
         listening = _bound(address)
         dispatcher = _Dispatcher()
@@ -159,12 +159,12 @@ class Server(TcpWSGIServer):  # type: ignore[misc]  # it has no types
 
     @property
     def url(self) -> str:
-        """Where it listens; the port is known even if any would do."""
+        """The URL it listens at, with the actual port when the configured one is 0."""
         host, port = self.effective_host, self.effective_port
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def close(self) -> None:
-        """Listen no more, and drop the clients that have asked for nothing; answers under way may still be given."""
+        """Stop listening, and drop the clients without a request; answers that are being given may finish."""
         if not self._is_closed.is_set():
             self.pull_trigger(self._stop_listening)
             self._is_closed.wait(_CLOSE_SECONDS)
@@ -183,7 +183,7 @@ class Server(TcpWSGIServer):  # type: ignore[misc]  # it has no types
             try:
                 self.asyncore.loop(timeout=_LOOK_SECONDS, use_poll=True, map=self._map, count=1)
                 self.maintenance(time.time())
-            except Exception as error:  # noqa: BLE001  (health must be there to be asked for)
+            except Exception as error:  # noqa: BLE001  (health checks must still be answered)
                 log.unexpected(error)
                 time.sleep(_LOOK_SECONDS)
         with self._lock:
@@ -191,34 +191,34 @@ class Server(TcpWSGIServer):  # type: ignore[misc]  # it has no types
             self.trigger.close()
 
     def pull_trigger(self, call: Callable[[], None] | None = None) -> None:
-        """Wake the thread that reads and writes, and have it do `call`.
+        """Wake the thread that reads and writes, and have it do `call`; nothing once that thread has ended.
 
-        Not when it has ended: the descriptor may be another file's by then.
+        The descriptor may belong to another file by then.
         """
         with self._lock:
             if not self._is_over:
                 self.trigger.pull_trigger(call)
 
     def readable(self) -> bool:
-        """Whether the next client is to be let in, which waits outside while every connection has a request."""
+        """Whether the next client may connect. It has to wait while every connection has a request."""
         has_room = len(self.active_channels) < self._most_connections or bool(self._idle_channels())
         return bool(self.accepting) and has_room and time.monotonic() >= self._refuses_until
 
     def maintenance(self, now: float) -> None:
-        """Drop clients whose request, or who with their answer, take too long."""
+        """Drop clients that take too long to send their request or to read their answer."""
         for channel in self._idle_channels():
             if channel.creation_time < now - self._request_seconds:
                 channel.handle_close()
 
     def handle_accept(self) -> None:
-        """Let a client in. When there are too many, the one that has been here longest without a request has to go."""
+        """Accept a client. When there are too many, the oldest connection without a request is closed."""
         if len(self.active_channels) >= self._most_connections and not self._make_room():
             return
         try:
             accepted = self.accept()
         except OSError as error:
             if limit_reached(error) and not self._make_room():
-                self._refuses_until = time.monotonic() + _LOOK_SECONDS  # or this thread would do nothing else
+                self._refuses_until = time.monotonic() + _LOOK_SECONDS  # or this thread would spin on the socket
             return
         if accepted is None:
             return
@@ -230,21 +230,21 @@ class Server(TcpWSGIServer):  # type: ignore[misc]  # it has no types
             client.close()
 
     def handle_error(self) -> None:
-        """Go on listening, whatever went wrong with one client."""
+        """Continue to listen after an error with one client."""
         _report(sys.exception())
 
     def _make_room(self) -> bool:
         for channel in sorted(self._idle_channels(), key=lambda channel: channel.creation_time):
             if channel.readable():
-                channel.handle_read()  # it may have sent its request, which was not looked at yet
+                channel.handle_read()  # its request may have arrived, and not been read yet
             if not channel.requests:
-                if channel.connected:  # or it was found to have gone
+                if channel.connected:  # unless reading found that it has gone
                     channel.handle_close()
                 return True
         return False
 
     def _idle_channels(self) -> list[Any]:
-        """The connections that nothing is done for: no request has come, or it was answered."""
+        """Return the connections without work: no request has arrived, or it was answered."""
         return [channel for channel in self.active_channels.values() if not channel.requests]
 
 
@@ -254,7 +254,7 @@ def _report(error: BaseException | None) -> None:
 
 
 def _most_connections() -> int:
-    """So many that most descriptors are left for the backups themselves."""
+    """Return how many connections to allow, so that most descriptors are left for the backups."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _MOST_CONNECTIONS if allowed == resource.RLIM_INFINITY else max(1, min(_MOST_CONNECTIONS, allowed // 4))
 
@@ -264,13 +264,13 @@ def _adjustments(listening: socket.socket) -> Any:
         sockets=[listening],
         ident=f"backupd/{__version__}",
         backlog=_MOST_CONNECTIONS * 2,
-        # waitress refuses what is as long as these.
+        # waitress refuses requests of exactly these lengths too.
         max_request_header_size=_MOST_HEADER_BYTES + 1,
         max_request_body_size=MOST_BODY_BYTES + 1,
         inbuf_overflow=MOST_BODY_BYTES * 2,
         outbuf_overflow=_MOST_WAITING_BYTES,
         log_socket_errors=False,
-        clear_untrusted_proxy_headers=False,  # none is looked at
+        clear_untrusted_proxy_headers=False,  # they are not used
     )
 
 

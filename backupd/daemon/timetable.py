@@ -1,4 +1,4 @@
-"""When things are done next: schedules on top of APScheduler, which nothing else in the daemon knows."""
+"""The timetable: when each job runs next, by schedules. Only this module and `schedules` use APScheduler."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -16,24 +17,40 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.date import DateTrigger
 
+from backupd.concurrency import WorkerThreads
 from backupd.logs import log
-from backupd.threads import WorkerThreads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Sequence
     from datetime import tzinfo
 
+    from backupd.config import ScheduleSettings
+    from backupd.health import DatabaseHealth
     from backupd.schedules import Schedule
 
-# Rounds wait for stores: threads are cheap, and a round that finds none is late.
+# Rounds wait for stores. Threads are cheap, and a round that finds none free is late.
 _THREADS = 32
 ONE_BY_ONE = ("drills", "prunes")
-"""Queues of what takes long and is in no hurry: one at a time in each, and never in the way of anything else."""
+"""Queues of long work that is in no hurry: one at a time in each, and never in the way of anything else."""
 _JUMP = timedelta(minutes=1)
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job that runs by a schedule, in the time zone of the schedule's clock times.
+
+    `jitter` is how much later each may begin. `queue` is one of `ONE_BY_ONE`, or "default" to begin when it is time.
+    """
+
+    call: Callable[[], None]
+    schedule: Schedule
+    zone: tzinfo | None
+    jitter: timedelta
+    queue: str = "default"
+
+
 class ScheduleTrigger(BaseTrigger):  # type: ignore[misc]  # it has no types
-    """A `Schedule` as APScheduler asks for it, each time up to `jitter` later, but never into the time after it."""
+    """Gives APScheduler the times of a `Schedule`, each up to `jitter` later, but at most half way to the next one."""
 
     def __init__(
         self,
@@ -49,7 +66,7 @@ class ScheduleTrigger(BaseTrigger):  # type: ignore[misc]  # it has no types
         self._draw = draw
 
     def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime:
-        """The next time after `now`, and after the previous one: times that were missed together happen once."""
+        """Return the next time after `now` and after the previous one: several missed times count as one."""
         due = self._schedule.next_after(max(previous_fire_time or now, now), self._zone)
         if not self._jitter:
             return due
@@ -62,20 +79,20 @@ def _clock_offset() -> timedelta:
 
 
 class _Threads(BasePoolExecutor):  # type: ignore[misc]  # it has no types
-    """Up to `most` threads. APScheduler drops what it could start no thread for: hence one from the beginning."""
+    """Up to `most` threads. APScheduler drops work that it can start no thread for: so one is started at once."""
 
     def __init__(self, most: int) -> None:
         self._workers = WorkerThreads(most, thread_name_prefix="timetable")
         super().__init__(self._workers)
 
     def start(self, scheduler: BackgroundScheduler, alias: str) -> None:
-        """Raises `LimitReachedError`."""
+        """Start one thread. Raises `LimitReachedError`."""
         self._workers.submit(int).result()
         super().start(scheduler, alias)
 
 
 class _Scheduler(BackgroundScheduler):  # type: ignore[misc]  # it has no types
-    """Ends in peace: once it is to stop, APScheduler does not find what it has just done, and wants to remove that."""
+    """A scheduler that stops without errors: while it stops, APScheduler removes jobs that are gone already."""
 
     def remove_job(self, job_id: str, jobstore: str | None = None) -> None:
         with suppress(JobLookupError):
@@ -83,13 +100,13 @@ class _Scheduler(BackgroundScheduler):  # type: ignore[misc]  # it has no types
 
 
 class Timetable:
-    """What is done when, by key. Each is done in a thread, never twice at once; a time that was missed happens late.
+    """Jobs by key. Each runs in a thread, never twice at once; one whose time was missed runs late.
 
-    What is going on under a key when something else is put there goes on, and holds up nothing.
+    A job that runs while another takes its key continues, and delays nothing.
     """
 
     def __init__(self, *, clock_offset: Callable[[], timedelta] = _clock_offset) -> None:
-        """`clock_offset` is how far the clock is from one that nobody can set."""
+        """`clock_offset` measures how far the clock is from one that cannot be set."""
         self._scheduler = _Scheduler(
             executors={
                 "default": _Threads(_THREADS),
@@ -98,76 +115,97 @@ class Timetable:
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
             timezone=UTC,
         )
-        self._scheduler.add_listener(_tell_of_bug, EVENT_JOB_ERROR)
-        # APScheduler's own names for what is done: by one name, it would not begin the new while the old goes on.
+        self._scheduler.add_listener(_log_bug, EVENT_JOB_ERROR)
+        # APScheduler's own names of jobs: under one name, it would not begin the new job while the old one runs.
         self._ids: dict[str, str] = {}
         self._lock = threading.RLock()
         self._measured_offset = clock_offset
         self._clock_offset = clock_offset()
 
     def start(self) -> None:
-        """Begin to do what is due. Threads start here, and none before. Raises `LimitReachedError`."""
+        """Begin to run what is due. Threads start here, and none before. Raises `LimitReachedError`."""
         self._scheduler.start()
 
     def stop(self) -> None:
-        """Begin nothing more; what has begun is not waited for."""
+        """Begin nothing more, and do not wait for what has begun."""
         self._scheduler.shutdown(wait=False)
 
-    def add(
-        self,
-        key: str,
-        call: Callable[[], None],
-        schedule: Schedule,
-        zone: tzinfo | None,
-        *,
-        jitter: timedelta,
-        is_missed: bool = False,
-        queue: str = "default",
-    ) -> None:
-        """Do `call` by `schedule` from now on, and at once when `is_missed`. Replaces what had the key.
-
-        `queue` is one of `ONE_BY_ONE`, or else it begins when it is time.
-        """
+    def add(self, key: str, job: Job, *, is_missed: bool = False) -> None:
+        """Run `job` by its schedule from now on, and at once when `is_missed`. Replaces what had the key."""
         now = datetime.now(UTC)
-        trigger = ScheduleTrigger(schedule, zone, jitter)
-        first = now if is_missed else trigger.get_next_fire_time(None, now)
+        trigger = ScheduleTrigger(job.schedule, job.zone, job.jitter)
+        self._put(key, job.call, trigger, now if is_missed else trigger.get_next_fire_time(None, now), job.queue)
+
+    def add_once(self, key: str, call: Callable[[], None], at: datetime, *, queue: str = "default") -> None:
+        """Run `call` once, at `at`, in a queue as in `Job`. Replaces what had the key."""
+        # Without a zone it would ask for the local one, and fail where TZ is none that tzlocal knows.
+        self._put(key, call, DateTrigger(at, timezone=UTC), at, queue)
+
+    def _put(self, key: str, call: Callable[[], None], trigger: BaseTrigger, first: datetime, queue: str) -> None:
         with self._lock:
             self.remove(key)
             self._ids[key] = self._scheduler.add_job(call, trigger, next_run_time=first, executor=queue).id
 
-    def add_once(self, key: str, call: Callable[[], None], at: datetime, *, queue: str = "default") -> None:
-        """Do `call` once, at `at`, in a queue as for `add`. Replaces what had the key."""
-        # Without a zone it would ask for the local one, and fail where TZ is none that tzlocal knows.
-        trigger = DateTrigger(at, timezone=UTC)
-        with self._lock:
-            self.remove(key)
-            self._ids[key] = self._scheduler.add_job(call, trigger, next_run_time=at, executor=queue).id
-
     def remove(self, key: str) -> None:
-        """Nothing is done under this key any more; it need not be there."""
+        """Remove a key, if it is there."""
         with self._lock, suppress(KeyError):
             self._scheduler.remove_job(self._ids.pop(key))
 
     def clear(self) -> None:
-        """Nothing is to be done any more, until it is added."""
+        """Remove everything."""
         with self._lock:
             self._ids.clear()
             self._scheduler.remove_all_jobs()
 
     def next_at(self, key: str) -> datetime | None:
-        """When this is done next; None when it is not here."""
+        """Return when the job runs next; None when there is none of this key."""
         with self._lock:
             job = self._scheduler.get_job(self._ids[key]) if key in self._ids else None
             return None if job is None else job.next_run_time
 
     def clock_has_jumped(self) -> bool:
-        """Whether the clock was set since this was asked last: what was planned by the old one must be planned anew.
+        """Whether the clock was set since the last call: jobs that were planned by the old time must be planned again.
 
-        A machine that was asleep looks the same, and planning anew does no harm.
+        A machine that was asleep looks the same, and planning again does no harm.
         """
         before, self._clock_offset = self._clock_offset, self._measured_offset()
         return abs(self._clock_offset - before) > _JUMP
 
 
-def _tell_of_bug(event: JobExecutionEvent) -> None:
+def _log_bug(event: JobExecutionEvent) -> None:
     log.unexpected(event.exception)
+
+
+def is_round_missed(
+    known: Sequence[DatabaseHealth | None], urls: Collection[str], schedule: ScheduleSettings, now: datetime
+) -> bool:
+    """Whether a database of an entry should have had its round by `now` (aware) and had none, or failed in it.
+
+    `urls` are the stores. A database or store that is not known yet counts as missed, and so does an entry without
+    databases, because that has to be reported.
+    """
+    if not known:
+        return True
+    for database in known:
+        if database is None or not database.stores.keys() >= set(urls):
+            return True
+        for health in database.stores.values():
+            if health.failure is not None or health.current_at is None or health.current_at > now:
+                return True
+            if schedule.snapshots.is_missed(health.current_at, now, schedule.zone):
+                return True
+    return False
+
+
+def is_drill_missed(known: Sequence[DatabaseHealth | None], schedule: ScheduleSettings, now: datetime) -> bool:
+    """Whether a database with a snapshot should have had a drill by `now` (aware) since its last one, or its first."""
+    if schedule.drills is None:
+        return False
+    for database in known:
+        stores = [health for health in database.stores.values() if not health.is_put_only] if database else []
+        drilled_at = max((at for health in stores if (at := health.last_drill_at) is not None), default=None)
+        first_at = min((health.snapshot_at for health in stores if health.snapshot_at is not None), default=None)
+        since = drilled_at or first_at
+        if since is not None and schedule.drills.is_missed(min(since, now), now, schedule.zone):
+            return True
+    return False

@@ -1,14 +1,14 @@
-"""Whether backups and restores will work here: one finding for each check, with what to do about it.
+"""Doctor: checks whether backups and restores will work here. A finding for each check says what to do.
 
-    examination     runs everything side by side, each part for so long at most
-    configuration   the file, what it names, the state directory
-    unlisted        SQLite files beside the databases that nobody named
-    databases       judges what a process of its own (`looking`, `child`) found at each database
-    stores          writes into each store, reads back, deletes; `probe` is the object that it does so with
-    buckets         what a bucket says of itself;  directories: what the kernel says of a directory
-    times           schedules, time zones, and whether anybody would be told
-    mounts          what this host has mounted where
+    examination     runs all checks concurrently, each within its time limit
+    findings        the results of checks, and the words for quantities in them
+    configuration   the file, the databases and stores that it names, secrets, keys, and SQLite files without an entry
+    databases       one database, from the facts that a process of its own (`database_child`) prints
+    stores          writes an object into a store, reads it back, lists and deletes it
+    buckets         the settings of a bucket, and what put-only keys may do
+    directories     what the directories of stores and state are mounted from, and their free space
+    unattended      schedules, the time zone, notifications and heartbeats
 
-Nothing is changed in a database, and nothing stays in a store, but for one object where keys may only put. Imports
-nothing here: the processes that look at databases have to start fast.
+Doctor changes no database and leaves nothing in a store, except one object where keys may only put. Nothing is imported
+here, because the processes that inspect databases must start fast.
 """

@@ -1,75 +1,69 @@
-"""What is configured, and the directory that backupd keeps its state in."""
+"""Whether the configuration says what is backed up and where to: files, databases, secrets, keys, unlisted files."""
 
 from __future__ import annotations
 
+import glob
 import os
-import tempfile
+import secrets
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backupd.config import look_for_databases, nothing_found, unmatched_patterns
-from backupd.config.problems import variable_of
-from backupd.doctor import figures
-from backupd.doctor.findings import Subject
-from backupd.errors import ExitCode
-from backupd.files import free_bytes, try_lock
-from backupd.owner import why_still_root
+from backupd.config import discover_databases, no_match_error
+from backupd.config.problems import variable_name
+from backupd.doctor.findings import Subject, listed
+from backupd.encryption import Encryption, read_identities
+from backupd.errors import BackupdError, ExitCode, IdentityNeededError
+from backupd.privileges import why_still_root
+from backupd.setup.search import find_sqlite_files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from backupd.config import Database, DatabaseSettings, Settings
     from backupd.doctor.findings import Finding
-    from backupd.doctor.mounts import Host
-    from backupd.errors import BackupdError
+    from backupd.system.mounts import Host
 
 CONFIGURATION = Subject("configuration")
-STATE = Subject("state directory")
+_ENCRYPTION = Subject("encryption")
 
 _SECRET_KEYS = {"secret_access_key", "session_token", "token"}
 _TABLES_WITH_SECRET_URLS = {"notifications", "heartbeats"}
 _OTHERS = 0o007
-_ENTRIES_IN_VARIABLES = (f"{variable_of('databases')}__", f"{variable_of('stores')}__")
-
-
-@dataclass(frozen=True, slots=True)
-class StateLook:
-    """What was found of the state directory. `problem` says why it cannot be used, or is None."""
-
-    path: Path
-    real_path: Path
-    exists: bool
-    problem: str | None
-    free_bytes: int | None
+_ENTRIES_IN_VARIABLES = (f"{variable_name('databases')}__", f"{variable_name('stores')}__")
+_TRIAL_BYTES = 32
+_FILES_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Protected:
-    """What the configuration stands for at this moment. `entries` are by the names of the databases."""
+    """The databases that a configuration stands for at one moment. `entries` are by the names of the databases."""
 
     databases: tuple[Database, ...] = ()
     entries: Mapping[str, DatabaseSettings] = field(default_factory=dict)
     unmatched: tuple[BackupdError, ...] = ()
-    """Why patterns find no file."""
+    """Why patterns match no file."""
     problems: tuple[BackupdError, ...] = ()
-    """Why files that patterns find are no databases."""
+    """Why files that patterns match are no databases."""
+    paths: frozenset[Path] = frozenset()
+    """The files that the entries stand for, whether they are used or not."""
 
 
 def find_protected(settings: Settings) -> Protected:
-    """What there is now. Looks into directories, which may hang."""
-    found = look_for_databases(settings.databases)
+    """Find the databases that there are now. Reads directories, which may hang."""
+    found = discover_databases(settings.databases)
     return Protected(
         tuple(database for _, database in found.databases),
         {database.name: entry for entry, database in found.databases},
-        tuple(nothing_found(pattern) for pattern in unmatched_patterns(settings.databases)),
+        tuple(no_match_error(pattern) for pattern in found.unmatched_patterns),
         tuple(problem for _, problem in found.problems),
+        frozenset((*(database.path for _, database in found.databases), *found.problems_by_path)),
     )
 
 
-def judge_file(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Where the configuration comes from, and who may read the secrets in it."""
+def check_file(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Check where the configuration comes from, and which users may read the secrets in it."""
     source = settings.source
     if source is None and any(value and name.startswith(_ENTRIES_IN_VARIABLES) for name, value in environ.items()):
         yield CONFIGURATION.ok("file", "there is none: variables say what to do, and they are valid")
@@ -80,17 +74,23 @@ def judge_file(settings: Settings, environ: Mapping[str, str]) -> Iterator[Findi
         )
         return
     yield CONFIGURATION.ok("file", f"{source} is valid")
-    mode = source.stat().st_mode & 0o777
-    if mode & _OTHERS and has_secret(tomllib.loads(source.read_bytes().decode("utf-8-sig"))):
+    mode = _mode_open_to_others(source)
+    if mode is not None and has_secret(tomllib.loads(source.read_bytes().decode("utf-8-sig"))):
         yield CONFIGURATION.warning(
             "secrets",
-            f"{source} has a secret in it, and everybody on this machine may read it (mode {mode:04o})",
+            f"{source} contains a secret, and every user of this machine can read it (mode {mode:04o})",
             f"chmod 0600 {source}, or move the secret into a file of its own: BACKUPD_..._FILE names it",
         )
 
 
+def _mode_open_to_others(file: Path) -> int | None:
+    """The permissions of `file`, if users other than its owner and group have any; else None."""
+    mode = file.stat().st_mode & 0o777
+    return mode if mode & _OTHERS else None
+
+
 def has_secret(table: Mapping[str, Any]) -> bool:
-    """Whether a configuration, as TOML gives it, has a key whose value is nobody's business."""
+    """Whether a configuration, as parsed from TOML, has a key whose value is secret."""
     for key, value in table.items():
         inner = value if isinstance(value, list) else [value]
         tables = [each for each in inner if isinstance(each, dict)]
@@ -101,38 +101,37 @@ def has_secret(table: Mapping[str, Any]) -> bool:
     return False
 
 
-def judge_user(settings: Settings) -> Iterator[Finding]:
-    """Whether this process is root where it had better be the owner of a database."""
+def check_user(settings: Settings) -> Iterator[Finding]:
+    """Check whether this process stays root where it should run as the owner of a database."""
     if reason := why_still_root(settings):
         yield CONFIGURATION.note(
             "user", f"backupd stays root: {reason}", "give the database to the user that the application runs as"
         )
 
 
-def judge_secret_files(environ: Mapping[str, str], host: Host) -> Iterator[Finding]:
-    """Files that BACKUPD_..._FILE variables name, and that everybody may read. A container has no others."""
+def check_secret_files(environ: Mapping[str, str], host: Host) -> Iterator[Finding]:
+    """Find files of BACKUPD_..._FILE variables that every user can read. A container has no other users."""
     if host.is_container:
         return
     for name, text in sorted(environ.items()):
-        is_meant = name.startswith("BACKUPD_") and name.endswith("_FILE")
-        if not is_meant or not os.path.isfile(text):  # noqa: PTH113  (Path.is_file raises what cannot be looked at)
+        is_ours = name.startswith("BACKUPD_") and name.endswith("_FILE")
+        if not is_ours or not os.path.isfile(text):  # noqa: PTH113  (Path.is_file raises where it may not look)
             continue
-        mode = Path(text).stat().st_mode & 0o777
-        if mode & _OTHERS:
+        if (mode := _mode_open_to_others(Path(text))) is not None:
             yield CONFIGURATION.warning(
                 "secrets",
-                f"{text} ({name}) can be read by everybody on this machine (mode {mode:04o})",
+                f"{text} ({name}) can be read by every user of this machine (mode {mode:04o})",
                 f"chmod 0600 {text}",
             )
 
 
-def judge_protected(settings: Settings, protected: Protected) -> Iterator[Finding]:
-    """Whether there is anything to back up, and anywhere to put it."""
+def check_protected(settings: Settings, protected: Protected) -> Iterator[Finding]:
+    """Check whether there is a database to back up, and a store to put it in."""
     if not settings.databases:
         yield CONFIGURATION.error(
             "databases",
-            "no database is configured: nothing is backed up by itself",
-            "list them under [[databases]]: backupd init finds them; in a container, look whether the file is mounted",
+            "no database is configured: nothing is backed up automatically",
+            "list them under [[databases]]: backupd init finds them; in a container, check that the file is mounted",
             ExitCode.USAGE,
         )
     for problem in (*protected.unmatched, *protected.problems):
@@ -142,90 +141,89 @@ def judge_protected(settings: Settings, protected: Protected) -> Iterator[Findin
     if not settings.stores:
         yield CONFIGURATION.warning(
             "stores",
-            f"none is configured: snapshots go to {settings.stores_or_default[0].url}, wherever backupd is started",
+            f"none is configured: snapshots go to {settings.stores_or_default[0].url}, in the current directory",
             "list one or two under [[stores]]",
         )
     else:
         yield CONFIGURATION.ok("stores", f"{len(settings.stores)} to keep snapshots in")
 
 
-def look_at_state(directory: Path) -> StateLook:
-    """Whether the state directory can be written, by writing where it exists. Makes no directory, and leaves nothing.
-
-    A doctor that is run by root must not make what the daemon of another user then cannot use.
-    """
-    real_path = Path(os.path.realpath(directory))
-    there = next(each for each in (real_path, *real_path.parents) if os.path.lexists(each))
-    problem = None
-    try:
-        room = free_bytes(there)
-        if there == real_path:
-            with tempfile.NamedTemporaryFile(dir=there, prefix=".doctor-") as opened:
-                try_lock(opened.fileno(), Path(opened.name))
-        elif not os.access(there, os.W_OK | os.X_OK):
-            problem = f"{there} cannot be written by uid {os.geteuid()}"
-    except OSError as error:
-        return StateLook(directory, real_path, there == real_path, (error.strerror or str(error)).lower(), None)
-    return StateLook(directory, real_path, there == real_path, problem, room)
-
-
-def judge_state(look: StateLook, settings: Settings, host: Host, *, largest_bytes: int) -> Iterator[Finding]:
-    """Whether it can be used, lasts, and has room for packs on their way and for a restore. Pure."""
-    if look.problem is not None:
-        yield STATE.error(
-            "writable",
-            f"{look.path} cannot be used: {look.problem}",
-            "set state_dir (or BACKUPD_STATE_DIR) to a directory that backupd may write",
-            ExitCode.USAGE,
-        )
+def check_encryption(settings: Settings) -> Iterator[Finding]:
+    """Check whether every public key, and the secret keys that are here, can be used. No finding without any key."""
+    recipients, identity_file = settings.encryption.recipients, settings.identity_file
+    if identity_file is not None:
+        yield from _check_identity(recipients, identity_file)
+    if not recipients:
         return
-    yield STATE.ok("writable", f"{look.path}" if look.exists else f"{look.path} will be made when it is needed")
-    mount = host.mount_of(look.real_path)
-    blind = _why_packs_are_not_read_back(settings)
-    if mount is not None and (mount.is_in_memory or host.loses(mount)):
-        told = f"{mount.kind} at {mount.point}: goes with the {'container' if host.loses(mount) else 'next start'}; "
-        if blind:
-            yield STATE.warning(
-                "mount", f"{told}after that, every page is stored again, because {blind}", "put it on a volume"
-            )
-        else:
-            yield STATE.note(
-                "mount",
-                f"{told}backups do not need it, but alarms that were told are told again, and `undo` knows less",
-                "put it on a volume",
-            )
-    elif blind:
-        yield STATE.note(
-            "lasts",
-            f"without {look.path}, the next snapshot stores every page again, because {blind}",
-            "keep it: it alone knows the hashes of the pages that the stores have",
+    count = f"{len(recipients)} public keys" if len(recipients) > 1 else "one public key"
+    yield _ENCRYPTION.ok("recipients", f"snapshots are encrypted to {count}")
+    if identity_file is None:
+        yield _ENCRYPTION.note(
+            "identity",
+            "there is no secret key here: a stolen machine cannot read the past, and drills restore nothing: they find "
+            "a snapshot `intact` (every stored byte is what was written), and never proven",
+            "now and then, where the key is: backupd verify --level drill --identity FILE --store URL",
         )
-    if look.free_bytes is not None:
-        yield _space(look.free_bytes, settings.packs.spool_limit, largest_bytes)
 
 
-def _why_packs_are_not_read_back(settings: Settings) -> str | None:
-    """Why what is lost here is not found in the stores again; None when it is, in all of them."""
-    if settings.encryption.recipients and settings.identity_file is None:
-        return "packs are encrypted, and there is no key here to read what is in them"
-    put_only = [store.url for store in settings.stores if store.put_only]
-    return f"the keys for {', '.join(put_only)} may not read packs (put_only)" if put_only else None
-
-
-def _space(free_bytes: int, spool_bytes: int, largest_bytes: int) -> Finding:
-    told = f"{figures.size(free_bytes)} free"
-    if not free_bytes:
-        return STATE.error("space", told, "free some, or set state_dir to another disk", ExitCode.USAGE)
-    if free_bytes < spool_bytes:
-        return STATE.warning(
-            "space",
-            f"{told}, and packs on their way to a store may need {figures.size(spool_bytes)} (packs.spool_limit)",
-            "free some, lower packs.spool_limit, or set state_dir to another disk",
+def _check_identity(recipients: tuple[str, ...], file: Path) -> Iterator[Finding]:
+    trial = secrets.token_bytes(_TRIAL_BYTES)
+    try:
+        read_identities(file)
+        can_read = not recipients or any(_decrypts(each, trial, file) for each in recipients)
+    except BackupdError as error:
+        yield _ENCRYPTION.failed("identity", error)
+        return
+    if (mode := _mode_open_to_others(file)) is not None:
+        message = f"{file} can be read by every user of this machine (mode {mode:04o})"
+        yield _ENCRYPTION.warning("identity", message, f"chmod 0600 {file}")
+    if can_read:
+        yield _ENCRYPTION.ok("identity", f"the keys in {file} can be used; a thief of this machine can read the past")
+    else:
+        yield _ENCRYPTION.warning(
+            "identity",
+            f"no key in {file} decrypts what is written now",
+            "add the key of one of the recipients to it",
         )
-    if free_bytes < largest_bytes:
-        return STATE.warning(
-            "space",
-            f"{told}, and a restore in place needs {figures.size(largest_bytes)} there",
-            "free some, or set state_dir to another disk; a restore to a file with --to needs nothing here",
-        )
-    return STATE.ok("space", told)
+
+
+def _decrypts(recipient: str, trial: bytes, file: Path) -> bool:
+    try:
+        return Encryption([recipient], file).decrypt(Encryption([recipient]).encrypt(trial), what="a trial") == trial
+    except IdentityNeededError:
+        return False
+
+
+def find_unlisted(settings: Settings, listed_paths: Collection[Path]) -> tuple[Path, ...]:
+    """The SQLite files, in order, that belong to no entry and are directly in a directory that an entry names.
+
+    `listed_paths` are the files that belong to one.
+
+    Reads the beginning of every file there, which may take long or hang.
+    """
+    directories = {path.parent for path in listed_paths}
+    for entry in settings.databases:
+        # Also where it matches nothing: the file may have another name.
+        directories.update(Path(each) for each in glob.glob(os.path.dirname(entry.path)))  # noqa: PTH207, PTH120  (a pattern is no path)
+    known = {os.path.realpath(path) for path in listed_paths}
+    # Copies that a restore leaves in the state directory are no databases of an application.
+    own = os.path.realpath(settings.state_dir)
+    unlisted = {
+        os.path.realpath(path): path
+        for directory in sorted(directories)
+        if os.path.realpath(directory) != own
+        for path in find_sqlite_files(directory, most_levels=0).files
+    }
+    return tuple(sorted(path for real_path, path in unlisted.items() if real_path not in known))
+
+
+def check_unlisted(unlisted: Sequence[Path]) -> Iterator[Finding]:
+    """Warn once of all unlisted files: everything else looks well, and they are not backed up. Pure."""
+    if not unlisted:
+        return
+    yield CONFIGURATION.warning(
+        "other files",
+        f"no entry has {listed(unlisted, _FILES_SHOWN)}: {'it is' if len(unlisted) == 1 else 'they are'} not backed up",
+        "add an entry under [[databases]] for what must be kept, or a pattern that matches it "
+        "(BACKUPD_DATABASES__1__PATH, or another ending); move the other files elsewhere",
+    )

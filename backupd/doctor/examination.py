@@ -1,45 +1,42 @@
-"""Everything is looked at side by side, and nothing is waited for longer than it may take."""
+"""The examination: runs every check of doctor concurrently, and waits for none longer than its time limit."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections import deque
-from concurrent.futures import Future, wait
+from concurrent.futures import CancelledError, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from backupd.doctor import configuration, databases, directories, stores, times
-from backupd.doctor.configuration import Protected, find_protected, look_at_state
-from backupd.doctor.encryption import judge_encryption
-from backupd.doctor.looking import look_at
-from backupd.doctor.mounts import this_host
+from backupd.concurrency import start_call, start_calls
+from backupd.doctor import configuration, databases, directories, stores, unattended
+from backupd.doctor.configuration import Protected
 from backupd.doctor.stores import StoreExamination
-from backupd.doctor.unlisted import find_unlisted, judge_unlisted
-from backupd.doctor.unwaited import started
 from backupd.errors import BackupdError, BusyError, StoreUnavailableError
+from backupd.system import mounts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from concurrent.futures import Future
     from pathlib import Path
 
     from backupd.config import Database, Settings
-    from backupd.doctor.configuration import StateLook
-    from backupd.doctor.directories import DirectoryLook
+    from backupd.doctor.databases import DatabaseFacts
+    from backupd.doctor.directories import DirectoryFacts, StateFacts
     from backupd.doctor.findings import Finding
-    from backupd.doctor.look import DatabaseLook
-    from backupd.doctor.stores import StoreLook
+    from backupd.doctor.stores import StoreResult
     from backupd.state import StateDirectory
 
-_LOOKERS = 4
+_DATABASE_THREADS = 4
 _SECONDS_FOR_EACH_DATABASE = 0.2
 _CLEANUP_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How many seconds each part may take, before it counts as hanging."""
+class TimeLimits:
+    """The time limits of each part, in seconds, after which it counts as hanging."""
 
     directory: float = 10.0
     lock: float = 5.0
@@ -48,7 +45,7 @@ class Patience:
     store: float = 75.0
 
     def all_seconds(self, count: int) -> float:
-        """For `count` databases together."""
+        """How long `count` databases may take together."""
         return self.all_databases + count * _SECONDS_FOR_EACH_DATABASE
 
 
@@ -57,103 +54,105 @@ def examine(
     state: StateDirectory,
     environ: Mapping[str, str] = os.environ,
     *,
-    patience: Patience = Patience(),
+    limits: TimeLimits = TimeLimits(),
 ) -> tuple[Finding, ...]:
-    """Every finding, in the order in which people read them, within about two minutes, however much hangs.
+    """Every finding, in the order in which people read them, within about two minutes, even if much hangs.
 
-    Expected failures are findings, never exceptions. Changes no database and leaves nothing in a store, also when it is
-    interrupted: then the stores get two seconds to be cleaned up.
+    Expected failures are findings, never exceptions. Changes no database and leaves nothing in a store, even when it is
+    interrupted: cleaning up the stores then gets two seconds.
     """
-    return _Run(settings, state, environ, patience).findings()
+    return _Examination(settings, state, environ, limits).findings()
 
 
-class _Run:
+class _Examination:
     def __init__(
-        self, settings: Settings, state: StateDirectory, environ: Mapping[str, str], patience: Patience
+        self, settings: Settings, state: StateDirectory, environ: Mapping[str, str], limits: TimeLimits
     ) -> None:
         self._settings = settings
-        self._patience = patience
+        self._limits = limits
         self._environ = environ
-        self._host = this_host(environ)
+        self._host = mounts.this_host(environ)
         self._stores = settings.stores_or_default
         self._examinations = [StoreExamination(each, state) for each in self._stores]
 
     def findings(self) -> tuple[Finding, ...]:
-        used = [started(examination.run) for examination in self._examinations]
-        stores_end_at = time.monotonic() + self._patience.store
+        used = [start_call(examination.run, name="doctor-store") for examination in self._examinations]
+        stores_end_at = time.monotonic() + self._limits.store
         try:
-            looked_at_state = started(lambda: look_at_state(self._settings.state_dir))
-            looked_for_unlisted = started(lambda: find_unlisted(self._settings))
-            protected, of_configuration = self._protected()
-            looks, of_databases = self._of_databases(protected.databases)
-            of_state = self._of_state(looked_at_state, looks)
-            of_configuration += self._of_unlisted(looked_for_unlisted)
-            of_stores = [*self._of_stores(used, stores_end_at, looks)]
+            state = start_call(lambda: directories.inspect_state(self._settings.state_dir), name="doctor-state")
+            search = start_call(lambda: configuration.find_protected(self._settings), name="doctor-databases")
+            unlisted = start_call(
+                lambda: configuration.find_unlisted(self._settings, search.result().paths), name="doctor-unlisted"
+            )
+            protected, of_configuration = self._check_protected(search)
+            facts, of_databases = self._check_databases(protected.databases)
+            of_state = self._check_state(state, facts)
+            of_configuration += self._check_unlisted(unlisted)
+            of_stores = [*self._check_stores(used, stores_end_at, facts)]
         except BaseException:
             self._clean_up(used)
             raise
         now = datetime.now(UTC)
         return (
-            *configuration.judge_file(self._settings, self._environ),
-            *configuration.judge_user(self._settings),
-            *configuration.judge_secret_files(self._environ, self._host),
+            *configuration.check_file(self._settings, self._environ),
+            *configuration.check_user(self._settings),
+            *configuration.check_secret_files(self._environ, self._host),
             *of_configuration,
-            *judge_encryption(self._settings),
+            *configuration.check_encryption(self._settings),
             *of_state,
             *of_databases,
             *of_stores,
-            *times.judge_schedules(self._settings, protected.entries, now),
-            times.judge_time_zone(self._settings, self._environ, now),
-            *times.judge_listeners(self._settings, [*protected.entries]),
+            *unattended.check_schedules(self._settings, protected.entries, now),
+            unattended.check_time_zone(self._settings, self._environ, now),
+            *unattended.check_notifications(self._settings, [*protected.entries]),
         )
 
-    def _protected(self) -> tuple[Protected, list[Finding]]:
-        finding = started(lambda: find_protected(self._settings))
+    def _check_protected(self, search: Future[Protected]) -> tuple[Protected, list[Finding]]:
         try:
-            protected = finding.result(self._patience.directory)
+            protected = search.result(self._limits.directory)
         except TimeoutError:
-            error = _hangs("looking for the databases", self._patience.directory)
+            error = _hangs("looking for the databases", self._limits.directory)
             return Protected(), [configuration.CONFIGURATION.failed("databases", error)]
-        return protected, [*configuration.judge_protected(self._settings, protected)]
+        return protected, [*configuration.check_protected(self._settings, protected)]
 
-    def _of_unlisted(self, looked: Future[tuple[Path, ...]]) -> list[Finding]:
+    def _check_unlisted(self, search: Future[tuple[Path, ...]]) -> list[Finding]:
         try:
-            return [*judge_unlisted(looked.result(self._patience.directory))]
+            return [*configuration.check_unlisted(search.result(self._limits.directory))]
         except TimeoutError:
-            told = "looking for SQLite files that no entry has did not end in time"
-            return [configuration.CONFIGURATION.note("other files", told)]
+            message = "the search for SQLite files without an entry did not end in time"
+            return [configuration.CONFIGURATION.note("other files", message)]
 
-    def _of_state(self, looked: Future[StateLook], looks: Mapping[str, DatabaseLook]) -> list[Finding]:
+    def _check_state(self, inspection: Future[StateFacts], databases: Mapping[str, DatabaseFacts]) -> list[Finding]:
         try:
-            look = looked.result(self._patience.directory)
+            state = inspection.result(self._limits.directory)
         except TimeoutError:
-            error = _hangs(f"looking at {self._settings.state_dir}", self._patience.directory)
-            return [configuration.STATE.failed("writable", error)]
-        largest_bytes = max((look.image_bytes for look in looks.values()), default=0)
-        return [*configuration.judge_state(look, self._settings, self._host, largest_bytes=largest_bytes)]
+            error = _hangs(f"looking at {self._settings.state_dir}", self._limits.directory)
+            return [directories.STATE.failed("writable", error)]
+        largest_bytes = max((database.image_bytes for database in databases.values()), default=0)
+        return [*directories.check_state(state, self._settings, self._host, largest_bytes=largest_bytes)]
 
-    def _of_databases(self, found: Sequence[Database]) -> tuple[dict[str, DatabaseLook], list[Finding]]:
-        looks: dict[str, DatabaseLook] = {}
+    def _check_databases(self, found: Sequence[Database]) -> tuple[dict[str, DatabaseFacts], list[Finding]]:
+        by_name: dict[str, DatabaseFacts] = {}
         findings: list[Finding] = []
-        lock_timeout = min(self._settings.capture.lock_timeout.total_seconds(), self._patience.lock)
+        lock_timeout = min(self._settings.capture.lock_timeout.total_seconds(), self._limits.lock)
         max_lock = self._settings.capture.max_lock.total_seconds()
-        outcomes = _look_at_all(found, self._patience, lock_timeout=lock_timeout, max_lock=max_lock)
+        outcomes = _inspect_all(found, self._limits, lock_timeout=lock_timeout, max_lock=max_lock)
         for database in found:
             try:
-                look = outcomes[database].result(0)
-            except TimeoutError:
-                error = _hangs(f"{database.path}: the databases before it", self._patience.all_seconds(len(found)))
+                facts = outcomes[database].result(0)
+            except (TimeoutError, CancelledError):
+                error = _hangs(f"{database.path}: the databases before it", self._limits.all_seconds(len(found)))
                 findings.append(databases.subject_of(database).failed("opens", error))
             except BackupdError as error:
                 findings.append(databases.subject_of(database).failed("opens", error))
             else:
-                if look.file is not None:
-                    looks[database.name] = look
-                findings += databases.judge(database, look, self._settings.capture, self._host)
-        return looks, findings
+                if facts.file is not None:
+                    by_name[database.name] = facts
+                findings += databases.check_database(database, facts, self._settings.capture, self._host)
+        return by_name, findings
 
-    def _of_stores(
-        self, used: Sequence[Future[StoreLook]], end_at: float, looks: Mapping[str, DatabaseLook]
+    def _check_stores(
+        self, used: Sequence[Future[StoreResult]], end_at: float, databases: Mapping[str, DatabaseFacts]
     ) -> Iterator[Finding]:
         wait(used, timeout=max(0.0, end_at - time.monotonic()))
         done = [each.result() for each in used if each.done()]
@@ -161,57 +160,48 @@ class _Run:
         for settings, examination, outcome in zip(self._stores, self._examinations, used, strict=True):
             subject = stores.subject_of(settings)
             if not outcome.done():
-                started(examination.cancel)
-                yield subject.failed(
-                    "write", _hangs(f"using {settings.url}", self._patience.store, StoreUnavailableError)
-                )
+                start_call(examination.cancel, name="doctor-cancel")
+                error = _hangs(f"using {settings.url}", self._limits.store, StoreUnavailableError)
+                yield subject.failed("write", error)
                 continue
-            look = outcome.result()
-            yield from look.findings
-            if look.directory is not None:
-                first = first_at.setdefault(look.directory.real_path, settings.url)
+            result = outcome.result()
+            yield from result.findings
+            if (facts := result.directory) is not None:
+                first = first_at.setdefault(facts.real_path, settings.url)
                 if first != settings.url:
-                    yield directories.twin(subject, first)
-                has_other_place = any(_is_elsewhere(other, look.directory) for other in done)
-                yield from directories.judge(
-                    subject, look.directory, self._host, looks, has_other_place=has_other_place
+                    yield directories.shared_place(subject, first)
+                has_other_place = any(_is_elsewhere(other, facts) for other in done)
+                yield from directories.check_store_directory(
+                    subject, facts, self._host, databases, has_other_place=has_other_place
                 )
 
-    def _clean_up(self, used: Sequence[Future[StoreLook]]) -> None:
-        """Have every store cleaned up, by who uses it or besides; a process that was interrupted has no more time."""
-        running: list[Future[Any]] = [started(examination.cancel) for examination in self._examinations]
+    def _clean_up(self, used: Sequence[Future[StoreResult]]) -> None:
+        """Clean up every store, in the thread that uses it or in another; an interrupted process cannot wait longer."""
+        running: list[Future[Any]] = [
+            start_call(examination.cancel, name="doctor-cancel") for examination in self._examinations
+        ]
         wait([*running, *used], timeout=_CLEANUP_SECONDS)
 
 
-def _look_at_all(
-    found: Sequence[Database], patience: Patience, *, lock_timeout: float, max_lock: float
-) -> dict[Database, Future[DatabaseLook]]:
-    """A look at each database, a few at a time. One that has not come in time stays without a result."""
-    outcomes: dict[Database, Future[DatabaseLook]] = {database: Future() for database in found}
-    waiting = deque(outcomes.items())
+def _inspect_all(
+    found: Sequence[Database], limits: TimeLimits, *, lock_timeout: float, max_lock: float
+) -> dict[Database, Future[DatabaseFacts]]:
+    """Inspect all databases, a few at a time. One that is not inspected in time stays without a result."""
 
-    def work() -> None:
-        while waiting:
-            try:
-                database, outcome = waiting.popleft()
-            except IndexError:
-                return  # another took the last
-            try:
-                look = look_at(
-                    database.file(), lock_timeout=lock_timeout, max_lock=max_lock, deadline=patience.database
-                )
-                outcome.set_result(look)
-            except Exception as error:  # noqa: BLE001  (raised again where the result is asked for)
-                outcome.set_exception(error)
+    def inspect(database: Database) -> DatabaseFacts:
+        return databases.inspect_database(
+            database.file(), lock_timeout=lock_timeout, max_lock=max_lock, deadline=limits.database
+        )
 
-    for _ in range(min(_LOOKERS, len(found))):
-        started(work)
-    wait(outcomes.values(), timeout=patience.all_seconds(len(found)))
-    waiting.clear()
+    calls = {database: partial(inspect, database) for database in found}
+    outcomes = start_calls(calls, most=_DATABASE_THREADS, name="doctor-database")
+    wait(outcomes.values(), timeout=limits.all_seconds(len(found)))
+    for outcome in outcomes.values():
+        outcome.cancel()
     return outcomes
 
 
-def _is_elsewhere(other: StoreLook, directory: DirectoryLook) -> bool:
+def _is_elsewhere(other: StoreResult, directory: DirectoryFacts) -> bool:
     return other.directory is None or other.directory.device != directory.device
 
 

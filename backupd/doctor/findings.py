@@ -1,4 +1,4 @@
-"""What doctor finds: a verdict about one thing, and what to do about it."""
+"""Findings: the verdict of one check of one subject, and what to do about it; and the words for quantities in them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from backupd.errors import BackupdError, ExitCode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-# A doctor with several errors leaves with the code of the one that has to be mended first.
-_GRAVEST_FIRST = (
+# With several errors, the exit code is that of the one that has to be corrected first.
+_MOST_SEVERE_FIRST = (
     ExitCode.BUG,
     ExitCode.USAGE,
     ExitCode.DAMAGE_FOUND,
@@ -21,10 +21,14 @@ _GRAVEST_FIRST = (
     ExitCode.STORE_UNAVAILABLE,
     ExitCode.BUSY,
 )
+_UNITS = ("kB", "MB", "GB", "TB", "PB")
+_STEP = 1000
+_FEW = 10
+_MINUTES_FROM = 180
 
 
 class Verdict(StrEnum):
-    """How good a thing is. Only an error says that backups, or restores, do not work."""
+    """The verdict of a check. Only an error means that backups or restores do not work."""
 
     OK = "ok"
     NOTE = "note"
@@ -34,9 +38,10 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One check of one subject. `message` and `remedy` are lines as those of an error; `remedy` is None for ok.
+    """The result of one check of one subject. `message` and `remedy` read like those of an error.
 
-    `exit_code` is what the process returns when this is its only error; `DONE` for every other verdict.
+    `remedy` is None for ok. `exit_code` is what the process returns when this is its only error; `DONE` for every other
+    verdict.
     """
 
     subject: str
@@ -49,33 +54,60 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Makes findings about one thing; `name` is what they call it."""
+    """A thing that is checked, under the name that its findings have."""
 
     name: str
 
     def ok(self, check: str, message: str) -> Finding:
-        """All is well."""
+        """Report that nothing is wrong."""
         return Finding(self.name, check, Verdict.OK, message)
 
     def note(self, check: str, message: str, remedy: str | None = None) -> Finding:
-        """Good to know, and nothing needs to be done."""
+        """Report what is good to know and needs no action."""
         return Finding(self.name, check, Verdict.NOTE, message, remedy)
 
     def warning(self, check: str, message: str, remedy: str) -> Finding:
-        """It works today, and somebody should look at it."""
+        """Report what works today and needs attention."""
         return Finding(self.name, check, Verdict.WARNING, message, remedy)
 
     def error(self, check: str, message: str, remedy: str, exit_code: ExitCode) -> Finding:
-        """Backups or restores do not work."""
+        """Report that backups or restores do not work."""
         return Finding(self.name, check, Verdict.ERROR, message, remedy, exit_code)
 
     def failed(self, check: str, error: BackupdError) -> Finding:
-        """An error that a check met."""
-        remedy = error.hint or "look at the lines above and at the log of the machine"
+        """Report an error that a check met."""
+        remedy = error.hint or "look at the lines above and at the system log"
         return self.error(check, error.message, remedy, error.exit_code)
 
 
 def exit_code_of(findings: Iterable[Finding]) -> ExitCode:
-    """0 without an error, else the code of the gravest one."""
+    """The exit code of the most severe error, or 0 without one."""
     codes = {finding.exit_code for finding in findings if finding.verdict is Verdict.ERROR}
-    return next((code for code in _GRAVEST_FIRST if code in codes), max(codes, default=ExitCode.DONE))
+    return next((code for code in _MOST_SEVERE_FIRST if code in codes), max(codes, default=ExitCode.DONE))
+
+
+def size(size_bytes: float) -> str:
+    """A size in decimal units: `512 B`, `3.2 MB`, `245 MB`."""
+    if size_bytes < _STEP:
+        return f"{size_bytes:.0f} B"
+    value = float(size_bytes)
+    steps = 0
+    # What rounds to 1000 is 1.0 of the next unit.
+    while value >= _STEP - 0.5 and steps < len(_UNITS):
+        value /= _STEP
+        steps += 1
+    unit = _UNITS[steps - 1]
+    return f"{value:.1f} {unit}" if value < _FEW else f"{value:.0f} {unit}"
+
+
+def seconds(duration: float) -> str:
+    """A duration: `0.4 s`, `75 s`, `12 min`."""
+    if duration < _FEW:
+        return f"{duration:.1f} s"
+    return f"{duration:.0f} s" if duration < _MINUTES_FROM else f"{duration / 60:.0f} min"
+
+
+def listed(names: Sequence[object], most: int = 3) -> str:
+    """The first `most` names, and how many more there are: `a, b, c and 4 more`."""
+    rest = len(names) - most
+    return ", ".join(map(str, names[:most])) + (f" and {rest} more" if rest > 0 else "")

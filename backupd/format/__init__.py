@@ -1,24 +1,29 @@
-"""Repository format, version 1: bytes to values and back, without I/O. FORMAT.md beside this file specifies it."""
+"""Repository format, version 1: bytes to values and back, without I/O. FORMAT.md in this directory specifies it."""
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 FORMAT_VERSION: Final = 1
 
 MAX_IMAGE_PAGES = 1 << 26
-"""A reader's bound on pages in an image (256 GiB of 4 KiB pages), so that a forged count cannot exhaust memory."""
+"""A reader's limit on the pages of an image (256 GiB of 4 KiB pages): a forged count cannot exhaust memory."""
 
 SMALLEST_PAGE_BYTES = 512
 LARGEST_PAGE_BYTES = 65536
 
+_SNAPSHOT_ID = re.compile(r"[0-9]{8}T(?!24)[0-9]{9}Z-[0-9a-f]{8}")
+
 
 class FormatError(ValueError):
-    """Bytes that a reader of this format must reject; the text says which rule they break."""
+    """Bytes break a rule of the format, and every reader must reject them."""
 
 
 class NewerFormatError(FormatError):
-    """Bytes of a format version that this reader does not know."""
+    """Bytes have a format version that this reader does not know."""
 
 
 def is_page_size(size: int) -> bool:
@@ -27,8 +32,41 @@ def is_page_size(size: int) -> bool:
 
 
 def lock_page(page_size: int) -> int:
-    """Number of the page that holds byte 2**30, which SQLite locks and never writes: always a hole of zeros.
+    """Return the number of the page with byte 2**30, which SQLite locks and never writes: always a hole of zeros.
 
     Source: https://www.sqlite.org/fileformat2.html#the_lock_byte_page
     """
     return (1 << 30) // page_size + 1
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SnapshotId:
+    """The id of a snapshot: its time (UTC, milliseconds) and 32 random bits, such as `20261122T085557123Z-7f3a91c2`.
+
+    Ids sort by time, for display only: the newest snapshot is the one with the highest `sequence` in its manifest.
+    """
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if not _SNAPSHOT_ID.fullmatch(self.text):
+            raise FormatError(f"{self.text!r} is not a snapshot id")
+        try:
+            _ = self.taken_at
+        except ValueError as error:
+            raise FormatError(f"{self.text!r} is not a snapshot id: no such date") from error
+
+    @classmethod
+    def new(cls, taken_at: datetime, random_bits: int) -> SnapshotId:
+        """Return the id of a snapshot taken at `taken_at` (aware), with the low 32 of `random_bits`."""
+        utc = taken_at.astimezone(UTC)
+        milliseconds = utc.microsecond // 1000
+        return cls(f"{utc.year:04}{utc:%m%dT%H%M%S}{milliseconds:03}Z-{random_bits & 0xFFFFFFFF:08x}")
+
+    @property
+    def taken_at(self) -> datetime:
+        """The time of the snapshot, aware, UTC, to the millisecond."""
+        return datetime.fromisoformat(f"{self.text[:15]}.{self.text[15:18]}+00:00")
+
+    def __str__(self) -> str:
+        return self.text

@@ -11,24 +11,24 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, TypeAdapter
+from pydantic import AfterValidator, Field
 from pydantic_core import PydanticSerializationError
 
-from backupd.format import FORMAT_VERSION, MAX_IMAGE_PAGES, FormatError, is_page_size
+from backupd.format import FORMAT_VERSION, MAX_IMAGE_PAGES, FormatError, SnapshotId, is_page_size
 from backupd.format.pack import MAX_ENCRYPTED_PACK_BYTES, MAX_PACK_BYTES, MAX_RAW_BYTES
-from backupd.format.pagemap import PageMap, decode_page_map
-from backupd.format.seal import Digest, Id, Name, Text, decode_sealed_as, encode_sealed, validated
+from backupd.format.seal import Digest, Id, Name, Text, adapter, decode_sealed_as, encode_sealed, validated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from backupd.format.ids import SnapshotId
+    from backupd.format.pagemap import PageMap
+
 
 MAX_MANIFEST_BYTES = 1 << 28
-"""A reader's bound on one manifest. Real ones are a few kB."""
+"""A reader's limit on one manifest. Usual ones have a few kB."""
 
 
-def _reject_odd_page_size(size: int) -> int:
+def _reject_invalid_page_size(size: int) -> int:
     if not is_page_size(size):
         raise ValueError(f"{size} is not a page size")
     return size
@@ -36,13 +36,13 @@ def _reject_odd_page_size(size: int) -> int:
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 ALWAYS_COUNTED_SEQUENCES = 1 << 32
-"""Sequences up to here count whenever the manifest was put: no writer takes so many snapshots."""
+"""Sequences up to this one always count as they are: no writer takes so many snapshots."""
 
 
 def highest_sequence(put_at: datetime, now: datetime) -> int:
-    """As how much the sequence of a manifest counts at most that a listing shows as put at `put_at` (both aware).
+    """Return the highest sequence that counts for a manifest that a listing shows as put at `put_at` (both aware).
 
-    FORMAT.md, "The order of snapshots", says why: what is planted can always be followed by a higher one.
+    A planted manifest can so always be followed by a higher one: see FORMAT.md, "The order of snapshots".
     """
     milliseconds = (put_at - _EPOCH) // timedelta(milliseconds=1) if put_at <= now else 0
     return ALWAYS_COUNTED_SEQUENCES + max(0, milliseconds)
@@ -54,7 +54,7 @@ Int32 = Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)]
 
 
 class SnapshotKind(StrEnum):
-    """Why a snapshot was taken. References such as `latest` mean regular ones only."""
+    """Why a snapshot was taken. References such as `latest` name regular ones only."""
 
     REGULAR = "regular"
     BEFORE_RESTORE = "before-restore"
@@ -62,13 +62,13 @@ class SnapshotKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackEntry:
-    """One pack that a snapshot names: SHA-256 of the object (hex), its size, and how many pages it holds."""
+    """A pack that a snapshot names: SHA-256 of the object (hex), its size, and its number of pages."""
 
     sha256: Digest
     stored_bytes: Annotated[int, Field(ge=1, le=MAX_ENCRYPTED_PACK_BYTES)]
     pages: Annotated[int, Field(ge=1, le=MAX_RAW_BYTES // 512)]
     encryption: Annotated[Literal["age"] | None, Field(exclude_if=lambda value: value is None)] = None
-    """What the object is wrapped in; None when it is not."""
+    """The encryption of the object; None when there is none."""
 
     def __post_init__(self) -> None:
         if self.stored_bytes > self.most_bytes:
@@ -76,13 +76,13 @@ class PackEntry:
 
     @property
     def most_bytes(self) -> int:
-        """What a reader has to take at most for such a pack."""
+        """A reader's limit on such a pack."""
         return MAX_PACK_BYTES if self.encryption is None else MAX_ENCRYPTED_PACK_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFacts:
-    """What the database said of itself in the captured state. None: its schema could not be read, or not in time."""
+    """Properties of the database in the captured state. None where its schema could not be read in time."""
 
     journal_mode: Text
     encoding: Text
@@ -91,7 +91,7 @@ class SourceFacts:
     user_version: Int32
     application_id: Int32
     sqlite_version: Text
-    """The SQLite that wrote the file last, such as `3.45.1`, by its own header; empty for an empty database."""
+    """The version of SQLite that wrote the file last, such as `3.45.1`; empty for an empty database."""
     tables: tuple[str, ...] | None
     schema_digest: Digest | None
     """SHA-256 over the rows of sqlite_schema, by `backupd.capture.facts.schema_digest`."""
@@ -101,7 +101,7 @@ class SourceFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Writer:
-    """Who took the snapshot of which file: what tells two writers in one place apart, and what restore gives back."""
+    """The installation that took the snapshot, and the file it took it of; a restore gives back owner and mode."""
 
     id: Text
     """Random, made once per state directory."""
@@ -115,25 +115,25 @@ class Writer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Head:
-    """What anybody may know of a snapshot who can read the store."""
+    """The part of a manifest that is never encrypted."""
 
     format: Literal[1] = FORMAT_VERSION
     id: Id
     sequence: Sequence
-    """That of the base + 1. The newest snapshot is the one with the highest; ids decide between equals.
+    """One more than that of the base. The newest snapshot has the highest one; ids decide between equals.
 
-    `read_history` gives it as it counts in the order: never more than `highest_sequence`.
+    `read_history` limits it to `highest_sequence`.
     """
     base: Id | None
     database: Name
     kind: SnapshotKind
     tags: tuple[Text, ...]
-    page_size: Annotated[int, AfterValidator(_reject_odd_page_size)]
+    page_size: Annotated[int, AfterValidator(_reject_invalid_page_size)]
     page_count: Annotated[int, Field(ge=0, le=MAX_IMAGE_PAGES)]
     changed_pages: Count
-    """How many pages differ from the base."""
+    """Number of pages that differ from the base."""
     stored_bytes: Count
-    """Size of the packs that were written for this snapshot."""
+    """Total size of the packs that were written for this snapshot."""
 
     @property
     def image_bytes(self) -> int:
@@ -142,27 +142,35 @@ class _Head:
 
     @property
     def order(self) -> tuple[int, SnapshotId]:
-        """Sorts snapshots of one database from oldest to newest."""
+        """Sort key of the snapshots of one database, from oldest to newest."""
         return (self.sequence, self.id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest(_Head):
-    """One snapshot. It stands alone: every pack that a restore needs is in `packs`."""
+class Summary(_Head):
+    """All that a manifest says but the page map: what is known of a snapshot without reading it again."""
 
     image_digest: Digest
     packs: tuple[PackEntry, ...]
-    page_map: str
     source: SourceFacts
     writer: Writer
 
     @property
     def writer_id(self) -> str:
-        """As in `SealedManifest`."""
+        """Random, made once per state directory."""
         return self.writer.id
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest(Summary):
+    """A snapshot. It does not depend on others: `packs` has every pack that a restore needs."""
+
+    page_map: str
+
     def decode_map(self) -> PageMap:
-        """The page map as an array. Raises `FormatError`."""
+        """Return the page map as an array. Raises `FormatError`."""
+        from backupd.format.pagemap import decode_page_map  # noqa: PLC0415  (numpy, which a list or a prune never needs)
+
         return decode_page_map(
             self.page_map, page_size=self.page_size, page_count=self.page_count, packs=len(self.packs)
         )
@@ -172,7 +180,7 @@ def _decoded(text: str) -> bytes:
     return base64.b64decode(text, validate=True)
 
 
-def _reject_odd_base64(text: str) -> str:
+def _reject_invalid_base64(text: str) -> str:
     try:
         _decoded(text)
     except binascii.Error as error:
@@ -182,10 +190,10 @@ def _reject_odd_base64(text: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrivatePart:
-    """The private part of a manifest as the store has it: SHA-256 of its JSON, and that encrypted, in base64."""
+    """The private part of a manifest as it is stored: the SHA-256 of its JSON, and the encrypted JSON in base64."""
 
     sha256: Digest
-    age: Annotated[str, AfterValidator(_reject_odd_base64)]
+    age: Annotated[str, AfterValidator(_reject_invalid_base64)]
 
     @property
     def ciphertext(self) -> bytes:
@@ -194,59 +202,59 @@ class PrivatePart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SealedManifest(_Head):
-    """One snapshot whose manifest is encrypted, without what `open_manifest` finds in the private part."""
+class SealedSummary(_Head):
+    """All that an encrypted manifest says to those who have no identity."""
 
     packs: tuple[PackEntry, ...]
     writer_id: Text
     """Random, made once per state directory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealedManifest(SealedSummary):
+    """A snapshot with an encrypted private part, which `open_manifest` adds to make a `Manifest`."""
+
     private: PrivatePart
 
 
 AnyManifest = Manifest | SealedManifest
+AnySummary = Summary | SealedSummary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Private:
-    """What only who has an identity may know of a snapshot."""
+    """The part of a manifest that encryption hides from all who have no identity."""
 
     nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}\z")]
-    """Random: without it, whoever guesses all the rest right could tell by the SHA-256."""
+    """Random: without it, the SHA-256 would confirm a correct guess of all the rest."""
     image_digest: Digest
     page_map: str
     source: SourceFacts
     writer: Writer
 
 
-_plain = TypeAdapter(Manifest)
-_sealed = TypeAdapter(SealedManifest)
-_private = TypeAdapter(_Private)
-
-
 def encode_manifest(manifest: Manifest) -> bytes:
-    """The manifest as a sealed object that anybody can read."""
-    return encode_sealed("manifest", _plain, manifest)
+    """Encode a manifest as a sealed object without encryption."""
+    return encode_sealed("manifest", manifest, last=("source", "writer"))
 
 
 def manifest_values(manifest: AnyManifest) -> dict[str, Any]:
-    """Every value of a manifest as JSON has it; of one that cannot be read here, without the private part."""
-    if isinstance(manifest, SealedManifest):
-        values: dict[str, Any] = _sealed.dump_python(manifest, mode="json", exclude={"private"})
-    else:
-        values = _plain.dump_python(manifest, mode="json")
+    """Return all values of a manifest as JSON has them, without a private part that is still encrypted."""
+    excluded = {"private"} if isinstance(manifest, SealedManifest) else None
+    values: dict[str, Any] = adapter(type(manifest)).dump_python(manifest, mode="json", exclude=excluded)
     return values
 
 
 def encrypt_manifest(manifest: Manifest, encrypt: Callable[[bytes], bytes]) -> tuple[bytes, bytes]:
-    """The manifest as a sealed object with a private part, and that part as `open_manifest` takes it.
+    """Encode a manifest as a sealed object with a private part; return that part as well, for `open_manifest`.
 
-    Raises `FormatError` for what is no JSON.
+    Raises `FormatError` for values that JSON cannot represent.
     """
     private = _Private(
         nonce=secrets.token_hex(16), **_values(manifest, ("image_digest", "page_map", "source", "writer"))
     )
     try:
-        plaintext = _private.dump_json(private)
+        plaintext = adapter(_Private).dump_json(private)
     except PydanticSerializationError as error:
         raise FormatError(f"private part: {error}") from error
     sealed = SealedManifest(
@@ -257,25 +265,24 @@ def encrypt_manifest(manifest: Manifest, encrypt: Callable[[bytes], bytes]) -> t
             sha256=hashlib.sha256(plaintext).hexdigest(), age=base64.b64encode(encrypt(plaintext)).decode("ascii")
         ),
     )
-    return encode_sealed("manifest", _sealed, sealed), plaintext
+    return encode_sealed("manifest", sealed), plaintext
 
 
 def decode_manifest(data: bytes) -> AnyManifest:
-    """The manifest in `data`. Raises `FormatError` for every damage, `NewerFormatError` for a version above 1."""
-    return decode_sealed_as("manifest", _adapter_for, data)
+    """Decode a manifest. Raises `FormatError` for every damage, `NewerFormatError` for a version above 1."""
+    return decode_sealed_as("manifest", _kind_of, data)
 
 
-def _adapter_for(values: dict[str, Any]) -> TypeAdapter[AnyManifest]:
-    adapter: TypeAdapter[Any] = _sealed if "private" in values else _plain
-    return adapter
+def _kind_of(values: dict[str, Any]) -> type[AnyManifest]:
+    return SealedManifest if "private" in values else Manifest
 
 
 def open_manifest(sealed: SealedManifest, plaintext: bytes) -> Manifest:
-    """The whole manifest: `plaintext` is what the private part's age file holds. Raises `FormatError`."""
+    """Return the whole manifest, with the decrypted private part in `plaintext`. Raises `FormatError`."""
     if hashlib.sha256(plaintext).hexdigest() != sealed.private.sha256:
-        raise FormatError("the private part is not the one that belongs to this manifest")
+        raise FormatError("the private part does not belong to this manifest")
     try:
-        private = validated(plaintext, lambda _: _private)
+        private = validated(plaintext, lambda _: _Private)
     except FormatError as error:
         raise FormatError(f"private part: {error}") from error
     return Manifest(
@@ -283,6 +290,12 @@ def open_manifest(sealed: SealedManifest, plaintext: bytes) -> Manifest:
         packs=sealed.packs,
         **_values(private, ("image_digest", "page_map", "source", "writer")),
     )
+
+
+def summary_of(manifest: AnySummary) -> AnySummary:
+    """Return what `manifest` says without its page map and its private part."""
+    kind = Summary if isinstance(manifest, Summary) else SealedSummary
+    return manifest if type(manifest) is kind else kind(**_values(manifest, tuple(each.name for each in fields(kind))))
 
 
 _HEAD = tuple(field.name for field in fields(_Head))

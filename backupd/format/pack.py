@@ -1,6 +1,6 @@
 """Packs: an index and the compressed images of some pages, in one immutable object.
 
-FORMAT.md, "Pack", is the specification. Nothing here imports numpy: the process that captures has to start fast.
+FORMAT.md, "Pack", is the specification. This module does not import numpy: a capturing process must start fast.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ if TYPE_CHECKING:
 
 HASH_BYTES = 16
 MAX_RAW_BYTES = 16 << 20
-"""The most page images that one pack may hold, uncompressed."""
+"""The most bytes of page images in one pack, uncompressed."""
 
-_SKIPPABLE_MAGIC = 0x184D2A5B  # one of the sixteen that RFC 8878, section 3.1.2, sets aside
+_SKIPPABLE_MAGIC = 0x184D2A5B  # one of the sixteen of skippable frames in RFC 8878, section 3.1.2
 _PREFIX = struct.Struct("<II4sIII")  # frame magic, frame size, "bkpd", version, page size, pages
 _FRAME_HEAD_BYTES = 8
 _TAG = b"bkpd"
 _ENTRY_BYTES = 4 + HASH_BYTES
 
 MAX_PACK_BYTES = _PREFIX.size + MAX_RAW_BYTES // 512 * _ENTRY_BYTES + MAX_RAW_BYTES + (MAX_RAW_BYTES >> 8) + (1 << 16)
-"""No valid pack object is larger: the longest index, and pages that zstd could not compress at all."""
+"""The largest valid pack: the longest index, and pages that zstd could not compress at all."""
 
 MAX_ENCRYPTED_PACK_BYTES = MAX_PACK_BYTES + (1 << 16) + 16 + -(-MAX_PACK_BYTES // (1 << 16)) * 16
-"""The same around it: 64 KiB for age's header, its nonce, and a tag for each 64 KiB (https://age-encryption.org/v1)."""
+"""The largest encrypted pack: 64 KiB for age's header, a nonce, a tag per 64 KiB (https://age-encryption.org/v1)."""
 
 
 def page_hash(page: bytes | memoryview) -> bytes:
-    """The first 16 bytes of the BLAKE3 of one page image."""
+    """Return the first 16 bytes of the BLAKE3 of one page image."""
     return blake3(page).digest(length=HASH_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
 class PackIndex:
-    """What a pack holds: `page_numbers`, u32 little-endian, strictly ascending; `hashes`, 16 bytes each, same order."""
+    """The index of a pack: `page_numbers`, u32 little-endian, strictly ascending, and `hashes` in the same order."""
 
     page_size: int
     page_numbers: bytes
@@ -50,22 +50,22 @@ class PackIndex:
 
     @property
     def pages(self) -> int:
-        """How many pages the pack holds, at least 1."""
+        """The number of pages in the pack, at least 1."""
         return len(self.page_numbers) // 4
 
 
 def index_bytes(pages: int) -> int:
-    """How many bytes at the start of a pack of `pages` pages make up its index: what a ranged read has to ask for."""
+    """Return the size of the index at the start of a pack with `pages` pages: the length for a ranged read."""
     return _PREFIX.size + pages * _ENTRY_BYTES
 
 
 def encode_pack(
-    page_size: int, page_numbers: Sequence[int], hashes: bytes, images: bytes | bytearray, *, level: int
+    page_size: int, page_numbers: Sequence[int], hashes: bytes, images: bytes | memoryview, *, level: int
 ) -> bytes:
-    """One pack object. `page_numbers` ascend strictly; `hashes` and `images` are in the same order.
+    """Return one pack object. `page_numbers` ascend strictly; `hashes` and `images` are in the same order.
 
-    Releases the interpreter lock while it compresses. Raises `FormatError` rather than give a pack that `decode_pack`
-    would refuse; what zstd compressed is taken for what it decompresses to.
+    Releases the interpreter lock while it compresses. Raises `FormatError` rather than return a pack that `decode_pack`
+    would reject; it does not decompress the result to check it.
     """
     pages = len(page_numbers)
     prefix = _PREFIX.pack(
@@ -81,12 +81,12 @@ def encode_pack(
     index = parse_index(pack)
     if (index.pages * HASH_BYTES, index.hashes) != (len(hashes), hashes) or len(pack) > MAX_PACK_BYTES:
         raise FormatError(f"a pack of {pages} pages has {len(hashes)} bytes of hashes and {len(pack)} bytes in all")
-    _reject_other_frame(memoryview(pack)[index_bytes(pages) :], index)
+    _reject_wrong_frame(memoryview(pack)[index_bytes(pages) :], index)
     return pack
 
 
 def parse_index(data: bytes | memoryview) -> PackIndex:
-    """The index at the start of `data`, which may end anywhere after it. Raises `FormatError`."""
+    """Parse the index at the start of `data`, which may end anywhere after it. Raises `FormatError`."""
     if len(data) < _PREFIX.size:
         raise FormatError("the pack is shorter than an empty index")
     magic, frame_bytes, tag, version, page_size, pages = _PREFIX.unpack_from(data)
@@ -118,31 +118,31 @@ def _reject_unordered_pages(numbers: Sequence[int]) -> None:
         raise FormatError("page numbers do not ascend strictly: a page is listed twice or out of order")
 
 
-def _reject_other_frame(frame: memoryview, index: PackIndex) -> None:
-    """Raise `FormatError` or `ZstdError` unless `frame` begins as the frame of this index has to."""
+def _reject_wrong_frame(frame: memoryview, index: PackIndex) -> None:
+    """Raise `FormatError` or `ZstdError` unless `frame` begins as a frame of this index must."""
     parameters = zstandard.get_frame_parameters(frame)
     if parameters.content_size != index.pages * index.page_size:
-        raise FormatError(f"the compressed frame declares another size than {index.pages} pages")
+        raise FormatError(f"the compressed frame declares a size other than {index.pages} pages")
     if not parameters.has_checksum:
         raise FormatError("the compressed frame has no checksum")
     if parameters.dict_id:
-        raise FormatError("the compressed frame wants a dictionary")
+        raise FormatError("the compressed frame needs a dictionary")
 
 
 def decode_pack(data: bytes) -> tuple[PackIndex, bytes]:
-    """The index and the page images, in index order. Raises `FormatError`.
+    """Return the index and the page images, in the order of the index. Raises `FormatError`.
 
-    Checks zstd's own checksum over the images; it neither hashes pages nor compares with the object's name. Releases
+    Checks zstd's own checksum over the images, but neither page hashes nor the name of the object. Releases
     the interpreter lock while it decompresses. At most 16 MiB are allocated, whatever `data` claims.
     """
     index = parse_index(data)
     expected = index.pages * index.page_size
     frame = memoryview(data)[index_bytes(index.pages) :]
     try:
-        _reject_other_frame(frame, index)
+        _reject_wrong_frame(frame, index)
         images = zstandard.ZstdDecompressor().decompress(frame, max_output_size=expected, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise FormatError(f"the compressed pages cannot be read: {error}") from error
     if len(images) != expected:
-        raise FormatError("the compressed frame holds another size than it declares")
+        raise FormatError("the compressed frame has a size other than it declares")
     return index, images

@@ -1,14 +1,14 @@
-"""How each database is doing in each store: remembered in one file, judged, and told to those who should know.
+"""Health: the state of each database in each store, kept in one file, checked for alarms, and reported.
 
-    values     what is remembered
-    file       the status file; codec is what it looks like
-    recording  what each outcome changes in it;  planning  what the daemon means to do;  changing  what both are made of
-    judging    what is wrong, of a status and a time
-    notices    who is to be told of it now;  telling  notifications, which tell them
-    heartbeats signs of life, for a service that misses them;  sending  the thread in which all that goes out
-    metrics    the same for Prometheus
+values         what is known of each database and store
+file           the status file;  codec  its JSON
+recording      what each outcome changes in the status;  planning  what the daemon's plans change
+alarms         what is wrong, from a status and a time
+notifications  which alarms each target is sent, and when
+heartbeats     signs of life for a service that raises an alarm when they stop
+metrics        the status for Prometheus
 
-The file and the judging import nothing that takes time, because a container's health check runs them twice a minute.
+`file` and `alarms` import nothing that takes time, because a container's health check runs them twice a minute.
 """
 
 from backupd.health.file import StatusFile

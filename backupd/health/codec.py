@@ -1,4 +1,4 @@
-"""The status as JSON and back. By tables, because a status of a thousand databases is read and written all the time."""
+"""The status as JSON and back, by tables: a status of a thousand databases is read and written all the time."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from operator import attrgetter
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from backupd.health.values import (
@@ -14,12 +15,12 @@ from backupd.health.values import (
     AlarmState,
     DaemonHealth,
     DatabaseHealth,
+    Delivery,
     Failure,
     LastRun,
     Problem,
     Status,
     StoreHealth,
-    Told,
     Totals,
 )
 
@@ -32,35 +33,35 @@ _T = TypeVar("_T")
 
 
 class UnreadableStatusError(ValueError):
-    """Not a status; the text says why."""
+    """The content of a file is not a status; the text says why."""
 
 
 class NewerStatusError(UnreadableStatusError):
-    """A status of a newer backupd."""
+    """A status was written by a newer backupd."""
 
 
 class Encoder:
-    """Writes statuses one after the other: of a database that is as it was in the last one, the text is still known."""
+    """Encodes statuses. It keeps the text of each database, and encodes only those that have changed since the last."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[DatabaseHealth, str]] = {}
 
     def encode(self, status: Status) -> str:
-        """The content of a status file; what is None is left out."""
+        """Return the content of a status file; what is None is left out."""
         known = self._known
         self._known = {
             name: before
             if (before := known.get(name)) is not None and before[0] is database
-            else (database, _text(database))
+            else (database, f"{_JSON.encode(name)}:{_text(database)}")
             for name, database in status.databases.items()
         }
         rest = _JSON.encode(_STATUS.brief(replace(status, databases={})))
-        databases = ",\n".join(f"{_JSON.encode(name)}:{text}" for name, (_, text) in self._known.items())
+        databases = ",\n".join([text for _, text in self._known.values()])
         return f'{rest[:-1]},"databases":{{\n{databases}\n}}}}\n'
 
 
 def decode(text: str | bytes) -> Status:
-    """Read it back. Keys that are not known are ignored. Raises `UnreadableStatusError`."""
+    """Return the status in the content of a file. Unknown keys are ignored. Raises `UnreadableStatusError`."""
     try:
         tree = json.loads(text)
         _check_version(tree["version"])
@@ -72,12 +73,12 @@ def decode(text: str | bytes) -> Status:
 
 
 def values(status: Status) -> dict[str, Any]:
-    """The whole status with every key, as `backupd status --json` shows it."""
+    """Return the whole status with every key, as `backupd status --json` shows it."""
     return _STATUS.full(status)
 
 
 def utc_text(moment: datetime) -> str:
-    """`2026-11-22T08:55:57.123Z`; `moment` is aware."""
+    """Return an aware `moment` as in `2026-11-22T08:55:57.123Z`."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -89,37 +90,40 @@ def _check_version(version: Any) -> None:
 
 
 class _Record(Generic[_T]):
-    """A dataclass, of which each field is a simple value, a time, another record, or records by name."""
+    """Encodes a dataclass whose fields are simple values, times, other records, or records by name.
 
-    def __init__(self, cls: type[_T], **kinds: _Kind) -> None:
+    `keys` gives the keys in JSON of the fields that have another name there.
+    """
+
+    def __init__(self, cls: type[_T], keys: Mapping[str, str] = MappingProxyType({}), /, **kinds: _Kind) -> None:
         self._cls = cls
-        self._decoders = [(name, kind.decode) for name, kind in kinds.items()]
-        self._briefs = [(name, kind.brief) for name, kind in kinds.items()]
-        self._fulls = [(name, kind.full) for name, kind in kinds.items()]
+        self._decoders = [(keys.get(name, name), name, kind.decode) for name, kind in kinds.items()]
+        self._briefs = [(keys.get(name, name), kind.brief) for name, kind in kinds.items()]
+        self._fulls = [(keys.get(name, name), kind.full) for name, kind in kinds.items()]
         self._parts = attrgetter(*kinds)
 
     def decode(self, tree: dict[str, Any]) -> _T:
-        """Raises ValueError, TypeError, KeyError or AttributeError when it is something else."""
-        return self._cls(**{name: decode(tree[name]) for name, decode in self._decoders if name in tree})
+        """Return the value. Raises ValueError, TypeError, KeyError or AttributeError when `tree` is something else."""
+        return self._cls(**{name: decode(tree[key]) for key, name, decode in self._decoders if key in tree})
 
     def brief(self, value: _T) -> dict[str, Any]:
-        """Without what is None, false or empty."""
+        """Return the fields that are not None, false or empty."""
         return {
-            name: brief(part) if brief else part
-            for (name, brief), part in zip(self._briefs, self._parts(value), strict=True)
+            key: brief(part) if brief else part
+            for (key, brief), part in zip(self._briefs, self._parts(value), strict=True)
             if part or (part is not False and part == 0)
         }
 
     def full(self, value: _T) -> dict[str, Any]:
-        """With every field."""
+        """Return every field."""
         return {
-            name: full(part) if full and part is not None else part
-            for (name, full), part in zip(self._fulls, self._parts(value), strict=True)
+            key: full(part) if full and part is not None else part
+            for (key, full), part in zip(self._fulls, self._parts(value), strict=True)
         }
 
 
 class _Kind:
-    """How one field is read and written. Without an encoder, JSON has the value as it is."""
+    """How one field is read and written. Without an encoder, JSON holds the value as it is."""
 
     def __init__(self, decode: Convert, brief: Convert | None = None, full: Convert | None = None) -> None:
         self.decode = decode
@@ -165,7 +169,7 @@ def _by_name(record: _Record[Any]) -> _Kind:
 
 
 _TEXT, _INT, _FLOAT, _BOOL = _simple(str), _simple(int), _simple(float, int), _simple(bool)
-# Most times are as they were when the status was written last, and spelling them costs as much as all the rest.
+# Most times are as they were in the last status, and formatting them costs as much as all the rest.
 _TIME = _Kind(_time, lru_cache(maxsize=1 << 13)(datetime.isoformat), utc_text)
 
 _FAILURE_RECORD = _Record(
@@ -195,6 +199,7 @@ _LAST_RUN = _one(
 )
 _STORE = _Record(
     StoreHealth,
+    {"odd_values": "remark"},
     current_at=_TIME,
     due_by=_TIME,
     planned_since=_TIME,
@@ -206,7 +211,7 @@ _STORE = _Record(
     proven_at=_TIME,
     intact_id=_TEXT,
     intact_at=_TIME,
-    remark=_TEXT,
+    odd_values=_TEXT,
     last_run=_LAST_RUN,
     totals=_one(_Record(Totals, snapshots=_INT, failures=_INT, stored_bytes=_INT)),
     failure=_FAILURE,
@@ -243,11 +248,12 @@ _DAEMON = _Record(
 )
 _ALARM = _Record(
     AlarmState,
+    {"deliveries": "told"},
     raised_at=_TIME,
     title=_TEXT,
     database=_TEXT,
     ended_at=_TIME,
-    told=_by_name(_Record(Told, at=_TIME, times=_INT)),
+    deliveries=_by_name(_Record(Delivery, at=_TIME, times=_INT)),
 )
 _STATUS = _Record(
     Status,
@@ -257,7 +263,7 @@ _STATUS = _Record(
     alarms=_by_name(_ALARM),
     databases=_by_name(_DATABASE),
 )
-# In ASCII: the name of a file need not be text, and UTF-8 has no place for the rest of one.
+# In ASCII: a file's name need not be valid UTF-8, and surrogates cannot be encoded otherwise.
 _JSON = json.JSONEncoder(separators=(",", ":"), check_circular=False)
 
 

@@ -1,10 +1,11 @@
-"""The status file: one for the daemon, for `backupd now` beside it, and for everybody who asks how things are.
+"""The status file, which the daemon, `backupd now` beside it, and every check of the health share.
 
-status.json   everything that is remembered, replaced in one piece
-alive         its time says when the daemon last could write: a status may stay as it is for a day
+status.json   everything that is known, replaced in one piece
+alive         its time shows when the daemon last could write: a status may stay as it is for a day
+healthy       its time shows when the daemon last found nothing wrong: a health check need not read the status then
 
-What a process has read or written once it does not forget with the file: a daemon whose file is lost, damaged or, for
-a moment, not readable goes on with what it knew, and writes it back. Else every alarm would be over.
+A process remembers what it has read or written. A daemon whose file is lost, damaged or, for a moment, unreadable
+continues with that, and writes it back; otherwise every alarm would seem to be over.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from backupd.errors import BackupdError, DamageError, TargetUnwritableError, UnsupportedFormatError
-from backupd.files import flush_directory
 from backupd.health.codec import Encoder, NewerStatusError, UnreadableStatusError, decode
 from backupd.health.values import Status
 from backupd.logs import log
+from backupd.system.files import belong_to_owner, flush_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,23 +34,24 @@ _PRIVATE_MODE = 0o600
 
 
 class StatusFile:
-    """The status of one state directory. Its methods may be called from several threads and processes at once."""
+    """The status of one state directory. Several threads and processes may use it at once."""
 
     def __init__(self, state: StateDirectory) -> None:
         self._state = state
         self._file = state.root / "status.json"
         self._alive = state.root / "alive"
+        self._healthy = state.root / "healthy"
         self._turn = threading.Lock()
-        # The file that was read or written last, and what is in it. Readers take no turns: at worst one reads again.
+        # The file that was read or written last, and its content. Readers take no turns: at worst one reads again.
         self._known: tuple[tuple[int, int, int], Status] | None = None
         self._encoder = Encoder()
-        self._kept: Status | None = None  # what holds when the file has less
-        self._told: str | None = None
+        self._kept: Status | None = None  # what this process knew, for when the file has less
+        self._warned_of: str | None = None
 
     def find(self) -> Status | None:
-        """What is remembered; None when nothing was ever written. Creates nothing.
+        """Return the content of the file; None when nothing was ever written. Creates nothing.
 
-        Raises `DamageError` for what is no status, `UnsupportedFormatError` for that of a newer backupd, and
+        Raises `DamageError` when it is not a status, `UnsupportedFormatError` when a newer backupd wrote it, and
         `TargetUnwritableError` when it cannot be read.
         """
         with self._reporting_errors():
@@ -67,21 +69,18 @@ class StatusFile:
         except NewerStatusError as error:
             raise UnsupportedFormatError(
                 f"the status file {self._file} was written by a newer backupd: {error}",
-                hint="install the newer version, or remove the file: it is written anew",
+                hint="install the newer version, or remove the file: it is written again",
             ) from error
         except UnreadableStatusError as error:
             raise DamageError(
                 f"the status file {self._file} cannot be read: {error}",
-                hint="a daemon that runs writes it back, else the next run begins anew; nothing but this file is lost",
+                hint="a running daemon writes it back, or the next run starts a new one; nothing but this file is lost",
             ) from error
         self._known = identity, status
         return status
 
     def read(self) -> Status:
-        """What is remembered; of a file that cannot be read, what was in it before, or an empty status.
-
-        That is worth a warning, and stops nothing.
-        """
+        """Return the status; of a file that cannot be read, what this process knew, or an empty one, with a warning."""
         try:
             return self._completed(self.find())
         except BackupdError as error:
@@ -89,11 +88,11 @@ class StatusFile:
             return self._kept or Status()
 
     def update(self, change: Callable[[Status], Status]) -> Status:
-        """Replace the status by what `change` makes of it, and give that. Others wait for their turn meanwhile.
+        """Replace the status by what `change` makes of it, and return that. Other threads and processes wait.
 
-        Atomic and durable: after a kill, a loss of power or an error, the file has the old content or the new. One that
-        is no status is kept beside it, as `status.json.unreadable`. Raises `TargetUnwritableError` (a full disk is
-        one), and `BusyError` when others hold the file for more than half a minute.
+        Atomic and durable: after a kill, a loss of power or an error, the file has the old content or the new. A file
+        that is not a status is kept beside it, as `status.json.unreadable`. Raises `TargetUnwritableError` (also for a
+        full disk), and `BusyError` when another process holds the file for more than half a minute.
         """
         with self._turn, self._state.lock("the status file", timeout=_LOCK_TIMEOUT_SECONDS):
             before, is_written = self._before()
@@ -104,20 +103,39 @@ class StatusFile:
             self._write(after)
             return after
 
+    def update_or_log(self, change: Callable[[Status], Status]) -> Status:
+        """Replace the status as `update` does, and return it; what cannot be written is logged, and left as it is."""
+        try:
+            return self.update(change)
+        except BackupdError as error:
+            log.error("the status cannot be written", error=error.values())
+            return self.read()
+
     def touch(self) -> None:
         """Leave a sign that the daemon is alive and could write. A status that was lost is written back first.
 
-        Raises `TargetUnwritableError`, on a full disk too, and `BusyError` as `update` does.
+        Raises `TargetUnwritableError`, also for a full disk, and `BusyError` as `update` does.
         """
         self.update(lambda status: status)
         with self._reporting_errors():
             # A file of its own each time: on a full disk, what is there already can still be written over.
             _replace(self._alive, f"{os.getpid()}\n".encode(), is_durable=False)
 
-    def alive_at(self) -> datetime | None:
-        """When the daemon last called `touch`, by this machine's clock; None when it never did.
+    def show_health(self, *, is_healthy: bool) -> None:
+        """Leave a sign that the daemon found nothing wrong just now, or take it away. It may be missing at any time.
 
-        Raises `TargetUnwritableError` when that cannot be told.
+        Raises `TargetUnwritableError`.
+        """
+        with self._reporting_errors():
+            if is_healthy:
+                _replace(self._healthy, f"{os.getpid()}\n".encode(), is_durable=False)
+            else:
+                self._healthy.unlink(missing_ok=True)
+
+    def alive_at(self) -> datetime | None:
+        """Return when the daemon last called `touch`, by this machine's clock; None when it never did.
+
+        Raises `TargetUnwritableError` when that cannot be read.
         """
         with self._reporting_errors():
             try:
@@ -126,9 +144,9 @@ class StatusFile:
                 return None
 
     def _before(self) -> tuple[Status, bool]:
-        """What is remembered, and whether that needs no writing.
+        """Return the status, and whether the file has it already.
 
-        What is no status makes room for one, and what could not even be read does not.
+        A file that is not a status is moved aside; one that could not even be read is not.
         """
         try:
             found = self.find()
@@ -141,22 +159,22 @@ class StatusFile:
         return before, before is found or (found is None and self._kept is None)
 
     def _completed(self, found: Status | None) -> Status:
-        """What the file says, with what it has lost since this process knew it."""
+        """Return the content of the file, with what it has lost since this process read or wrote it."""
         kept = self._kept
         if found is None and kept is not None:
             self._warn(_lost(f"the status file {self._file} is gone"))
             return kept
         if found is not None and found.daemon is None and kept is not None and kept.daemon is not None:
-            # A daemon that was noted is never taken out: somebody wrote this who had found no file.
-            self._warn(_lost(f"the status file {self._file} was lost, and begun anew by another process"))
+            # A daemon is never removed from the status: a process that had found no file wrote this.
+            self._warn(_lost(f"the status file {self._file} was lost, and another process began a new one"))
             return replace(kept, databases={**found.databases, **kept.databases})
-        self._kept, self._told = found, None
+        self._kept, self._warned_of = found, None
         return found or Status()
 
     def _warn(self, error: BackupdError) -> None:
-        """Once, until it can be read again: a daemon reads it all the time."""
-        if self._told != error.message:
-            self._told = error.message
+        """Warn once, until the file can be read again: a daemon reads it all the time."""
+        if self._warned_of != error.message:
+            self._warned_of = error.message
             log.warning(error.message, hint=error.hint)
 
     def _write(self, status: Status) -> None:
@@ -177,7 +195,7 @@ class StatusFile:
 
 
 def _lost(message: str) -> DamageError:
-    return DamageError(message, hint="what was in it is written back; find out what removes files there")
+    return DamageError(message, hint="its content is written back; find out what removes files there")
 
 
 def _identity(stat: os.stat_result) -> tuple[int, int, int]:
@@ -185,12 +203,12 @@ def _identity(stat: os.stat_result) -> tuple[int, int, int]:
 
 
 def _replace(file: Path, content: bytes, *, is_durable: bool) -> tuple[int, int, int]:
-    """Give `file` this content in one step; say which file it is now. Of two at once, one wins."""
-    temporary = file.with_name(f".{file.name}.new")  # always the same, so that kills do not pile them up
+    """Replace the content of `file` in one step, and return its identity. Of two writers at once, one wins."""
+    temporary = file.with_name(f".{file.name}.new")  # always the same name, so that kills leave one file at most
     descriptor = _new(temporary)
     try:
         try:
-            _belong_to_owner(descriptor, file.parent)
+            belong_to_owner(descriptor, file.parent)
             rest = memoryview(content)
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
@@ -209,16 +227,9 @@ def _replace(file: Path, content: bytes, *, is_durable: bool) -> tuple[int, int,
 
 
 def _new(file: Path) -> int:
-    """A file that this process has made, in the place of any other: the directory may be another user's."""
+    """Open a file that this process has created, in place of any other: the directory may be another user's."""
     while True:
         try:
             return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, _PRIVATE_MODE)
         except FileExistsError:
             file.unlink(missing_ok=True)
-
-
-def _belong_to_owner(descriptor: int, directory: Path) -> None:
-    """What root writes, beside a daemon of another user, that daemon must be able to read."""
-    owner = directory.stat()
-    if os.geteuid() == 0 and owner.st_uid != 0:
-        os.fchown(descriptor, owner.st_uid, owner.st_gid)

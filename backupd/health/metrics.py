@@ -1,6 +1,6 @@
-"""The status for Prometheus. Times are Unix times in seconds; what is not known has no sample.
+"""The metrics for Prometheus. Times are Unix times in seconds; a value that is not known has no sample.
 
-Of each database in each store, with the labels `database` and `store` (its URL):
+For each database in each store, with the labels `database` and `store` (its URL):
 
     backupd_last_current_timestamp_seconds   the store has the state of this time: captured, or unchanged
     backupd_last_success_timestamp_seconds   when the newest snapshot was taken
@@ -15,24 +15,24 @@ Of each database in each store, with the labels `database` and `store` (its URL)
     backupd_stored_bytes_total               bytes of packs written
     backupd_is_current                       1, or 0 when an alarm says that it is not
 
-Of each database, with the label `database`:
+For each database, with the label `database`:
 
-    backupd_next_run_timestamp_seconds       when it is looked at next
+    backupd_next_run_timestamp_seconds       when its next round is due
     backupd_next_drill_timestamp_seconds     when its next drill is due
-    backupd_running                          1 while a run of it is going on
+    backupd_running                          1 while a run of it is in progress
 
-Of each store, with the label `store`:
+For each store, with the label `store`:
 
     backupd_store_errors_total               attempts that failed, of all databases
 
-Of the whole:
+In all:
 
     backupd_healthy                          1, or 0 when `backupd status --check` fails
-    backupd_alarm                            how many alarms are on: labels kind, database, store
-    backupd_databases                        databases that are looked after
+    backupd_alarm                            alarms that are on: labels kind, database, store
+    backupd_databases                        databases that are backed up
     backupd_build_info                       1, with the label version
 
-Counters begin anew when the status file is lost.
+Counters restart when the status file is lost.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from backupd import __version__
-from backupd.health.judging import is_healthy
-from backupd.health.sending import sendable
+from backupd.health.alarms import is_healthy
+from backupd.health.heartbeats import sendable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -54,15 +54,15 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-    from backupd.health.judging import Alarm
+    from backupd.health.alarms import Alarm
     from backupd.health.values import DatabaseHealth, Status, StoreHealth
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-"""Of what `metrics_text` gives."""
+"""The content type of `metrics_text`."""
 
 
 def metrics_text(status: Status, alarms: Collection[Alarm]) -> bytes:
-    """What `GET /metrics` answers, by a status and what `judge` makes of it."""
+    """Return the answer to `GET /metrics` for a status and its alarms."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_HealthCollector(status, alarms))
     return generate_latest(registry)
@@ -136,7 +136,7 @@ _PER_STORE = (
 _PER_DATABASE = (
     _PerDatabase(
         "backupd_next_run_timestamp_seconds",
-        "When the database is looked at next.",
+        "When the next round of the database is due.",
         lambda database: _seconds(database.next_run_at),
     ),
     _PerDatabase(
@@ -146,7 +146,7 @@ _PER_DATABASE = (
     ),
     _PerDatabase(
         "backupd_running",
-        "1 while a run of the database is going on.",
+        "1 while a run of the database is in progress.",
         lambda database: float(database.running_since is not None),
     ),
 )
@@ -161,7 +161,7 @@ class _HealthCollector(Collector):
         self._is_healthy = is_healthy(status, alarms)
 
     def collect(self) -> Iterator[Metric]:
-        """Every family that is described above."""
+        """Yield every family that is described above."""
         for metric in _PER_STORE:
             family = CounterMetricFamily if metric.is_counter else GaugeMetricFamily
             found: Metric = family(metric.name, metric.help, labels=("database", "store"))
@@ -208,13 +208,13 @@ class _HealthCollector(Collector):
         yield GaugeMetricFamily(
             "backupd_healthy", "1, or 0 when `backupd status --check` fails.", value=float(self._is_healthy)
         )
-        found = GaugeMetricFamily("backupd_alarm", "How many alarms are on.", labels=("kind", "database", "store"))
-        # Several patterns may have the same labels, of which Prometheus takes only one sample.
+        found = GaugeMetricFamily("backupd_alarm", "Alarms that are on.", labels=("kind", "database", "store"))
+        # Several patterns may have the same labels, and Prometheus takes one sample for each.
         counts = Counter((alarm.kind, alarm.database or "", alarm.store or "") for alarm in self._alarms)
         for labels, count in counts.items():
             _add(found, labels, count)
         yield found
-        yield GaugeMetricFamily("backupd_databases", "Databases that are looked after.", value=len(self._databases))
+        yield GaugeMetricFamily("backupd_databases", "Databases that are backed up.", value=len(self._databases))
         version = GaugeMetricFamily("backupd_build_info", "The version that runs.", labels=("version",))
         version.add_metric((__version__,), 1.0)
         yield version

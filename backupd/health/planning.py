@@ -1,4 +1,4 @@
-"""What the daemon knows and means to do, as the status shows it. Pure, as `recording` is; `at` is now."""
+"""Changes of the status by what the daemon plans and how it runs. Pure, as `recording` is; `at` is now."""
 
 from __future__ import annotations
 
@@ -7,8 +7,17 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
-from backupd.health.changing import next_failure, next_problem, with_database, with_databases, with_stores
-from backupd.health.values import DaemonHealth, DatabaseHealth, Status, StoreHealth
+from backupd.health.values import (
+    DaemonHealth,
+    DatabaseHealth,
+    Status,
+    StoreHealth,
+    next_failure,
+    next_problem,
+    with_database,
+    with_databases,
+    with_stores,
+)
 
 if TYPE_CHECKING:
     import os
@@ -24,41 +33,41 @@ _VANISHED_ARE_REMEMBERED_FOR = timedelta(days=7)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What the daemon means to do for one database."""
+    """The plan of the daemon for one database."""
 
     path: os.PathLike[str] | str
     stores: tuple[str, ...]
-    """URLs."""
+    """The URLs of its stores."""
     put_only: frozenset[str] = frozenset()
-    """Those of them whose keys, here, neither delete nor read packs."""
+    """The stores whose keys on this machine can neither delete nor read packs."""
     next_run_at: datetime | None
     next_drill_at: datetime | None = None
     proof_due_after: Callable[[datetime], datetime | None] = lambda _: None
-    """When a drill has to have succeeded again after one did at a time, in whatever store; None when none is due."""
+    """When a drill must have succeeded again, in any store, after one did at a given time; None when none is due."""
     due_after: Callable[[datetime], datetime]
-    """When a database that was current at a time has to be current again: the schedule's next run, and the grace.
+    """When a database that was current at a given time must be current again: the schedule's next run, and the grace.
 
-    Best the same object for all databases of an entry: what it says of a time is then asked for only once.
+    Share one object between the databases of an entry: each time is then worked out only once.
     """
 
 
 def with_running(status: Status, name: str, *, since: datetime | None) -> Status:
-    """A run of a database has begun, or (None) is over."""
+    """Note that a run of a database has begun, or (None) is over."""
     return with_database(status, name, lambda database: replace(database, running_since=since))
 
 
 def with_plans(status: Status, plans: Mapping[str, Plan], *, at: datetime, are_new: bool = False) -> Status:
-    """What the daemon means to do for these databases: new ones, and ones whose schedule or stores may have changed.
+    """Note what the daemon plans for these databases: new ones, and ones whose schedule or stores may have changed.
 
-    When each store is due follows from when it was current last, or else from when the daemon began to maintain it: a
-    daemon that restarts all the time must not be late for ever. What a shorter schedule alone has made late has as long
-    as that schedule gives. A store that is not in the plan is forgotten. `are_new`: the daemon has started, or the
-    configuration was read again. Then proofs, too, are due by the schedule of now.
+    The deadline of each store follows from when it was current last, otherwise from when the daemon began to back up
+    into it: restarts must not move it again and again. What a shorter schedule alone has made late gets as long as that
+    schedule allows. A store that is not in the plan is forgotten. `are_new`: the daemon has started, or has read the
+    configuration again; then proofs, too, are due by the present schedule.
     """
     known: dict[tuple[object, datetime], datetime] = {}
 
     def due(plan: Plan, moment: datetime) -> datetime:
-        # A cron expression takes 0.2 ms, and the tenants of one entry share it, and mostly the moment too.
+        # A cron expression takes 0.2 ms. The databases of one entry share it, and mostly the moment too.
         key = plan.due_after, moment
         if key not in known:
             known[key] = plan.due_after(moment)
@@ -71,12 +80,12 @@ def with_plans(status: Status, plans: Mapping[str, Plan], *, at: datetime, are_n
 
 
 def without_others(status: Status, names: Collection[str]) -> Status:
-    """Forget the databases that are not configured any more: all but `names`."""
+    """Forget all databases but `names`: they are not configured any more."""
     return _with_databases_that(status, lambda name, _: name in names)
 
 
 def without_other_entries(status: Status, patterns: Collection[str]) -> Status:
-    """Forget the problems of [[databases]] entries that are not configured any more: all but `patterns`."""
+    """Forget the problems of all [[databases]] entries but `patterns`: they are not configured any more."""
     if status.daemon is None:
         return status
     problems = status.daemon.entry_problems
@@ -85,7 +94,7 @@ def without_other_entries(status: Status, patterns: Collection[str]) -> Status:
 
 
 def with_vanished(status: Status, names: Iterable[str], *, at: datetime) -> Status:
-    """A pattern does not find these files any more. What is known of them stays for a week; so does that of others."""
+    """Note that a pattern does not find these files any more. A week later, a database that stays away is forgotten."""
     status = with_databases(
         status,
         {
@@ -107,7 +116,7 @@ def _with_databases_that(status: Status, is_kept: Callable[[str, DatabaseHealth]
 
 
 def with_daemon(status: Status, *, pid: int, version: str, at: datetime) -> Status:
-    """A daemon has started: nothing that the one before had begun is running."""
+    """Note that a daemon has started: nothing that an earlier one had begun is running."""
     idle = {
         name: replace(database, running_since=None)
         for name, database in status.databases.items()
@@ -117,12 +126,12 @@ def with_daemon(status: Status, *, pid: int, version: str, at: datetime) -> Stat
 
 
 def with_daemon_stopped(status: Status, *, at: datetime) -> Status:
-    """It has ended as it should."""
+    """Note that the daemon has ended regularly."""
     return status if status.daemon is None else replace(status, daemon=replace(status.daemon, stopped_at=at))
 
 
 def with_config_problem(status: Status, error: BackupdError | None, *, at: datetime) -> Status:
-    """A changed configuration was refused, or (None) taken."""
+    """Note that a changed configuration was refused, or (None) accepted."""
     if status.daemon is None:
         return status
     problem = None if error is None else next_problem(status.daemon.config_problem, error, at)
@@ -130,7 +139,7 @@ def with_config_problem(status: Status, error: BackupdError | None, *, at: datet
 
 
 def with_entry_problem(status: Status, pattern: str, error: BackupdError | None, *, at: datetime) -> Status:
-    """A [[databases]] entry, known by its path, gives no databases, or (None) does again."""
+    """Note that a [[databases]] entry, known by its path, gives no databases, or (None) does again."""
     if status.daemon is None:
         return status
     problems = dict(status.daemon.entry_problems)
@@ -167,10 +176,10 @@ def _planned(database: DatabaseHealth | None, plan: Plan, at: datetime, due: _Du
 
 
 def _deadline(before: datetime | None, fresh: datetime, at: datetime, from_now: Callable[[], datetime]) -> datetime:
-    """The deadline `fresh` of the plan as it is now, in place of the one `before`.
+    """Return the deadline `fresh` of the present plan, in place of the earlier one `before`.
 
-    One that is over, although that before was not, is so by the new plan alone: work by that plan has only begun. It
-    is put off once, or a daemon that restarts all the time would be late at no time.
+    If it is over and the earlier one is not, it is so by the new plan alone: work by that plan has only begun. It is
+    put off once and no more, or a daemon that restarts all the time would never be late.
     """
     if fresh > at or (before is not None and before <= at):
         return fresh
@@ -180,10 +189,10 @@ def _deadline(before: datetime | None, fresh: datetime, at: datetime, from_now: 
 def _proof_due_by(
     earlier: datetime | None, stores: Mapping[str, StoreHealth], plan: Plan, at: datetime, *, is_new: bool
 ) -> datetime | None:
-    """After the last proof there is, or else after the daemon began to maintain the database.
+    """Return the next deadline after the last proof, or without one, after the daemon began to back up the database.
 
-    Unless the plan is new, what is not over is left as it is: each drill says it again, and to ask a thousand schedules
-    takes long.
+    Unless the plan is new, a deadline that is not over stays as it is: each drill sets it again, and a thousand
+    schedules take long to work out.
     """
     if plan.next_drill_at is None or plan.put_only.issuperset(plan.stores):
         return None
@@ -191,27 +200,27 @@ def _proof_due_by(
         return earlier
     proofs = [moment for health in stores.values() for moment in health.proofs_at]
     begun = [health.planned_since for health in stores.values() if health.planned_since is not None]
-    # A proof in the future is of a clock that was wrong.
+    # A proof that is dated in the future comes from a wrong clock.
     since = max((moment for moment in proofs if moment <= at), default=min(begun, default=at))
     fresh = plan.proof_due_after(min(since, at))
     return None if fresh is None else _deadline(earlier, fresh, at, lambda: plan.proof_due_after(at) or fresh)
 
 
 def _without_failed_drill(health: StoreHealth) -> StoreHealth:
-    """Where no drill is planned any more, what the last one failed with would never end. Damage that it found stays."""
+    """Forget why the last drill failed, which would never end where none is planned. Damage that it found stays."""
     is_found = health.is_damaged or health.is_source_damaged
     return health if is_found else replace(health, drill_failure=None)
 
 
 def with_put_only(status: Status, name: str, stores: Mapping[str, bool]) -> Status:
-    """Whether the keys for these stores (URLs) of a database neither delete nor read packs."""
+    """Note for these stores (URLs) of a database whether the keys can neither delete nor read packs."""
     for url, is_so in stores.items():
         status = with_stores(status, {name: url}, partial(_with_put_only, is_so=is_so))
     return status
 
 
 def _with_put_only(health: StoreHealth, *, is_so: bool) -> StoreHealth:
-    """Where nothing is pruned or drilled any more, what the last prune or drill failed with would never end.
+    """Forget why the last prune or drill failed, which would never end where neither is done any more.
 
     Damage stays: a snapshot, or a drill on another machine, ends it.
     """

@@ -1,24 +1,28 @@
-"""What is remembered of how each database is doing in each store: plain values, all times aware and in UTC.
+"""The values that the status holds, about each database in each store, and small changes of them.
 
-The names are public: the status file and `backupd status --json` have them as keys.
+All times are aware and in UTC. The names are public: the status file and `backupd status --json` have them as keys.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
+
+from backupd.errors import StoreRefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
+    from backupd.errors import BackupdError
+
 VERSION = 1
-"""Of the status file."""
+"""The version of the status file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Attempts that failed, one after the other, without a success in between. The words are those of the last one."""
+    """Attempts that failed in a row. The message and the hint are those of the last one."""
 
     since: datetime
     count: int
@@ -27,20 +31,20 @@ class Failure:
     hint: str | None = None
     exit_code: int
     is_transient: bool = False
-    """Another attempt may succeed although nobody does anything."""
+    """Another attempt may succeed although nothing is changed."""
     is_refusal: bool = False
-    """The store understood and said no: some are meant to, such as a bucket that refuses deletions."""
+    """The store refused, which may be intended: a bucket may refuse deletions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Something that holds until somebody, or the next run, puts it right."""
+    """Something that is wrong until a person, or the next run, corrects it."""
 
     since: datetime
     message: str
     hint: str | None = None
     ends_by_itself: bool = False
-    """With the next drill that succeeds."""
+    """It ends with the next drill that succeeds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +54,7 @@ class LastRun:
     started_at: datetime
     duration_seconds: float
     outcome: str
-    """As in a BackupResult: "created", "unchanged" or "failed"."""
+    """The outcome in a BackupResult: "created", "unchanged" or "failed"."""
     stored_bytes: int = 0
     changed_pages: int | None = None
     page_count: int | None = None
@@ -58,13 +62,13 @@ class LastRun:
 
     @property
     def image_bytes(self) -> int | None:
-        """Size of the database; None when it is not known."""
+        """The size of the database; None when it is not known."""
         return None if self.page_count is None or self.page_size is None else self.page_count * self.page_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
-    """Counted since the status file was begun."""
+    """Counts since the status file was created."""
 
     snapshots: int = 0
     failures: int = 0
@@ -76,16 +80,16 @@ NOTHING_YET = Totals()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreHealth:
-    """One database in one store."""
+    """The health of one database in one store."""
 
     current_at: datetime | None = None
-    """The store has the state of this moment: a capture succeeded, or proved that nothing had changed."""
+    """The store has the database as it was at this moment: it was captured, or nothing had changed."""
     due_by: datetime | None = None
     """When it has to be current again, the grace included; None when nothing is scheduled."""
     planned_since: datetime | None = None
     """When the daemon began to maintain it here; None when only `backupd now` has."""
     fingerprint: str | None = None
-    """What `stat` said of the file in the state that the store has; None when that proves nothing, or one failed."""
+    """What `stat` said of the file in the state that the store has; None when that proves nothing, or a run failed."""
     snapshot_id: str | None = None
     snapshot_at: datetime | None = None
     """When the newest snapshot was taken."""
@@ -96,8 +100,8 @@ class StoreHealth:
     """When the last drill that succeeded was begun."""
     intact_id: str | None = None
     intact_at: datetime | None = None
-    """When the last drill was begun that found every stored byte right, and could restore nothing: no identity."""
-    remark: str | None = None
+    """When the last drill was begun that found every stored byte right, and had no identity to restore with."""
+    odd_values: str | None = None
     """What the last drill found that is no damage: values that do not fit their columns."""
     last_run: LastRun | None = None
     totals: Totals = NOTHING_YET
@@ -108,11 +112,11 @@ class StoreHealth:
     is_damaged: bool = False
     """A drill found stored bytes that are not the ones that were written, and none has read them right since."""
     is_schema_unreadable: bool = False
-    """The newest capture was of a database whose tables SQLite cannot tell."""
+    """The newest capture was of a database whose schema SQLite cannot read."""
     is_source_damaged: bool = False
-    """A drill, in this store or another, found what was captured damaged, and none has found a sound one since."""
+    """A drill, in this store or another, found that a damaged database was captured, and none has proven one since."""
     damaged_source_id: str | None = None
-    """The snapshot in which that was found."""
+    """The snapshot of the damaged database."""
     hold: Problem | None = None
     """Pruning would remove something and does not."""
     prune_failure: Failure | None = None
@@ -124,21 +128,27 @@ class StoreHealth:
         """When drills last found every byte right, with and without a restore."""
         return tuple(moment for moment in (self.proven_at, self.intact_at) if moment is not None)
 
+    @property
+    def last_drill_at(self) -> datetime | None:
+        """When the last drill was tried, with whatever result."""
+        failed_at = (self.drill_failure.last_at,) if self.drill_failure else ()
+        return max((*self.proofs_at, *failed_at), default=None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseHealth:
-    """One database, by its stores' URLs."""
+    """The health of one database, by the URLs of its stores."""
 
     path: str
     is_scheduled: bool = False
-    """The daemon looks after it. Otherwise it is known because somebody, or cron, ran `backupd now`."""
+    """The daemon backs it up. Otherwise it is known because `backupd now` was run for it."""
     next_run_at: datetime | None = None
     next_drill_at: datetime | None = None
     proof_due_by: datetime | None = None
     """When a drill has to have succeeded again, in whatever store, the grace included; None when none is scheduled."""
     running_since: datetime | None = None
     read_problem: Problem | None = None
-    """Reading the file gave something else than SQLite reads."""
+    """Reading the file without SQLite gave other bytes than SQLite reads."""
     vanished_at: datetime | None = None
     """When a pattern no longer found the file; None while it does, and for a path without wildcards."""
     stores: Mapping[str, StoreHealth] = field(default_factory=dict)
@@ -152,7 +162,7 @@ class DaemonHealth:
     version: str
     started_at: datetime
     stopped_at: datetime | None = None
-    """When it ended as it should; None while it runs, and after it was killed."""
+    """When it ended regularly; None while it runs, and after it was killed."""
     config_problem: Problem | None = None
     """Why a changed configuration was refused: the one before is in force."""
     entry_problems: Mapping[str, Failure] = field(default_factory=dict)
@@ -160,8 +170,8 @@ class DaemonHealth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """What one target of notifications was told of one alarm."""
+class Delivery:
+    """The notifications of one alarm that reached one target."""
 
     at: datetime
     times: int
@@ -169,30 +179,30 @@ class Told:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlarmState:
-    """An alarm that is on, or is over and not everybody who heard of it knows that yet."""
+    """An alarm that is on, or that is over while a target has not been notified of its end yet."""
 
     raised_at: datetime
     title: str
     """What it is about in a few words, for when it is over."""
     database: str | None = None
     ended_at: datetime | None = None
-    told: Mapping[str, Told] = field(default_factory=dict)
-    """By the key of a target. Who is not in here knows nothing of it."""
+    deliveries: Mapping[str, Delivery] = field(default_factory=dict)
+    """By the key of a target. A target that is missing here knows nothing of the alarm."""
 
     @property
-    def told_at(self) -> datetime | None:
-        """When anybody was told last."""
-        return max((told.at for told in self.told.values()), default=None)
+    def notified_at(self) -> datetime | None:
+        """When a target was notified last."""
+        return max((delivery.at for delivery in self.deliveries.values()), default=None)
 
     @property
-    def times_told(self) -> int:
-        """How often the best informed target was told."""
-        return max((told.times for told in self.told.values()), default=0)
+    def times_notified(self) -> int:
+        """How often the target with the most notifications was notified."""
+        return max((delivery.times for delivery in self.deliveries.values()), default=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """Everything that is remembered, of one moment."""
+    """Everything that is known at one moment."""
 
     version: int = VERSION
     written_at: datetime | None = None
@@ -205,3 +215,71 @@ class Status:
     def paths(self) -> dict[str, str]:
         """The path of each database by its name."""
         return {name: database.path for name, database in self.databases.items()}
+
+
+class _Finding(Protocol):
+    @property
+    def message(self) -> str: ...
+
+    @property
+    def hint(self) -> str | None: ...
+
+
+class _Hold(_Finding, Protocol):
+    @property
+    def ends_by_itself(self) -> bool: ...
+
+
+def with_database(status: Status, name: str, change: Callable[[DatabaseHealth], DatabaseHealth]) -> Status:
+    """Return `status` with one database changed, if it is known there.
+
+    It is `status` itself when the change makes no difference.
+    """
+    database = status.databases.get(name)
+    after = None if database is None else change(database)
+    return status if after is None or after == database else with_databases(status, {name: after})
+
+
+def with_databases(status: Status, changed: Mapping[str, DatabaseHealth]) -> Status:
+    """Return `status` with these databases added, or in the place of those with the same name."""
+    return replace(status, databases={**status.databases, **changed}) if changed else status
+
+
+def with_stores(status: Status, urls: Mapping[str, str], change: Callable[[StoreHealth], StoreHealth]) -> Status:
+    """Return `status` with one store's health changed for each database in `urls` that is known there.
+
+    It is `status` itself when the change makes no difference, as after most prunes: then no file is written.
+    """
+    changed = {}
+    for name, url in urls.items():
+        database = status.databases.get(name)
+        before = database.stores.get(url) if database else None
+        if database is not None and before is not None and (after := change(before)) != before:
+            changed[name] = replace(database, stores={**database.stores, url: after})
+    return with_databases(status, changed)
+
+
+def next_failure(earlier: Failure | None, error: BackupdError | None, at: datetime) -> Failure | None:
+    """Return the failure after one more attempt, which failed with `error`, or succeeded (None)."""
+    if error is None:
+        return None
+    return Failure(
+        since=earlier.since if earlier else at,
+        count=earlier.count + 1 if earlier else 1,
+        last_at=at,
+        message=error.message,
+        hint=error.hint,
+        exit_code=int(error.exit_code),
+        is_transient=error.retry_can_help,
+        is_refusal=isinstance(error, StoreRefusedError),
+    )
+
+
+def next_problem(earlier: Problem | None, found: _Finding, at: datetime) -> Problem:
+    """Return `found` as a problem, dated to when it, or another one before it, was found first."""
+    return Problem(since=earlier.since if earlier else at, message=found.message, hint=found.hint)
+
+
+def next_hold(earlier: Problem | None, found: _Hold, at: datetime) -> Problem:
+    """Return what holds pruning as a problem, dated as in `next_problem`."""
+    return replace(next_problem(earlier, found, at), ends_by_itself=found.ends_by_itself)

@@ -1,14 +1,14 @@
-"""What a database holds, so that a person can see what a restore would change.
+"""The contents of a database, so that a person can see what a restore would change, and the processes that use it.
 
-A live database is looked at by a process of its own, which can be ended whatever it hangs in: `python -m
-backupd.live.contents PATH LOCK_TIMEOUT` prints a `Contents`, or an error, as one JSON object.
+A separate process reads a live database, which can be ended whatever it hangs in: `python -m backupd.live.contents PATH
+LOCK_TIMEOUT` prints a `Contents`, or an error, as one JSON object.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-import signal
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING
 
 import apsw
 
-from backupd.capture import side_files, source
-from backupd.capture.checksums import is_sealed
-from backupd.capture.facts import FACTS_SECONDS, TooMuchError, bounded, read_facts, read_schema
-from backupd.capture.files import page_size_of, read_header_to_write
-from backupd.capture.foreign import HEADER_BYTES
-from backupd.capture.image import opened_image
-from backupd.capture.limits import LockTimer, let_timers_end_this_process, looked_at
-from backupd.children import command_of, error_as_json, error_from_json
+from backupd.capture import source
+from backupd.capture.database_files import LOCK_BYTES, conflicting_lock, opening_seconds, read_header_to_write
+from backupd.capture.facts import TooMuchError, bounded, read_facts, read_schema
+from backupd.capture.header import HEADER_BYTES, page_size_of
+from backupd.capture.limits import FACTS_SECONDS, LockTimer, run_reader
+from backupd.capture.sink import has_page_checksum
 from backupd.errors import BackupdError
+from backupd.live.soundness import opened_image
+from backupd.system.processes import command_of, error_as_json, error_from_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,11 +34,12 @@ _COUNTING_SECONDS_IN_ROLLBACK_MODE = 1.0
 _SCHEMA_SECONDS = 0.5
 _MOST_LOCK_SECONDS = 3.0
 _LOOKING_SECONDS = 30.0
+_INDEX_LOCKS = (120, 9)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What tells whether open connections, and the running code, fit what comes."""
+    """The part of a database's contents that open connections and the running code depend on."""
 
     page_size: int
     encoding: str
@@ -48,7 +49,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What SQLite says of a database. `schema` is the SQL of each object by its kind and name, such as `table users`.
+    """The contents of a database. `schema` has the SQL of each object by kind and name, such as `table users`.
 
     `rows` is by table, without SQLite's own; None where the rows could not be counted (in time).
     """
@@ -70,7 +71,7 @@ class Contents:
 
     @property
     def identity(self) -> Identity:
-        """The part that a restore has to fit."""
+        """The part that a restore must match."""
         return Identity(
             page_size=self.page_size,
             encoding=self.encoding,
@@ -85,22 +86,22 @@ class Contents:
 
 
 def contents_of_live(path: Path, *, lock_timeout: float, looking_seconds: float = _LOOKING_SECONDS) -> Contents:
-    """What is in the live database, which is opened read-only. Writers wait for one table's count at most.
+    """Read the contents of the live database, read-only. Writers wait for the count of one table at most.
 
-    `looking_seconds` is how long that may take beside waiting for a lock. Raises `SourceUnusableError` when it is not a
-    readable database, and `BusyError`, also when it takes longer.
+    `looking_seconds` is how long that may take apart from waiting for a lock. Raises `SourceUnusableError` when it is
+    not a readable database, and `BusyError`, also when it takes longer.
     """
     text = os.fspath(path)
     command = command_of("backupd.live.contents", text, str(lock_timeout))
-    deadline = lock_timeout + source.opening_seconds(text) + looking_seconds
-    values = looked_at(text, command, max_lock=_MOST_LOCK_SECONDS, deadline=deadline)
+    deadline = lock_timeout + opening_seconds(text) + looking_seconds
+    values = run_reader(text, command, max_lock=_MOST_LOCK_SECONDS, deadline=deadline)
     if "error" in values:
         raise error_from_json(values)
     revisions = values.pop("alembic_revisions")
     return Contents(**values, alembic_revisions=None if revisions is None else tuple(revisions))
 
 
-def _look(text: str, lock_timeout: float) -> Contents:
+def _live_contents(text: str, lock_timeout: float) -> Contents:
     header = read_header_to_write(text)
     if header.is_wal:
         with source.pinned(text, lock_timeout=lock_timeout) as connection:
@@ -108,7 +109,7 @@ def _look(text: str, lock_timeout: float) -> Contents:
             return replace(_contents(connection, facts, _COUNTING_SECONDS), is_read_only=pinned.is_read_only)
     timer = LockTimer(_MOST_LOCK_SECONDS)
     with source.pinned(text, lock_timeout=lock_timeout, timer=timer) as connection:
-        source.let_go(connection)  # from here on each statement takes the lock for itself
+        source.unpin(connection)  # from here on each statement takes the lock by itself
         timer.start()
         pinned, facts = read_facts(connection, seconds=timer.facts_seconds)
         timer.start()
@@ -119,16 +120,16 @@ def _look(text: str, lock_timeout: float) -> Contents:
 def has_page_checksums(path: Path) -> bool:
     """Whether page 1 of this file has the checksum of SQLite's checksum VFS.
 
-    This process must not have the database open: closing the file drops SQLite's locks.
+    Must not be called while this process has a connection to it: closing the file drops SQLite's POSIX locks on it.
     """
     with path.open("rb") as file:
         head = file.read(HEADER_BYTES)
         page_size = page_size_of(head)
-        return page_size is not None and is_sealed(head + file.read(page_size - len(head)))
+        return page_size is not None and has_page_checksum(head + file.read(page_size - len(head)))
 
 
 def contents_of_image(file: Path) -> Contents:
-    """What is in a proven image that nobody else has open. Leaves no files beside it."""
+    """Read the contents of a proven image that no other process has open. Leaves no files beside it."""
     with opened_image(file) as connection:
         connection.execute("BEGIN")
         connection.pragma("schema_version")
@@ -181,14 +182,44 @@ def _is_internal(name: str) -> bool:
     return name.startswith("sqlite_")
 
 
+def holders(database: Path) -> set[int]:
+    """Return the ids of processes that hold SQLite's locks on `database`; 0 stands for one in another container.
+
+    A connection in WAL mode always holds one, in rollback mode only while it works. Must not be called while this
+    process has a connection to it: closing the file drops SQLite's POSIX locks on it.
+    Source: https://www.sqlite.org/src/file/src/os_unix.c, "Posix Advisory Locking": the bytes from 2^30 of the
+    database, and bytes 120 to 128 of its `-shm`.
+    """
+    index = database.with_name(f"{database.name}-shm")
+    return _holders(database, *LOCK_BYTES) | _holders(index, *_INDEX_LOCKS)
+
+
+def _holders(file: Path, start: int, length: int) -> set[int]:
+    try:
+        # Another user may have put a link to a device there, or a named pipe.
+        descriptor = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return set()
+    try:
+        found: set[int] = set()
+        end = start + length
+        while start < end:
+            lock = conflicting_lock(descriptor, fcntl.F_WRLCK, start, end - start)
+            if lock is None:
+                break
+            found.add(lock.process)
+            start = lock.start + lock.length if lock.length else end
+        return found
+    finally:
+        os.close(descriptor)
+
+
 def main() -> None:
-    """Print what is in the database in the arguments."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    let_timers_end_this_process()
-    side_files.keep_sqlite_from_deleting()
+    """Print the contents of the database in the arguments."""
+    source.prepare_process()
     path, lock_timeout = sys.argv[1:]
     try:
-        values: dict[str, object] = asdict(_look(path, float(lock_timeout)))
+        values: dict[str, object] = asdict(_live_contents(path, float(lock_timeout)))
     except BackupdError as error:
         values = error_as_json(error)
     sys.stdout.write(json.dumps(values))

@@ -12,11 +12,11 @@ from urllib.parse import quote
 import apsw
 
 from backupd.capture import side_files, source
-from backupd.capture.facts import TooMuchError, alembic_revisions
-from backupd.capture.files import read_header_to_write
-from backupd.capture.image import distrust, opened_image
+from backupd.capture.database_files import read_header_to_write, warm_file_cache
+from backupd.capture.facts import TooMuchError, alembic_revisions, distrust
 from backupd.errors import BackupdError, BusyError, TargetUnwritableError
 from backupd.live.contents import Identity
+from backupd.live.soundness import opened_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,9 +40,9 @@ _ROLLBACK, _WAL = b"\x01\x01", b"\x02\x02"
 
 
 class _Pause:
-    """How long other connections were kept waiting.
+    """The longest time that other connections were kept waiting.
 
-    A lock that is released and taken again before a breath has passed counts as held: who waits may sleep meanwhile.
+    A lock that is released and taken again within `_BREATH_SECONDS` counts as held: those who wait may sleep meanwhile.
     """
 
     def __init__(self) -> None:
@@ -52,14 +52,14 @@ class _Pause:
         self._is_on = False
 
     def begin(self) -> None:
-        """Other connections may be kept waiting from now on."""
+        """Start the measurement: other connections may be kept waiting from now on."""
         now = time.monotonic()
         if self._ended_at is None or now - self._ended_at >= _BREATH_SECONDS:
             self._since = now
         self._is_on = True
 
     def end(self) -> None:
-        """Other connections get in from now on. Does nothing when they did already."""
+        """End the measurement: other connections get in from now on. Does nothing when they did already."""
         if self._is_on:
             self._is_on = False
             self._ended_at = time.monotonic()
@@ -69,11 +69,12 @@ class _Pause:
 class LiveDatabase:
     """A connection that replaces the content of the database at `path`, as a context manager.
 
-    Never checkpoints while others use the database: that is the application's business. Waits at most `lock_timeout`
+    Never checkpoints while others use the database, which is left to the application. Waits at most `lock_timeout`
     seconds for each lock. Raises `BusyError`, `TargetUnwritableError`, `SourceUnusableError`.
     """
 
     def __init__(self, path: Path, *, lock_timeout: float) -> None:
+        """Open the database, which rolls back a hot journal, and creates a missing log."""
         self._path = path
         self._lock_timeout = lock_timeout
         self._patience = lock_timeout
@@ -82,23 +83,24 @@ class LiveDatabase:
         self._using = threading.RLock()
         """SQLite's wrapper refuses a connection that two threads use at once, and a timer has to let writers go."""
 
-    def __enter__(self) -> Self:
-        text = os.fspath(self._path)
+        text = os.fspath(path)
         self._is_wal = read_header_to_write(text).is_wal
         source.prepare(text)
         side_files.reject_foreign_files(text)
         with self._translating_errors():
-            self._connection = _open(self._path)
+            self._connection = _open(path)
             try:
                 self._connection.set_busy_handler(self._wait)
                 self._connection.wal_autocheckpoint(0)
-                self.version()  # the first look rolls back a hot journal, and makes a missing log
+                self.version()  # the first access to the file
                 source.read_damaged_schema(self._connection)
                 if not self._is_wal:
                     self._connection.pragma("cache_size", -_PAGE_CACHE_KIB)
             except BaseException:
                 self._connection.close()
                 raise
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -121,7 +123,7 @@ class LiveDatabase:
             return self._connection.data_version("main")
 
     def identity(self) -> Identity:
-        """What a restore was agreed to for."""
+        """Read the part of the contents that a restore must match."""
         with self._using, self._translating_errors():
             connection = self._connection
             try:
@@ -137,7 +139,7 @@ class LiveDatabase:
 
     @contextmanager
     def writers_waiting(self, *, most_seconds: float) -> Iterator[None]:
-        """Let nobody write until the block ends, or `most_seconds` have passed; readers go on."""
+        """Keep all writers waiting until the block ends, or `most_seconds` have passed; readers continue."""
         with self._translating_errors():
             self._connection.execute("BEGIN IMMEDIATE")
         self._pause.begin()
@@ -158,12 +160,12 @@ class LiveDatabase:
 
     @contextmanager
     def opened(self, image: Path) -> Iterator[apsw.Connection]:
-        """A connection to `image` for `replace_content`, which needs no lock yet.
+        """Open `image` for `replace_content`; needs no lock yet.
 
-        `image` is scratch: it gets the journal mode of the live database, which otherwise would take over the image's.
+        Changes `image` to the journal mode of the live database, which would otherwise take over the image's.
         """
         _set_journal_mode(image, is_wal=self._is_wal)
-        source.warm_file_cache(os.fspath(image))
+        warm_file_cache(os.fspath(image))
         with self._translating_errors(), opened_image(image) as connection:
             connection.pragma("page_size")  # reads the header
             yield connection
@@ -171,10 +173,10 @@ class LiveDatabase:
     def replace_content(
         self, image: apsw.Connection, expected_version: int, stepped: Callable[[int, int], None]
     ) -> bool:
-        """Replace everything by the content of the `opened` image, in one transaction; whether that was done.
+        """Replace the whole content by that of the `opened` image, in one transaction; whether that was done.
 
-        Nothing is done when another has committed since `version` was `expected_version`. `stepped` gets pages done
-        and pages in all. An exception, also one of `stepped`, leaves the old content.
+        Does nothing when another connection has committed since `version` was `expected_version`. `stepped` gets the
+        number of pages done, and of all. An exception, also one of `stepped`, leaves the old content.
         """
         with self._translating_errors():
             pages_per_step = _BYTES_PER_STEP // image.pragma("page_size")
@@ -191,11 +193,10 @@ class LiveDatabase:
 
     @contextmanager
     def _locked_backup(self, image: apsw.Connection) -> Iterator[apsw.Backup]:
-        """A backup that has the lock, and has copied nothing yet.
+        """Begin a backup that has the lock, and has copied nothing yet.
 
         In rollback mode the backup API takes the EXCLUSIVE lock at once, and keeps new readers out while it waits for
-        the last one to end. So it never waits for long at a time, or one reader that does not end makes all others
-        fail.
+        the last one to end. So each try is short, or one reader that does not end would make all others fail.
         """
         give_up_at = time.monotonic() + self._lock_timeout
         while (backup := self._try_to_lock(image)) is None:
@@ -238,12 +239,12 @@ class LiveDatabase:
 
 
 def settle(path: Path, *, lock_timeout: float) -> None:
-    """Let SQLite roll back a hot journal of the database, or bring its log into it: one file has everything then.
+    """Let SQLite roll back a hot journal of the database, or move its log into it, so that one file has everything.
 
-    Nobody else may use it. Raises `BusyError` when somebody does, `SourceUnusableError` when SQLite does not read it.
+    Raises `BusyError` when another process uses it, and `SourceUnusableError` when SQLite does not read it.
     """
     with LiveDatabase(path, lock_timeout=lock_timeout):
-        pass  # opening rolls back; closing the last connection brings in the log
+        pass  # opening rolls back; closing the last connection moves the log into the file
 
 
 def _open(path: Path) -> apsw.Connection:
@@ -255,7 +256,10 @@ def _open(path: Path) -> apsw.Connection:
 
 
 def _set_journal_mode(image: Path, *, is_wal: bool) -> None:
-    """Source: https://www.sqlite.org/fileformat2.html#the_database_header, offsets 18 and 19."""
+    """Set the journal mode in the header of a restored image.
+
+    Source: https://www.sqlite.org/fileformat2.html#the_database_header, offsets 18 and 19.
+    """
     with image.open("r+b") as file:
         if not file.read(1):
             return  # an empty database has no header
@@ -269,7 +273,7 @@ def _translated(path: Path, error: apsw.Error) -> BackupdError:
     if isinstance(error, apsw.FullError) or source.is_disk_full(os.fspath(path)):
         return TargetUnwritableError(
             f"the disk of {path} is full, so nothing was restored: the old content is in place",
-            hint="free some space there and restore again; the application goes on",
+            hint="free some space there and restore again; the application continues",
         )
     if isinstance(error, apsw.ReadOnlyError | apsw.CantOpenError | apsw.IOError):
         return TargetUnwritableError(
@@ -287,5 +291,5 @@ def _stayed_locked(path: Path) -> BusyError:
 
 
 def _detail(error: apsw.Error) -> str:
-    # What the backup refuses itself, such as another page size, leaves no message behind.
+    # What the backup API itself refuses, such as another page size, leaves no message.
     return f"SQLite refused it ({type(error).__name__})" if str(error) == "not an error" else str(error)

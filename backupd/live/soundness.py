@@ -1,7 +1,9 @@
-"""What SQLite finds in a restored image: a program of its own, so that nothing in an image can end or stall its caller.
+"""The soundness of a restored image, as SQLite sees it: a short look, or a full examination.
 
-With the argument FILE, it prints a `Soundness` as one JSON object, or one with the key `failure`. It ends when its
-stdin does, so that it does not outlive the process that started it.
+The image may be forged: anyone who can write to a store can write one. The full examination is a separate program, so
+that nothing in an image can end or stall its caller. With the argument FILE, it prints a `Soundness` as one JSON
+object, or one with the key `failure`. It ends when its stdin does, so that it does not outlive the process that started
+it.
 """
 
 from __future__ import annotations
@@ -11,44 +13,90 @@ import os
 import re
 import sys
 from collections import Counter
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import apsw
 
-from backupd.capture.image import opened_image
+from backupd.capture.facts import TooMuchError, bounded, distrust
+from backupd.capture.limits import FACTS_SECONDS
+from backupd.concurrency import start_thread
 from backupd.errors import LimitReachedError
-from backupd.threads import start_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MOST_FINDINGS = 100
 _LONGEST_LINE = 500
 _HEADINGS = ("*** in database",)
-# FTS5 says this in place of an error when the application's tokenizer is not here.
+# FTS5 reports this instead of an error when the application's tokenizer is missing.
 _FOREIGN = ("unable to validate the inverted index",)
 _OF_WRONG_LENGTH = ": out of memory"
-_LENGTH_IS_WRONG = "SQLite wants more memory for it than anything sound needs: a length in it is wrong"
-# What integrity_check says of values alone: pages, records, order and indexes are right, and each value reads as it was
-# written. The declared type, NOT NULL or CHECK is another than the one it was written under: the schema was edited, or
-# the program that wrote it ignored them. An index with an imprecise number is one of an older SQLite, which rounded
-# otherwise. Everything else is damage; so are two equal entries in a unique index, which SQLite never leaves, and which
-# give wrong answers. Source: sqlite3Pragma in pragma.c, PragTyp_INTEGRITY_CHECK.
+_LENGTH_IS_WRONG = "SQLite needs more memory for it than any sound table does: a length in it is wrong"
+# What integrity_check says about values alone: pages, records, order and indexes are right, and each value reads as it
+# was written. The declared type, NOT NULL or CHECK differs from that when it was written: the schema was edited, or the
+# program that wrote it ignored them. An index with an imprecise number is one of an older SQLite, which rounded
+# differently. Everything else is damage; so are two equal entries in a unique index, which SQLite never leaves, and
+# which give wrong answers. Source: sqlite3Pragma in pragma.c, PragTyp_INTEGRITY_CHECK.
 _OF_VALUES = re.compile(
     r"(?:NULL|NUMERIC|TEXT|non-[A-Z]+) value in |CHECK constraint failed in "
     r"|index .* stores an imprecise floating-point value for row "
 )
 _NO_LIMIT = 2**31 - 1
 _A_LITTLE_MEMORY_BYTES = 32 << 20
-# What no database can be to blame for.
+# Errors that no content of a database causes.
 _OF_THIS_MACHINE = (apsw.IOError, apsw.FullError, apsw.CantOpenError)
+
+
+@contextmanager
+def opened_image(file: Path) -> Iterator[apsw.Connection]:
+    """Open a file that no process changes, leaving nothing beside it and executing nothing from its schema.
+
+    Source: https://www.sqlite.org/security.html, "untrusted SQLite database files". No extension can be loaded: that is
+    off unless it is switched on.
+    """
+    uri = f"file:{quote(os.fsencode(file))}?immutable=1"
+    connection = apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+    try:
+        distrust(connection)
+        connection.pragma("cell_size_check", True)
+        yield connection
+    finally:
+        connection.close()
+
+
+def why_unreadable(file: Path, page_count: int, *, needs_schema: bool) -> str | None:
+    """Return why SQLite does not accept `file`, an image of `page_count` pages, or None if it does.
+
+    No other process may have it open: it is opened as immutable, or SQLite would leave `-wal` and `-shm` beside it.
+    With `needs_schema` its tables are read too.
+    """
+    try:
+        with opened_image(file) as connection:
+            connection.execute("BEGIN")
+            connection.pragma("schema_version")
+            connection.pragma("writable_schema", True)  # a schema that was damaged when it was captured is accepted
+            # A schema may be crafted to take endless time: the part that is read in time must suffice.
+            with suppress(TooMuchError), bounded(connection, seconds=FACTS_SECONDS):
+                connection.pragma("journal_mode")  # the first statement that reads the schema
+                if needs_schema:
+                    connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+            seen = connection.pragma("page_count")
+    except apsw.Error as error:
+        return str(error)
+    return None if seen == page_count else f"SQLite sees {seen} pages instead of {page_count}"
 
 
 @dataclass(slots=True)
 class Soundness:
-    """Lines for people: `findings` are damage, `unchecked` is what needs the application's own code to be checked.
+    """The result of an examination, in lines: `findings` are damage, `unchecked` needs the application's code.
 
-    No damage are `odd_values`, which do not fit the type or constraint of their column, and `orphans`, rows that refer
-    to rows which are not there. `rows` is by table, None where they cannot be counted. `page_count` is what SQLite
-    takes the image's size for; None when it cannot say.
+    Not damage are `odd_values`, which do not fit the type or constraint of their column, and `orphans`, rows that refer
+    to missing rows. `rows` has the count by table, None where it is unknown. `page_count` is the size of the image as
+    SQLite sees it; None when it cannot say.
     """
 
     page_count: int | None = None
@@ -60,11 +108,11 @@ class Soundness:
 
 
 def examine(file: Path) -> Soundness:
-    """Look through a whole image that nobody changes: each page, each index against its table, each foreign key.
+    """Examine a whole image that no process changes: each page, each index against its table, each foreign key.
 
-    Rows that break a CHECK constraint are the application's business. Raises `apsw.Error` when the image cannot be
-    read at all, for want of memory or by a failing disk. Where SQLite wants more memory although there is some, a
-    length in the database is wrong: that is damage.
+    Rows that break a CHECK constraint are not damage. Raises `apsw.Error` when the image cannot be read at all, because
+    memory is short or the disk fails. Where SQLite wants more memory although there is some, a length in the database
+    is wrong: that is damage.
     """
     soundness = Soundness()
     with opened_image(file) as connection:
@@ -83,7 +131,7 @@ def examine(file: Path) -> Soundness:
 
 
 def _why_damaged(error: Exception) -> str:
-    """What is wrong with the database for which SQLite answers `error`. Raises it when the machine may be to blame."""
+    """Describe the damage for which SQLite reports `error`. Raises the error when the machine may be to blame."""
     if isinstance(error, _OF_THIS_MACHINE):
         raise error
     if not isinstance(error, apsw.NoMemError):
@@ -103,15 +151,15 @@ def _tables(connection: apsw.Connection) -> list[str]:
 def _check(connection: apsw.Connection, tables: list[str], soundness: Soundness) -> None:
     found = _Found()
     try:
-        found.look(connection, str(MOST_FINDINGS))
+        found.check(connection, str(MOST_FINDINGS))
         if found.is_full and not found.findings:
-            # A hundred values may hide a damaged index, which comes after them. No page is damaged: pages come first.
+            # A hundred odd values may hide a damaged index, which comes after them. Damaged pages come before them.
             found = _Found()
-            found.look(connection, str(_NO_LIMIT))
-        found.tell(soundness)
+            found.check(connection, str(_NO_LIMIT))
+        found.add_to(soundness)
     except apsw.Error as error:
-        # One table that needs the application's collation, function or module, or in which something is wrong that is
-        # an error, keeps SQLite from checking any. What it said of pages before that, it says of no single table.
+        # A table that needs the application's collation, function or module, or whose damage is an error, keeps SQLite
+        # from checking any table. What it reported about pages before that, it reports for no single table.
         soundness.findings += found.findings
         for table in tables:
             _check_table(connection, table, soundness)
@@ -122,19 +170,19 @@ def _check(connection: apsw.Connection, tables: list[str], soundness: Soundness)
 def _check_table(connection: apsw.Connection, table: str, soundness: Soundness) -> None:
     found = _Found()
     try:
-        found.look(connection, _quoted(table))
+        found.check(connection, _quoted(table))
     except apsw.SQLError as error:
         _add(soundness.unchecked, f"table {table}: {error}")
     except apsw.Error as error:
         _add(soundness.findings, f"table {table}: {_why_damaged(error)}")
-    found.tell(soundness)
+    found.add_to(soundness)
     if found.is_full and not found.findings:
-        _add(soundness.unchecked, f"table {table}: SQLite looked no further after so many odd values")
+        _add(soundness.unchecked, f"table {table}: SQLite stopped after so many odd values")
 
 
 @dataclass(slots=True)
 class _Found:
-    """What one integrity_check has said."""
+    """The findings of one integrity_check."""
 
     findings: list[str] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
@@ -145,8 +193,8 @@ class _Found:
         """Whether SQLite may have stopped because that was enough."""
         return len(self.findings) + len(self.unchecked) + self.odd_values.total() >= MOST_FINDINGS
 
-    def look(self, connection: apsw.Connection, argument: str) -> None:
-        """Have SQLite look, and sort what it says, up to a hundred lines of damage."""
+    def check(self, connection: apsw.Connection, argument: str) -> None:
+        """Run the check, and sort what it reports, up to a hundred lines of damage."""
         for (text,) in connection.execute(f"PRAGMA integrity_check({argument})"):
             for line in str(text).splitlines():
                 self._add(line)
@@ -161,8 +209,8 @@ class _Found:
         elif line != "ok" and not line.startswith(_HEADINGS):
             _add(self.findings, line)
 
-    def tell(self, soundness: Soundness) -> None:
-        """Add all of it to `soundness`."""
+    def add_to(self, soundness: Soundness) -> None:
+        """Add everything to `soundness`."""
         for line in self.findings:
             _add(soundness.findings, line)
         for line in self.unchecked:
@@ -213,7 +261,7 @@ def _end_with_parent() -> None:
 
 
 def main() -> None:
-    """Print what is found in the file that is named; exit 0."""
+    """Print what is found in the file that the argument names; exit 0."""
     try:
         start_thread(_end_with_parent, name="parent")
         values: dict[str, object] = asdict(examine(Path(sys.argv[1])))

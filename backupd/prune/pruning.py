@@ -2,106 +2,160 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import UTC
 from typing import TYPE_CHECKING
 
-from backupd.errors import BackupdError, NoSuchObjectError
-from backupd.format.records import Accepted, DrillOutcome, Verdicts
-from backupd.holds import Hold, find_shrink, why_distrusted, why_held
-from backupd.proofs import Proofs, read_proofs
-from backupd.prune.naming import read_holdings, require_readable_manifests, require_readable_trash
-from backupd.prune.notes import failure_hold
-from backupd.prune.pace import Pace
-from backupd.prune.results import PruneResult
-from backupd.prune.store_clock import StoreClock
-from backupd.prune.sweep import Sweep
-from backupd.prune.trash import bring_back, move_to_trash, purge, unmark_undeleted
-from backupd.prune.verdicts import read_verdicts, write_verdicts
-from backupd.repository.records import forget_records
+from backupd.concurrency import Pace
+from backupd.errors import BackupdError, DamageError, NoSuchObjectError, UnsupportedFormatError
+from backupd.format import FormatError, NewerFormatError
+from backupd.format.records import EMPTY_RETENTION_RECORD, MAX_RECORD_BYTES, Accepted, CheckOutcome, RetentionRecord
+from backupd.prune.sweep import StoreClock, Sweep
+from backupd.prune.trash import LOCK_SECONDS, bring_back, move_to_trash, purge, unmark_undeleted
+from backupd.repository.proofs import Proofs
 from backupd.retention import Decision, decide, newest_regular
-from backupd.store.keys import RecordKey, RecordKind
+from backupd.retention.holds import Hold, find_shrink, why_distrusted, why_held
+from backupd.state import failed_snapshot
+from backupd.store.keys import RecordKind, retention_key
 
 if TYPE_CHECKING:
     from collections.abc import Collection
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from backupd.config import RetentionSettings
-    from backupd.format.ids import SnapshotId
-    from backupd.prune.naming import Holdings
-    from backupd.repository import Repository
-    from backupd.state import StateDirectory
+    from backupd.format import SnapshotId
+    from backupd.repository.archive import Archive
+    from backupd.repository.history import Holdings
 
-LOCK_SECONDS = 30.0
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneOptions:
+    """Settings of one prune beside the policy."""
+
+    is_dry_run: bool = False
+    """Write nothing to the store, and report what would be done."""
+    accepts_shrink: bool = False
+    """End the hold of a snapshot that lost much, for every host: the newest one is right."""
+    damaged_sources: Collection[str] = ()
+    """Ids of snapshots that were found damaged as they were captured, perhaps in another store.
+
+    They count where this store does not know better.
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneResult:
+    """The outcome of a prune of one database in one store; of a dry run, what would be done, by this host's clock."""
+
+    database: str
+    store: str
+    decisions: tuple[Decision, ...] = ()
+    """A decision about every snapshot, oldest first."""
+    hold: Hold | None = None
+    """Why nothing was removed although the policy would."""
+    removed: tuple[SnapshotId, ...] = ()
+    """Snapshots that were moved to the trash."""
+    accepted: SnapshotId | None = None
+    """The snapshot whose shrinking was accepted; None when nothing was held for that."""
+    purged: tuple[SnapshotId, ...] = ()
+    """Snapshots that were purged from the trash, because their grace was over."""
+    deleted_packs: int = 0
+    freed_bytes: int = 0
+    """Size of the deleted packs."""
+    waiting_packs: int = 0
+    """Packs that nothing names, within their grace."""
+    waiting_bytes: int = 0
+    unfinished: int = 0
+    """How many snapshots and packs are left for the next prune, because the time was up."""
+    foreign: tuple[str, ...] = ()
+    """Keys of objects that are not of this format, or cannot be read: they are left alone."""
+    error: BackupdError | None = None
+    """The error that ended the prune early; what is counted above was done before."""
+
+    @property
+    def has_changed_anything(self) -> bool:
+        """Whether something was moved to the trash, purged from it, or deleted."""
+        return bool(self.removed or self.purged or self.deleted_packs)
+
+    def values(self) -> dict[str, object]:
+        """The result without its decisions, as JSON documents and logs show it."""
+        return {
+            "database": self.database,
+            "store": self.store,
+            "hold": None if self.hold is None else {"message": self.hold.message, "hint": self.hold.hint},
+            "accepted": None if self.accepted is None else str(self.accepted),
+            "removed": [str(snapshot_id) for snapshot_id in self.removed],
+            "purged": [str(snapshot_id) for snapshot_id in self.purged],
+            "deleted_packs": self.deleted_packs,
+            "freed_bytes": self.freed_bytes,
+            "waiting_packs": self.waiting_packs,
+            "waiting_bytes": self.waiting_bytes,
+            "unfinished": self.unfinished,
+            "strangers": list(self.foreign),
+            "error": None if self.error is None else self.error.values(),
+        }
+
+
+_NO_OPTIONS = PruneOptions()
 
 
 def prune(
-    repository: Repository,
-    database: str,
+    archive: Archive,
     policy: RetentionSettings | None,
-    state: StateDirectory,
     *,
     now: datetime,
-    is_dry_run: bool = False,
-    accepts_shrink: bool = False,
+    options: PruneOptions = _NO_OPTIONS,
     lock_seconds: float = LOCK_SECONDS,
     pace: Pace | None = None,
-    damaged_sources: Collection[str] = (),
 ) -> PruneResult:
     """Remove what `policy` does not keep, purge the trash, and sweep. None as a policy removes and deletes nothing.
 
-    Expected failures are in the result, never exceptions. Repeatable, after a failure too. A dry run writes nothing to
-    the store. `accepts_shrink` ends the hold of a snapshot that lost much, for every host: the newest is right. `now`
-    is aware. What takes longer than `pace` allows is left to the next prune. `damaged_sources` are the ids of snapshots
-    that were found damaged as they were captured, in another store maybe: they count where this one knows no better.
+    Expected failures are in the result, never exceptions. Repeatable, after a failure too. `now` is aware. What takes
+    longer than `pace` allows is left to the next prune.
     """
-    pruning = _Pruning(repository, database, state, now, frozenset(damaged_sources), is_dry_run=is_dry_run)
-    error: BackupdError | None = None
     try:
-        with repository.lock(database, timeout=lock_seconds):
-            pruning.run(policy, pace or Pace(), accepts_shrink=accepts_shrink)
-    except BackupdError as caught:
-        error = caught
-    return pruning.result(error)
+        with archive.lock(timeout=lock_seconds):
+            return _Pruning(archive, policy, pace or Pace(), options, now).run()
+    except BackupdError as error:
+        return PruneResult(database=archive.database, store=archive.url, error=error)
 
 
 class _Pruning:
-    """What a prune has done so far, so that an error in the middle hides nothing of it."""
+    """A prune in progress, with what it has done so far: an error in the middle must hide none of it."""
 
     def __init__(
-        self,
-        repository: Repository,
-        database: str,
-        state: StateDirectory,
-        now: datetime,
-        damaged_sources: frozenset[str],
-        *,
-        is_dry_run: bool,
+        self, archive: Archive, policy: RetentionSettings | None, pace: Pace, options: PruneOptions, now: datetime
     ) -> None:
-        self._repository = repository
-        self._database = database
-        self._state = state
+        self._archive = archive
+        self._policy = policy
+        self._pace = pace
+        self._options = options
         self._now = now
-        self._damaged_sources = damaged_sources
-        self._is_dry_run = is_dry_run
-        self._pace = Pace()
-        self._clock = StoreClock(repository.store, database, now=now, is_dry_run=is_dry_run)
+        self._clock = StoreClock(archive, now=now, is_dry_run=options.is_dry_run)
         self._decisions: list[Decision] = []
         self._proofs = Proofs()
-        self._known: dict[SnapshotId, DrillOutcome] = {}
+        self._known: dict[SnapshotId, CheckOutcome] = {}
         self._hold: Hold | None = None
         self._removed: list[SnapshotId] = []
         self._purged: list[SnapshotId] = []
         self._accepted: SnapshotId | None = None
         self._left = 0
-        self._strangers: list[str] = []
+        self._foreign: list[str] = []
         self._sweep: Sweep | None = None
 
-    def result(self, error: BackupdError | None) -> PruneResult:
+    def run(self) -> PruneResult:
+        try:
+            self._prune()
+        except BackupdError as error:
+            return self._result(error)
+        return self._result(None)
+
+    def _result(self, error: BackupdError | None) -> PruneResult:
         deleted = self._sweep.deleted if self._sweep else {}
         waiting = self._sweep.waiting if self._sweep else {}
         return PruneResult(
-            database=self._database,
-            store=self._repository.url,
+            database=self._archive.database,
+            store=self._archive.url,
             decisions=tuple(self._decisions),
             hold=self._hold,
             removed=tuple(each.manifest.id for each in self._decisions if each.manifest.id in {*self._removed}),
@@ -112,118 +166,144 @@ class _Pruning:
             waiting_packs=len(waiting),
             waiting_bytes=sum(stored.size_bytes for stored in waiting.values()),
             unfinished=self._left + (self._sweep.unfinished if self._sweep else 0),
-            strangers=(*self._strangers, *(self._sweep.unreadable if self._sweep else ())),
+            foreign=(*self._foreign, *(self._sweep.unreadable if self._sweep else ())),
             error=error,
         )
 
-    def run(self, policy: RetentionSettings | None, pace: Pace, *, accepts_shrink: bool) -> None:
-        self._pace = pace
-        if not self._repository.exists():
-            raise NoSuchObjectError(f"{self._repository.url} holds no backups", hint="make one with: backupd now")
-        holdings = read_holdings(self._repository, self._database)
-        self._strangers = holdings.survey.strangers
-        verdicts = read_verdicts(self._repository, self._database, holdings)
-        self._decisions = self._decided(holdings, policy)
-        require_readable_manifests(self._repository, self._database, holdings)
-        if not self._is_dry_run and bring_back(self._repository, self._database, holdings):
-            holdings = read_holdings(self._repository, self._database)
-            require_readable_manifests(self._repository, self._database, holdings)
-            self._decisions = self._decided(holdings, policy)
-        verdicts = self._judged(holdings, verdicts, accepts_shrink=accepts_shrink, has_policy=policy is not None)
+    def _prune(self) -> None:
+        policy = self._policy
+        if not self._archive.repository.exists():
+            raise NoSuchObjectError(f"{self._archive.url} holds no backups", hint="make one with: backupd now")
+        holdings = self._archive.holdings()
+        self._foreign = holdings.listing.foreign
+        record = _read_record(holdings)
+        self._decisions = self._decided(holdings)
+        holdings.require_readable_manifests()
+        if not self._options.is_dry_run and bring_back(holdings):
+            holdings = self._archive.holdings()
+            holdings.require_readable_manifests()
+            self._decisions = self._decided(holdings)
+        record = self._with_shrink(holdings, record)
         if policy is None:
             return
-        failure = failure_hold(self._state, self._database, self._repository.url)
+        failure = _failure_hold(self._archive)
         doubt = why_distrusted(holdings.history.manifests, self._known) or why_held(
             holdings.history.manifests,
             now=self._now,
-            accepted=verdicts.accepted_order,
-            held=verdicts.held,
+            accepted=record.accepted_order,
+            held=record.held,
             trashed=[entry.manifest for entry in holdings.trash.entries],
         )
         self._hold = failure or doubt
         if self._hold is None:
             self._remove()
-        require_readable_trash(self._repository, self._database, holdings)
+        holdings.require_readable_trash()
         # After a failed snapshot space may be what is missing, and what is in the trash was removed before that. But
-        # a newest snapshot that is in doubt may make somebody want back what lies there.
+        # while the newest snapshot is in doubt, what lies in the trash may be wanted back.
         if doubt is None:
-            self._purge(holdings, policy)
-        self._forget_what_is_gone(holdings, policy)
-        self._sweep = Sweep(
-            self._repository, self._database, self._clock, self._pace, grace=policy.grace, now=self._now
-        )
-        self._sweep.run(holdings, is_dry_run=self._is_dry_run)
-        forget_records(self._repository, self._database, holdings.survey)
+            self._purge(holdings, policy.grace)
+        self._remove_orphaned_records(holdings, policy.grace)
+        self._sweep = Sweep(self._archive, self._clock, self._pace, grace=policy.grace, now=self._now)
+        self._sweep.run(holdings, is_dry_run=self._options.is_dry_run)
+        self._archive.forget_records(holdings.listing)
 
-    def _decided(self, holdings: Holdings, policy: RetentionSettings | None) -> list[Decision]:
+    def _decided(self, holdings: Holdings) -> list[Decision]:
         manifests = holdings.history.manifests
-        self._proofs = read_proofs(self._repository, self._database, holdings.survey)
-        self._known = self._proofs.verdicts(manifests)
-        for snapshot_id in (each.id for each in manifests if str(each.id) in self._damaged_sources):
-            if self._known.get(snapshot_id) in {None, DrillOutcome.INTACT}:
-                self._known[snapshot_id] = DrillOutcome.DAMAGED_SOURCE
+        self._proofs = self._archive.proofs(holdings.listing)
+        self._known = self._proofs.known_outcomes(manifests)
+        for snapshot_id in (each.id for each in manifests if str(each.id) in self._options.damaged_sources):
+            if self._known.get(snapshot_id) in {None, CheckOutcome.INTACT}:
+                self._known[snapshot_id] = CheckOutcome.DAMAGED_SOURCE
         unknown = self._proofs.perhaps_proven(manifests)
         decisions = decide(
-            manifests, policy, now=self._now, known=self._known, undeleted=holdings.survey.undeleted.keys()
+            manifests, self._policy, now=self._now, known=self._known, undeleted=holdings.listing.undeleted.keys()
         )
-        return [_kept_all_the_same(decision) if decision.manifest.id in unknown else decision for decision in decisions]
+        return [_kept_anyway(decision) if decision.manifest.id in unknown else decision for decision in decisions]
 
-    def _judged(self, holdings: Holdings, verdicts: Verdicts, *, accepts_shrink: bool, has_policy: bool) -> Verdicts:
-        """The verdicts with what has shrunk now, which holds until somebody accepts it, or with that acceptance."""
+    def _with_shrink(self, holdings: Holdings, record: RetentionRecord) -> RetentionRecord:
+        """Add to `record` that the database has shrunk, which holds until it is accepted, or the acceptance."""
         manifests = holdings.history.manifests
         newest = newest_regular(manifests)
-        shrink = verdicts.held or find_shrink(manifests, accepted=verdicts.accepted_order)
-        judged = replace(verdicts, held=shrink)
-        if accepts_shrink and shrink is not None and newest is not None:
+        shrink = record.held or find_shrink(manifests, accepted=record.accepted_order)
+        updated = replace(record, held=shrink)
+        if self._options.accepts_shrink and shrink is not None and newest is not None:
             self._accepted = newest.id
-            judged = Verdicts(accepted_shrink=Accepted(snapshot=newest.id, sequence=newest.sequence), held=None)
-        if judged != verdicts and not self._is_dry_run and (has_policy or self._accepted):
-            write_verdicts(self._repository, self._database, judged)
-        return judged
+            updated = RetentionRecord(accepted_shrink=Accepted(snapshot=newest.id, sequence=newest.sequence), held=None)
+        if updated != record and not self._options.is_dry_run and (self._policy is not None or self._accepted):
+            key = retention_key(self._archive.database)
+            self._archive.repository.put_object(key, updated.encode())
+        return updated
 
     def _remove(self) -> None:
         reasons = {each.manifest.id: ", ".join(each.reasons) for each in self._decisions if not each.is_kept}
-        if self._is_dry_run:
+        if self._options.is_dry_run:
             self._removed = [*reasons]
         else:
-            self._left += move_to_trash(
-                self._repository, self._database, reasons, self._removed, self._pace, now=self._now
-            )
+            self._left += move_to_trash(self._archive, reasons, self._removed, self._pace, now=self._now)
 
-    def _purge(self, holdings: Holdings, policy: RetentionSettings) -> None:
-        """Delete trash entries whose grace is over, but for those of snapshots that are there or are to come back.
+    def _purge(self, holdings: Holdings, grace: timedelta) -> None:
+        """Delete trash entries whose grace is over, except those of snapshots that are there or are coming back.
 
-        Packs that they name still count as named in this sweep: the listing that showed them stands.
+        Packs that they name still count as named in this sweep, because the listing has shown the entries.
         """
-        spared = holdings.survey.manifests.keys() | holdings.survey.undeleted.keys()
+        spared = holdings.listing.manifests.keys() | holdings.listing.undeleted.keys()
         due = {
             snapshot_id: stored
-            for snapshot_id, stored in holdings.survey.trash.items()
-            if snapshot_id not in spared and self._clock.is_older(stored, policy.grace)
+            for snapshot_id, stored in holdings.listing.trash.items()
+            if snapshot_id not in spared and self._clock.is_older(stored, grace)
         }
-        if self._is_dry_run:
+        if self._options.is_dry_run:
             self._purged = [*due]
         else:
-            self._left += purge(self._repository, self._database, due, self._purged, self._pace)
+            self._left += purge(self._archive, due, self._purged, self._pace)
 
-    def _forget_what_is_gone(self, holdings: Holdings, policy: RetentionSettings) -> None:
-        """Delete what is kept about snapshots that are neither there nor in the trash, and says nothing of others."""
-        if self._is_dry_run:
+    def _remove_orphaned_records(self, holdings: Holdings, grace: timedelta) -> None:
+        """Delete records about snapshots that are neither there nor in the trash, if they say nothing of others."""
+        if self._options.is_dry_run:
             return
-        known = holdings.survey.manifests.keys() | (holdings.survey.trash.keys() - self._purged)
+        known = holdings.listing.manifests.keys() | (holdings.listing.trash.keys() - self._purged)
         left = [each.manifest for each in holdings.trash.entries if each.manifest.id in known]
-        condemning = self._proofs.condemning([*holdings.history.manifests, *left])
-        drills = [each for each in holdings.survey.drills if each not in known and each not in condemning]
-        self._pace.each(
-            lambda each: self._repository.store.delete(str(RecordKey(RecordKind.DRILL, self._database, str(each)))),
-            drills,
-        )
-        for snapshot_id, stored in holdings.survey.undeleted.items():
-            # A young one may be of somebody who is about to put the manifest back.
-            if snapshot_id not in known and self._clock.is_older(stored, policy.grace):
-                unmark_undeleted(self._repository, self._database, snapshot_id)
+        needed = self._proofs.reporting_damage([*holdings.history.manifests, *left])
+        drills = [each for each in holdings.listing.drills if each not in known and each not in needed]
+        self._pace.each(lambda each: self._archive.delete_record(RecordKind.DRILL, each), drills)
+        for snapshot_id, stored in holdings.listing.undeleted.items():
+            # A young mark may belong to a host that is about to put the manifest back.
+            if snapshot_id not in known and self._clock.is_older(stored, grace):
+                unmark_undeleted(self._archive, snapshot_id)
 
 
-def _kept_all_the_same(decision: Decision) -> Decision:
+def _kept_anyway(decision: Decision) -> Decision:
     reasons = decision.reasons if decision.is_kept else ()
     return Decision(decision.manifest, is_kept=True, reasons=(*reasons, "perhaps proven, the record is damaged"))
+
+
+def _read_record(holdings: Holdings) -> RetentionRecord:
+    """Read what the store has recorded of shrinking. Raises `DamageError` and `UnsupportedFormatError`."""
+    repository, key = holdings.archive.repository, retention_key(holdings.archive.database)
+    if key not in holdings.listing.single:
+        return EMPTY_RETENTION_RECORD
+    try:
+        return RetentionRecord.decode(repository.store.get(key, limit_bytes=MAX_RECORD_BYTES))
+    except NewerFormatError as error:
+        raise UnsupportedFormatError(
+            f"{key} in {repository.url} was written by a newer backupd: {error}",
+            hint="install the newer version; nothing was changed",
+        ) from error
+    except FormatError as error:
+        raise DamageError(
+            f"{key} in {repository.url} cannot be read: {error}",
+            hint="it says whether the database has shrunk, and if that was accepted; when you know, delete it by hand",
+        ) from error
+
+
+def _failure_hold(archive: Archive) -> Hold | None:
+    """The hold on an archive whose last snapshot failed."""
+    database = archive.database
+    failure = failed_snapshot(archive.repository.state, database, archive.url).read()
+    if failure is None:
+        return None
+    at = f"{failure.failed_at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return Hold(
+        f"the last snapshot of {database} in {archive.url} failed at {at}: {failure.message}",
+        hint=f"solve that problem, then: backupd now {database}",
+    )

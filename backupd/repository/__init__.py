@@ -1,7 +1,4 @@
-"""One store as a repository: that it is one, what it holds, and who may write to it.
-
-What it holds is read with `manifests`, `records` and `packs`, and the next snapshot is written with `writing`.
-"""
+"""A store as a repository: whether it is one, what databases it holds, and the objects that belong to none of them."""
 
 from __future__ import annotations
 
@@ -10,69 +7,78 @@ import json
 import os
 import secrets
 import threading
-from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from backupd.cache import Cache
 from backupd.encryption import NO_ENCRYPTION
-from backupd.errors import (
-    DamageError,
-    NoSuchObjectError,
-    StoreUnavailableError,
-    UnreadableObjectError,
-    UnsupportedFormatError,
-)
+from backupd.errors import DamageError, NoSuchObjectError, StoreUnavailableError, UnsupportedFormatError
 from backupd.format import FORMAT_VERSION, FormatError
-from backupd.format.manifest import MAX_MANIFEST_BYTES
 from backupd.logs import log
-from backupd.repository.readable import MAX_REPOSITORY_OBJECT_BYTES, decode_repository, require_readable
-from backupd.rescue import leave_rescue_objects
+from backupd.repository.archive import Archive
+from backupd.repository.commit import MAX_REPOSITORY_OBJECT_BYTES, decode_repository, require_readable
+from backupd.repository.history import Listing
+from backupd.rescue import put_rescue_objects
 from backupd.store import canonical_url
-from backupd.store.keys import (
-    REPOSITORY_KEY,
-    RecordKey,
-    RecordKind,
-    SnapshotKey,
-    database_prefix,
-    is_object_key,
-)
-from backupd.survey import Survey, survey_of
+from backupd.store.keys import REPOSITORY_KEY, RecordKey, RecordKind, SnapshotKey, is_object_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     from backupd.encryption import Encryption
     from backupd.state import StateDirectory
-    from backupd.store import Store
+    from backupd.store import Store, StoredObject
 
 _LOCK_SECONDS = 30.0
 
 
-class Repository:
-    """All databases in one store. Methods raise the errors of `Store`."""
+@dataclass(slots=True)
+class _Known:
+    """The facts that a process has learned of a repository, shared by all threads and by all wrappers of its store."""
 
-    def __init__(self, store: Store, state: StateDirectory, encryption: Encryption = NO_ENCRYPTION) -> None:
-        """Asks the store for nothing yet."""
+    id: str | None = None
+    reported: set[str] = field(default_factory=set)
+    rescue_settled_for: str | None = None
+    """The id of the repository that has the rescue objects, or whose store refused them."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    creation: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Repository:
+    """All databases in one store. A process has one per store, which threads share. Raises the errors of `Store`."""
+
+    def __init__(
+        self,
+        store: Store,
+        state: StateDirectory,
+        encryption: Encryption = NO_ENCRYPTION,
+        *,
+        _known: _Known | None = None,
+    ) -> None:
+        """Take a store as a repository. Asks the store for nothing yet."""
         self.store = store
         self.encryption = encryption
-        self.cache = Cache(self._cache_directory)
         self.state = state
-        self._id: str | None = None
-        self._told: set[str] = set()
-        self._telling = threading.Lock()
-        self._has_left_rescue = False
-        self._creation = threading.Lock()
+        self._known = _known or _Known()
+        self._archives: dict[str, Archive] = {}
+
+    def through(self, store: Store, encryption: Encryption | None = None) -> Repository:
+        """Return this repository with `store`: a wrapper of its own store, or the same place opened again.
+
+        Both know what either has learned. `encryption` replaces the present one.
+        """
+        return Repository(store, self.state, encryption or self.encryption, _known=self._known)
+
+    def archive(self, database: str) -> Archive:
+        """The archive of one database, whether it has snapshots or not."""
+        return self._archives.setdefault(database, Archive(self, database))
 
     @property
     def url(self) -> str:
-        """The store's URL, for people."""
+        """The store's URL, for messages."""
         return self.store.url
 
     @property
     def id(self) -> str | None:
-        """The repository's own id, as `exists` last found it; None before."""
-        return self._id
+        """The repository's own id, as `exists` last found it; None before that, or when there was none."""
+        return self._known.id
 
     def exists(self) -> bool:
         """Whether the store holds a repository that this version can read. Asks the store on every call.
@@ -82,22 +88,23 @@ class Repository:
         try:
             content = self.store.get(REPOSITORY_KEY, limit_bytes=MAX_REPOSITORY_OBJECT_BYTES)
         except NoSuchObjectError:
+            self._known.id = None
             return False
         try:
             version, repository_id = decode_repository(content)
         except FormatError as error:
             raise DamageError(
                 f"{REPOSITORY_KEY} in {self.url} cannot be read: it is not what backupd writes",
-                hint="if this place was never a backupd repository, choose another; otherwise somebody, or a broken "
-                "disk, wrote over it: look what else is gone, as docs/restore.md says (After somebody overwrote the "
-                "store); if it is that object alone, delete it, and the next `backupd now` writes it again",
+                hint="if this place was never a backupd repository, choose another; otherwise another program, or a "
+                "broken disk, wrote over it: check what else is gone, as docs/restore.md says (After an attacker "
+                "overwrote the store); if it is that object alone, delete it: the next `backupd now` writes it again",
             ) from error
         if version > FORMAT_VERSION:
             raise UnsupportedFormatError(
                 f"{self.url} was written by a newer backupd (format {version}; this one knows {FORMAT_VERSION})",
                 hint="install the newer version; nothing was changed",
             )
-        self._id = repository_id
+        self._known.id = repository_id
         return True
 
     def create_if_missing(self) -> None:
@@ -114,24 +121,22 @@ class Repository:
                         hint="try again; if this repeats, the store loses what it acknowledges",
                     )
 
-    def create_once(self) -> None:
-        """As `create_if_missing`, and asks the store for nothing once it was found to be a repository."""
-        with self._creation:
-            if self._id is None:
+    def ensure_created(self) -> None:
+        """Make the store a repository, unless it was one when it was last asked: then the store is not asked again."""
+        with self._known.creation:
+            if self._known.id is None:
                 self.create_if_missing()
 
-    def leave_rescue_once(self) -> None:
-        """Put what restores without backupd into the repository, if it may lack that. Raises nothing."""
-        # What a store does not take may cost no snapshot, and is not asked again all day.
-        if not self._has_left_rescue and self._id is not None:
-            self._has_left_rescue = True
-            leave_rescue_objects(self.store, self.state, self._id)
+    def leave_rescue(self) -> None:
+        """Put the objects that restore without backupd into the repository, if it may lack them. Raises nothing.
 
-    @contextmanager
-    def lock(self, database: str, *, timeout: float) -> Iterator[None]:
-        """Keep other runs with the same state directory away from `database` in this store. Raises `BusyError`."""
-        with self.state.lock(f"{database} in {canonical_url(self.url)}", timeout=timeout):
-            yield
+        A store that refuses is not asked again by this process.
+        """
+        repository_id = self._known.id
+        if repository_id is None or repository_id == self._known.rescue_settled_for:
+            return
+        if put_rescue_objects(self.store, self.state, repository_id):
+            self._known.rescue_settled_for = repository_id
 
     def databases(self, *, with_trash: bool = False) -> list[str]:
         """Names of the databases that have a snapshot, sorted; on demand also of those that have only removed ones."""
@@ -143,8 +148,18 @@ class Repository:
                 names.add(record.database)
         return sorted(names)
 
-    def strangers(self) -> list[str]:
-        """Keys of objects that belong to no database and are not of this format, in their order."""
+    def listings(self) -> dict[str, Listing]:
+        """List the store once: what it has of each database that has a snapshot, by name and sorted."""
+        objects: dict[str, list[StoredObject]] = {}
+        names = set()
+        for found in self.store.list(""):
+            objects.setdefault(found.key.partition("/")[0], []).append(found)
+            if snapshot := SnapshotKey.parse(found.key):
+                names.add(snapshot.database)
+        return {name: Listing.of(name, objects[name]) for name in sorted(names)}
+
+    def foreign_objects(self) -> list[str]:
+        """Keys of objects that belong to no database and are not of this format, in the order of the listing."""
         databases: dict[str, bool] = {}
         outside: list[str] = []
         for found in self.store.list(""):
@@ -156,36 +171,28 @@ class Repository:
                 outside.append(found.key)
         return [key for key in outside if not databases.get(key.partition("/")[0], False)]
 
-    def survey(self, database: str) -> Survey:
-        """One listing of everything of `database`."""
-        return survey_of(database, self.store.list(database_prefix(database)))
-
-    def shows(self, database: str, snapshot_id: str) -> bool:
-        """Whether the store has the manifest of this snapshot now, and a reader accepts it. One request."""
-        key = str(SnapshotKey(database, snapshot_id))
-        try:
-            require_readable(key, self.store.get(key, limit_bytes=MAX_MANIFEST_BYTES), url=self.url)
-        except (NoSuchObjectError, DamageError, UnreadableObjectError):
-            return False
-        return True
-
     def put_object(self, key: str, content: bytes) -> None:
         """Put one small object. Raises `UnreadableObjectError`, and puts nothing, when a reader would refuse it."""
         require_readable(key, content, url=self.url)
         self.store.put(key, content, sha256=hashlib.sha256(content).digest())
 
-    def tell_once(self, event: str, *, reason: str) -> None:
-        """Log `event` once, however often it happens, in however many threads."""
-        with self._telling:
-            is_told = event in self._told
-            self._told.add(event)
-        if not is_told:
+    def report_once(self, event: str, *, reason: str) -> None:
+        """Log `event` once in a process, however often and in however many threads it happens."""
+        with self._known.lock:
+            is_news = event not in self._known.reported
+            self._known.reported.add(event)
+        if is_news:
             log.info(event, reason=reason)
 
-    def _cache_directory(self, database: str) -> Path:
-        if self._id is None and not self.exists():
+    def local_key(self) -> str:
+        """The key of what this machine knows of the repository. Raises `NoSuchObjectError` when this is none.
+
+        It has the place in it: a copy of a repository has the same id, and continues with another history.
+        """
+        repository_id = self._known.id
+        if repository_id is None and self.exists():
+            repository_id = self._known.id
+        if repository_id is None:
             raise NoSuchObjectError(f"{self.url} holds no backups", hint="make one with: backupd now")
-        assert self._id is not None  # noqa: S101
-        # A copy of a repository has its id too, and goes on with another history.
         place = hashlib.sha256(os.fsencode(canonical_url(self.url))).hexdigest()[:8]
-        return self.state.cache(f"{self._id}-{place}", database)
+        return f"{repository_id}-{place}"

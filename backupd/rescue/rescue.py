@@ -5,19 +5,19 @@
     python3 rescue.py restore app@2026-11-22T08:00 ../old.db      the newest at or before that time (local; Z for UTC)
     python3 rescue.py needs app@latest                            the objects that it needs, to copy only these
 
-This file needs Python 3.8 or later, with nothing installed into it. It needs the program `zstd`, unless Python is 3.14
-or later, and for encrypted snapshots the program `age`. It reads a directory: the repository itself, or a copy of the
-bucket that any S3 client made. It changes nothing there. RESTORE.md beside it says more.
+This file needs Python 3.8 or later, without extra packages. It needs the program `zstd`, unless Python is 3.14 or
+later, and for encrypted snapshots the program `age`. It reads a directory: the repository itself, or a copy of the
+bucket that any S3 client made. It changes nothing there. RESTORE.md in the same directory says more.
 
-What is checked before the new file gets its name: the SHA-256 of the manifest and of each pack, the checksum of each
-zstd frame, the page map, the BLAKE3 digest of the image (over the page hashes that the packs carry), and the database,
-by SQLite itself. With --check-pages also each page against its hash, at about 25 MB/s.
+Before the new file gets its name, these are checked: the SHA-256 of the manifest and of each pack, the checksum of each
+zstd frame, the page map, the BLAKE3 digest of the image (over the page hashes in the packs), and the database, by
+SQLite itself. With --check-pages, also each page against its hash, at about 25 MB/s.
 
-Whatever comes from the repository is taken for forged until it is proven: names are matched whole, sizes are bounded
-before anything is allocated, and no program is given anything but bytes on its standard input.
+Everything in the repository counts as forged until it is verified: names are matched as a whole, sizes are limited
+before memory is allocated, and other programs get only bytes on their standard input.
 
-To read it, begin at the end: `run` does what was asked for, `restore` makes the file, and `Image` puts its content
-together. What they need stands above them, and what any of it means in FORMAT.md, in the source of backupd.
+Read it from the end: `run` carries out the command, `restore` makes the file, and `Image` assembles its content. Their
+parts are above them. FORMAT.md, in the source of backupd, specifies the format.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# Exit codes, the same as those of backupd.
+# Exit codes, as in backupd.
 USAGE, UNAVAILABLE, NO_SUCH_SNAPSHOT, DAMAGE, NEWER_FORMAT, INTERRUPTED = 2, 10, 12, 20, 21, 130
 
-# The format that this program reads, and the bounds that FORMAT.md sets.
+# The format version that this program reads, and the limits in FORMAT.md.
 FORMAT = 1
 DATABASE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 SNAPSHOT_ID = r"[0-9]{8}T[0-9]{9}Z-[0-9a-f]{8}"
@@ -62,7 +62,7 @@ MAX_PACK_BYTES, MAX_ENCRYPTED_PACK_BYTES, MAX_PACK_IMAGE_BYTES = 17563672, 17633
 MAX_IMAGE_PAGES = 1 << 26
 ALWAYS_COUNTED_SEQUENCES = 1 << 32
 
-# What SQLite says of values that do not fit the type or constraint of their column: pages and indexes are right.
+# SQLite's messages for values that do not fit the type or constraint of their column: not a damage of pages or indexes.
 OF_VALUES = re.compile(
     r"(?:NULL|NUMERIC|TEXT|non-[A-Z]+) value in |CHECK constraint failed in "
     r"|index .* stores an imprecise floating-point value for row "
@@ -72,7 +72,7 @@ REFERENCES = "a snapshot is NAME@latest, NAME@ID, NAME@ and the beginning of an 
 
 
 class Failure(Exception):
-    """What went wrong, in one line, with what to do about it and the exit code."""
+    """A failure: a message in one line, a hint that says what to do, and the exit code."""
 
     def __init__(self, message: str, hint: str = "", code: int = DAMAGE) -> None:
         super().__init__(message)
@@ -80,7 +80,7 @@ class Failure(Exception):
 
 
 class Snapshot(NamedTuple):
-    """What a manifest says, and all its `values`. `key` is where it is, in the trash perhaps."""
+    """A snapshot, as its manifest has it, and all `values` of that. `key` may be in the trash."""
 
     key: str
     database: str
@@ -98,35 +98,37 @@ class Snapshot(NamedTuple):
 
 
 class Repository:
-    """A directory that holds a repository, or a part of one."""
+    """A directory with a repository, or a part of one."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         if not root.is_dir():
-            raise Failure(f"{root} is no directory", "name the copy of the repository with --repository", UNAVAILABLE)
+            raise Failure(
+                f"{root} is not a directory", "name the copy of the repository with --repository", UNAVAILABLE
+            )
         try:
             content = self.read("backupd.json", 4096)
         except FileNotFoundError:
             if not any(self.databases()):
                 raise Failure(
-                    f"{root} holds no backups: there is no backupd.json",
-                    "run this in the directory that holds backupd.json, or name it with --repository",
+                    f"{root} has no backups: there is no backupd.json",
+                    "run this in the directory with backupd.json, or name that with --repository",
                     UNAVAILABLE,
                 ) from None
-            say(f"note: backupd.json is missing from {root}; going on with what is there")
+            say(f"note: backupd.json is missing from {root}; continuing without it")
             return
         values = parsed("backupd.json", content)
         reject_version("backupd.json", values.get("format"))
 
     def read(self, key: str, limit: int) -> bytes:
-        """The whole object. FileNotFoundError for what is missing, or is no plain file below the root."""
+        """Return a whole object. FileNotFoundError if it is missing, or not a plain file below the root."""
         path = self.root
         *directories, name = key.split("/")
         for directory in directories:
             path = path / directory
             if not is_directory(path):
                 raise FileNotFoundError(key)
-        # Not through links, and without waiting for whoever writes into a pipe.
+        # Without following links, and without waiting for the writer of a pipe.
         flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         if (path / name).is_symlink():
             raise FileNotFoundError(key)
@@ -137,18 +139,18 @@ class Repository:
             raise FileNotFoundError(key)
         with open(descriptor, "rb") as file:
             if status.st_size > limit:
-                raise Failure(f"{key} has {status.st_size} bytes where at most {limit} can be right")
+                raise Failure(f"{key} has {status.st_size} bytes where at most {limit} are possible")
             return file.read(limit + 1)
 
     def databases(self) -> Iterator[str]:
-        """Names of the databases, sorted."""
+        """Yield the names of the databases, sorted."""
         for name in self._names(self.root):
             kinds = (self.root / name / "snapshots", self.root / name / "trash")
             if re.fullmatch(DATABASE, name) and is_directory(self.root / name) and any(map(is_directory, kinds)):
                 yield name
 
     def snapshots(self, *, removed: bool) -> tuple[list[Snapshot], list[Failure]]:
-        """All snapshots, by database, the oldest first, and what is wrong with those that cannot be read."""
+        """Return all snapshots, by database, the oldest first, and the failures of those that cannot be read."""
         found, damaged = [], []
         kind = "trash" if removed else "snapshots"
         for database in self.databases():
@@ -161,7 +163,7 @@ class Repository:
         return sorted(found, key=lambda each: (each.database, each.sequence, each.id)), damaged
 
     def snapshot(self, key: str) -> Snapshot:
-        """The snapshot whose manifest, or trash entry, is at `key`."""
+        """Return the snapshot whose manifest, or trash entry, is at `key`."""
         database, kind, name = key.split("/")
         if kind == "trash":
             entry = unsealed("trash", self.read(key, MAX_TRASH_BYTES))
@@ -170,43 +172,43 @@ class Repository:
             manifest = self.read(key, MAX_MANIFEST_BYTES)
         snapshot = read_manifest(key, unsealed("manifest", manifest))
         if (snapshot.database, snapshot.id + ".json") != (database, name):
-            raise Failure(f"it is that of {snapshot.database}@{snapshot.id}")
+            raise Failure(f"it belongs to {snapshot.database}@{snapshot.id}")
         highest = highest_sequence(os.lstat(self.root / key).st_mtime_ns // 10**6, time.time_ns() // 10**6)
         return snapshot._replace(sequence=min(snapshot.sequence, highest))
 
     def _names(self, directory: Path) -> list[str]:
-        # The root may be a link: its user named it.
+        # The root may be a link, because the user named it.
         return sorted(os.listdir(directory)) if is_directory(directory) or directory == self.root else []
 
 
 def highest_sequence(put_at: int, now: int) -> int:
-    """As how much a sequence counts at most, by when the manifest was put (both in milliseconds since 1970).
+    """Return the highest sequence that counts for a manifest put at `put_at` (milliseconds since 1970, as `now`).
 
-    So what is put later can always be newer than what was planted.
+    A planted manifest can so always be followed by a newer one.
     """
     return ALWAYS_COUNTED_SEQUENCES + (max(0, put_at) if put_at <= now else 0)
 
 
 def is_directory(path: Path) -> bool:
-    """Whether it is one itself, and no link to one."""
+    """Whether `path` is a directory, and not a link to one."""
     return path.is_dir() and not path.is_symlink()
 
 
 def unsealed(kind: str, data: bytes) -> dict[str, Any]:
-    """What a sealed object says, after its SHA-256 was found right."""
+    """Return the content of a sealed object, after a check of its SHA-256."""
     envelope = re.match(rb'\{"sha256":"([0-9a-f]{64})","%s":' % kind.encode(), data)
     if envelope is None or not data.endswith(b"}\n"):
         raise Failure(f"the object is not a sealed {kind}")
     body = data[envelope.end() : -2]
     if hashlib.sha256(body).hexdigest().encode() != envelope[1]:
-        raise Failure(f"the {kind} does not have the SHA-256 that it is sealed with")
+        raise Failure(f"the {kind} does not match the SHA-256 of its seal")
     values = parsed(kind, body)
     reject_version(f"the {kind}", values.get("format"))
     return values
 
 
 def parsed(what: str, data: bytes) -> dict[str, Any]:
-    """A JSON object. Numbers of more than 19 digits are none of ours, and take long to read."""
+    """Parse a JSON object. The format has no numbers of more than 19 digits, which take long to read."""
 
     def number(text: str) -> int:
         return int(text) if len(text) < 20 else reject_number(text)
@@ -216,34 +218,34 @@ def parsed(what: str, data: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise Failure(f"{what} cannot be read: {error}") from error
     if not isinstance(values, dict):
-        raise Failure(f"{what} cannot be read: it is no object")
+        raise Failure(f"{what} cannot be read: it is not an object")
     return values
 
 
 def reject_number(text: str) -> NoReturn:
-    """What JSON has no word for, or we have no use for."""
-    raise ValueError(f"{text[:20]} is no number")
+    """Raise for a number that the format does not have."""
+    raise ValueError(f"{text[:20]} is not a number")
 
 
 def unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """One object of JSON, with each key once."""
+    """Return one object of JSON; raise if it has a key twice."""
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise ValueError("a key stands twice in one object")
+        raise ValueError("a key is repeated in one object")
     return values
 
 
 def reject_version(what: str, version: object) -> None:
     """Raise unless this program knows the format version."""
     if type(version) is not int or version < 1:
-        raise Failure(f"{what} does not say its format version")
+        raise Failure(f"{what} does not name its format version")
     if version > FORMAT:
-        hint = "take rescue.py from this repository itself, or a newer backupd"
+        hint = "use rescue.py from this repository itself, or a newer backupd"
         raise Failure(f"{what} is of format version {version}; this program knows {FORMAT}", hint, NEWER_FORMAT)
 
 
 def field(values: dict[str, Any], name: str, kind: Any, low: int = 0, high: int = 1 << 63, form: str = "") -> Any:
-    """One value, of the right type, range and form."""
+    """Return one value, after a check of its type, range and form."""
     value: Any = values.get(name)
     if type(value) is not kind:
         raise Failure(f"{name} is missing or of another type")
@@ -253,20 +255,20 @@ def field(values: dict[str, Any], name: str, kind: Any, low: int = 0, high: int 
 
 
 def read_manifest(key: str, values: dict[str, Any]) -> Snapshot:
-    """The parts of a manifest that a restore needs, each of them checked."""
+    """Return the parts of a manifest that a restore needs, each of them checked."""
     page_size = field(values, "page_size", int, 512, 65537)
     if page_size & (page_size - 1):
         raise Failure("page_size is out of range")
     packs = field(values, "packs", list)
     for pack in packs:
         if not isinstance(pack, dict) or pack.get("encryption") not in (None, "age"):
-            raise Failure("packs holds something else than packs")
+            raise Failure("packs contains something other than packs")
         field(pack, "sha256", str, form=SHA256)
         most_bytes = MAX_ENCRYPTED_PACK_BYTES if pack.get("encryption") else MAX_PACK_BYTES
         field(pack, "stored_bytes", int, 1, most_bytes + 1)
         field(pack, "pages", int, 1, MAX_PACK_IMAGE_BYTES // 512 + 1)
     if "private" not in values:
-        reject_odd_private(values)
+        reject_invalid_private(values)
     return Snapshot(
         key=key,
         database=field(values, "database", str, form=DATABASE),
@@ -281,14 +283,14 @@ def read_manifest(key: str, values: dict[str, Any]) -> Snapshot:
     )
 
 
-def reject_odd_private(values: dict[str, Any]) -> None:
-    """Raise unless the part that an encrypted manifest keeps private is as it should be."""
+def reject_invalid_private(values: dict[str, Any]) -> None:
+    """Raise unless the part that an encrypted manifest keeps private is valid."""
     field(values, "image_digest", str, form=SHA256)
     field(values, "page_map", str)
 
 
 def pack_key(snapshot: Snapshot, pack: dict[str, Any]) -> str:
-    """Where the repository holds a pack."""
+    """Return the key of a pack."""
     suffix = ".zst.age" if pack.get("encryption") else ".zst"
     return f"{snapshot.database}/packs/{pack['sha256']}{suffix}"
 
@@ -297,31 +299,31 @@ def pack_key(snapshot: Snapshot, pack: dict[str, Any]) -> str:
 
 
 def filtered(command: list[str], data: bytes, limit: int, refusal: Callable[[str], Failure]) -> bytes:
-    """What a program makes of `data`: at most `limit` bytes, and it is stopped when it has more to say.
+    """Return the output of a program for `data`; one with more than `limit` bytes is stopped.
 
-    `refusal` makes its last words, when it fails, into an error.
+    `refusal` turns the messages of a program that failed into an error.
     """
-    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as told:
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as messages:
         given.write(data)
         given.seek(0)
         try:
-            process = subprocess.Popen(command, stdin=given, stdout=subprocess.PIPE, stderr=told)
+            process = subprocess.Popen(command, stdin=given, stdout=subprocess.PIPE, stderr=messages)
         except FileNotFoundError:
-            hint = f"install it: apt install {command[0]}, or the like; its name has to be found on PATH"
-            raise Failure(f"the program {command[0]} is not here", hint, USAGE) from None
+            hint = f"install it: apt install {command[0]}, or similar; it must be found on PATH"
+            raise Failure(f"the program {command[0]} is not installed", hint, USAGE) from None
         with process:
             output: bytes = process.stdout.read(limit + 1)  # type: ignore[union-attr]
             if len(output) > limit:
                 process.kill()
-                raise Failure(f"{command[0]} gives more than the {limit} bytes that can be right")
+                raise Failure(f"{command[0]} gives more than the {limit} bytes that are possible")
         if process.returncode:
-            told.seek(0)
-            raise refusal(told.read(500).decode(errors="replace"))
+            messages.seek(0)
+            raise refusal(messages.read(500).decode(errors="replace"))
     return output
 
 
 def decrypted(data: bytes, identity: str | None) -> bytes:
-    """The content of an age file, which is never longer than that."""
+    """Return the content of an age file, which is never longer than the file."""
     if identity is None:
         raise Failure("it is encrypted", "name the file with the secret key: --identity FILE", USAGE)
     if not os.path.exists(identity) or os.path.isdir(identity):
@@ -331,14 +333,14 @@ def decrypted(data: bytes, identity: str | None) -> bytes:
 
 
 def refusal_of_age(words: str, identity: str) -> Failure:
-    """What age means. The SHA-256 of what it was given is right: it is the key, or whoever wrote it wrote no age."""
+    """Explain a refusal of age. Its input has the right SHA-256: the key is wrong, or it was not written by age."""
     lines = [line for line in words.splitlines() if "age/report" not in line]
     words = printable(" ".join(lines)).replace("age: error: ", "").replace("age: ", "")
     if re.search("(?i)no identity matched|no matching keys|incorrect identity", words):
-        hint = "it was encrypted to other keys: look for another file, and name that with --identity"
-        return Failure(f"no secret key in {identity} opens it", hint, USAGE)
+        hint = "it was encrypted to other keys: find another file, and name that with --identity"
+        return Failure(f"no secret key in {identity} decrypts it", hint, USAGE)
     if re.search('(?i)reading "|no secret keys|unknown identity', words):
-        hint = "it has a line that begins with AGE-SECRET-KEY-1, or is an SSH key, and this user may read it"
+        hint = "it must have a line that begins with AGE-SECRET-KEY-1, or be an SSH key, and be readable for this user"
         return Failure(f"age finds no secret key in {identity}", hint, USAGE)
     if re.search("(?i)passphrase|identity", words):
         return Failure(f"age cannot use {identity}: {words}", "try it by itself: age --decrypt --identity FILE", USAGE)
@@ -346,8 +348,8 @@ def refusal_of_age(words: str, identity: str) -> Failure:
 
 
 def decompressed(frame: bytes, size: int) -> bytes:
-    """The `size` bytes in `frame`, which is exactly one zstd frame that declares this size."""
-    reject_other_frame(frame, size)
+    """Return the `size` bytes in `frame`, which must be exactly one zstd frame that declares this size."""
+    reject_wrong_frame(frame, size)
     try:
         zstd = importlib.import_module("compression.zstd")  # Python 3.14
     except ImportError:
@@ -359,22 +361,22 @@ def decompressed(frame: bytes, size: int) -> bytes:
         except zstd.ZstdError as error:
             raise Failure(f"zstd refuses: {error}") from error
     if len(content) != size:
-        raise Failure(f"the compressed frame holds another size than {size} bytes")
+        raise Failure(f"the compressed frame has a size other than {size} bytes")
     return bytes(content)
 
 
-def reject_other_frame(frame: bytes, size: int) -> None:
+def reject_wrong_frame(frame: bytes, size: int) -> None:
     """Raise unless `frame` is one whole zstd frame of `size` bytes without a dictionary (RFC 8878, section 3.1.1)."""
     try:
         magic, descriptor = struct.unpack_from("<IB", frame)
         is_single, has_checksum = descriptor >> 5 & 1, descriptor >> 2 & 1
         if magic != 0xFD2FB528 or descriptor & 0b1011:
-            raise Failure("there is no zstd frame, or it wants a dictionary")
+            raise Failure("there is no zstd frame, or it needs a dictionary")
         at = 5 if is_single else 6
         width = (is_single, 2, 4, 8)[descriptor >> 6]
         declared = int.from_bytes(frame[at : at + width], "little") + (256 if width == 2 else 0)
         if not width or declared != size:
-            raise Failure(f"the compressed frame declares another size than {size} bytes")
+            raise Failure(f"the compressed frame declares a size other than {size} bytes")
         at, is_last = at + width, 0
         while not is_last:
             block = frame[at] | frame[at + 1] << 8 | frame[at + 2] << 16
@@ -383,15 +385,15 @@ def reject_other_frame(frame: bytes, size: int) -> None:
     except (struct.error, IndexError):
         raise Failure("the compressed frame is cut off") from None
     if at + 4 * has_checksum != len(frame):
-        raise Failure("the compressed frame is cut off, or something comes behind it")
+        raise Failure("the compressed frame is cut off, or something follows it")
     if not has_checksum and size:
         raise Failure("the compressed frame has no checksum")
 
 
-# ---------------------------------------------------------------- BLAKE3, some thousand chunks at once
+# ---------------------------------------------------------------- BLAKE3, thousands of chunks at once
 
-# A long integer is used as many lanes of 64 bits, each with one 32-bit word: one addition of two such integers adds the
-# words of all lanes. That is fifty times faster than one word after the other, and needs no module.
+# A long integer serves as many lanes of 64 bits, each with one 32-bit word: one addition of two such integers adds the
+# words of all lanes. This is fifty times faster than one word at a time, and needs no module.
 IV = (0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19)
 PERMUTATION = (2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8)
 COLUMNS = ((0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15))
@@ -400,7 +402,7 @@ CHUNK_START, CHUNK_END, PARENT, ROOT = 1, 2, 4, 8
 
 
 def compress(chaining: list[int], block: list[int], counters: int, length: int, flags: int, ones: int) -> list[int]:
-    """The compression function, in all lanes at once; `ones` has a 1 in each lane."""
+    """Apply the compression function to all lanes at once; `ones` has a 1 in each lane."""
     mask = ones * 0xFFFFFFFF
     v = chaining + [word * ones for word in IV[:4]] + [counters, 0, length * ones, flags * ones]
     for turn in range(7):
@@ -418,7 +420,7 @@ def compress(chaining: list[int], block: list[int], counters: int, length: int, 
 
 
 def hash_blocks(data: bytes, size: int, counters: list[int], first: int, last: int) -> bytes:
-    """32 bytes for each of as many pieces of `data` as there are counters; a piece has `size` bytes and zeros behind.
+    """Return 32 bytes for each piece of `data`, one per counter. A piece has `size` bytes, then zeros.
 
     `first` and `last` are the flags of the first and the last block of 64 bytes.
     """
@@ -442,12 +444,12 @@ def hash_blocks(data: bytes, size: int, counters: list[int], first: int, last: i
 
 
 def hash_parents(nodes: bytes, flags: int) -> bytes:
-    """The nodes above `nodes`, of which there is an even number."""
+    """Return the parents of an even number of `nodes`."""
     return hash_blocks(nodes, 64, [0] * (len(nodes) // 64), PARENT | flags, PARENT | flags)
 
 
 def page_hashes(images: bytes, page_size: int) -> bytes:
-    """The page hashes (16 bytes each) of pages that lie one behind the other."""
+    """Return the page hashes (16 bytes each) of consecutive pages."""
     count, chunks = len(images) // page_size, max(1, page_size // 1024)
     numbers = list(range(chunks)) * count
     nodes = hash_blocks(images, min(page_size, 1024), numbers, CHUNK_START, CHUNK_END | (ROOT if chunks == 1 else 0))
@@ -458,7 +460,7 @@ def page_hashes(images: bytes, page_size: int) -> bytes:
 
 
 def blake3(message: bytes) -> str:
-    """The BLAKE3 of one message, in hexadecimal."""
+    """Return the BLAKE3 of one message, in hexadecimal."""
     whole = max(0, len(message) - 1) // 1024
     rest = message[1024 * whole :]
     padded = rest + bytes(-len(rest) % 64 if rest else 64)
@@ -476,12 +478,12 @@ def blake3(message: bytes) -> str:
 
 
 def private_part(snapshot: Snapshot, identity: str | None) -> dict[str, Any]:
-    """The part of the manifest that is encrypted, if it is."""
+    """Return the private part of a manifest, decrypted if it is encrypted."""
     sealed = snapshot.values.get("private")
     if sealed is None:
         return snapshot.values
     if not isinstance(sealed, dict):
-        raise Failure("the private part of the manifest is no object")
+        raise Failure("the private part of the manifest is not an object")
     secret = from_base64("the private part of the manifest", field(sealed, "age", str))
     try:
         plain = decrypted(secret, identity)
@@ -490,12 +492,12 @@ def private_part(snapshot: Snapshot, identity: str | None) -> dict[str, Any]:
     if hashlib.sha256(plain).hexdigest() != field(sealed, "sha256", str, form=SHA256):
         raise Failure("the private part of the manifest does not have its SHA-256")
     values = parsed("the private part of the manifest", plain)
-    reject_odd_private(values)
+    reject_invalid_private(values)
     return values
 
 
 def from_base64(what: str, text: str) -> bytes:
-    """The bytes behind a text."""
+    """Decode base64."""
     try:
         return base64.b64decode(text, validate=True)
     except ValueError as error:
@@ -503,7 +505,7 @@ def from_base64(what: str, text: str) -> bytes:
 
 
 def read_page_map(snapshot: Snapshot, private: dict[str, Any]) -> array.array[int]:
-    """For each page the position of its pack, from 1; 0 for the page of zeros around byte 2^30, which SQLite locks."""
+    """Return for each page the position of its pack, from 1; 0 for the page with byte 2^30, which SQLite locks."""
     frame = from_base64("the page map", private["page_map"])
     try:
         page_map = array.array("I", decompressed(frame, 4 * snapshot.page_count))
@@ -516,12 +518,12 @@ def read_page_map(snapshot: Snapshot, private: dict[str, Any]) -> array.array[in
     if page_map and max(page_map) > len(snapshot.packs):
         raise Failure("the page map names packs that the manifest does not")
     if page_map.count(0) != holes or (holes and page_map[lock_page - 1]):
-        raise Failure("the page map has a hole that is not the lock-byte page, or none where that page is")
+        raise Failure("the page map has a hole other than the lock-byte page, or no hole there")
     return page_map
 
 
 class Pack(NamedTuple):
-    """Page numbers, page hashes (16 bytes each) and page images, in the same order."""
+    """A pack: page numbers, page hashes (16 bytes each) and page images, in the same order."""
 
     numbers: array.array[int]
     hashes: bytes
@@ -529,7 +531,7 @@ class Pack(NamedTuple):
 
 
 def read_pack(data: bytes, page_size: int, pages: int) -> Pack:
-    """What is in a pack of `pages` pages of `page_size` bytes."""
+    """Read a pack of `pages` pages of `page_size` bytes."""
     if len(data) < 24:
         raise Failure("the pack is cut off")
     magic, index_bytes, tag, version, size, count = struct.unpack_from("<II4sIII", data)
@@ -537,10 +539,10 @@ def read_pack(data: bytes, page_size: int, pages: int) -> Pack:
         raise Failure("the object does not begin with a pack index")
     reject_version("the pack", version)
     if (size, count) != (page_size, pages) or not 1 <= count * size <= MAX_PACK_IMAGE_BYTES:
-        raise Failure(f"the pack holds {count} pages of {size} bytes, and should hold {pages} of {page_size}")
+        raise Failure(f"the pack has {count} pages of {size} bytes, and should have {pages} of {page_size}")
     end = 24 + 20 * count
     if index_bytes != end - 8 or len(data) < end:
-        raise Failure("the index of the pack has another length than its pages need")
+        raise Failure("the index of the pack does not have the length for its pages")
     numbers = array.array("I", data[24 : 24 + 4 * count])
     if sys.byteorder == "big":
         numbers.byteswap()
@@ -550,7 +552,7 @@ def read_pack(data: bytes, page_size: int, pages: int) -> Pack:
 
 
 class Image:
-    """The image of one of the `snapshots` on its way into an empty file."""
+    """The image of one of the `snapshots`, which is written into an empty file."""
 
     def __init__(
         self,
@@ -569,7 +571,7 @@ class Image:
         self.hashes = bytearray(16 * snapshot.page_count)
 
     def write(self) -> None:
-        """Write all of it, and prove it."""
+        """Write the whole image, and verify it."""
         size = self.snapshot.page_size
         self.file.truncate(size * self.snapshot.page_count)
         if self.wanted[0]:
@@ -592,7 +594,7 @@ class Image:
             raise Failure(f"the packs of snapshot {self.snapshot.id} do not make up its image", hint)
 
     def read(self, key: str, pack: dict[str, Any]) -> Pack:
-        """One pack, proven to be the one that the manifest names."""
+        """Return a pack, after a check that it is the one that the manifest names."""
         data = self.repository.read(key, pack["stored_bytes"])
         if hashlib.sha256(data).hexdigest() != pack["sha256"]:
             raise Failure("it does not have the SHA-256 that names it")
@@ -601,10 +603,10 @@ class Image:
         return read_pack(data, self.snapshot.page_size, pack["pages"])
 
     def place(self, position: int, pack: Pack) -> None:
-        """Write the pages that the page map has in the pack at `position`."""
+        """Write the pages that the page map assigns to the pack at `position`."""
         size, written = self.snapshot.page_size, 0
         if self.check_pages and page_hashes(pack.images, size) != pack.hashes:
-            raise Failure("it holds other pages than its index says")
+            raise Failure("its pages do not match its index")
         for i, number in enumerate(pack.numbers):
             if number <= self.snapshot.page_count and self.page_map[number - 1] == position:
                 self.file.seek((number - 1) * size)
@@ -612,42 +614,42 @@ class Image:
                 self.hashes[16 * number - 16 : 16 * number] = pack.hashes[16 * i : 16 * i + 16]
                 written += 1
         if written != self.wanted[position]:
-            raise Failure("it lacks pages that the snapshot has in it")
+            raise Failure("it lacks pages that the snapshot needs from it")
 
 
 def missing(snapshots: list[Snapshot], snapshot: Snapshot, keys: list[str]) -> Failure:
-    """That objects were not copied, or are gone."""
+    """Return the failure for objects that were not copied, or no longer exist."""
     more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-    hint = f"copy what this prints, and try again: python3 rescue.py needs {snapshot.database}@{snapshot.id}"
-    hint += f"; if it is gone where you copy from, too: {without(snapshots, snapshot, keys)}"
+    hint = f"copy what this prints, then try again: python3 rescue.py needs {snapshot.database}@{snapshot.id}"
+    hint += f"; if it is missing in the source of the copy too: {without(snapshots, snapshot, keys)}"
     return Failure(f"{keys[0]}{more} is missing here, and snapshot {snapshot.id} needs it", hint)
 
 
 def without(snapshots: list[Snapshot], snapshot: Snapshot, keys: list[str]) -> str:
-    """What to do when the packs `keys`, which `snapshot` needs, are lost."""
+    """Return the hint for packs (`keys`) that `snapshot` needs, and that are lost."""
     for each in reversed(snapshots):
         if each.database == snapshot.database and not set(keys) & set(needs(each)):
             return f"the newest snapshot that does not need it is {each.database}@{each.id}"
-    return "no snapshot here does without it: look for another copy of this repository"
+    return "all snapshots here need it: find another copy of this repository"
 
 
 def sqlite_findings(file: Path) -> tuple[list[str], str]:
-    """What SQLite finds wrong with a database, and why it could not look, if it could not. Leaves nothing beside it."""
+    """Return the problems that SQLite finds in a database, or why it could not check it. Leaves no other files."""
     try:
-        import sqlite3  # a Python can be without
+        import sqlite3  # not every Python has it
     except ImportError:
         return [], "this Python has no sqlite3"
     connection = sqlite3.connect(f"file:{urllib.parse.quote(str(file))}?mode=ro&immutable=1", uri=True)
     try:
-        # A schema can name functions to run; none is needed for looking.
+        # A schema can call functions; a check needs none.
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA cell_size_check = ON")
-        # Values that do not fit the type or constraint of their column are no damage, and may be many.
+        # Values that do not fit the type or constraint of their column are not damage, and may be many.
         rows = connection.execute(f"PRAGMA integrity_check({10**6})")
         damage = (str(text) for (text,) in rows if text != "ok" and not OF_VALUES.match(str(text)))
         return list(itertools.islice(damage, 20)), ""
     except sqlite3.DatabaseError as error:
-        # Such as the application's own collation, function or module, which this Python does not have.
+        # For example, a collation, function or module of the application is missing in this Python.
         is_damage = "malformed" in str(error) or "not a database" in str(error)
         return ([str(error)], "") if is_damage else ([], str(error))
     finally:
@@ -661,16 +663,16 @@ def restore(
     target: Path,
     arguments: argparse.Namespace,
 ) -> None:
-    """A new file with the image of one of the `snapshots`, or none."""
+    """Create a new file with the image of one of the `snapshots`, or no file."""
     reject_target(target)
     if repository.root.resolve() in target.resolve().parents:
-        raise Failure(f"{target} would lie in the repository", "name a file elsewhere: ../restored.db", USAGE)
+        raise Failure(f"{target} would be in the repository", "name a file elsewhere: ../restored.db", USAGE)
     absent = [key for key in needs(snapshot)[1:] if not os.path.lexists(repository.root / key)]
     if absent:
         raise missing(snapshots, snapshot, absent)
     image_bytes = snapshot.page_size * snapshot.page_count
     disk = shutil.disk_usage(target.parent)
-    if disk.total and image_bytes > disk.free:  # some file systems do not say how much they hold
+    if disk.total and image_bytes > disk.free:  # some file systems do not report their size
         hint = "name a file on another disk"
         raise Failure(f"{target} needs {image_bytes} bytes, and {disk.free} are free there", hint, USAGE)
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial")
@@ -680,7 +682,7 @@ def restore(
             Image(repository, snapshots, snapshot, file, arguments).write()
             file.flush()
             os.fsync(file.fileno())
-        progress("SQLite looks through it")
+        progress("SQLite checks the database")
         findings, unchecked = sqlite_findings(partial) if snapshot.page_count else ([], "")
         reject_target(target)
         os.rename(partial, target)
@@ -691,32 +693,32 @@ def restore(
     progress("")
     print(f"restored {snapshot.database}@{snapshot.id} to {target} ({image_bytes} bytes)")
     if unchecked:
-        say(f"note: all bytes are as captured, but SQLite could not look through them: {printable(unchecked)}")
+        say(f"note: all bytes are as captured, but SQLite could not check them: {printable(unchecked)}")
     if findings:
         raise Failure(
-            f"{target} is as it was captured, byte for byte, and SQLite finds that database damaged: "
+            f"{target} is as it was captured, byte for byte, but SQLite finds the database damaged: "
             f"{printable(findings[0])}",
-            "the file stays; try an older snapshot too",
+            "the file is kept; try an older snapshot too",
         )
 
 
 def reject_target(target: Path) -> None:
-    """Raise when something of that name is there. SQLite would apply an old -wal or -journal to a new file."""
+    """Raise when the file exists, or an old -wal or -journal, which SQLite would apply to the new file."""
     for path in (target, *(target.with_name(target.name + end) for end in ("-wal", "-journal", "-shm"))):
         if os.path.lexists(path):
-            raise Failure(f"{path} is already there", "name a new file; nothing is ever overwritten", USAGE)
+            raise Failure(f"{path} already exists", "name a new file; nothing is ever overwritten", USAGE)
     if not target.parent.is_dir():
-        raise Failure(f"{target.parent} is no directory", "make it, or name another file", USAGE)
+        raise Failure(f"{target.parent} is not a directory", "create it, or name another file", USAGE)
 
 
 def flush_name(file: Path) -> None:
-    """Make a name durable, where directories can be flushed at all."""
+    """Make a name durable, if its file system can flush directories."""
     if os.name == "posix":
         descriptor = os.open(file.parent, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         except OSError as error:
-            # Some network file systems write names through instead.
+            # Some network file systems cannot: they write names through.
             if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
         finally:
@@ -727,33 +729,33 @@ def flush_name(file: Path) -> None:
 
 
 def needs(snapshot: Snapshot) -> list[str]:
-    """Keys of the objects that a restore of the snapshot reads: its manifest, then its packs."""
+    """Return the keys of the objects that a restore reads: the manifest, then the packs."""
     return [snapshot.key, *dict.fromkeys(pack_key(snapshot, pack) for pack in snapshot.packs)]
 
 
 def chosen(snapshots: list[Snapshot], reference: str) -> Snapshot:
-    """The snapshot that `reference` names: an id, its beginning, `latest`, or a time; DATABASE@ may stand before it."""
+    """Return the snapshot of a reference: an id, its beginning, `latest`, or a time; DATABASE@ may precede it."""
     database, at, name = reference.rpartition("@")
     among = [each for each in snapshots if not at or each.database == database]
     last_id = last_before(name)
     if name == "latest" or last_id:
         if len({each.database for each in among}) > 1:
-            raise Failure("there are several databases", f"put the name of one before it: NAME@{name}", USAGE)
+            raise Failure("there are several databases", f"write the name of one in front: NAME@{name}", USAGE)
         regular = [each for each in among if each.kind == "regular"]
         found = [each for each in regular if not last_id or each.id <= last_id][-1:]
     else:
         found = [each for each in among if name and each.id.startswith(name)]
     if len(found) != 1:
-        how_many = "several snapshots answer" if found else "no snapshot answers"
-        hint = f"{REFERENCES}; python3 rescue.py shows what there is"
+        how_many = "several snapshots match" if found else "no snapshot matches"
+        hint = f"{REFERENCES}; python3 rescue.py lists them"
         if reference in {each.database for each in snapshots}:
             hint = f"that is a database; its newest snapshot is {reference}@latest"
-        raise Failure(f"{how_many} to {reference!r}", hint, NO_SUCH_SNAPSHOT)
+        raise Failure(f"{how_many} {reference!r}", hint, NO_SUCH_SNAPSHOT)
     return found[0]
 
 
 def last_before(text: str) -> str:
-    """What no id of a snapshot taken at or before a time is above; "" for what is no time. Local, if not UTC."""
+    """Return a text above the ids of all snapshots up to a time (local, if not UTC); "" if `text` is not a time."""
     if not re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}", text):
         return ""
     try:
@@ -762,11 +764,11 @@ def last_before(text: str) -> str:
         return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(seconds))}{milliseconds:03}Z~"
     except (ValueError, OverflowError, OSError) as error:
         hint = "write 2026-11-22T08:00, by the clock of this machine, or 2026-11-22T08:00Z"
-        raise Failure(f"{text!r} is no time: {error}", hint, USAGE) from error
+        raise Failure(f"{text!r} is not a time: {error}", hint, USAGE) from error
 
 
 def listed(snapshot: Snapshot) -> str:
-    """A line about a snapshot."""
+    """Return the line of a snapshot in the list."""
     day, time = snapshot.id[:8], snapshot.id[9:15]
     taken = f"{day[:4]}-{day[4:6]}-{day[6:]} {time[:2]}:{time[2:4]}:{time[4:]} UTC"
     size = f"{snapshot.page_size * snapshot.page_count / 1e6:>10.1f} MB"
@@ -777,28 +779,28 @@ def listed(snapshot: Snapshot) -> str:
 
 
 def printable(text: str) -> str:
-    """One line without characters that a terminal would obey."""
+    """Return a text on one line, without control characters for a terminal."""
     return "".join(each if each.isprintable() else " " for each in text).strip()
 
 
 def say(line: str) -> None:
-    """A line for people."""
+    """Print a line to stderr."""
     print(line, file=sys.stderr)
 
 
 def progress(text: str) -> None:
-    """What is done now, on a line that the next one replaces; "" leaves it empty."""
+    """Show the present step on a terminal, on a line that the next one replaces; "" clears it."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\x1b[K{text}")
         sys.stderr.flush()
 
 
 def parsed_arguments() -> argparse.Namespace:
-    """What was asked for."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0], epilog="RESTORE.md says more.")
     here = Path(__file__).resolve().parent
     parser.add_argument("--repository", type=Path, default=here, metavar="DIR", help="default: where this file is")
-    parser.add_argument("--trash", action="store_true", help="look at snapshots that were removed, instead")
+    parser.add_argument("--trash", action="store_true", help="use the snapshots in the trash, which were removed")
     verbs = parser.add_subparsers(dest="verb", metavar="restore | needs")
     restoring = verbs.add_parser("restore", help="write one snapshot to a new file")
     restoring.add_argument("snapshot", help="DATABASE@latest, DATABASE@ID, the beginning of an id, or a local time")
@@ -807,12 +809,12 @@ def parsed_arguments() -> argparse.Namespace:
     restoring.add_argument("--check-pages", action="store_true", help="also compare each page with its hash: slow")
     needing = verbs.add_parser("needs", help="print the names of the objects that one snapshot needs")
     needing.add_argument("snapshot", help="as for restore")
-    needing.add_argument("--identity", metavar="FILE", help="also try whether this secret key opens it")
+    needing.add_argument("--identity", metavar="FILE", help="also check that this secret key decrypts it")
     return parser.parse_args()
 
 
 def run() -> int:
-    """Do what was asked for; the exit code."""
+    """Carry out the command, and return the exit code."""
     arguments = parsed_arguments()
     repository = Repository(arguments.repository)
     snapshots, damaged = repository.snapshots(removed=arguments.trash)
@@ -832,10 +834,10 @@ def run() -> int:
 
 
 def main() -> int:
-    """Run, and turn every failure into two lines and an exit code."""
+    """Run, and turn each failure into two lines and an exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a tag may have letters that this terminal has not
+            stream.reconfigure(errors="replace")  # a tag may have letters that this terminal lacks
     try:
         return run()
     except Failure as error:
@@ -849,7 +851,7 @@ def main() -> int:
         say(f"error: {error.filename or 'this machine'}: {error.strerror or error}")
         return UNAVAILABLE
     except KeyboardInterrupt:
-        say("\nerror: interrupted; no file was left")
+        say("\nerror: interrupted; no new file was created")
         return INTERRUPTED
 
 

@@ -1,4 +1,4 @@
-"""The image of a snapshot, out of its packs: fetched in parallel, and proven before anybody sees it."""
+"""The image of a snapshot, out of its packs: fetched in parallel, and proven before it is used."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backupd.capture.image import why_unreadable
+from backupd.concurrency import worker_threads
 from backupd.errors import BackupdError, DamageError
-from backupd.format.fitting import Fitting
-from backupd.format.pagemap import image_digest
-from backupd.repository.manifests import checked_map, snapshots_that_need
-from backupd.repository.packs import pack_key, read_pack
-from backupd.threads import worker_threads
+from backupd.format.pagemap import ImageCheck, image_digest
+from backupd.live.soundness import why_unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,16 +22,18 @@ if TYPE_CHECKING:
 
     from backupd.format.manifest import Manifest, PackEntry
     from backupd.format.pack import PackIndex
-    from backupd.repository import Repository
+    from backupd.repository.archive import Archive
 
 _FETCHERS = 4
+"""Each holds a pack, compressed and not: 12 MB."""
+
 _FLUSHED_AT_ONCE_BYTES = 128 << 20
 _SNAPSHOTS_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How much of the image has been written, in bytes, and how many bytes of packs that took."""
+    """The progress of writing an image: bytes written, bytes in all, and bytes of packs fetched for them."""
 
     restored_bytes: int
     image_bytes: int
@@ -42,26 +41,24 @@ class Progress:
 
 
 def write_image(
-    repository: Repository, manifest: Manifest, file: Path, descriptor: int, on_progress: Callable[[Progress], None]
+    archive: Archive, manifest: Manifest, file: Path, descriptor: int, on_progress: Callable[[Progress], None]
 ) -> int:
-    """Write the image of `manifest` into `file`, open as `descriptor`, and prove it; how many bytes that fetched.
+    """Write the image of `manifest` into `file`, open as `descriptor`, and prove it; the number of bytes fetched.
 
     Each pack's SHA-256 and zstd checksum and the image digest are checked, and SQLite opens the image. Durable. Raises
     `DamageError`, `StoreError` and OSError, and then what is in the file is worthless.
     """
-    fetched_bytes = fetch_image(repository, manifest, descriptor, on_progress)
-    _prove_by_sqlite(repository, manifest, file)
+    fetched_bytes = fetch_image(archive, manifest, descriptor, on_progress)
+    _prove_by_sqlite(archive, manifest, file)
     return fetched_bytes
 
 
-def fetch_image(
-    repository: Repository, manifest: Manifest, descriptor: int, on_progress: Callable[[Progress], None]
-) -> int:
-    """As `write_image`, without SQLite's opinion: damage is then always the store's, and not the captured database's.
+def fetch_image(archive: Archive, manifest: Manifest, descriptor: int, on_progress: Callable[[Progress], None]) -> int:
+    """Do what `write_image` does, without opening the image in SQLite: damage is then always that of the store.
 
     `on_progress` is called from several threads, one at a time; what it raises ends the fetching.
     """
-    fetch = _Fetch(repository, manifest, descriptor, on_progress)
+    fetch = _Fetch(archive, manifest, descriptor, on_progress)
     fetch.run()
     os.fsync(descriptor)
     return fetch.fetched_bytes
@@ -71,14 +68,14 @@ class _Fetch:
     """Packs on their way into the image file, several at once."""
 
     def __init__(
-        self, repository: Repository, manifest: Manifest, descriptor: int, on_progress: Callable[[Progress], None]
+        self, archive: Archive, manifest: Manifest, descriptor: int, on_progress: Callable[[Progress], None]
     ) -> None:
         self.fetched_bytes = 0
-        self._repository = repository
+        self._archive = archive
         self._manifest = manifest
         self._descriptor = descriptor
         self._on_progress = on_progress
-        self._fitting = Fitting(manifest, checked_map(repository, manifest))
+        self._fitting = ImageCheck(archive.page_map(manifest), page_size=manifest.page_size, packs=len(manifest.packs))
         self._restored_bytes = 0
         self._flushed_bytes = 0
         self._lock = threading.Lock()
@@ -94,13 +91,13 @@ class _Fetch:
                 future.result()
         if image_digest(self._fitting.hashes) != self._manifest.image_digest:
             raise DamageError(
-                f"the packs of snapshot {self._manifest.id} in {self._repository.url} do not make up its image",
+                f"the packs of snapshot {self._manifest.id} in {self._archive.url} do not make up its image",
                 hint="restore another snapshot, or this one from another store with --store",
             )
 
     def _fetch(self, position: int, pack: PackEntry) -> None:
         try:
-            index, images = read_pack(self._repository, self._manifest.database, pack)
+            index, images = self._archive.pack(pack)
             pages = self._place(position, pack, index, images)
         except DamageError as error:
             raise self._with_victims(error, pack) from error
@@ -115,21 +112,20 @@ class _Fetch:
             os.fdatasync(self._descriptor)  # the disk works while the others decompress, not only at the end
 
     def _place(self, position: int, pack: PackEntry, index: PackIndex, images: bytes) -> int:
-        """Write the live pages of one pack where they belong; how many that were."""
+        """Write the live pages of one pack to their places; their number."""
         reason = self._fitting.place(index, position)
         if reason is not None:
-            key = pack_key(self._manifest.database, pack)
-            raise DamageError(f"pack {key} in {self._repository.url}: {reason}")
+            raise DamageError(f"pack {self._archive.pack_key(pack)} in {self._archive.url}: {reason}")
         places, indices = self._fitting.live(index, position)
         _write_runs(self._descriptor, images, places, indices, self._manifest.page_size)
         return len(places)
 
     def _with_victims(self, error: DamageError, pack: PackEntry) -> DamageError:
-        """`error` with the snapshots that need the same pack, and the newest that does not."""
+        """Extend `error` by the snapshots that need the same pack, and the newest that does not."""
         try:
-            needing, spared = snapshots_that_need(self._repository, self._manifest.database, pack)
+            needing, spared = self._archive.history().needing(pack)
         except BackupdError:
-            needing, spared = [self._manifest.id], None  # the damage is what the user has to hear of
+            needing, spared = [self._manifest.id], None  # the damage is what matters to the user
         rest = len(needing) - _SNAPSHOTS_SHOWN
         shown = ", ".join(str(each) for each in needing[-_SNAPSHOTS_SHOWN:]) + (f" and {rest} more" if rest > 0 else "")
         other = f"restore {spared}, the newest that does not need it, or use" if spared else "use"
@@ -163,12 +159,12 @@ def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
         data, offset = data[written:], offset + written
 
 
-def _prove_by_sqlite(repository: Repository, manifest: Manifest, file: Path) -> None:
+def _prove_by_sqlite(archive: Archive, manifest: Manifest, file: Path) -> None:
     if manifest.page_count == 0:
         return
     reason = why_unreadable(file, manifest.page_count, needs_schema=manifest.source.tables is not None)
     if reason is not None:
         raise DamageError(
-            f"snapshot {manifest.id} in {repository.url} is complete, but SQLite does not open it: {reason}",
+            f"snapshot {manifest.id} in {archive.url} is complete, but SQLite does not open it: {reason}",
             hint="the database was damaged when it was taken; restore an older snapshot",
         )

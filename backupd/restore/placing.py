@@ -1,4 +1,4 @@
-"""Files on their way into place: a private file beside the target, its owner, and what SQLite keeps around it."""
+"""Put a restored file in place: a private file beside the target, its owner and name, and SQLite's side files."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from backupd.errors import TargetUnwritableError
-from backupd.files import copy, flush_directory, free_bytes, set_mode
 from backupd.live.files import is_named, make_partial
-from backupd.live.intent import no_second_name
 from backupd.logs import log
-from backupd.trust import status_of, way_of
+from backupd.system.files import copy, flush_directory, free_bytes, set_mode
+from backupd.system.trust import status_of, way_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -57,29 +56,16 @@ def give_name(partial: Path, descriptor: int, target: Path) -> None:
     # Another file of the same owner there is that of another restore, which ended a moment later.
     if not is_ours or there is None or there.st_uid != os.fstat(descriptor).st_uid:
         raise TargetUnwritableError(
-            f"another user has put a file of theirs in the place of {target}",
+            f"another user has put a file in the place of {target}",
             hint=f"look who writes {target.parent}, or restore elsewhere with --to FILE",
         )
     flush_directory(target.parent)
 
 
 def reject_planted(target: Path) -> None:
-    """Raise `TargetUnwritableError` when another user may have led `target` to what is not theirs."""
+    """Raise `TargetUnwritableError` when another user may have made `target` a link to a file that is not theirs."""
     if reason := way_of(target.absolute()).planted():
         raise TargetUnwritableError(f"{target} is not written: {reason}", hint="name the file itself, or another")
-
-
-def reject_no_hard_links(target: Path) -> None:
-    """Refuse to replace a file where it could not be kept under a second name. Leaves nothing."""
-    with reporting_errors(target), partial_file(target) as (partial, _):
-        second = partial.with_name(f"{partial.name}-link")
-        try:
-            os.link(partial, second)
-        except FileExistsError:
-            pass  # left by a kill
-        except OSError as error:
-            raise no_second_name(target, error) from error
-        second.unlink()
 
 
 @contextmanager
@@ -105,7 +91,7 @@ def reject_no_room(directory: Path, image_bytes: int) -> None:
 
 
 def give_back_ownership(descriptor: int, manifest: Manifest, directory: Path) -> None:
-    """Owner and mode as the manifest recorded them, else the owner of the directory: the application must open it."""
+    """Set owner and mode as the manifest recorded them, or the owner of the directory: the application must open it."""
     writer, around = manifest.writer, directory.stat()
     uids, gids = (writer.uid, around.st_uid), (writer.gid, around.st_gid)
     given = _give_ownership(descriptor, uids, gids, writer.mode)
@@ -121,7 +107,7 @@ def give_back_ownership(descriptor: int, manifest: Manifest, directory: Path) ->
 
 
 def take_over_ownership(descriptor: int, manifest: Manifest, old: Path) -> None:
-    """Owner and mode of the file that is replaced, if it is there, else as the manifest recorded them.
+    """Set owner and mode to those of the file that is replaced, if it exists, or as the manifest recorded them.
 
     Raises `TargetUnwritableError` where the owner cannot be given.
     """
@@ -145,7 +131,7 @@ def foreign_owner(target: Path, owner: int) -> TargetUnwritableError:
 
 
 def _give_ownership(descriptor: int, uids: Sequence[int], gids: Sequence[int], mode: int) -> os.stat_result:
-    """The first of the owners and of the groups that the system permits, and the mode; what the file has then."""
+    """Set the first owner and the first group that the system permits, and the mode; the status of the file then."""
     _change_first_permitted(descriptor, [(uid, -1) for uid in uids])
     _change_first_permitted(descriptor, [(-1, gid) for gid in gids])
     set_mode(descriptor, mode & _PERMISSIONS)
@@ -166,8 +152,8 @@ def copy_image(image: Path, descriptor: int) -> None:
     os.fsync(descriptor)
 
 
-def led_to(target: Path) -> Path:
-    """What a symbolic link leads to, as the application sees it: that is restored to, not the link.
+def resolve_target(target: Path) -> Path:
+    """The file that `target` leads to: of a symbolic link the application opens the file behind it.
 
     Raises `TargetUnwritableError` when that is nowhere, or when another user may have led it to what is not theirs.
     """

@@ -1,4 +1,4 @@
-"""What a restore into the configured database would do and change: found out before anything is touched."""
+"""The plan of a restore into the configured database: what it would do and change. Nothing is touched to make it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from backupd.capture.side_files import reject_foreign_files
-from backupd.errors import NotADatabaseError, SourceUnusableError, TargetUnwritableError, UsageError
-from backupd.files import free_bytes, is_mounted_read_only
+from backupd.errors import NotADatabaseError, TargetUnwritableError, UsageError
 from backupd.live.contents import Contents, Identity, contents_of_image, contents_of_live, has_page_checksums
-from backupd.live.locks import holders
-from backupd.restore.placing import foreign_owner, reporting_errors, side_files
+from backupd.restore.placing import reporting_errors, side_files
+from backupd.system.files import free_bytes, is_mounted_read_only
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from backupd.format.manifest import Manifest
-    from backupd.repository import Repository
+    from backupd.repository.references import WholeSnapshot
 
 _WAL_FRAME_BYTES = 24
 _JOURNAL_PAGE_BYTES = 8
@@ -50,15 +48,14 @@ class TableChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a restore would do and change. Sizes are in bytes.
+    """The plan of a restore: what it would do and change. Sizes are in bytes.
 
-    `pause_seconds` is the time that the application is expected to wait: its writers in WAL mode, everybody otherwise;
-    `saving_seconds` the time that its writers wait before that, if they write during the safety snapshot. None where it
-    does not go on anyway. `schema` tells objects that differ, such as `+ index users_email`.
+    `pause_seconds` is the time that the application is expected to wait: its writers in WAL mode, its readers too
+    otherwise. `saving_seconds` is the time that its writers wait before that, if they write during the safety snapshot.
+    Both are None where the application must be stopped. `schema` has the objects that differ: `+ index users_email`.
     """
 
-    repository: Repository
-    manifest: Manifest
+    snapshot: WholeSnapshot
     target: Path
     way: Way
     reason: str
@@ -74,12 +71,12 @@ class Plan:
 
     @property
     def writers_wait_seconds(self) -> float:
-        """How long a writer has to wait at most, as expected."""
+        """The longest time that a writer is expected to wait."""
         return (self.pause_seconds or 0.0) + (self.saving_seconds or 0.0)
 
     @property
     def changes_revision(self) -> bool:
-        """Whether the schema would be that of another Alembic revision than the application has now."""
+        """Whether the Alembic revision of the snapshot differs from that of now."""
         return self.now is not None and self.now.alembic_revisions != self.then.alembic_revisions
 
     @property
@@ -89,8 +86,11 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class LookAtTarget:
-    """What is at the place to restore to. `contents` is None where there is no readable database; `reason` says why."""
+class TargetState:
+    """The state of the path to restore to, which decides the way to restore there.
+
+    `contents` is None where there is no readable database; `reason` says why the way is not `LIVE`.
+    """
 
     target: Path
     way: Way
@@ -98,40 +98,37 @@ class LookAtTarget:
     contents: Contents | None
 
 
-def look_at(
-    target: Path, manifest: Manifest, *, scratch: Path, must_replace: bool, lock_timeout: float
-) -> LookAtTarget:
-    """Find out how `manifest` can get into `target`, a database that may be in use, by way of `scratch`, a directory.
+def examine(target: Path, manifest: Manifest, *, scratch: Path, must_replace: bool, lock_timeout: float) -> TargetState:
+    """Find out how `manifest` can be restored into `target`, which may be in use, by way of `scratch`, a directory.
 
-    Raises `BusyError`, `TargetUnwritableError`, and `SourceUnusableError` where somebody has to look first.
+    Raises `BusyError`, `TargetUnwritableError`, and `SourceUnusableError` where a person has to look first.
     """
     with reporting_errors(target):
         _reject_odd_target(target)
         if not target.exists():
             if left := side_files(target):
-                return LookAtTarget(target, Way.REPLACEMENT, f"{left[0]} is left of a file that is gone", None)
-            return LookAtTarget(target, Way.NEW_FILE, "nothing is there", None)
+                return TargetState(target, Way.REPLACEMENT, f"{left[0]} is left of a file that is gone", None)
+            return TargetState(target, Way.NEW_FILE, "nothing is there", None)
         try:
             contents = contents_of_live(target, lock_timeout=lock_timeout)
         except NotADatabaseError as error:
-            return LookAtTarget(target, Way.REPLACEMENT, error.message, None)
-    reason = "as asked for" if must_replace else _why_misfit(target, contents, manifest)
+            return TargetState(target, Way.REPLACEMENT, error.message, None)
+    reason = "as requested" if must_replace else _why_misfit(target, contents, manifest)
     if reason is not None:
-        return LookAtTarget(target, Way.REPLACEMENT, reason, contents)
+        return TargetState(target, Way.REPLACEMENT, reason, contents)
     reject_small_disk(target, contents, manifest, scratch=scratch)
-    return LookAtTarget(target, Way.LIVE, "", contents)
+    return TargetState(target, Way.LIVE, "", contents)
 
 
-def plan(repository: Repository, manifest: Manifest, look: LookAtTarget, image: Path, fetched_bytes: int) -> Plan:
-    """The plan for the proven `image` of `manifest`. Reads, and changes nothing."""
-    now, then = look.contents, contents_of_image(image)
-    is_live = look.way is Way.LIVE and now is not None
+def make_plan(snapshot: WholeSnapshot, found: TargetState, image: Path, fetched_bytes: int) -> Plan:
+    """The plan for the proven `image` of `snapshot`. Reads, and changes nothing."""
+    now, then, manifest = found.contents, contents_of_image(image), snapshot.manifest
+    is_live = found.way is Way.LIVE and now is not None
     return Plan(
-        repository=repository,
-        manifest=manifest,
-        target=look.target,
-        way=look.way,
-        reason=look.reason,
+        snapshot=snapshot,
+        target=found.target,
+        way=found.way,
+        reason=found.reason,
         now=now,
         then=then,
         tables=_table_changes(now, then),
@@ -144,16 +141,8 @@ def plan(repository: Repository, manifest: Manifest, look: LookAtTarget, image: 
     )
 
 
-def reject_running(look: LookAtTarget) -> None:
-    """Refuse what cannot be restored while the application runs, when nobody asked for a replacement."""
-    raise UsageError(
-        f"{look.target} cannot be restored while the application runs: {look.reason}",
-        hint="stop the application, restore with --replace --app-stopped, and start it; or restore to a file with --to",
-    )
-
-
 def reject_change(planned: Plan, now: Identity) -> None:
-    """Refuse when the database is not any more what somebody agreed to restore into."""
+    """Refuse when the database has changed in kind since the plan that the user agreed to."""
     if planned.now is not None and now != planned.now.identity:
         raise UsageError(
             f"{planned.target} has changed since the plan: it was {_described(planned.now.identity)}, and is "
@@ -174,29 +163,6 @@ def reject_small_disk(target: Path, now: Contents, manifest: Manifest, *, scratc
             f"{'WAL' if now.is_wal else 'journal'}",
             hint="free some space there, or restore to a file on another disk with --to FILE",
         )
-
-
-def reject_use(target: Path) -> None:
-    """Refuse to replace the file of a database that SQLite's locks show in use. No connection may be open here."""
-    with reporting_errors(target):
-        using = holders(target)
-    if using:
-        who = ", ".join(f"process {number}" if number else "a process in another container" for number in sorted(using))
-        raise UsageError(
-            f"{target} is in use by {who}",
-            hint="stop the application, and then restore with --replace --app-stopped; or leave --replace out",
-        )
-
-
-def reject_foreign_owner(target: Path) -> None:
-    """Refuse to put another file in place that could not have the owner of the old one."""
-    if not target.exists():
-        return
-    with reporting_errors(target):
-        try:
-            reject_foreign_files(os.fspath(target))
-        except SourceUnusableError as error:
-            raise foreign_owner(target, target.stat().st_uid) from error
 
 
 def _reject_odd_target(target: Path) -> None:
@@ -221,7 +187,7 @@ def _reject_odd_target(target: Path) -> None:
 
 
 def _why_misfit(target: Path, now: Contents, manifest: Manifest) -> str | None:
-    """Why open connections would break. Most of it SQLite refuses itself, without a reason."""
+    """Why open connections would break. SQLite refuses most of these itself, without a reason."""
     if has_page_checksums(target):
         # SQLite writes page 1 last, and not with the VFS of the application, which would not read it any more.
         return "its pages have the checksums of SQLite's checksum VFS, which only the application can write"
@@ -245,7 +211,7 @@ def _described(identity: Identity) -> str:
 
 
 def _log_bytes(now: Contents, manifest: Manifest) -> int:
-    """How much SQLite writes beside the database: all new pages in WAL mode, all old ones otherwise."""
+    """The bytes that SQLite writes beside the database: all new pages in WAL mode, all old ones otherwise."""
     if now.is_wal:
         return manifest.page_count * (manifest.page_size + _WAL_FRAME_BYTES)
     return now.page_count * (now.page_size + _JOURNAL_PAGE_BYTES)
@@ -263,7 +229,7 @@ def _table_changes(now: Contents | None, then: Contents) -> tuple[TableChange, .
 
 
 def _schema_changes(now: dict[str, str], then: dict[str, str]) -> tuple[str, ...]:
-    """What the restore brings (+), takes away (-) and changes (~)."""
+    """The objects of the schema that the restore adds (+), removes (-) and changes (~)."""
     signs = {
         name: "+" if name not in now else "-" if name not in then else "~"
         for name in sorted({*now, *then})

@@ -1,23 +1,24 @@
-"""Where packs and manifests live: a directory, or a prefix in an S3-compatible bucket."""
+"""Stores of objects by key: a directory, or a prefix in an S3-compatible bucket."""
 
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import datetime  # noqa: TC003  (a named tuple keeps its types)
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from datetime import datetime, timedelta
+    from datetime import timedelta
     from pathlib import Path
 
     from backupd.config import StoreSettings
 
 
-@dataclass(frozen=True, slots=True)
-class StoredObject:
-    """One object as a listing shows it. `modified_at` is by the store's clock, aware, UTC."""
+class StoredObject(NamedTuple):
+    """An object in a listing. `modified_at` is by the store's clock, aware, UTC."""
 
     key: str
     size_bytes: int
@@ -26,10 +27,10 @@ class StoredObject:
 
 @dataclass(frozen=True, slots=True)
 class ObjectFacts:
-    """What a store tells of one object without giving its content.
+    """Properties of one object that a store knows without reading it.
 
-    `sha256` (32 bytes, of the whole content) is what the store itself computed or checked when it took the object; None
-    where it keeps none.
+    `sha256` (32 bytes, of the whole content) is the one that the store itself computed or checked when the object was
+    put; None if it keeps none.
     """
 
     size_bytes: int
@@ -46,38 +47,93 @@ class Store(Protocol):
 
     @property
     def url(self) -> str:
-        """What the user calls this store; never contains a secret."""
+        """The URL of this store, as users know it, without secrets."""
 
     def put(self, key: str, content: bytes | Path, *, sha256: bytes) -> None:
         """Write one object from memory or from a local file, replacing what was there.
 
         Atomic: a reader sees the old object, the new one, or none, never a part. Durable when it returns.
-        `sha256` (32 bytes, of the whole content) goes with the request, so that a store that can check it does. A local
-        file that cannot be opened raises OSError: that is not the store's doing.
+        `sha256` (32 bytes, of the whole content) goes with the request for stores that check it. A local file that
+        cannot be opened raises OSError: that is not a failure of the store.
         """
 
     def get(self, key: str, *, limit_bytes: int) -> bytes:
-        """The whole object. Raises `NoSuchObjectError`, and `DamageError` when it is larger than `limit_bytes`."""
+        """Return the whole object. Raises `NoSuchObjectError`, and `DamageError` if it is larger than `limit_bytes`."""
 
     def get_range(self, key: str, *, offset: int, length: int) -> bytes:
-        """`length` bytes from `offset`, fewer at the object's end. Raises `NoSuchObjectError`."""
+        """Return `length` bytes from `offset`, fewer at the object's end. Raises `NoSuchObjectError`."""
 
     def facts(self, key: str) -> ObjectFacts:
-        """What the store tells of one object without reading it. Raises `NoSuchObjectError`."""
+        """Return what the store knows of one object without reading it. Raises `NoSuchObjectError`."""
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        """Every object whose key begins with `prefix`, in the order of the keys' UTF-8 bytes; empty if there is none.
+        """List all objects whose key begins with `prefix`, in the order of the keys' UTF-8 bytes.
 
-        Objects that were put before the first one is asked for are shown; ones put after may be. Lazy: errors come with
-        the objects, and the time limit counts for each page of a bucket's listing.
+        Objects that were put before the first one is requested are shown; later ones may be. Lazy: errors come with the
+        objects, and the time limit applies to each page of a bucket's listing.
         """
 
     def delete(self, key: str) -> None:
-        """Remove one object; nothing happens when it is not there."""
+        """Remove one object; nothing happens when it does not exist."""
+
+
+class StoreWrapper:
+    """Implements `Store` by passing each call on to another store. Subclasses override what they change.
+
+    `_around` is entered for each call, and for each object of a listing: a subclass that does the same for all of them
+    overrides only that.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def _around(self, verb: str, key: str) -> AbstractContextManager[object]:  # noqa: ARG002  (for subclasses)
+        """Return the block in which one call is passed on; `verb` is `put`, `get`, `head`, `list` or `delete`."""
+        return nullcontext()
+
+    @property
+    def url(self) -> str:
+        """The URL of the wrapped store."""
+        return self._store.url
+
+    def put(self, key: str, content: bytes | Path, *, sha256: bytes) -> None:
+        """Write one object, as `Store.put`."""
+        with self._around("put", key):
+            self._store.put(key, content, sha256=sha256)
+
+    def get(self, key: str, *, limit_bytes: int) -> bytes:
+        """Read one object, as `Store.get`."""
+        with self._around("get", key):
+            return self._store.get(key, limit_bytes=limit_bytes)
+
+    def get_range(self, key: str, *, offset: int, length: int) -> bytes:
+        """Read a part of one object, as `Store.get_range`."""
+        with self._around("get", key):
+            return self._store.get_range(key, offset=offset, length=length)
+
+    def facts(self, key: str) -> ObjectFacts:
+        """Return what the store knows of one object, as `Store.facts`."""
+        with self._around("head", key):
+            return self._store.facts(key)
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        """List the objects below a prefix, as `Store.list`."""
+        found = self._store.list(prefix)
+        while True:
+            with self._around("list", prefix):
+                stored = next(found, None)
+            if stored is None:
+                return
+            yield stored
+
+    def delete(self, key: str) -> None:
+        """Remove one object, as `Store.delete`."""
+        with self._around("delete", key):
+            self._store.delete(key)
 
 
 class Versioning(StrEnum):
-    """What a bucket does with an object that is deleted or replaced."""
+    """Whether a bucket keeps the old version of an object that is deleted or replaced."""
 
     OFF = "off"
     ON = "on"
@@ -86,10 +142,10 @@ class Versioning(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LifecycleRule:
-    """A rule by which a bucket itself changes objects of the store. `prefix` is that of the rule, as the bucket has it.
+    """A rule by which a bucket deletes or archives objects of the store. `prefix` is as the bucket has it.
 
-    `expires` says when current objects are deleted, such as `after 30 days`, or is None; `archive_class` is the class
-    that they are moved to and cannot be read from at once, or None. One of the two is set.
+    `expires` says when current objects are deleted, such as `after 30 days`; `archive_class` is the storage class that
+    they are moved to, and that cannot be read at once. One of the two is set, the other may be None.
     """
 
     name: str
@@ -99,34 +155,34 @@ class LifecycleRule:
 
 
 class Bucket(Protocol):
-    """What a bucket says of itself. Every method asks it; raises the errors of `Store`, and may be repeated.
+    """Properties of a bucket. Each method requests them, raises the errors of `Store`, and may be repeated.
 
-    Many credentials, and many servers, do not give these answers: then it is `StoreRefusedError`.
+    Many credentials and servers do not allow it, which raises `StoreRefusedError`.
     """
 
     def clock_ahead(self) -> timedelta | None:
-        """How far the server's clock is ahead of this machine's, to about a second; None when it does not say."""
+        """Return how far the server's clock is ahead of this machine's, to about a second; None if it does not show."""
 
     def versioning(self) -> Versioning:
-        """What happens to what is deleted."""
+        """Return what happens to deleted objects."""
 
     def has_object_lock(self) -> bool:
-        """Whether objects can not be deleted before a time that the bucket sets for each."""
+        """Whether the bucket prevents the deletion of each object for some time."""
 
     def lifecycle_rules(self) -> tuple[LifecycleRule, ...]:
-        """The enabled rules that delete or archive current objects of this store, or some of them."""
+        """Return the enabled rules that delete or archive current objects of this store, or some of them."""
 
     def remove_versions(self, key: str) -> None:
-        """Remove what the bucket kept of an object that was deleted: all its versions, and the marks of deletion."""
+        """Remove all versions and delete markers that the bucket kept of a deleted object."""
 
 
 def canonical_url(url: str) -> str:
-    """The same text for each spelling of one directory, through symbolic links or not; any other URL as it is."""
+    """Return one spelling for all paths of a directory, symbolic links resolved; other URLs as they are."""
     return os.path.realpath(url) if url.startswith("/") else url
 
 
 def open_store(settings: StoreSettings) -> Store:
-    """The store that `settings.url` names. Makes no request and creates nothing: the first method call does."""
+    """Return the store at `settings.url`. Makes no request and creates nothing: the first method call does."""
     if settings.is_s3:
         from backupd.store.s3 import S3Store  # noqa: PLC0415  (boto3 takes 0.2 s to import)
 
@@ -137,7 +193,7 @@ def open_store(settings: StoreSettings) -> Store:
 
 
 def open_bucket(settings: StoreSettings) -> Bucket | None:
-    """The bucket of an S3 store, to be asked about itself; None for a directory. Makes no request."""
+    """Return the bucket of an S3 store, for its properties; None for a directory. Makes no request."""
     if not settings.is_s3:
         return None
     from backupd.store.s3_bucket import S3Bucket  # noqa: PLC0415  (as above)

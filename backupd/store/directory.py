@@ -1,4 +1,4 @@
-"""A store in a directory: a second disk, a mounted share, or a place that another tool carries away."""
+"""A store in a directory: a second disk, a mounted share, or a directory that another tool copies elsewhere."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import os
 import secrets
 import stat
 import threading
+import time
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,22 +23,16 @@ from backupd.errors import (
     StoreUnavailableError,
     limit_reached,
 )
-from backupd.files import flush_names
 from backupd.store import ObjectFacts, StoredObject
-from backupd.store.descriptors import (
-    create_with_parents,
-    read_at,
-    remove_stale,
-    sorted_entries,
-    write_durably,
-)
 from backupd.store.keys import require_safe_key, require_safe_prefix
-from backupd.trust import way_of
+from backupd.system.files import create_with_parents, flush_names, read_at, write_durably
+from backupd.system.trust import way_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _INCOMING = ".incoming"
+_STALE_AFTER_SECONDS = 3600
 _LATEST_SECONDS = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -46,9 +42,9 @@ _IN_THE_WAY = {errno.ENOTDIR, errno.ELOOP, errno.EISDIR}
 class DirectoryStore:
     """Implements `Store` under `root`, with files of mode 0600 and directories of mode 0700.
 
-    `root` appears with the first `put`; nothing else creates anything. Symbolic links below `root` are not followed,
-    so no key leads out of it, and what is not a regular file does not exist as an object. `put` does not compare
-    `sha256`: nothing lies between this process and the file system that could have changed the content.
+    The first `put` creates `root`; nothing else creates anything. Symbolic links below `root` are not followed, so that
+    no key leads out of it, and only regular files are objects. `put` does not compare `sha256`: nothing between this
+    process and the file system could change the content.
     """
 
     def __init__(self, root: Path) -> None:
@@ -60,7 +56,7 @@ class DirectoryStore:
 
     @property
     def url(self) -> str:
-        """The absolute path."""
+        """The absolute path of the directory."""
         return str(self._root)
 
     def put(self, key: str, content: bytes | Path, *, sha256: bytes) -> None:  # noqa: ARG002
@@ -75,24 +71,24 @@ class DirectoryStore:
             self._put(key, source.fileno())
 
     def get(self, key: str, *, limit_bytes: int) -> bytes:
-        """The whole object."""
+        """Return the whole object."""
         with self._opened(key) as (file, size_bytes):
             if size_bytes > limit_bytes:
                 raise DamageError(f"{self._root / key} has {size_bytes} bytes where at most {limit_bytes} can be right")
             return read_at(file, 0, size_bytes)
 
     def get_range(self, key: str, *, offset: int, length: int) -> bytes:
-        """`length` bytes from `offset`, fewer at the object's end."""
+        """Return `length` bytes from `offset`, fewer at the object's end."""
         with self._opened(key) as (file, size_bytes):
             return read_at(file, offset, min(length, max(0, size_bytes - offset)))
 
     def facts(self, key: str) -> ObjectFacts:
-        """The size of one object; a file system keeps no checksum."""
+        """Return the size of one object; a file system keeps no checksum."""
         with self._opened(key) as (_, size_bytes):
             return ObjectFacts(size_bytes, None)
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        """Every object whose key begins with `prefix`, in the order of the keys' UTF-8 bytes."""
+        """List all objects whose key begins with `prefix`, in the order of the keys' UTF-8 bytes."""
         require_safe_prefix(prefix)
         with self._translated(prefix):
             yield from self._walk(prefix[: prefix.rfind("/") + 1], prefix)
@@ -120,7 +116,7 @@ class DirectoryStore:
 
     @contextmanager
     def _opened(self, key: str) -> Iterator[tuple[int, int]]:
-        """The descriptor and size of an object's file; NoSuchObjectError for everything that `list` hides."""
+        """Open an object's file, with its size; raise `NoSuchObjectError` for everything that `list` hides."""
         with self._translated(key), ExitStack() as opened:
             try:
                 with self._parent(key) as parent:
@@ -138,7 +134,7 @@ class DirectoryStore:
 
     @contextmanager
     def _parent(self, key: str, *, create: bool = False) -> Iterator[int]:
-        """The descriptor of the directory that holds `key`."""
+        """Open the directory that contains `key`."""
         require_safe_key(key)
         parts = key.split("/")
         if parts[0] == _INCOMING:
@@ -148,17 +144,17 @@ class DirectoryStore:
 
     @contextmanager
     def _incoming(self) -> Iterator[int]:
-        """The descriptor of the directory for temporary files, swept by the first `put`."""
+        """Open the directory for temporary files, which the first `put` cleans."""
         with self._directory([_INCOMING], create=True) as incoming:
             with self._lock:
                 is_first_put, self._has_put = not self._has_put, True
             if is_first_put:
-                remove_stale(incoming)
+                _remove_stale(incoming)
             yield incoming
 
     @contextmanager
     def _directory(self, parts: Sequence[str], *, create: bool = False) -> Iterator[int]:
-        """The descriptor of a directory below the root, reached without following a link."""
+        """Open a directory below the root without following links."""
         with ExitStack() as opened:
             directory = self._open_root(create=create)
             opened.callback(os.close, directory)
@@ -187,25 +183,26 @@ class DirectoryStore:
     def _create_directory(self, name: str, parent: int, *, path: str) -> None:
         with suppress(FileExistsError):
             os.mkdir(name, mode=0o700, dir_fd=parent)
-        # Once, also for one that existed: who created it may have been killed before it flushed the name.
+        # Once, even if it existed: a process may have been killed between creating it and flushing its name.
         if path not in self._durable:
             flush_names(parent)
             self._durable.add(path)
 
     def _walk(self, directory: str, prefix: str) -> Iterator[StoredObject]:
-        """The objects below `directory` ("" or a path that ends with `/`) whose keys begin with `prefix`."""
+        """List the objects below `directory` ("" or a path that ends with `/`) whose keys begin with `prefix`."""
         if directory.startswith(f"{_INCOMING}/"):
             return
         try:
             with self._directory(directory.split("/")[:-1]) as descriptor:
-                entries = sorted_entries(descriptor)
+                entries = _sorted_entries(descriptor)
         except (FileNotFoundError, NotADirectoryError):
             return
+        is_all = directory.startswith(prefix)
         for name, status in entries:
             key = directory + name
-            if not key.startswith(prefix):
+            if not is_all and not key.startswith(prefix):
                 continue
-            if key.endswith("/"):
+            if name.endswith("/"):
                 yield from self._walk(key, prefix)
             else:
                 yield StoredObject(key, status.st_size, _moment(status.st_mtime))
@@ -215,7 +212,7 @@ class DirectoryStore:
 
     @contextmanager
     def _translated(self, key: str) -> Iterator[None]:
-        """Turn every OSError into the StoreError that says what to do about it."""
+        """Translate each OSError into a `StoreError` with a hint."""
         try:
             yield
         except OSError as error:
@@ -224,16 +221,47 @@ class DirectoryStore:
 
 @contextmanager
 def leaving_no_directory(root: Path) -> Iterator[None]:
-    """Remove the directories that the block made on the way to the store at `root` and in it, where they are empty."""
-    # Path.exists raises where nobody may look.
+    """Remove the empty directories that the block created for the store at `root`."""
+    # Path.exists raises where permission is missing.
     missing = [each for each in (root / _INCOMING, root, *root.parents) if not os.path.lexists(each)]
     try:
         yield
     finally:
         for directory in missing:
-            # Not empty: somebody else has begun to use it meanwhile.
+            # Not empty: another process has begun to use it.
             with suppress(OSError):
                 directory.rmdir()
+
+
+def _sorted_entries(directory: int) -> list[tuple[str, os.stat_result]]:
+    """Return regular files and directories, which have a `/` at the end, so that they sort like whole keys.
+
+    Python compares code points, which is the order of UTF-8 bytes. Links, pipes, names that are not UTF-8, and files
+    that vanish in between are left out.
+    """
+    entries = []
+    with os.scandir(directory) as found:
+        for entry in found:
+            name = entry.name
+            try:
+                name.encode()
+                status = entry.stat(follow_symlinks=False)
+            except (FileNotFoundError, UnicodeEncodeError):
+                continue
+            if stat.S_ISREG(status.st_mode):
+                entries.append((name, status))
+            elif stat.S_ISDIR(status.st_mode):
+                entries.append((f"{name}/", status))
+    return sorted(entries, key=itemgetter(0))
+
+
+def _remove_stale(directory: int) -> None:
+    """Remove files that a killed process left, but no recent ones, which another process may be writing."""
+    stale_before = time.time() - _STALE_AFTER_SECONDS
+    for name, status in _sorted_entries(directory):
+        if not name.endswith("/") and status.st_mtime < stale_before:
+            with suppress(OSError):
+                os.unlink(name, dir_fd=directory)
 
 
 def _translate(error: OSError, root: Path, path: Path) -> StoreError:
@@ -243,7 +271,7 @@ def _translate(error: OSError, root: Path, path: Path) -> StoreError:
     if error.errno in _NO_SPACE:
         return StoreFullError(
             f"no space left for {path}: {reason.lower()}, {_free_space(root)}",
-            hint="free space or enlarge the disk or quota; backupd needs room for what changes between two snapshots",
+            hint="free space or enlarge the disk or quota; backupd needs space for what changes between two snapshots",
         )
     if error.errno in _NO_PERMISSION:
         return StoreRefusedError(
@@ -252,7 +280,7 @@ def _translate(error: OSError, root: Path, path: Path) -> StoreError:
         )
     if error.errno == errno.EXDEV:
         return StoreRefusedError(
-            f"{path}: it is on another file system than {root / _INCOMING}, and nothing can be renamed into it",
+            f"{path}: it is on another file system than {root / _INCOMING}, and files cannot be renamed into it",
             hint=f"keep all of {root} on one file system, without mounts and quotas of directories below it",
         )
     if error.errno in _IN_THE_WAY:
@@ -276,5 +304,5 @@ def _name(key: str) -> str:
 
 
 def _moment(seconds: float) -> datetime:
-    """A file's time. A file system can hold some that no calendar has; they count as very early or very late."""
+    """Return a file's time; one outside the calendar, which a file system may have, as a very early or late one."""
     return datetime.fromtimestamp(min(max(seconds, 0), _LATEST_SECONDS), UTC)

@@ -1,4 +1,4 @@
-"""What a bucket says of itself: its clock, and what it does to objects without being asked."""
+"""Properties of a bucket: its clock, versioning, object lock and lifecycle rules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from botocore.exceptions import ClientError
 
 from backupd.store import LifecycleRule, Versioning
 from backupd.store.keys import require_safe_key
-from backupd.store.s3 import S3Store
+from backupd.store.s3 import Requests
 from backupd.store.s3_errors import code_of
 
 if TYPE_CHECKING:
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 _NO_LIFECYCLE = {"NoSuchLifecycleConfiguration"}
 _NO_OBJECT_LOCK = {"ObjectLockConfigurationNotFoundError", "NoSuchObjectLockConfiguration"}
-# Objects in these have to be restored for hours before they can be read.
+# Objects in these classes must be restored for hours before they can be read.
 _ARCHIVE_CLASSES = {"GLACIER", "DEEP_ARCHIVE"}
 
 
 class S3Bucket:
-    """Implements `Bucket`, with one request for each answer, bounded as the requests of a store are."""
+    """Implements `Bucket`, with one request per answer, within the time limit of the store."""
 
     def __init__(self, settings: StoreSettings) -> None:
         self._settings = settings
         self._root = f"{settings.prefix}/" if settings.prefix else ""
-        self._store = S3Store(settings)
+        self._requests = Requests(settings)
 
     def clock_ahead(self) -> timedelta | None:
-        """By the `Date` header of an answer, which has whole seconds, and the middle of the time that it took."""
+        """Compare the `Date` header of an answer, in whole seconds, with the middle of the time that it took."""
 
         def ask(client: S3Client) -> timedelta | None:
             asked_at = datetime.now(UTC)
@@ -50,17 +50,17 @@ class S3Bucket:
                 return None
             return theirs - (asked_at + (answered_at - asked_at) / 2)
 
-        return self._store.bounded(self._store.asked("list", ""), ask)
+        return self._requests.run(self._requests.operation("list", ""), ask)
 
     def versioning(self) -> Versioning:
-        """What happens to what is deleted."""
-        answer = self._asked("versioning", lambda client, bucket: client.get_bucket_versioning(Bucket=bucket))
+        """Return what the bucket does with an object that is deleted."""
+        answer = self._ask("versioning", lambda client, bucket: client.get_bucket_versioning(Bucket=bucket))
         status = answer.get("Status")
         return {"Enabled": Versioning.ON, "Suspended": Versioning.SUSPENDED}.get(str(status), Versioning.OFF)
 
     def has_object_lock(self) -> bool:
-        """Whether the bucket has a default retention: without one, a lock holds only what asks for it; we do not."""
-        answer = self._asked(
+        """Whether the bucket has a default retention: without one, only objects that request a lock have one."""
+        answer = self._ask(
             "object lock",
             lambda client, bucket: client.get_object_lock_configuration(Bucket=bucket),
             absent=_NO_OBJECT_LOCK,
@@ -68,8 +68,8 @@ class S3Bucket:
         return bool(answer.get("ObjectLockConfiguration", {}).get("Rule", {}).get("DefaultRetention"))
 
     def lifecycle_rules(self) -> tuple[LifecycleRule, ...]:
-        """The enabled rules that delete or archive current objects of this store, or some of them."""
-        answer = self._asked(
+        """Return the enabled rules that delete or archive current objects of this store, or some of them."""
+        answer = self._ask(
             "lifecycle rules",
             lambda client, bucket: client.get_bucket_lifecycle_configuration(Bucket=bucket),
             absent=_NO_LIFECYCLE,
@@ -77,7 +77,7 @@ class S3Bucket:
         return harmful_rules(answer.get("Rules", []), self._root)
 
     def remove_versions(self, key: str) -> None:
-        """Remove what the bucket kept of an object that was deleted; nothing where it keeps nothing."""
+        """Remove all versions that the bucket kept of a deleted object, and its delete markers."""
         require_safe_key(key)
         name = self._root + key
 
@@ -87,14 +87,14 @@ class S3Bucket:
                 if kept["Key"] == name:
                     client.delete_object(Bucket=self._settings.bucket, Key=name, VersionId=kept["VersionId"])
 
-        self._store.bounded(self._store.asked("delete", key), remove)
+        self._requests.run(self._requests.operation("delete", key), remove)
 
-    def _asked(
+    def _ask(
         self, what: str, question: Callable[[S3Client, str], Any], *, absent: Iterable[str] = ()
     ) -> Mapping[str, Any]:
-        """The answer to a question about the bucket; an empty one when it says by one of these codes that it has none.
+        """Return the answer to a question about the bucket; an empty one for an error with one of the codes `absent`.
 
-        The codes are looked for in the thread of the request, where the error is still botocore's.
+        The codes are compared in the thread of the request, where the error is still botocore's.
         """
 
         def ask(client: S3Client) -> Mapping[str, Any]:
@@ -106,14 +106,14 @@ class S3Bucket:
                 raise
             return answer
 
-        return self._store.bounded(self._store.asked("read", f"the {what} of the bucket"), ask)
+        return self._requests.run(self._requests.operation("read", f"the {what} of the bucket"), ask)
 
 
 def harmful_rules(rules: Iterable[Mapping[str, Any]], root: str) -> tuple[LifecycleRule, ...]:
-    """Those of a lifecycle configuration, as S3 gives it, that delete or archive current objects below `root`.
+    """Return the rules of a lifecycle configuration of S3 that delete or archive current objects below `root`.
 
-    Left out are rules that are disabled, that are about old versions, delete markers or unfinished uploads only, that
-    need a tag (backupd's objects have none), and those of other prefixes.
+    Ignored are rules that are disabled, that concern only old versions, delete markers or unfinished uploads, that
+    need a tag (backupd's objects have none), and those for other prefixes.
     """
     found = []
     for rule in rules:
@@ -126,7 +126,7 @@ def harmful_rules(rules: Iterable[Mapping[str, Any]], root: str) -> tuple[Lifecy
 
 
 def _reach(rule: Mapping[str, Any]) -> tuple[str, bool]:
-    """The prefix of a rule, and whether it is for objects with a tag. The prefix has three places to stand in."""
+    """Return the prefix of a rule, which has three possible places, and whether it is for objects with a tag."""
     chosen = rule.get("Filter", {})
     both = chosen.get("And", {})
     prefix = chosen.get("Prefix") or both.get("Prefix") or rule.get("Prefix") or ""

@@ -1,4 +1,4 @@
-"""How botocore is set up to talk to any S3-compatible server."""
+"""The set-up of botocore for any S3-compatible server: credentials, signatures, limits on answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from botocore.config import Config
 from botocore.exceptions import ConnectionClosedError, CredentialRetrievalError, ProfileNotFound, ReadTimeoutError
 from urllib3 import exceptions as urllib3
 
-from backupd.masking import keep_secret
+from backupd.errors import keep_secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
     from backupd.config import StoreSettings
 
-# Eight threads work on one store at once; requests that were given up on may hold connections a while longer.
+# Eight threads use one store at once; abandoned requests may keep connections for a while.
 _POOL_CONNECTIONS = 16
 _SIGNER = "s3v4-known-hash"
 _FILES = {"AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials", "AWS_CONFIG_FILE": "~/.aws/config"}
 _FIRST_ERROR = 300
 _MOST_OF_AN_ERROR = 1 << 16
-# A page of a listing has 1,000 keys of 1,024 bytes at most, each of which XML may need six for.
+# A page of a listing has at most 1,000 keys of 1,024 bytes, each of which may take six in XML.
 _MOST_OF_AN_ANSWER = 1 << 24
 
 # Botocore's description of S3 is 1 MB of JSON: parsed once, a client takes 15 ms instead of 130.
@@ -43,7 +43,7 @@ _DESCRIPTIONS = botocore.loaders.create_loader()
 
 
 class _KnownHashAuth(S3SigV4Auth):
-    """Signs a PUT with the hash that its checksum header has; botocore would read and hash the body once more."""
+    """Signs a PUT with the hash in its checksum header; botocore would read and hash the body again."""
 
     def payload(self, request: AWSRequest) -> str:
         return base64.b64decode(request.headers["x-amz-checksum-sha256"]).hex()
@@ -53,26 +53,25 @@ AUTH_TYPE_MAPS[_SIGNER] = _KnownHashAuth
 
 
 def _choose_signer(signature_version: str, **_: object) -> str | None:
-    # Everything else (S3 Express, access points in several regions) is signed in its own way.
+    # Other signatures (S3 Express, multi-region access points) stay as they are.
     return _SIGNER if signature_version in {"v4", "s3v4"} else None
 
 
 class CredentialsError(Exception):
-    """What the chain of the AWS tools (environment, files, processes, services) found is no use, or it failed itself.
+    """The credential chain of the AWS tools (environment, files, processes, services) failed, or found unusable ones.
 
-    Its text, without a secret, says why; with a cause, that does.
+    The reason is in its text, without a secret, or in its cause.
     """
 
 
 class Connection:
-    """A client for one store, and the credentials that it signs with: the given keys, or those of the AWS chain."""
+    """A client for one store, with the configured credentials, or those of the AWS credential chain."""
 
     def __init__(self, settings: StoreSettings, *, before_send: Callable[..., None]) -> None:
         """`before_send` is called before each attempt at a request, and may raise.
 
-        Raises `CredentialsError`; anything else is wrong with the settings, or with the configuration of AWS tools.
-
-        Those are the exceptions of any library or of the system: the chain runs programs and reads any file.
+        Raises `CredentialsError`, or, for wrong settings or a wrong configuration of the AWS tools, any exception of a
+        library or of the system: the chain runs programs and reads any file.
         """
         if settings.ca_bundle is not None and not settings.ca_bundle.is_file():
             raise ValueError(f"the CA certificate {settings.ca_bundle} does not exist")
@@ -102,7 +101,7 @@ class Connection:
 
     @property
     def client(self) -> S3Client:
-        """The client, once there are credentials that can be sent; they may be new ones each time.
+        """The client, after a check that its present credentials can be sent. They may change each time.
 
         Raises `CredentialsError`.
         """
@@ -125,8 +124,8 @@ def _found_credentials(session: boto3.Session) -> Credentials | None:
         raise
     except CredentialRetrievalError as error:
         if error.kwargs.get("provider") == "custom-process":
-            # botocore quotes its stderr, in which there may be secrets that nothing here knows.
-            raise CredentialsError("the program of `credential_process` failed; run by hand, it says why") from error
+            # botocore quotes its stderr, which may contain secrets that cannot be masked.
+            raise CredentialsError("the program of `credential_process` failed; run it by hand to see why") from error
         raise CredentialsError from error
     except Exception as error:
         raise CredentialsError from error
@@ -137,7 +136,7 @@ def _is_text(value: object) -> bool:
 
 
 def _require_sendable(credentials: tuple[Any, ...], method: str | None) -> None:
-    """Raise `CredentialsError` for what cannot stand in a header; http.client would quote it."""
+    """Raise `CredentialsError` for values that a header cannot contain; http.client would quote them."""
     in_environment = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
     in_files = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
     names = in_environment if method == "env" else in_files
@@ -146,21 +145,23 @@ def _require_sendable(credentials: tuple[Any, ...], method: str | None) -> None:
         if value is None and name.lower().endswith("token"):
             continue
         if not _is_text(value) or not value:
-            raise CredentialsError(f"{whose} is no text")
+            raise CredentialsError(f"{whose} is not a text")
         if value.endswith(("\n", "\r")):
             raise CredentialsError(f"{whose} ends with a line break")
         if value[0] in "\"'" or value != value.strip() or not (value.isascii() and value.isprintable()):
-            raise CredentialsError(f"{whose} has what no key has: quotes or spaces around it, or a control character")
+            raise CredentialsError(
+                f"{whose} is not a valid key: quotes or spaces are around it, or a control character is in it"
+            )
 
 
 def _require_readable_files() -> None:
-    """Raise `CredentialsError` for a file of the AWS tools that botocore passed over because it may not read it."""
+    """Raise `CredentialsError` for a file of the AWS tools that botocore skipped because it may not read it."""
     for variable, usual in _FILES.items():
         file = os.path.expanduser(os.environ.get(variable, usual))  # noqa: PTH111  (Path.expanduser raises)
         try:
             descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
-                os.read(descriptor, 1)  # Docker makes a directory of a file that is not there to be mounted
+                os.read(descriptor, 1)  # Docker creates a directory for a mounted file that does not exist
             finally:
                 os.close(descriptor)
         except (FileNotFoundError, NotADirectoryError):
@@ -182,7 +183,7 @@ def _new_client(session: boto3.Session, settings: StoreSettings) -> S3Client:
         style = "path"
     client: S3Client = session.client(
         "s3",
-        # Every server but Amazon's takes this region, or names the right one in its refusal.
+        # All servers but Amazon's accept this region, or name the right one when they refuse it.
         region_name=session.region_name or "us-east-1",
         endpoint_url=settings.endpoint_url,
         verify=str(settings.ca_bundle) if settings.ca_bundle else None,
@@ -205,10 +206,10 @@ def _new_client(session: boto3.Session, settings: StoreSettings) -> S3Client:
 
 
 class _LimitedSession:
-    """botocore's connections; but an answer that is taken into memory ends after so many bytes.
+    """botocore's connections, with a limit on the size of answers that are read into memory.
 
-    botocore reads all of it, and takes 16 times as much for an error of one word: a store could have this process
-    killed. What was cut off is no XML any more, and so no answer of S3.
+    botocore reads all of an answer, and takes 16 times its size for an error: a store could make the system kill this
+    process. A truncated answer is not XML, and so not an answer of S3.
     """
 
     def __init__(self, session: URLLib3Session) -> None:
@@ -216,7 +217,7 @@ class _LimitedSession:
         self.close = session.close
 
     def send(self, request: AWSPreparedRequest) -> AWSResponse:
-        """The answer to one request. Raises what botocore's own raises."""
+        """Return the answer to one request. Raises the exceptions of botocore's own session."""
         is_streamed, request.stream_output = request.stream_output, True
         response = self._session.send(request)
         is_error = response.status_code >= _FIRST_ERROR
@@ -233,14 +234,14 @@ class _LimitedSession:
 
 
 class _Beginning:
-    """The first bytes of a body, as botocore reads one."""
+    """The beginning of a body, with the interface that botocore reads."""
 
     def __init__(self, raw: Any, most_bytes: int) -> None:
         self._raw = raw
         self._most_bytes = most_bytes
 
     def stream(self) -> Iterator[bytes]:
-        """The blocks; the connection is closed when there are more."""
+        """Yield the blocks up to the limit, and close the connection when there are more."""
         left = self._most_bytes
         for block in self._raw.stream():
             yield block[:left]

@@ -1,4 +1,4 @@
-"""What an S3 server, or the way to it, said no with: botocore's errors as ours, in words for three in the morning."""
+"""Translate errors of botocore, and of the network below it, into `StoreError`, by the table in `s3_error_table`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from urllib.parse import urlsplit, urlunsplit
 from botocore import exceptions as boto
 from urllib3.util.ssl_match_hostname import CertificateError
 
-from backupd.errors import NoSuchObjectError, StoreError, StoreUnavailableError, limit_reached, with_causes
-from backupd.masking import masked
-from backupd.store import s3_meanings as meanings
+from backupd.errors import NoSuchObjectError, StoreError, StoreUnavailableError, limit_reached, masked, with_causes
+from backupd.store import s3_error_table as table
 from backupd.store.keys import PackKey
 from backupd.store.s3_client import CredentialsError
 
@@ -22,9 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from backupd.config import StoreSettings
-    from backupd.store.s3_meanings import Meaning
+    from backupd.store.s3_error_table import Explanation
 
-# Farther off than this, a server may refuse a signature; Amazon does from 15 minutes on.
+# With a larger difference of clocks, a server may refuse a signature; Amazon does from 15 minutes on.
 _TOLERATED_SKEW = timedelta(minutes=10)
 
 _AMAZON = re.compile(r"\.amazonaws\.com(\.cn)?$")
@@ -38,11 +37,11 @@ _LONGEST_REASON = 300
 _FULL = re.compile(r"quota|insufficient_?storage|storage_?full|storage_?cap", re.IGNORECASE)
 
 
-class Asked(NamedTuple):
-    """What was asked of which store: get, head, put, list or delete and a key or prefix, or "read" and what of it.
+class Operation(NamedTuple):
+    """An operation for its errors: get, head, put, list or delete with a key or prefix, or "read" with a property.
 
-    `found_endpoint` gives where the client goes, which the environment or a profile may say too; None while it is not
-    known.
+    `found_endpoint` returns the endpoint of the client, which the environment or a profile may set; None while it is
+    not known.
     """
 
     verb: str
@@ -52,7 +51,7 @@ class Asked(NamedTuple):
 
     @property
     def endpoint(self) -> str:
-        """Scheme, host and port of the server, or Amazon's name."""
+        """Scheme, host and port of the server, or "Amazon S3"."""
         parts = urlsplit(self.settings.endpoint_url or self.found_endpoint() or "")
         if not parts.netloc or (self.settings.endpoint_url is None and _AMAZON.search(parts.hostname or "")):
             return "Amazon S3"
@@ -60,9 +59,9 @@ class Asked(NamedTuple):
 
     @property
     def bucket_in_endpoint(self) -> tuple[str, bool] | None:
-        """The URL of the server without the bucket, if it has it, and whether that stood in the path; else None.
+        """The endpoint without the bucket in it, and whether that is in the path; None when it is not in the endpoint.
 
-        A name that begins with the bucket's may well be the server's own: backups.example.org, with a bucket for them.
+        A host name that begins with the bucket's may be right: backups.example.org, with a bucket called backups.
         """
         parts = urlsplit(self.settings.endpoint_url or self.found_endpoint() or "")
         bucket, netloc = self.settings.bucket, parts.netloc.rpartition("@")[2]
@@ -81,72 +80,71 @@ def is_beyond_end(error: boto.ClientError) -> bool:
 
 
 def code_of(error: boto.ClientError) -> str:
-    """The server's own word for what is wrong, such as `NoSuchBucket`."""
+    """Return the server's code for an error, such as `NoSuchBucket`."""
     return _Answer(error).code
 
 
-def out_of_time(asked: Asked) -> StoreError:
-    """The `StoreUnavailableError` for an operation that has used up its time limit."""
-    is_connected = asked.found_endpoint() is not None
-    return _error(meanings.OUT_OF_TIME if is_connected else meanings.CREDENTIALS_OUT_OF_TIME, asked)
+def out_of_time(operation: Operation) -> StoreError:
+    """Return the `StoreUnavailableError` for an operation that has reached its time limit."""
+    is_connected = operation.found_endpoint() is not None
+    return _error(table.OUT_OF_TIME if is_connected else table.CREDENTIALS_OUT_OF_TIME, operation)
 
 
-def not_s3(asked: Asked) -> StoreError:
-    """The `StoreRefusedError` for a server that answers, but not as S3 does."""
-    return _error(meanings.NOT_S3, asked)
+def not_s3(operation: Operation) -> StoreError:
+    """Return the `StoreRefusedError` for a server that does not answer like S3."""
+    return _error(table.NOT_S3, operation)
 
 
-def translate(error: Exception, asked: Asked) -> StoreError:
-    """The `StoreError` for what botocore, or anything under it, raised in an operation.
-
-    Neither message nor hint contains a credential.
-    """
+def translate(error: Exception, operation: Operation) -> StoreError:
+    """Return the `StoreError` for an exception of botocore, or of a library below it, without credentials in it."""
     if isinstance(error, boto.ClientError):
-        return _of_answer(_Answer(error), asked)
+        return _of_answer(_Answer(error), operation)
     if limit := limit_reached(error):
-        return StoreUnavailableError(f"cannot {asked.verb} {asked.key}: {limit.message}", hint=limit.hint)
+        return StoreUnavailableError(f"cannot {operation.verb} {operation.key}: {limit.message}", hint=limit.hint)
     causes = list(with_causes(error))
-    meaning = _meaning_of_tls(causes, asked) or _first(meanings.BY_EXCEPTION, causes)
-    if meaning is None:
-        return _error(meanings.UNKNOWN_ERROR, asked, reason=f"{type(error).__name__}: {_reason(causes)}")
-    return _error(meaning, asked, reason=_reason(causes))
+    explanation = _explain_tls(causes, operation) or _first(table.BY_EXCEPTION, causes)
+    if explanation is None:
+        return _error(table.UNKNOWN_ERROR, operation, reason=f"{type(error).__name__}: {_reason(causes)}")
+    return _error(explanation, operation, reason=_reason(causes))
 
 
-def unusable(error: Exception, asked: Asked) -> StoreError:
-    """The same for what was raised when a client was made, or its credentials were looked for."""
+def unusable(error: Exception, operation: Operation) -> StoreError:
+    """Return the `StoreError` for an exception from making a client or finding its credentials."""
     if isinstance(error, CredentialsError) and str(error):
-        return _error(meanings.CREDENTIALS, asked, reason=str(error))
+        return _error(table.CREDENTIALS, operation, reason=str(error))
     if limit := limit_reached(error):
-        return StoreUnavailableError(f"cannot {asked.verb} {asked.key}: {limit.message}", hint=limit.hint)
+        return StoreUnavailableError(f"cannot {operation.verb} {operation.key}: {limit.message}", hint=limit.hint)
     causes = list(with_causes(error))
-    # The wrapping of `s3_client` says only where.
-    told = causes[1:] if isinstance(error, CredentialsError) else causes
-    meaning = _first(meanings.UNUSABLE, causes) or meanings.CONFIGURATION
-    return _error(meaning, asked, reason=_without_ids(_reason(told)))
+    # `CredentialsError` only says that it happened while finding credentials.
+    reasons = causes[1:] if isinstance(error, CredentialsError) else causes
+    explanation = _first(table.UNUSABLE, causes) or table.CONFIGURATION
+    return _error(explanation, operation, reason=_without_ids(_reason(reasons)))
 
 
-def _first(table: Iterable[tuple[type[BaseException], Meaning]], causes: list[BaseException]) -> Meaning | None:
-    matching = (meaning for expected, meaning in table if any(isinstance(cause, expected) for cause in causes))
+def _first(
+    entries: Iterable[tuple[type[BaseException], Explanation]], causes: list[BaseException]
+) -> Explanation | None:
+    matching = (found for expected, found in entries if any(isinstance(cause, expected) for cause in causes))
     return next(matching, None)
 
 
-def _meaning_of_tls(causes: list[BaseException], asked: Asked) -> Meaning | None:
-    """What is wrong with a certificate, or with TLS itself; None when neither is, or that is all that is known."""
+def _explain_tls(causes: list[BaseException], operation: Operation) -> Explanation | None:
+    """Explain a failure of a certificate or of TLS; None for other errors, or when nothing more is known."""
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            if cause.verify_code in meanings.VERIFY_CODES_OF_ISSUERS:
-                return meanings.UNKNOWN_ISSUER[asked.settings.ca_bundle is not None]
-            return meanings.BY_VERIFY_CODE.get(cause.verify_code)
-        if isinstance(cause, ssl.SSLError) and cause.reason in meanings.PLAIN_HTTP_REASONS:
-            return meanings.PLAIN_HTTP
+            if cause.verify_code in table.VERIFY_CODES_OF_ISSUERS:
+                return table.UNKNOWN_ISSUER[operation.settings.ca_bundle is not None]
+            return table.BY_VERIFY_CODE.get(cause.verify_code)
+        if isinstance(cause, ssl.SSLError) and cause.reason in table.PLAIN_HTTP_REASONS:
+            return table.PLAIN_HTTP
         if isinstance(cause, ssl.SSLError) and cause.library in {"X509", "PEM"}:
-            return meanings.NO_CA_FILE
+            return table.NO_CA_FILE
     is_without_file = any(isinstance(cause, FileNotFoundError | PermissionError) for cause in causes)
-    return meanings.NO_CA_FILE if is_without_file and isinstance(causes[0], boto.SSLError) else None
+    return table.NO_CA_FILE if is_without_file and isinstance(causes[0], boto.SSLError) else None
 
 
 class _Answer:
-    """The parts of an S3 error response that tell its cause."""
+    """The parts of an S3 error response that identify its cause."""
 
     def __init__(self, error: boto.ClientError) -> None:
         response: Any = error.response
@@ -161,27 +159,27 @@ class _Answer:
         self.is_web_page = self.headers.get("content-type", "").startswith("text/html")
 
     def clock_ahead(self) -> timedelta | None:
-        """How far the server's clock is ahead of this machine's, if it says what time it is there."""
+        """Return how far the server's clock is ahead of this machine's; None when the answer has no date."""
         try:
             return parsedate_to_datetime(self.headers["date"]).astimezone(UTC) - datetime.now(UTC)
         except (KeyError, ValueError, OverflowError):
             return None
 
 
-def _of_answer(answer: _Answer, asked: Asked) -> StoreError:
+def _of_answer(answer: _Answer, operation: Operation) -> StoreError:
     if (
-        asked.verb in _VERBS_OF_ONE_OBJECT
+        operation.verb in _VERBS_OF_ONE_OBJECT
         and answer.code in {"NoSuchKey", "NotFound", "404"}
-        # An answer to HEAD has no body, and some servers then give the type of a page.
-        and (asked.verb == "head" or not answer.is_web_page)
+        # An answer to HEAD has no body, and some servers label it as a web page.
+        and (operation.verb == "head" or not answer.is_web_page)
     ):
-        return NoSuchObjectError(f"there is no {asked.key} in {asked.settings.url}")
-    meaning = _meaning(answer, asked)
-    if meaning is meanings.DENIED_ANYTHING:
-        meaning = _denied(asked)
+        return NoSuchObjectError(f"there is no {operation.key} in {operation.settings.url}")
+    explanation = _explain(answer, operation)
+    if explanation is table.DENIED_ANYTHING:
+        explanation = _denied(operation)
     return _error(
-        meaning,
-        asked,
+        explanation,
+        operation,
         code=answer.code or str(answer.status),
         reason=_without_ids(answer.message),
         region=answer.region or "that of the bucket",
@@ -189,42 +187,42 @@ def _of_answer(answer: _Answer, asked: Asked) -> StoreError:
     )
 
 
-def _meaning(answer: _Answer, asked: Asked) -> Meaning:
+def _explain(answer: _Answer, operation: Operation) -> Explanation:
     if answer.status == _INSUFFICIENT_STORAGE or _FULL.search(answer.code):
-        return meanings.NO_SPACE
+        return table.NO_SPACE
     if answer.status in _OUT_OF_ORDER:
-        return meanings.OVERLOADED
-    # What S3 says in its own words has a word for its code; a mere number is botocore's.
-    if answer.is_web_page or answer.code in {"404", "405"} or (answer.code == "400" and asked.verb != "head"):
-        return meanings.NOT_S3
+        return table.OVERLOADED
+    # S3 itself sends a word as the code; a number comes from botocore.
+    if answer.is_web_page or answer.code in {"404", "405"} or (answer.code == "400" and operation.verb != "head"):
+        return table.NOT_S3
     ahead = answer.clock_ahead()
     if answer.status in _SIGNATURE_STATUSES and ahead is not None and abs(ahead) > _TOLERATED_SKEW:
-        return meanings.CLOCK
-    return meanings.BY_CODE.get(answer.code, meanings.UNKNOWN_CODE)
+        return table.CLOCK
+    return table.BY_CODE.get(answer.code, table.UNKNOWN_CODE)
 
 
-def _denied(asked: Asked) -> Meaning:
-    """What is denied says which right is missing, and whether it is meant to be."""
-    if asked.verb == "delete":
-        return meanings.PUT_ONLY_DELETION if asked.settings.put_only else meanings.DENIED_DELETION
-    if asked.verb != "put" and PackKey.parse(asked.key) is not None:
-        return meanings.PUT_ONLY_PACK if asked.settings.put_only else meanings.DENIED_PACK
-    return meanings.DENIED_BY_VERB.get(asked.verb, meanings.DENIED_ANYTHING)
+def _denied(operation: Operation) -> Explanation:
+    """Explain a denied operation by the permission that is missing, and whether that is intended."""
+    if operation.verb == "delete":
+        return table.PUT_ONLY_DELETION if operation.settings.put_only else table.DENIED_DELETION
+    if operation.verb != "put" and PackKey.parse(operation.key) is not None:
+        return table.PUT_ONLY_PACK if operation.settings.put_only else table.DENIED_PACK
+    return table.DENIED_BY_VERB.get(operation.verb, table.DENIED_ANYTHING)
 
 
-def _error(meaning: Meaning, asked: Asked, **facts: str) -> StoreError:
-    settings, endpoint = asked.settings, urlsplit(asked.endpoint)
-    other, is_in_path = asked.bucket_in_endpoint or ("", False)
-    if is_in_path and meaning in meanings.AT_ANOTHER_PATH:
-        meaning = meanings.BUCKET_IN_ENDPOINT
-    elif other and meaning is meanings.UNKNOWN_CODE and asked.verb == "list":
-        # Only what is asked for an object of the bucket's name does not know how to list.
-        meaning = meanings.BUCKET_IN_ENDPOINT
+def _error(explanation: Explanation, operation: Operation, **facts: str) -> StoreError:
+    settings, endpoint = operation.settings, urlsplit(operation.endpoint)
+    other, is_in_path = operation.bucket_in_endpoint or ("", False)
+    if is_in_path and explanation in table.AT_ANOTHER_PATH:
+        explanation = table.BUCKET_IN_ENDPOINT
+    elif other and explanation is table.UNKNOWN_CODE and operation.verb == "list":
+        # Only a server that takes the bucket's name for an object cannot list it.
+        explanation = table.BUCKET_IN_ENDPOINT
     fields = {
-        "endpoint": asked.endpoint,
+        "endpoint": operation.endpoint,
         "host": endpoint.hostname,
         "address": f"{endpoint.hostname}:{endpoint.port or 443}",
-        "endpoint_url": settings.endpoint_url or asked.found_endpoint(),
+        "endpoint_url": settings.endpoint_url or operation.found_endpoint(),
         "endpoint_key": "`endpoint_url`" if settings.endpoint_url else "AWS_ENDPOINT_URL",
         "endpoint_without_bucket": other,
         "bucket": settings.bucket,
@@ -236,11 +234,11 @@ def _error(meaning: Meaning, asked: Asked, **facts: str) -> StoreError:
         "read_timeout": settings.read_timeout.total_seconds(),
         **facts,
     }
-    hint = meaning.hint.format(**fields)
-    if other and not is_in_path and meaning in meanings.AT_ANOTHER_NAME:
+    hint = explanation.hint.format(**fields)
+    if other and not is_in_path and explanation in table.AT_ANOTHER_NAME:
         hint += f"; or, if {endpoint.hostname} is the bucket's own name there, set `endpoint_url` to {other}"
-    what = f"{asked.verb} {asked.key}".rstrip()
-    return meaning.error(f"cannot {what} in {settings.url}: {meaning.message.format(**fields)}", hint=hint)
+    what = f"{operation.verb} {operation.key}".rstrip()
+    return explanation.error(f"cannot {what} in {settings.url}: {explanation.message.format(**fields)}", hint=hint)
 
 
 def _clocks(ahead: timedelta | None) -> str:
@@ -253,7 +251,7 @@ def _clocks(ahead: timedelta | None) -> str:
 
 
 def _reason(causes: list[BaseException]) -> str:
-    """The most telling words of an error and its causes, on one line."""
+    """Return the most informative words of an error and its causes, on one line."""
     return _shown(_words(causes), _LONGEST_REASON)
 
 
@@ -272,12 +270,12 @@ def _words(causes: list[BaseException]) -> str:
 
 
 def _without_ids(message: str) -> str:
-    """A server's own words on one line, without what looks like the id of an access key."""
+    """Return a server's message on one line, without what looks like the id of an access key."""
     return re.sub(r"\b[A-Z0-9]{16,128}\b", "***", _shown(message, _LONGEST_REASON))
 
 
 def _shown(text: str, most: int) -> str:
-    """The beginning of what a server or a library says, on one line, without commands for a terminal."""
+    """Return the beginning of a message of a server or library, on one line, without commands for a terminal."""
     text = masked(text)  # before it is cut: the beginning of a secret is no longer known as one
     line = "".join(character if character.isprintable() else " " for character in text[:most])
     return f"{line}..." if len(text) > most else line

@@ -1,32 +1,45 @@
-"""Looking at what is stored, on demand: which snapshots would not restore, and which objects are to blame.
+"""Checks of what is stored: whether snapshots restore, which objects are damaged, and what that affects.
 
-findings   what can be wrong, and how it is told
-results    what was asked for, and what became of it
-choosing   which snapshots of which databases in which stores are meant
-watch      who is told how it goes on
-metering   how much is read, and no faster than allowed
-journal    what was read already, when a long run is broken off
-inspection one database in one store, step by step
-drilled    the same by test restores
-verdicts   what the status of this machine is to know
-recording  damage in the stores, where every later run sees it
-verifying  all of it together
+A drill restores one snapshot to scratch and has SQLite check it; a verification checks any snapshots at one of three
+levels, the last of which is drills. Every check gives a `CheckOutcome`, which is recorded in the store.
+
+results        what is asked for, what checks need to run, what can be wrong, and what checks give
+selection      which snapshots are checked
+packs          each pack by itself, every byte and page; and the image that packs make up
+drills         the drill: an image in scratch, examined by SQLite
+inspection     the steps of a verification in one archive
+journal        what an interrupted verification has read
+metering       how much is read, and how fast
+recording      the records in the stores, the report, and what the status records
+verification   archive by archive, in all stores
 """
 
-from backupd.verify.findings import Finding, Kind
-from backupd.verify.results import Level, Outcome, Verification, VerifiedSnapshot, VerifyWish
-from backupd.verify.verifying import verify
-from backupd.verify.watch import Progress, Watch
+from backupd.verify.drills import drill
+from backupd.verify.results import (
+    CheckContext,
+    CheckResult,
+    Depth,
+    Finding,
+    Kind,
+    Level,
+    Progress,
+    Verification,
+    VerifiedSnapshot,
+    VerifyRequest,
+)
+from backupd.verify.verification import verify
 
 __all__ = [
+    "CheckContext",
+    "CheckResult",
+    "Depth",
     "Finding",
     "Kind",
     "Level",
-    "Outcome",
     "Progress",
     "Verification",
     "VerifiedSnapshot",
-    "VerifyWish",
-    "Watch",
+    "VerifyRequest",
+    "drill",
     "verify",
 ]

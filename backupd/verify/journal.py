@@ -1,9 +1,9 @@
-"""What a verification has read, so that one that is broken off goes on where it was.
+"""The journal of a verification: what it has read, so that an interrupted one can be continued.
 
-<digest>.journal   a line of JSON for each pack that was found right, after one that says what all is about
-<digest>.indexes   page numbers and page hashes of these packs, one behind the other
+<digest>.journal   a line of JSON for each pack that was found right, after a first line about the run
+<digest>.indexes   page numbers and page hashes of these packs, one after the other
 
-Nothing is believed that does not prove itself: a torn line is left out, and so is an index that is not as it was noted.
+What cannot be checked is not used: a torn line is left out, and so is an index that is not as it was noted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 GOES_ON_FOR = timedelta(days=7)
-"""After its beginning. What was read longer ago says too little of now, however often the run was broken off since."""
+"""How long after its beginning a run can be continued: what was read longer ago says too little about today."""
 
 _VERSION = 1
 _NUMBER_BYTES = 4
@@ -35,7 +35,7 @@ _MOST_HEAD_BYTES = 1000
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where an index lies in its file."""
+    """The position of an index in the file of indexes."""
 
     page_size: int
     offset: int
@@ -47,13 +47,13 @@ class _Place:
 
 
 class Journal:
-    """The packs of one database in one store that were found right, with what is in them. One process at a time.
+    """The packs of one archive that were found right, with their indexes. One process at a time.
 
     Methods raise `TargetUnwritableError` when the state directory cannot be written.
     """
 
-    def __init__(self, directory: Path, subject: str, *, now: datetime, is_anew: bool) -> None:
-        """Take up what a run about `subject`, free text, has left in `directory`, unless that is too long ago."""
+    def __init__(self, directory: Path, subject: str, *, now: datetime, restart: bool) -> None:
+        """Load what an interrupted run about `subject`, free text, has left in `directory`, unless it is too old."""
         name = hashlib.sha256(os.fsencode(subject)).hexdigest()[:32]
         self._lines = directory / f"{name}.journal"
         self._indexes = directory / f"{name}.indexes"
@@ -61,9 +61,9 @@ class Journal:
         self.begun_at = now.astimezone(UTC)
         with _reporting_errors(self._lines):
             _remove_old(directory, now)
-            if is_anew:
+            if restart:
                 self.remove()
-            whole_bytes = self._take_up()
+            whole_bytes = self._load()
             descriptor = os.open(self._lines, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             os.truncate(descriptor, whole_bytes)
             self._journal = os.fdopen(descriptor, "ab", buffering=0)
@@ -81,7 +81,7 @@ class Journal:
         self._data.close()
 
     def remove(self) -> None:
-        """Forget everything."""
+        """Delete the journal."""
         for file in (self._lines, self._indexes):
             file.unlink(missing_ok=True)
         self._places = {}
@@ -93,7 +93,7 @@ class Journal:
         return len(self._places)
 
     def note(self, sha256: str, index: PackIndex | None) -> None:
-        """A pack was found right. `index` is None for one that could not be decrypted."""
+        """Note a pack that was found right. `index` is None for one that could not be decrypted."""
         with _reporting_errors(self._lines):
             if index is None:
                 self._append({"pack": sha256})
@@ -114,12 +114,12 @@ class Journal:
             self._places[sha256] = place
 
     def forget(self, packs: Iterable[str]) -> None:
-        """Take back what was noted of `packs` (SHA-256, hex), for this run."""
+        """Drop `packs` (SHA-256, hex) from what this run knows."""
         for sha256 in packs:
             self._places.pop(sha256, None)
 
     def index(self, sha256: str) -> PackIndex | None:
-        """What a pack that was noted holds; None for one that could not be decrypted."""
+        """Read the index of a noted pack; None for one that could not be decrypted."""
         place = self._places[sha256]
         if place is None:
             return None
@@ -131,8 +131,8 @@ class Journal:
     def _append(self, line: dict[str, object]) -> None:
         self._journal.write(json.dumps(line).encode("ascii") + b"\n")
 
-    def _take_up(self) -> int:
-        """Believe what can be believed; how many bytes of the file of lines are worth keeping."""
+    def _load(self) -> int:
+        """Load the lines that can be used; returns how many bytes of their file to keep."""
         with suppress(FileNotFoundError):
             content = self._lines.read_bytes()
             whole = content[: content.rfind(b"\n") + 1]
@@ -141,12 +141,12 @@ class Journal:
                 self.begun_at = begun_at
                 with self._indexes.open("rb") as indexes:
                     for line in lines:
-                        self._believe(line, indexes.fileno())
+                        self._load_line(line, indexes.fileno())
                 return len(whole)
         self.remove()
         return 0
 
-    def _believe(self, line: dict[str, Any] | None, indexes: int) -> None:
+    def _load_line(self, line: dict[str, Any] | None, indexes: int) -> None:
         with suppress(LookupError, TypeError, ValueError, OverflowError, OSError, MemoryError):
             if line is None or "offset" not in line:
                 self._places[line["pack"]] = None  # type: ignore[index]
@@ -177,7 +177,7 @@ def _remove_old(directory: Path, now: datetime) -> None:
 
 
 def _begun_at(head: dict[str, Any] | None) -> datetime | None:
-    """When the run began that wrote this first line of a journal; None when this version did not write it."""
+    """Read when the run began from the first line of a journal; None when this version did not write it."""
     if head is None or head.get("version") != _VERSION:
         return None
     try:

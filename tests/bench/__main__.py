@@ -1,11 +1,10 @@
-"""Measure backupd against the usual method and print a table: `make bench`, or with options of its own.
+"""Measure, compare, and write down: `make bench` and its like, or with options of its own.
 
-    PYTHONPATH=tests python -m bench --size 1GB --rounds 3
-    PYTHONPATH=tests python -m bench --idle-only --databases 1000
-    PYTHONPATH=tests python -m bench --locks-only --size 1GB --rounds 3
+    PYTHONPATH=tests python -m bench run --size 20MB --rounds 1 --rows "updates restore"
+    PYTHONPATH=tests python -m bench compare build/bench.json
 
-Every command is a new process. The file cache is warm, for both methods alike; everything is flushed to the disk
-before each measured command, so that none pays for what another wrote.
+Every command that is measured is a new process. The file cache is warm, for all tools alike; everything is flushed to
+the disk before each command, so that none pays for what another wrote.
 """
 
 # ruff: noqa: T201  (its report is what it is for)
@@ -13,267 +12,171 @@ before each measured command, so that none pays for what another wrote.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from harness.creditrobot import generate, parse_size, update_scattered
+from harness.creditrobot import parse_size
 
-from bench.idle import IDLE_DATABASES, idle_lines, time_idle_databases
-from bench.live import LiveFigures, live_lines, time_live_restores
-from bench.locks import SITUATIONS, LockFigures, lock_lines, time_lock_waits, use_rollback_journal
-from bench.machine import describe
-from bench.methods import Backupd, Usual
-from bench.processes import Series, peak_anonymous_bytes, timed
+from bench import pages
+from bench.comparing import TOLERANCE, NotComparableError, Verdict, compare, growth, put_together
+from bench.machine import current_commit, look_at_machine
+from bench.report import change_lines, growth_lines, head, peer_lines, summary, tables
+from bench.results import USUAL_SCALE, Result, Scale, committed_file, committed_files
+from bench.rows import PEER_ROWS, ROWS
+from bench.scene import Scene
 
-_UPDATES = 1000
-_SNAPSHOTS_OF_HISTORY = 10
-_HELP_RUNS = 15
-_LEVELS = (1, 2, 3)
-_MEMORY_TARGET_BYTES = 200 * 10**6
-_MEMORY_TARGET_BYTES_PER_PAGE = 40
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
+    from bench.rows import Row
 
-@dataclass(slots=True)
-class Figures:
-    """All that was measured."""
-
-    usual: Series = field(default_factory=Series)
-    usual_beside_levels: Series = field(default_factory=Series)
-    first: Series = field(default_factory=Series)
-    unchanged: Series = field(default_factory=Series)
-    changed: Series = field(default_factory=Series)
-    changed_in_history: Series = field(default_factory=Series)
-    restored: Series = field(default_factory=Series)
-    restored_from_history: Series = field(default_factory=Series)
-    decompressed: Series = field(default_factory=Series)
-    decompressed_after_history: Series = field(default_factory=Series)
-    help: Series = field(default_factory=Series)
-    by_level: dict[int, Series] = field(default_factory=dict)
-    stored_by_level: dict[int, int] = field(default_factory=dict)
-    peak_by_level: dict[int, int] = field(default_factory=dict)
-    changed_bytes: list[int] = field(default_factory=list)
-    peaks: dict[str, int] = field(default_factory=dict)
-    live: dict[str, LiveFigures] = field(default_factory=dict)
-    locks: dict[str, LockFigures] = field(default_factory=dict)
-    page_count: int = 0
-    usual_bytes: int = 0
+_WORSE, _UNUSABLE = 1, 2
 
 
-class Bench:
-    """One database in a scratch directory, and what is done to it again and again."""
-
-    def __init__(self, scratch: Path, size_bytes: int, rounds: int) -> None:
-        self.figures = Figures()
-        self._scratch = scratch
-        self._size_bytes = size_bytes
-        self._rounds = rounds
-        self._database = scratch / "creditrobot.db"
-        self._target = scratch / "restored.db"
-        self._usual = Usual(scratch / "usual")
-        self._has_usual = Usual.has_zstd()
-        self._updates = 0
-        _tell(f"making a database of {size_bytes / 1e6:.0f} MB")
-        generate(self._database, size_bytes=size_bytes)
-
-    def run(self) -> None:
-        """Measure everything."""
-        self._time_help()
-        for number in range(1, self._rounds + 1):
-            _tell(f"round {number} of {self._rounds}")
-            backupd = Backupd(self._scratch / "backupd")
-            backupd.remove()
-            self._time_round(backupd, usual_goes_first=number % 2 == 0)
-        self._time_history(backupd)
-        self._measure_memory(backupd)
-        self._compare_levels()
-        self._time_live_restores()
-        self.time_lock_waits()
-
-    def time_lock_waits(self) -> None:
-        """Measure how long writers wait for a snapshot; leaves the database in rollback-journal mode."""
-        use_rollback_journal(self._database)
-        backupd = Backupd(self._scratch / "backupd")
-        for situation in SITUATIONS:
-            _tell(f"snapshots in rollback-journal mode, {situation.name}")
-            self.figures.locks |= time_lock_waits(self._database, backupd, situation, self._rounds)
-        backupd.remove()
-
-    def _time_help(self) -> None:
-        backupd = Backupd(self._scratch / "backupd")
-        for _ in range(_HELP_RUNS):
-            self.figures.help.runs.append(timed([backupd.program, "--help"], backupd.environment))
-
-    def _time_round(self, backupd: Backupd, *, usual_goes_first: bool) -> None:
-        """The first snapshot, a restore, nothing new, and 1,000 updates; the usual method before or after."""
-        if usual_goes_first:
-            self._time_usual(self.figures.usual)
-        self.figures.first.runs.append(timed(backupd.backup(self._database), backupd.environment))
-        if not usual_goes_first:
-            self._time_usual(self.figures.usual)
-        self.figures.restored.runs.append(timed(backupd.restore(self._target), backupd.environment))
-        self._time_decompression(self.figures.decompressed)
-        self.figures.unchanged.runs.append(timed(backupd.backup(self._database), backupd.environment))
-        self._snapshot_after_updates(backupd, self.figures.changed)
-
-    def _time_history(self, backupd: Backupd) -> None:
-        """Ten snapshots of 1,000 updates, the last round's included; then restores of the newest."""
-        _tell(f"{_SNAPSHOTS_OF_HISTORY} snapshots of {_UPDATES} updates each")
-        for _ in range(_SNAPSHOTS_OF_HISTORY - 1):
-            self._snapshot_after_updates(backupd, self.figures.changed_in_history)
-        self._time_usual(Series())
-        for _ in range(self._rounds):
-            self.figures.restored_from_history.runs.append(timed(backupd.restore(self._target), backupd.environment))
-            self._time_decompression(self.figures.decompressed_after_history)
-
-    def _measure_memory(self, backupd: Backupd) -> None:
-        """In runs of their own: looking at /proc all the time slows a command down."""
-        _tell("memory")
-        peaks = self.figures.peaks
-        peaks["restore after ten snapshots"] = self._peak(backupd.restore(self._target), backupd)
-        update_scattered(self._database, _UPDATES, seed=self._next_seed())
-        peaks["snapshot after 1,000 updates"] = self._peak(backupd.backup(self._database), backupd)
-        backupd.remove()
-        peaks["first snapshot"] = self._peak(backupd.backup(self._database), backupd)
-        peaks["restore"] = self._peak(backupd.restore(self._target), backupd)
-        self._target.unlink()
-        self.figures.page_count = backupd.snapshots()[-1]["page_count"]
-        backupd.remove()
-
-    def _compare_levels(self) -> None:
-        """First snapshots at several compression levels, each round beside the usual method."""
-        figures = self.figures
-        figures.by_level = {level: Series() for level in _LEVELS}
-        for number in range(1, self._rounds + 1):
-            _tell(f"compression levels, round {number} of {self._rounds}")
-            self._time_usual(figures.usual_beside_levels)
-            for level, series in figures.by_level.items():
-                backupd = Backupd(self._scratch / "backupd", level)
-                series.runs.append(timed(backupd.backup(self._database), backupd.environment))
-                figures.stored_by_level[level] = backupd.snapshots()[-1]["stored_bytes"]
-                backupd.remove()
-        for level in _LEVELS:
-            backupd = Backupd(self._scratch / "backupd", level)
-            figures.peak_by_level[level] = self._peak(backupd.backup(self._database), backupd)
-            backupd.remove()
-
-    def _time_live_restores(self) -> None:
-        """How long an application waits."""
-        _tell("live restores")
-        backupd = Backupd(self._scratch / "backupd")
-        self.figures.live = time_live_restores(self._scratch, backupd, self._size_bytes, self._rounds)
-        backupd.remove()
-
-    def _snapshot_after_updates(self, backupd: Backupd, series: Series) -> None:
-        update_scattered(self._database, _UPDATES, seed=self._next_seed())
-        series.runs.append(timed(backupd.backup(self._database), backupd.environment))
-        self.figures.changed_bytes.append(backupd.snapshots()[-1]["stored_bytes"])
-
-    def _time_usual(self, series: Series) -> None:
-        if self._has_usual:
-            series.runs.append(timed(self._usual.backup(self._database), Backupd(self._scratch).environment))
-            self.figures.usual_bytes = self._usual.archive.stat().st_size
-
-    def _time_decompression(self, series: Series) -> None:
-        if self._has_usual:
-            self._target.unlink(missing_ok=True)
-            series.runs.append(timed(self._usual.restore(self._target), Backupd(self._scratch).environment))
-
-    def _next_seed(self) -> int:
-        self._updates += 1
-        return self._updates
-
-    @staticmethod
-    def _peak(command: list[str | Path], backupd: Backupd) -> int:
-        return peak_anonymous_bytes(command, backupd.environment)
-
-
-def _print_report(figures: Figures, size_bytes: int, rounds: int) -> None:
-    print(f"\nA database of {size_bytes / 1e6:.0f} MB, {rounds} rounds: medians with their range; ratios pair by pair.")
-    print("The file cache is warm; everything written is flushed to the disk.")
-    if figures.usual.runs:
-        print(f"The usual method: {Usual.description()}: {figures.usual}, {figures.usual_bytes / 1e6:.0f} MB kept.")
-    else:
-        print("No comparison with the usual method: the program zstd is missing (Debian: apt install zstd sqlite3).")
-    print("\n| what | backupd | CPU | compared with | ratio | at most | |")
-    print("|---|---|---|---|---|---|---|")
-    usual, unpacked, after = figures.usual, figures.decompressed, figures.decompressed_after_history
-    _print_ratio("first snapshot", figures.first, usual, "the usual method", 0.6)
-    _print_ratio("snapshot after 1,000 scattered updates", figures.changed, usual, "the usual method", 0.2)
-    _print_ratio("snapshot of nothing new", figures.unchanged, usual, "the usual method", None)
-    _print_ratio("restore", figures.restored, unpacked, "`zstd -d`", 1.1)
-    _print_ratio("restore after ten snapshots", figures.restored_from_history, after, "`zstd -d`", 1.1)
-    _print_bound("`backupd --help`", figures.help.seconds, "s", 0.3, str(figures.help))
-    stored = max(figures.changed_bytes) / 1e6
-    spread = f"{min(figures.changed_bytes) / 1e6:.2f}-{stored:.2f} MB"
-    _print_bound("stored after 1,000 scattered updates", stored, "MB", 4, spread)
-    target = (_MEMORY_TARGET_BYTES + _MEMORY_TARGET_BYTES_PER_PAGE * figures.page_count) / 1e6
-    for what, peak in figures.peaks.items():
-        _print_bound(f"anonymous memory, {what}", peak / 1e6, "MB", target, f"{peak / 1e6:.0f} MB")
-    print("\n| first snapshot at zstd level | time | CPU | ratio to the usual method | stored | memory |")
-    print("|---|---|---|---|---|---|")
-    for level, series in figures.by_level.items():
-        ratio = f"{series.ratio_to(figures.usual_beside_levels):.2f}" if usual.runs else ""
-        stored, peak = figures.stored_by_level[level] / 1e6, figures.peak_by_level[level] / 1e6
-        print(f"| {level} | {series} | {series.cpu_seconds:.2f} s | {ratio} | {stored:.0f} MB | {peak:.0f} MB |")
-    print("\n" + "\n".join(live_lines(figures.live, size_bytes)))
-    print("\n" + "\n".join(lock_lines(figures.locks, size_bytes)))
-
-
-def _print_ratio(what: str, ours: Series, theirs: Series, name: str, target: float | None) -> None:
-    if not theirs.runs:
-        print(f"| {what} | {ours} | {ours.cpu_seconds:.2f} s | | | {target or ''} | |")
-        return
-    ratio = ours.ratio_to(theirs)
-    compared = f"{name}: {theirs}, CPU {theirs.cpu_seconds:.2f} s"
-    verdict = f"{ratio:.2f} | {target or ''} | {_verdict(ratio, target)}"
-    print(f"| {what} | {ours} | {ours.cpu_seconds:.2f} s | {compared} | {verdict} |")
-
-
-def _print_bound(what: str, value: float, unit: str, target: float, shown: str) -> None:
-    print(f"| {what} | {shown} | | | | {target:.3g} {unit} | {_verdict(value, target)} |")
-
-
-def _verdict(value: float, target: float | None) -> str:
-    if target is None:
-        return ""
-    return "PASS" if value <= target else "over"
-
-
-def _tell(text: str) -> None:
-    print(f"{text} ...", file=sys.stderr, flush=True)
-
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description="Measure backupd against the usual method.")
-    parser.add_argument("--size", type=parse_size, default="1GB", help="of the database (default: 1GB)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often everything is done (default: 3)")
-    parser.add_argument("--databases", type=int, default=IDLE_DATABASES, help="how many are idle (default: 1000)")
-    only = parser.add_mutually_exclusive_group()
-    only.add_argument("--idle-only", action="store_true", help="measure idle databases and nothing else")
-    only.add_argument("--locks-only", action="store_true", help="measure waits for the lock and nothing else")
-    parser.add_argument("--scratch", type=Path, default=None, help="where to work; needs five times the size")
+def main() -> int:
+    """Do what the command line says; the exit code is 1 when something got worse, and 2 when that cannot be said."""
+    parser = argparse.ArgumentParser(prog="bench", description="Measure what backupd costs.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="measure, print tables, and write the figures")
+    run.add_argument("--size", type=parse_size, default=USUAL_SCALE.size_bytes, help="of the database (default: 1GB)")
+    run.add_argument("--rounds", type=int, default=3, help="how often everything is done (default: 3)")
+    run.add_argument("--kept", type=int, default=USUAL_SCALE.kept, help="snapshots of a long history (default: 10000)")
+    run.add_argument(
+        "--databases", type=int, default=USUAL_SCALE.databases, help="how many tenants there are (default: 1000)"
+    )
+    run.add_argument("--rows", default="", help="names or patterns of rows, such as 'first* help' (default: all)")
+    run.add_argument("--peers", action="store_true", help="measure other tools beside backupd instead")
+    run.add_argument("--scratch", type=Path, default=None, help="where to work; needs eight times the size")
+    run.add_argument("--output", type=Path, required=True, help="the file for the figures")
+    run.set_defaults(do=_run)
+    comparison = commands.add_parser("compare", help="show what got worse")
+    comparison.add_argument("new", type=Path, help="figures of a run")
+    comparison.add_argument("--committed", type=Path, default=None, help="what to compare with, if not this machine's")
+    comparison.set_defaults(do=_compare)
+    record = commands.add_parser("record", help="make figures those that are committed, and write the pages")
+    record.add_argument("new", type=Path, nargs="+", help="figures of a run, or of several that measured its parts")
+    record.set_defaults(do=_record)
+    written = commands.add_parser("pages", help="write tables and chart from the committed figures")
+    written.set_defaults(do=_write_pages)
+    listed = commands.add_parser("rows", help="list the rows")
+    listed.set_defaults(do=_list_rows)
     arguments = parser.parse_args()
+    # Ended by a signal, it still ends the daemons that it has started, and removes its files.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_UNUSABLE))
+    return int(arguments.do(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    rows = _chosen(PEER_ROWS if arguments.peers else ROWS, arguments.rows)
+    if not rows:
+        print(f"error: no row is called {arguments.rows}; `python -m bench rows` lists them", file=sys.stderr)
+        return _UNUSABLE
+    scale = Scale(size_bytes=arguments.size, kept=arguments.kept, databases=arguments.databases)
     if arguments.scratch is not None:
         arguments.scratch.mkdir(parents=True, exist_ok=True)
+    commit, date = current_commit(), datetime.now(UTC).isoformat(timespec="seconds")
     with tempfile.TemporaryDirectory(prefix="backupd-bench-", dir=arguments.scratch) as name:
-        for line in describe(Path(name)):
-            print(line, flush=True)
-        if arguments.locks_only:
-            bench = Bench(Path(name), arguments.size, arguments.rounds)
-            bench.time_lock_waits()
-            print("\n" + "\n".join(lock_lines(bench.figures.locks, arguments.size)))
-            return
-        if not arguments.idle_only:
-            bench = Bench(Path(name), arguments.size, arguments.rounds)
-            bench.run()
-            _print_report(bench.figures, arguments.size, arguments.rounds)
-        _tell(f"{arguments.databases} idle databases")
-        idle = time_idle_databases(Path(name), arguments.databases)
-        print("\n" + "\n".join(idle_lines(idle, arguments.databases)))
+        machine = look_at_machine(Path(name))
+        scene = Scene(Path(name).resolve(), scale, arguments.rounds)
+        for scenario in dict.fromkeys(row.scenario for row in rows):
+            scenario(scene)
+            # After each one, because an interrupted run of an hour still says what it has measured.
+            figures = {row.name: row.figure(scene.works, scale) for row in rows}
+            measured = {row: figure for row, figure in figures.items() if figure is not None}
+            result = Result(
+                machine=machine, scale=scale, rounds=arguments.rounds, date=date, commit=commit, rows=measured
+            )
+            result.write(arguments.output)
+    result = Result.read(arguments.output)  # as it is compared and quoted, with rounded numbers
+    print(head(result))
+    print("\n".join(["", *peer_lines(result)] if arguments.peers else tables(result)))
+    if left_out := [name for name, figure in figures.items() if figure is None and not arguments.peers]:
+        print(f"\nnot measured, because a program is missing (Debian: apt install zstd sqlite3): {', '.join(left_out)}")
+    if not arguments.peers:
+        print(f"\n{summary(result)}")
+        _print_growth(result)
+    print(f"\nwritten to {arguments.output}", file=sys.stderr)
+    return 0
+
+
+def _is_of_peers(result: Result) -> bool:
+    """Whether these are figures of several tools."""
+    return any(row.name in result.rows for row in PEER_ROWS)
+
+
+def _chosen(rows: Sequence[Row], patterns: str) -> list[Row]:
+    """The rows that one of the patterns matches, which blanks separate; all without a pattern."""
+    return [row for row in rows if not patterns or any(fnmatchcase(row.name, each) for each in patterns.split())]
+
+
+def _print_growth(result: Result) -> None:
+    """Beside the committed figures of a smaller database, if there are some of such a machine."""
+    file = committed_file(result.machine, has_peers=False)
+    if file.exists() and (small := Result.read(file)).scale.size_bytes < result.scale.size_bytes:
+        print("\n".join(["", *growth_lines(growth(small, result, group="One database"), small, result)]))
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    new = Result.read(arguments.new)
+    has_peers = _is_of_peers(new)
+    file = arguments.committed or committed_file(new.machine, has_peers=has_peers)
+    if not file.exists():
+        file = next(iter(committed_files(has_peers=has_peers)), file)
+    if not file.exists():
+        print("error: no results are committed yet\nhint: make bench-record", file=sys.stderr)
+        return _UNUSABLE
+    committed = Result.read(file)
+    try:
+        changes = compare(committed, new)
+    except NotComparableError as error:
+        print(f"error: {error}\nhint: measure the same amounts, or compare with --committed", file=sys.stderr)
+        return _UNUSABLE
+    print(f"committed: {file.name}: {head(committed)}\nnow: {head(new)}\n")
+    if committed.machine.slug != new.machine.slug:
+        print("These are different machines: only bytes, memory and ratios are judged, and times are shown.\n")
+    print("\n".join(change_lines(changes)))
+    worse = [change.name for change in changes if change.verdict is Verdict.WORSE]
+    if worse:
+        print(f"\nworse by more than {TOLERANCE:.0%}: {', '.join(worse)}")
+    else:
+        print(f"\nno row got worse by more than {TOLERANCE:.0%}")
+    return _WORSE if worse else 0
+
+
+def _record(arguments: argparse.Namespace) -> int:
+    results = [Result.read(file) for file in arguments.new]
+    for has_peers in (False, True):
+        of_a_sort = [result for result in results if _is_of_peers(result) is has_peers]
+        if not of_a_sort:
+            continue
+        try:
+            result = put_together(of_a_sort, [row.name for row in (PEER_ROWS if has_peers else ROWS)])
+        except NotComparableError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return _UNUSABLE
+        missing = [] if has_peers else [row.name for row in ROWS if row.name not in result.rows]
+        if missing:
+            print(f"warning: these rows are missing, and cannot be compared: {', '.join(missing)}", file=sys.stderr)
+        result.write(committed_file(result.machine, has_peers=has_peers))
+    return _write_pages(arguments)
+
+
+def _write_pages(_: argparse.Namespace) -> int:
+    for file in pages.write():
+        print(f"wrote {file}")
+    return 0
+
+
+def _list_rows(_: argparse.Namespace) -> int:
+    for row in (*ROWS, *PEER_ROWS):
+        print(f"{row.name:32} {row.title} [{row.unit}]")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import time
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.creditrobot import update_scattered
 
-from bench.processes import Series, busy_loops, timed, tried
-from bench.waits import PROBE, WRITE, Waits, application, longest_wait
+from bench.measuring import busy_loops, flush, timed, tried
+from bench.waits import PROBE, WRITE, application
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from bench.methods import Backupd
+    from bench.scene import Scene
+    from bench.tools import Backupd
 
 _UPDATES = 1000
 _WATCHED_SECONDS = 2.0
@@ -32,33 +32,43 @@ _PATIENT = {"BACKUPD_CAPTURE__MAX_LOCK": "10m"}
 class Situation:
     """What runs beside a snapshot: one process that wants the lock, and processes that keep the cores busy."""
 
+    key: str
     name: str
     statement: str
     thinking_seconds: float
     busy_loops: int = 0
 
     def snapshots(self, rounds: int) -> int:
-        """How many to take of each kind: beside busy loops more, to show whether each of them succeeds."""
+        """How many snapshots of each kind to take: more beside busy loops, to show whether each of them succeeds."""
         return _SNAPSHOTS_BESIDE_BUSY_LOOPS if self.busy_loops and rounds >= _ROUNDS_OF_A_FULL_RUN else rounds
 
 
 SITUATIONS = (
-    Situation("no other writer", PROBE, 0.02),
-    Situation("a writer", WRITE, 0.05),
-    Situation(f"a writer and {_BUSY_LOOPS} busy loops", WRITE, 0.05, _BUSY_LOOPS),
+    # The probe takes the exclusive lock and changes nothing.
+    Situation("alone", "no other writer", PROBE, 0.02),
+    Situation("writer", "20 commits a second", WRITE, 0.05),
+    Situation("busy", f"20 commits a second, beside {_BUSY_LOOPS} busy loops", WRITE, 0.05, _BUSY_LOOPS),
 )
 
 
-@dataclass(slots=True)
-class LockFigures:
-    """Of one kind of snapshot in one situation: the command, and the waits of one process during it and before it."""
+def time_lock_waits(scene: Scene) -> None:
+    """Take first and later snapshots in turn in each situation; failed ones count in every figure.
 
-    snapshots: Series = field(default_factory=Series)
-    waits: list[Waits] = field(default_factory=list)
-    undisturbed_waits: list[Waits] = field(default_factory=list)
+    Each first snapshot begins with an empty store and state directory, and each later one follows 1,000 updates.
+    """
+    database = scene.sample_database()
+    _use_rollback_journal(database)
+    for situation in SITUATIONS:
+        for number in scene.each_round(situation.snapshots(scene.rounds)):
+            scene.tell(f"snapshots in rollback-journal mode, {situation.name}, round {number}")
+            backupd = scene.backupd(database)
+            if not _time_one(scene, f"lock-{situation.key}-first", database, backupd, situation):
+                timed(backupd.now(), {**backupd.environment, **_PATIENT}, scene.scratch)
+            update_scattered(database, _UPDATES, seed=number)
+            _time_one(scene, f"lock-{situation.key}-later", database, backupd, situation)
 
 
-def use_rollback_journal(database: Path) -> None:
+def _use_rollback_journal(database: Path) -> None:
     """Set the journal mode to `delete`, SQLite's default. Raises RuntimeError when the database keeps another."""
     with closing(sqlite3.connect(database)) as connection:
         (mode,) = connection.execute("PRAGMA journal_mode = delete").fetchone()
@@ -66,53 +76,18 @@ def use_rollback_journal(database: Path) -> None:
         raise RuntimeError(f"{database} stays in journal mode {mode}")
 
 
-def time_lock_waits(database: Path, backupd: Backupd, situation: Situation, rounds: int) -> dict[str, LockFigures]:
-    """Take first and later snapshots in turn in one situation; figures by what was done.
-
-    Each first snapshot begins with an empty store and state directory, and each later one follows 1,000 updates.
-    """
-    first, later = LockFigures(), LockFigures()
-    for number in range(1, situation.snapshots(rounds) + 1):
-        backupd.remove()
-        _time_one(database, backupd, situation, first)
-        if first.snapshots.runs[-1].exit_code:
-            timed(backupd.backup(database), {**backupd.environment, **_PATIENT})
-        update_scattered(database, _UPDATES, seed=number)
-        _time_one(database, backupd, situation, later)
-    return {f"first snapshot, {situation.name}": first, f"later snapshot, {situation.name}": later}
-
-
-def _time_one(database: Path, backupd: Backupd, situation: Situation, figures: LockFigures) -> None:
-    """Take one snapshot, which may fail, beside the process of `situation`, which is watched without one before."""
-    os.sync()  # so that the flushes of the watched process do not wait for what was written before
+def _time_one(scene: Scene, work: str, database: Path, backupd: Backupd, situation: Situation) -> bool:
+    """Take one snapshot, which may fail, beside the process of `situation`; whether it succeeded."""
+    flush(scene.scratch)  # so that the flushes of the watched process do not wait for what was written before
+    scene.feel_pace(work)
     with (
         busy_loops(situation.busy_loops),
         application(database, situation.statement, situation.thinking_seconds) as process,
     ):
         time.sleep(_WATCHED_SECONDS)
         started = time.monotonic()
-        figures.snapshots.runs.append(tried(backupd.backup(database), backupd.environment))
+        run = tried(backupd.now(), backupd.environment, scene.scratch)
         before, after = process.waits(started)
-        figures.undisturbed_waits.append(before)
-        figures.waits.append(after)
-
-
-def lock_lines(figures: dict[str, LockFigures], size_bytes: int) -> list[str]:
-    """The report: a table of medians with their ranges."""
-    columns = ["longest wait", "without a snapshot", "command", "CPU", "succeeded"]
-    lines = [
-        f"| waits for the lock, rollback-journal mode, {size_bytes / 1e6:.0f} MB | {' | '.join(columns)} |",
-        "|---|---|---|---|---|---|",
-    ]
-    for what, each in figures.items():
-        waits = f"{longest_wait(each.waits)} | {longest_wait(each.undisturbed_waits)}"
-        succeeded = f"{each.snapshots.successes} of {len(each.snapshots.runs)}"
-        lines.append(f"| {what} | {waits} | {each.snapshots} | {each.snapshots.cpu_seconds:.2f} s | {succeeded} |")
-    return [
-        *lines,
-        "",
-        "A later snapshot follows 1,000 scattered one-row updates. Where there is no other writer, a probe takes the",
-        "exclusive lock every 20 ms and changes nothing; the writer pauses for 50 ms after each commit. The waits",
-        f"without a snapshot are those of the same process in the {_WATCHED_SECONDS:.0f} s before.",
-        "Failed snapshots are included in every figure.",
-    ]
+    scene.record(work, seconds=run.seconds, cpu=run.cpu_seconds, wait=after.longest, failures=float(run.exit_code != 0))
+    scene.record(f"{work}-undisturbed", wait=before.longest)
+    return run.exit_code == 0

@@ -20,7 +20,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
 WRITE = "UPDATE payments SET updated_at = datetime('now') WHERE id = (SELECT abs(random()) % max(id) + 1 FROM payments)"
@@ -49,7 +49,7 @@ class Application:
         self._process = process
 
     def waits(self, mark: float) -> tuple[Waits, Waits]:
-        """What its statements took that ended before `mark`, of the monotonic clock, and those after it. Ends it."""
+        """End the process and return how long its statements took, before and after `mark` of the monotonic clock."""
         answer, _ = self._process.communicate(f"{mark}\n")
         before, after = json.loads(answer)
         return Waits(*before), Waits(*after)
@@ -66,12 +66,6 @@ def application(database: Path, statement: str, thinking_seconds: float = _THINK
             yield Application(process)
         finally:
             process.kill()
-
-
-def longest_wait(waits: Sequence[Waits]) -> str:
-    """Median and range of the longest wait of each round, such as `0.671 s (0.650-0.702)`."""
-    every = sorted(wait.longest for wait in waits)
-    return f"{median(every):.3f} s ({every[0]:.3f}-{every[-1]:.3f})"
 
 
 def _run(database: str, statement: str, thinking_seconds: str) -> None:

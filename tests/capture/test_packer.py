@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from harness.extent import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,7 +40,7 @@ class _Packing:
         self.packs: list[dict[str, Any]] = []
         self._spool = spool
         self._base = base
-        self._writer = PackWriter(spool, page_size=PAGE_BYTES, level=1, slots=1000, emit=self._emit)
+        self._writer = PackWriter(spool, level=1, slots=1000, emit=self._emit)
         expected = b"".join(page_hash(_page(value)) for value in base)
         stream = Stream(0, expected, relocate, spool)
         self.packer = Packer(PAGE_BYTES, 1, [stream], self._writer, spool / "hashes")
@@ -71,7 +72,7 @@ class _Packing:
         return values
 
 
-@settings(max_examples=1000)
+@settings(max_examples=examples(300))
 @given(
     base=st.lists(st.integers(0, 1), min_size=1, max_size=_PAGES),
     relocate=st.just(frozenset()) | st.frozensets(st.integers(1, _PAGES)),
@@ -80,7 +81,7 @@ class _Packing:
 def test_last_image_of_each_page_is_what_a_store_puts_together(
     base: list[int], relocate: frozenset[int], history: list[tuple[int, list[tuple[int, list[int]]]]]
 ) -> None:
-    """Whatever came before: stored pages that went back to the base, were cut off and grew again, or came twice."""
+    """A store puts together the last image of each page, whatever was written, cut off or written twice before."""
     with tempfile.TemporaryDirectory() as spool:
         packing = _Packing(Path(spool), base, frozenset(page for page in relocate if page <= len(base)))
         packer, expected = packing.packer, {}
@@ -89,10 +90,10 @@ def test_last_image_of_each_page_is_what_a_store_puts_together(
             expected = {number: value for number, value in expected.items() if number <= page_count}
             for first, values in batches:
                 numbers = [number for number in range(first, first + len(values)) if number <= page_count]
-                packer.pages_written(numbers, [_page(value) for value in values[: len(numbers)]])
+                packer.add(numbers, [_page(value) for value in values[: len(numbers)]])
                 expected.update(zip(numbers, values, strict=False))
             missing = [number for number in range(1, page_count + 1) if number not in expected]
-            packer.pages_written(missing, [_page(0)] * len(missing))
+            packer.add(missing, [_page(0)] * len(missing))
             expected.update(dict.fromkeys(missing, 0))
         packer.finish()
         page_count = history[-1][0]

@@ -16,11 +16,13 @@ from unittest.mock import patch
 import pytest
 from harness.capturing import Capturing, capture
 from harness.command_line import wait_until
+from harness.extent import sampled, slow
 
-from backupd.capture.child import Output
+from backupd.capture.confirmed import ConfirmedCapture
 from backupd.capture.holder import LockHolder
-from backupd.capture.process import Compared, Event, Locked, PagesCaptured, Released, StreamBase
-from backupd.capture.rollback import ConfirmedCapture
+from backupd.capture.limits import CaptureRequest, StreamBase
+from backupd.capture.output import Events, Output
+from backupd.capture.process import Compared, Event, Locked, PagesCaptured, Released
 from backupd.errors import BackupdError, BusyError, SourceUnusableError
 from backupd.format import lock_page
 
@@ -100,7 +102,7 @@ class Application:
         self._process = process
 
     def execute(self, *statements: str) -> None:
-        """One after the other; returns when they are done."""
+        """Execute the statements one after the other, and return when all are done."""
         for statement in statements:
             assert self._process.stdin is not None
             self._process.stdin.write(f"{statement}\n")
@@ -234,8 +236,8 @@ def started_with(site: Path, code: str) -> Iterator[None]:
         yield
 
 
-def test_small_database_is_one_step(database: Path, tmp_path: Path) -> None:
-    """Its writers wait once, while it is copied in memory."""
+def test_small_database_is_copied_in_one_step(database: Path, tmp_path: Path) -> None:
+    """A small database is copied under one lock, so that its writers wait once."""
     events: list[Event | None] = []
     capture(database, tmp_path / "spool", on_event=events.append)
     assert [type(event) for event in events if isinstance(event, Locked | Released)] == [Locked, Released]
@@ -258,7 +260,7 @@ def test_lock_is_released_between_the_steps(database: Path, tmp_path: Path) -> N
 
 
 def test_commit_between_two_steps_begins_the_copy_again(database: Path, tmp_path: Path) -> None:
-    """What SQLite gave before is of a state that has passed; the image is all of the later one."""
+    """A commit between two steps begins the copy again, and the image is all of the later state."""
     marker = tmp_path / "marker"
 
     def on_event(event: Event | None) -> None:
@@ -293,9 +295,9 @@ os.kill(os.getpid(), 9)
 """
 
 
-@pytest.mark.parametrize("when", range(3, 12))
+@pytest.mark.parametrize("when", sampled(range(3, 12), fast=3))
 def test_crash_without_a_journal_between_two_steps_is_noticed(database: Path, tmp_path: Path, when: int) -> None:
-    """It leaves the old change counter, and SQLite sees nothing wrong; the image is all of before, or all of after."""
+    """A crash without a journal, which keeps the change counter, never mixes old and new pages in the image."""
     before = database.read_bytes()
     code = CRASHES_BEFORE_LAST_STEP.format(path=str(database), when=when, crash=CRASH.format(path=str(database)))
     wait_until(lambda: time.time() - database.stat().st_mtime > 0.1)
@@ -306,7 +308,7 @@ def test_crash_without_a_journal_between_two_steps_is_noticed(database: Path, tm
     assert without_derived(captured.image()) in {without_derived(before), without_derived(after)}
 
 
-@pytest.mark.parametrize("page_size", [512, 4096, 65536])
+@pytest.mark.parametrize("page_size", sampled([4096, 512, 65536]))
 def test_image_between_writes_is_the_file_under_the_lock(tmp_path: Path, page_size: int) -> None:
     """What was read without a lock and changed afterwards is read again under it; facts are of the same state."""
     database = tmp_path / "app.db"
@@ -360,19 +362,19 @@ def test_transaction_that_spills_into_the_file_is_not_captured(database: Path, t
     assert without_derived(captured.image()) == without_derived(database.read_bytes()) != without_derived(spilled[0])
 
 
-@pytest.mark.parametrize("is_at_rest", [True, False])
+@pytest.mark.parametrize("is_at_rest", sampled([False, True]))
 def test_file_at_rest_is_not_read_again_under_the_lock(
     database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_at_rest: bool
 ) -> None:
-    """When nothing has touched the file since long before it was read, the lock is held for milliseconds."""
+    """A file that nothing has touched since long before it was read is not read again under the lock."""
     read_bytes: list[int] = []
     preadv = os.preadv
     monkeypatch.setattr(os, "preadv", lambda *where: read_bytes.append(preadv(*where)) or read_bytes[-1])
-    request = {"path": str(database), "spool": str(tmp_path), "streams": [], "recipients": (), "level": 1, "slots": 9}
-    with LockHolder(str(database), tmp_path, lock_timeout=5, max_lock=3) as holder:
-        confirmed = ConfirmedCapture(str(database), Output(request), holder, max_lock=3, compare_seconds=0, trusts=True)
+    request = CaptureRequest(str(database), str(tmp_path), streams=(), level=1, slots=9, lock_timeout=5, max_lock=3)
+    with LockHolder(request) as holder:
+        confirmed = ConfirmedCapture(request, Output(request, Events()), holder)
         if is_at_rest:
-            confirmed._stillness.begin()
+            confirmed._watch.begin()
             began_at = time.monotonic()
             wait_until(lambda: time.monotonic() - began_at > 3.1)
         assert confirmed.run()
@@ -380,16 +382,28 @@ def test_file_at_rest_is_not_read_again_under_the_lock(
     assert in_passes == database.stat().st_size * (1 if is_at_rest else 2)
 
 
-def test_database_that_is_too_large_for_max_lock_is_told(database: Path, tmp_path: Path) -> None:
-    """It is given up before anybody waits for longer, and the message says what would help."""
+SLOW_READS = """
+import os, time
+_quick = os.preadv
+def slow(descriptor, buffers, offset):
+    time.sleep(0.12 * (len(buffers[0]) >= 65536))
+    return _quick(descriptor, buffers, offset)
+os.preadv = slow
+"""
+
+
+@slow
+def test_database_that_is_too_large_for_max_lock_is_refused_with_a_remedy(database: Path, tmp_path: Path) -> None:
+    """The capture ends before writers wait for longer, and the message says what would help."""
     with pytest.raises(BusyError, match=r"capture\.max_lock allows") as caught:
-        captured_between_writes(database, tmp_path / "spool", max_lock=0.0001)
+        # The API is expected to take four times as long as the slow reading, which is more than the lock may be held.
+        captured_between_writes(database, tmp_path / "spool", max_lock=1, trusts_file=False, code=SLOW_READS)
     assert "WAL mode" in str(caught.value.hint)
 
 
 @contextmanager
 def writing(path: Path, statement: str = COMMIT) -> Iterator[Callable[[], float]]:
-    """A process that commits all the time; gives what ends it and tells the longest time that it had to wait."""
+    """A process that commits all the time; yields a function that ends it and returns its longest wait."""
     code = (
         "import sqlite3, sys, threading, time\n"
         "connection = sqlite3.connect(sys.argv[1], timeout=60, isolation_level=None)\n"
@@ -411,8 +425,9 @@ def writing(path: Path, statement: str = COMMIT) -> Iterator[Callable[[], float]
             process.kill()
 
 
+@slow
 def test_writer_of_scattered_pages_does_not_keep_a_capture_from_finishing(tmp_path: Path) -> None:
-    """Each commit changes a page here and there, in most of what is hashed at once: only the pages are copied."""
+    """A capture finishes although each commit changes scattered pages, because only those pages are copied again."""
     database = tmp_path / "app.db"
     fill(database, rows=300_000)
     rows = ", ".join(["abs(random() % 300000)"] * 200)
@@ -425,6 +440,7 @@ def test_writer_of_scattered_pages_does_not_keep_a_capture_from_finishing(tmp_pa
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
+@slow
 def test_steady_writer_does_not_keep_a_capture_from_finishing(database: Path, tmp_path: Path) -> None:
     """Hundreds of commits a second, and a snapshot each time."""
     with writing(database) as writer:
@@ -438,7 +454,7 @@ def test_steady_writer_does_not_keep_a_capture_from_finishing(database: Path, tm
 
 
 def test_image_is_compared_with_the_api(database: Path, tmp_path: Path) -> None:
-    """Where that is asked for, and is quick enough, both come to the same."""
+    """A comparison of the image with the backup API, if asked for and quick enough, finds no difference."""
     events: list[Event | None] = []
     captured = captured_between_writes(
         database, tmp_path / "spool", COMMIT, compare_seconds=3.0, on_event=events.append
@@ -447,7 +463,7 @@ def test_image_is_compared_with_the_api(database: Path, tmp_path: Path) -> None:
     assert without_derived(captured.image()) == without_derived(database.read_bytes())
 
 
-def test_comparison_that_would_take_too_long_is_left_out_and_told(database: Path, tmp_path: Path) -> None:
+def test_comparison_that_would_take_too_long_is_left_out_and_reported(database: Path, tmp_path: Path) -> None:
     """The application comes first; the event says that the comparison is still due."""
     events: list[Event | None] = []
     captured_between_writes(database, tmp_path / "spool", COMMIT, compare_seconds=1e-9, on_event=events.append)
@@ -512,7 +528,7 @@ os.preadv = lying
 
 
 def test_first_page_that_reads_differently_is_that_of_the_api(database: Path, tmp_path: Path) -> None:
-    """It comes on a way of its own."""
+    """A comparison finds a first page that was read wrongly, and the image gets the page of the backup API."""
     events: list[Event | None] = []
     captured = captured_between_writes(
         database, tmp_path / "spool", COMMIT, compare_seconds=3.0, on_event=events.append, code=LYING_FIRST_PAGE
@@ -522,7 +538,7 @@ def test_first_page_that_reads_differently_is_that_of_the_api(database: Path, tm
 
 
 def test_file_that_is_not_trusted_is_captured_through_the_api(database: Path, tmp_path: Path) -> None:
-    """Once it is known, it takes no comparison to find out again, and a writer does not keep it from finishing."""
+    """A file that is not trusted is captured through the backup API, and a writer does not keep it from finishing."""
     with started_with(tmp_path / "site", LYING_READS):
         with writing(database) as end:
             capture(database, tmp_path / "first", whole_bytes=STEP, trusts_file=False)
@@ -556,15 +572,17 @@ os.preadv = hanging
 """
 
 
+@slow
 def test_application_gets_its_database_back_when_reading_it_hangs(database: Path, tmp_path: Path) -> None:
     """The parent watches the lock too, and ends the process that holds it, when a disk stalls."""
     with pytest.raises(BusyError, match="held up its writers"):
-        captured_between_writes(database, tmp_path / "spool", COMMIT, max_lock=0.3, code=HANGING_READS)
+        captured_between_writes(database, tmp_path / "spool", COMMIT, max_lock=1, code=HANGING_READS)
     commit(database, "DELETE FROM t")
 
 
+@slow
 def test_lock_ends_by_itself_when_all_others_hang(database: Path, tmp_path: Path) -> None:
-    """The process that holds it has a timer of its own, so it does not matter who else is stopped, or how long."""
+    """The process that holds it has its own timer, so it does not matter which others are stopped, or how long."""
     has_read: list[bool] = []
 
     def on_event(event: Event | None) -> None:
@@ -577,7 +595,7 @@ def test_lock_ends_by_itself_when_all_others_hang(database: Path, tmp_path: Path
 
     with pytest.raises(BusyError, match="held up its writers"):
         captured_between_writes(
-            database, tmp_path / "spool", then=lambda _: has_read.append(True), max_lock=0.3, on_event=on_event
+            database, tmp_path / "spool", then=lambda _: has_read.append(True), max_lock=1.5, on_event=on_event
         )
     assert not has_read
 
@@ -590,12 +608,13 @@ if "backupd.capture.holder" in sys.orig_argv:
 
 
 def test_lock_ends_by_itself_when_its_holder_hangs(database: Path, tmp_path: Path) -> None:
-    """Also before it has reported that it has the lock."""
+    """The timer runs before the holder has reported that it has the lock."""
     with pytest.raises(BusyError, match="held up its writers"):
-        captured_between_writes(database, tmp_path / "spool", COMMIT, max_lock=0.3, code=HANGING_FACTS)
+        captured_between_writes(database, tmp_path / "spool", COMMIT, max_lock=1, code=HANGING_FACTS)
     commit(database, "DELETE FROM t")
 
 
+@slow
 def test_stall_of_the_parent_is_not_taken_for_a_long_lock(database: Path, tmp_path: Path) -> None:
     """The events of a lock that was short may be read late."""
     stalled_until: list[float] = []
@@ -610,7 +629,7 @@ def test_stall_of_the_parent_is_not_taken_for_a_long_lock(database: Path, tmp_pa
 
 
 def test_application_gets_its_database_back_from_a_step_that_hangs(tmp_path: Path) -> None:
-    """Whatever keeps the process from going on while it copies."""
+    """A step that hangs while it holds the lock is ended after `max_lock`, and the application can write again."""
     database = tmp_path / "app.db"
     fill(database, rows=150_000)
 
@@ -625,8 +644,8 @@ def test_application_gets_its_database_back_from_a_step_that_hangs(tmp_path: Pat
 
 
 @pytest.mark.parametrize("when", ["seen.count(0) == 1", "seen.count(0) > 1"], ids=["without lock", "under lock"])
-def test_disk_that_fails_is_told_as_what_it_is(database: Path, tmp_path: Path, when: str) -> None:
-    """It is no bug of ours, and the lock is let go."""
+def test_failing_disk_is_reported_as_such(database: Path, tmp_path: Path, when: str) -> None:
+    """A disk that fails is reported as such and not as a bug, and the lock is released."""
     code = HANGING_READS.replace("time.sleep(1000)", "raise OSError(5, 'Input/output error')")
     code = code.replace("seen.count(0) > 1", when)
     with pytest.raises(SourceUnusableError, match="cannot be read: Input/output error"):
@@ -659,7 +678,7 @@ def test_database_that_goes_over_to_wal_is_captured_in_that_way(database: Path, 
     assert captured.page_count * captured.page_size == database.stat().st_size
 
 
-def test_other_page_size_in_between_is_told(database: Path, tmp_path: Path) -> None:
+def test_page_size_changed_before_the_lock_is_reported(database: Path, tmp_path: Path) -> None:
     """VACUUM may change it: packs that were written before hold nothing of the new file."""
     with pytest.raises(BusyError, match="was rebuilt by the application"):
         captured_between_writes(database, tmp_path / "spool", "PRAGMA page_size = 8192", "VACUUM")
@@ -686,6 +705,7 @@ def test_hot_journal_that_appears_in_between_is_refused(database: Path, tmp_path
     assert database.with_name("app.db-journal").exists()
 
 
+@slow
 def test_lock_byte_page_is_left_out_between_writes(tmp_path: Path) -> None:
     """Beyond 1 GiB there is one page that belongs to SQLite's locks: it is a hole, whatever the file has there."""
     database = tmp_path / "app.db"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from harness.cli import CommandLine, Runner, side_files
 from harness.confinement import another_user, shared_directory
+from harness.extent import sampled, slow
 from harness.place import create_database
 
 if TYPE_CHECKING:
@@ -85,12 +86,12 @@ def _application(path: Path, *, seconds: float) -> Iterator[subprocess.Popen[str
 
 def _write_as_owner(path: Path) -> None:
     with _application(path, seconds=0.05) as process:
-        _, told = process.communicate()
-        assert process.returncode == 0, told
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
 
 
 def _read_beside_application(path: Path, runner: Runner, *, times: int) -> list[int]:
-    """How often reading was refused, and how often not; the application must be able to write all the time."""
+    """Count refused and successful reads while an application must be able to write all the time."""
     environ = [f"{name}={value}" for name, value in runner.environ.items()]
     command = [*runner.enter, "env", *environ, *runner.become, runner.python, "-c", _READER, str(path), str(times)]
     with _application(path, seconds=60) as application:
@@ -102,11 +103,11 @@ def _read_beside_application(path: Path, runner: Runner, *, times: int) -> list[
 
 
 def test_root_that_may_not_chown_leaves_nothing(home: Path):
-    """As in a container without capabilities, or on a server that squashes root: refused, and the owner writes on."""
+    """Root without the right to chown is refused and leaves no side files, so that the owner can still write."""
     path = _database(home)
     command_line = CommandLine(home, runner=_WITHOUT_CHOWN)
     refused = command_line.refusal("now", path, "--store", home / "s", code=13, names=[path, "uid 1234, cannot write"])
-    assert 'user: "1234:2345"' in refused.told("hint")[0]
+    assert 'user: "1234:2345"' in refused.reported("hint")[0]
     assert side_files(path) == []
     _write_as_owner(path)
 
@@ -115,7 +116,7 @@ def test_root_that_may_not_chown_leaves_nothing(home: Path):
     ("journal_mode", "code", "opens", "owner"), [("wal", 13, "error", "warning"), ("delete", 0, "ok", "note")]
 )
 def test_doctor_warns_root_that_may_not_chown(home: Path, journal_mode: str, code: int, opens: str, owner: str):
-    """In WAL mode that a capture is refused now, or will be; in rollback mode that a restore in place is."""
+    """The doctor reports to root without chown a refused capture in WAL mode, and a note in rollback mode."""
     path = _database(home, journal_mode=journal_mode)
     command_line = CommandLine(home, runner=_WITHOUT_CHOWN, BACKUPD_DATABASES__0__PATH=str(path))
     checks = {each["check"]: each["verdict"] for each in command_line.json("doctor", code=code)["checks"]}
@@ -123,9 +124,10 @@ def test_doctor_warns_root_that_may_not_chown(home: Path, journal_mode: str, cod
     assert side_files(path) == []
 
 
-@pytest.mark.parametrize("who", ["another-user", "root-without-chown"])
+@slow
+@pytest.mark.parametrize("who", sampled(["another-user", "root-without-chown"]))
 def test_application_that_opens_and_closes_is_never_locked_out(home: Path, who: str):
-    """Whatever a reader finds when it looks, the files may be gone when SQLite opens them."""
+    """A reader never locks out an application whose side files may be gone when SQLite opens them."""
     path = _database(home)
     if who == "root-without-chown":
         _read_beside_application(path, _WITHOUT_CHOWN, times=1500)
@@ -134,6 +136,7 @@ def test_application_that_opens_and_closes_is_never_locked_out(home: Path, who: 
             _read_beside_application(path, runner, times=1500)
 
 
+@slow
 @pytest.mark.parametrize("runner", [Runner(), _AS_IN_CONTAINER], ids=["all-rights", "as-in-container"])
 def test_files_that_root_makes_have_owner_and_mode_from_the_first_moment(home: Path, runner: Runner):
     """An application that opens one in between would not be able to write either."""
@@ -153,18 +156,21 @@ def test_files_that_root_makes_have_owner_and_mode_from_the_first_moment(home: P
     [(0o770, 13, set()), (0o2770, 0, {_GID}), (0o755, 0, {_UID})],
     ids=["group-writes", "set-group-id", "group-only-reads"],
 )
-def test_owner_with_another_group(home: Path, directory_mode: int, code: int, groups: set[int]):
-    """Where the group writes the database, the application may do so by its group: the files must have that too."""
+def test_side_files_get_the_group_that_writes_the_database(
+    home: Path, directory_mode: int, code: int, groups: set[int]
+):
+    """Side files get the group that may write the database, or reading is refused; other groups do not matter."""
     path = _database(home, mode=0o660)
     os.chown(home, _UID, _GID)
     home.chmod(directory_mode)
-    with another_user() as stranger:
+    with another_user() as other_user:
         become = ("setpriv", f"--reuid={_UID}", f"--regid={_UID}", "--clear-groups", "--")
-        runner = Runner(stranger.enter, become, stranger.python, stranger.environ)
+        runner = Runner(other_user.enter, become, other_user.python, other_user.environ)
         CommandLine(home, runner=runner).run("now", path, "--store", home / "s", code=code)
     assert {file.stat().st_gid for file in side_files(path)} == groups
 
 
+@slow
 @pytest.mark.parametrize(("journal_mode", "codes"), [("wal", (13, 13)), ("delete", (13, 2))])
 def test_restore_in_place_by_root_that_may_not_chown(home: Path, journal_mode: str, codes: tuple[int, int]):
     """A journal that a killed restore leaves would keep the application from its database: nothing is touched."""

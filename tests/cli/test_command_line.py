@@ -9,8 +9,8 @@ import pytest
 from harness.command_line import COMMAND
 
 from backupd import __version__
-from backupd.cli import output
-from backupd.errors import LimitReachedError, expected
+from backupd.cli import reported
+from backupd.errors import LimitReachedError, as_backupd_error
 from backupd.logs import log
 
 if TYPE_CHECKING:
@@ -33,19 +33,19 @@ def test_help_imports_nothing_slow_and_has_examples(cli: CommandLine, verb: tupl
     assert all(line.startswith(" ".join(("  backupd", *verb))) for line in examples)
 
 
-def test_version(cli: CommandLine) -> None:
-    """One line with the name and the version."""
+def test_version_is_one_line_with_the_name(cli: CommandLine) -> None:
+    """Option --version prints one line with the name and the version."""
     assert cli.run("--version", expect=0).stdout == f"backupd {__version__}\n"
 
 
-def test_nothing_at_all_shows_the_help_and_is_an_error(cli: CommandLine) -> None:
+def test_command_line_without_a_verb_shows_the_help_and_is_an_error(cli: CommandLine) -> None:
     """A cron job that lost its arguments must not look like one that worked."""
     result = cli.run(expect=2)
     assert result.stdout == ""
     assert "Commands:" in result.stderr
 
 
-def test_unknown_verb(cli: CommandLine) -> None:
+def test_unknown_verb_is_an_error_that_names_the_likely_one(cli: CommandLine) -> None:
     """The likely verb is named; with --json, wherever it stands, the error is an object on stdout."""
     assert cli.run("restor", expect=2).stderr == (
         "error: no such command 'restor'\nhint: did you mean restore? see: backupd --help\n"
@@ -80,13 +80,13 @@ def test_broken_configuration_is_one_error(cli: CommandLine) -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_script(cli: CommandLine, shell: str) -> None:
+def test_completion_script_calls_backupd_back(cli: CommandLine, shell: str) -> None:
     """Each shell gets a script that calls `backupd` back."""
     script = cli.run("completion", shell, expect=0).stdout
     assert f"_BACKUPD_COMPLETE={shell}_complete" in script
 
 
-def test_completion_of_verbs_databases_and_snapshots(stored: CommandLine, snapshots: list[dict[str, Any]]) -> None:
+def test_verbs_databases_and_snapshots_are_completed(stored: CommandLine, snapshots: list[dict[str, Any]]) -> None:
     """What the shell asks for is answered from the configuration and the directory store."""
     configured = {"BACKUPD_DATABASES__0__PATH": str(stored.directory / "app.db")}
 
@@ -113,7 +113,7 @@ def test_reader_that_goes_away_is_no_error(stored: CommandLine) -> None:
 
 
 def test_stdout_that_is_full_is_an_error(stored: CommandLine) -> None:
-    """What was asked for did not arrive, and that must show."""
+    """The result did not reach its reader, and the exit code must show that."""
     with open("/dev/full", "wb") as full:  # noqa: PTH123
         result = subprocess.run(
             [*COMMAND, "list", "--json"],
@@ -141,14 +141,14 @@ def test_file_name_that_is_not_text_stays_on_one_line(cli: CommandLine) -> None:
     assert b"\x1b" not in result.stderr
 
 
-def test_bug_is_told_as_one(cli: CommandLine) -> None:
-    """An exception that nobody expects: traceback, one error line, code 1, also as JSON."""
+def test_bug_is_reported_as_a_bug(cli: CommandLine) -> None:
+    """An unexpected exception: traceback, one error line, code 1, also as JSON."""
     program = (
         "import sys, pathlib, backupd.cli as cli\n"
         "pathlib.Path.resolve = None\n"
         f"sys.argv = ['backupd', 'now', {str(cli.directory / 'app.db')!r}, '--json']\n"
         "sys.argv += ['--config', 'c.toml']\n"
-        "cli.run()\n"
+        "cli.run_and_exit()\n"
     )
     (cli.directory / "c.toml").write_text('[[databases]]\npath = "app.db"\n')
     result = subprocess.run(
@@ -166,16 +166,48 @@ def test_bug_is_told_as_one(cli: CommandLine) -> None:
     assert error["exit_code"] == 1
 
 
-def test_a_library_that_has_no_room_in_memory_is_a_limit_and_no_broken_installation() -> None:
-    """It is loaded when it is needed, with a memory limit as at any other time."""
-    error = output.reported(ImportError("_core.so: failed to map segment from shared object", name="_core"))
+@pytest.mark.parametrize(
+    ("loader", "limit"),
+    [
+        ("failed to map segment from shared object", "memory"),
+        ("cannot open shared object file: Cannot allocate memory", "memory"),
+        ("cannot open shared object file: Too many open files", "limit of open files"),
+        ("cannot open shared object file: Too many open files in system", "this machine has reached"),
+    ],
+)
+def test_a_library_that_reaches_a_limit_is_no_broken_installation(loader: str, limit: str) -> None:
+    """A library that a limit keeps from being loaded is reported as that limit, not as a broken installation."""
+    error = reported(ImportError(f"_core.so: {loader}", name="_core"))
     assert isinstance(error, LimitReachedError)
-    assert "memory" in error.message
+    assert limit in error.message
 
 
-def test_a_bug_is_told_in_the_same_words_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
-    """By a command and by the daemon; each beside its traceback."""
+def test_interruption_that_a_library_swallows_is_no_bug(cli: CommandLine) -> None:
+    """A signal within pydantic ends a validation with another error; the run was interrupted all along."""
+    program = (
+        "import os, signal, sys, pathlib, backupd.cli as cli\n"
+        "def resolve(*_, **__):\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    except KeyboardInterrupt:\n"
+        "        pass\n"
+        "    raise TypeError('swallowed')\n"
+        "pathlib.Path.resolve = resolve\n"
+        f"sys.argv = ['backupd', 'now', {str(cli.directory / 'app.db')!r}, '--config', 'c.toml']\n"
+        "cli.run_and_exit()\n"
+    )
+    (cli.directory / "c.toml").write_text('[[databases]]\npath = "app.db"\n')
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(
+        command, cwd=cli.directory, env=cli.environment, capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout) == (130, "")
+    assert result.stderr.startswith("error: interrupted\n")
+
+
+def test_bug_is_reported_in_the_same_words_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    """A bug is reported in the same words by a command and by the daemon, each beside its traceback."""
     bug = KeyError("app")
-    told = output.reported(bug)
+    error = reported(bug)
     assert "KeyError: 'app'" in capsys.readouterr().err
-    assert told.values() == expected(bug).values() == log.unexpected(bug).values()
+    assert error.values() == as_backupd_error(bug).values() == log.unexpected(bug).values()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from harness.cli import tree
 from harness.command_line import wait_until
+from harness.extent import sampled, slow
 from harness.loopback import loopback
 from harness.place import connected
 from harness.sink import sink
@@ -56,7 +57,7 @@ def _checks(finished: Finished) -> dict[tuple[str, str], dict[str, Any]]:
     return found
 
 
-def test_everything_is_looked_at_and_nothing_is_changed(cli: CommandLine, seaweed: S3Server) -> None:
+def test_everything_is_checked_and_nothing_is_changed(cli: CommandLine, seaweed: S3Server) -> None:
     """A database in use, a directory and a real bucket: every subject is there, no error, and all is as before."""
     bucket = seaweed.new_bucket()
     _configure(cli, _directory_store() + _s3_store(seaweed, bucket))
@@ -83,8 +84,8 @@ def test_everything_is_looked_at_and_nothing_is_changed(cli: CommandLine, seawee
         assert check["remedy"] or check["verdict"] in {"ok", "note"}
 
 
-def test_lines_for_people(cli: CommandLine) -> None:
-    """A title for each subject, a line for each check, the remedy below it, and the sum at the end."""
+def test_findings_are_printed_under_their_subjects(cli: CommandLine) -> None:
+    """Each subject has a title, each check a line with its remedy below, and a summary ends the output."""
     _configure(cli)
     lines = cli.run("doctor", expect=0).lines
     assert lines[0] == "configuration"
@@ -97,7 +98,7 @@ def test_lines_for_people(cli: CommandLine) -> None:
 
 
 def test_lines_fit_a_terminal(cli: CommandLine) -> None:
-    """Colours, and no line longer than the terminal is wide, but for what cannot be broken."""
+    """Colours, and no line longer than the terminal is wide, except for words that cannot be broken."""
     _configure(cli)
     finished = cli.run_on_terminal("doctor", columns=80)
     assert finished.code == 0
@@ -120,7 +121,7 @@ def test_lines_fit_a_terminal(cli: CommandLine) -> None:
     ids=["configuration", "database", "pattern", "store", "two of one name"],
 )
 def test_each_error_has_its_exit_code(cli: CommandLine, text: str, code: int, subject: str, check: str) -> None:
-    """The same numbers as every other command has; the document is complete all the same."""
+    """An error that doctor finds has the exit code of other commands, and a remedy in the complete JSON document."""
     cli.create_database("x/app.db", rows=1)
     _configure(cli, text)
     checks = _checks(cli.run("doctor", "--json", expect=code))
@@ -130,14 +131,14 @@ def test_each_error_has_its_exit_code(cli: CommandLine, text: str, code: int, su
 
 
 def test_nothing_configured_is_an_error(cli: CommandLine) -> None:
-    """A container whose configuration is not mounted backs nothing up, and says so."""
+    """A container whose configuration is not mounted backs up nothing, and reports it."""
     checks = _checks(cli.run("doctor", "--json", expect=2))
     assert checks["configuration", "databases"]["verdict"] == "error"
     assert not (cli.directory / "backups").exists()
 
 
-def test_a_database_that_nobody_named_is_warned_of(cli: CommandLine) -> None:
-    """Everything else is well, and it would be missed only on the day that it is needed."""
+def test_a_database_without_an_entry_is_a_warning(cli: CommandLine) -> None:
+    """Everything else is well, and it would be missed only when it is needed."""
     _configure(cli)
     assert ("configuration", "other files") not in _checks(cli.run("doctor", "--json", expect=0))
     path = cli.create_database("users.sqlite3", rows=1)
@@ -145,15 +146,16 @@ def test_a_database_that_nobody_named_is_warned_of(cli: CommandLine) -> None:
     assert (check["verdict"], str(path) in check["message"]) == ("warning", True)
 
 
-def test_variables_are_a_configuration(cli: CommandLine) -> None:
-    """A container without a file is not told to write one."""
+def test_variables_replace_a_file(cli: CommandLine) -> None:
+    """A container without a file gets no advice to write one."""
     variables = {"BACKUPD_DATABASES__0__PATH": "app.db", "BACKUPD_STORES__0__URL": "backups"}
     check = _checks(cli.run("doctor", "--json", environ=variables, expect=0))["configuration", "file"]
     assert (check["verdict"], check["remedy"]) == ("ok", None)
 
 
+@slow
 def test_many_databases_stay_on_one_screen(cli: CommandLine) -> None:
-    """One of those that are well, or have the same trouble, stands for all; the other is shown, and JSON has all."""
+    """One database represents all that have the same findings; JSON has each of them."""
     for number in range(25):
         cli.create_database(f"tenants/t{number:02}/app.db", rows=1)
     (cli.directory / "tenants/t07/app.db").write_bytes(b"no database" * 20)
@@ -170,7 +172,7 @@ def test_many_databases_stay_on_one_screen(cli: CommandLine) -> None:
 
 
 def test_test_messages_are_sent_on_demand_only(cli: CommandLine) -> None:
-    """Without the option nobody hears of a doctor; with it, each target once."""
+    """Only `--send-test` sends a message, one to each target."""
     with sink() as server:
         host = server.url.removeprefix("http://")
         targets = f'[[notifications]]\nurl = "json://{host}/n"\n[[heartbeats]]\nurl = "{server.url}/h"\n'
@@ -182,8 +184,9 @@ def test_test_messages_are_sent_on_demand_only(cli: CommandLine) -> None:
     assert [check["verdict"] for check in checks if check["check"] == "test"] == ["ok", "ok"]
 
 
-def test_a_store_that_hangs_does_not_hide_the_others(cli: CommandLine) -> None:
-    """The directory beside it is used and told; the store that never answers is an error within its time limit."""
+@slow
+def test_a_hanging_store_does_not_hide_the_others(cli: CommandLine) -> None:
+    """The directory beside it is checked; the store that never answers is an error within its time limit."""
     never = threading.Event()
 
     def silent(_handler: Handler, _request: Request) -> None:
@@ -202,7 +205,7 @@ def test_a_store_that_hangs_does_not_hide_the_others(cli: CommandLine) -> None:
     assert checks[f"store {cli.directory}/backups", "delete"]["verdict"] == "ok"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", sampled([signal.SIGINT, signal.SIGTERM]), ids=lambda number: number.name)
 def test_interrupted_doctor_leaves_nothing_in_a_store(cli: CommandLine, number: signal.Signals) -> None:
     """The object was written and is being read back when the signal comes: it is deleted before the process ends."""
     stored: dict[str, bytes] = {}
@@ -236,8 +239,8 @@ def test_interrupted_doctor_leaves_nothing_in_a_store(cli: CommandLine, number: 
     assert stored == {}
 
 
-def test_key_of_the_object_is_random(cli: CommandLine) -> None:
-    """Two doctors at once never use one object."""
+def test_the_key_of_the_probe_is_random(cli: CommandLine) -> None:
+    """Two doctors at the same time never use one object."""
     seen: list[str] = []
 
     def refuse(handler: Handler, request: Request) -> None:
@@ -255,8 +258,8 @@ def test_key_of_the_object_is_random(cli: CommandLine) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can stay root")
-def test_root_that_could_not_become_an_owner_is_told(cli: CommandLine) -> None:
-    """Whose database it is that keeps it root, and what it may do."""
+def test_root_that_cannot_become_an_owner_is_reported(cli: CommandLine) -> None:
+    """Root that stays root is a note, with the database that is the reason and the capabilities."""
     _configure(cli, _directory_store())
     checks = _checks(cli.run("doctor", "--json", environ={"BACKUPD_RUN_AS_OWNER": "true"}))
     check = checks["configuration", "user"]

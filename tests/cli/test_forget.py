@@ -33,8 +33,10 @@ def listed(cli: CommandLine, *arguments: str) -> list[tuple[str, str]]:
     return [(each["store"].rpartition("/")[2], each["id"]) for each in found]
 
 
-def test_forgotten_in_every_store_and_back_again(copied: CommandLine, snapshots: list[dict[str, Any]]) -> None:
-    """One line a store says until when it can come back; undeleted, it is what it was, byte for byte."""
+def test_snapshot_is_forgotten_in_every_store_and_undeleted(
+    copied: CommandLine, snapshots: list[dict[str, Any]]
+) -> None:
+    """One line for each store says until when the snapshot can come back; undeleted, it is the same byte for byte."""
     first, second, third = (each["id"] for each in snapshots)
     manifests = [copied.directory / store / "app/snapshots" / f"{second}.json" for store in ("backups", "archive")]
     before = [manifest.read_bytes() for manifest in manifests]
@@ -46,10 +48,10 @@ def test_forgotten_in_every_store_and_back_again(copied: CommandLine, snapshots:
     assert listed(copied) == [(store, each) for store in ("backups", "archive") for each in (first, third)]
     assert listed(copied, "--trash") == [("backups", second), ("archive", second)]
     (hint,) = result.stderr.splitlines()
-    assert hint == f"hint: to have it back: backupd undelete app@{second}"
+    assert hint == f"hint: to bring it back: backupd undelete app@{second}"
     result = copied.run(*hint.partition("backupd ")[2].split(), expect=0)
     assert result.lines == [
-        f"app  undeleted  {second}  stays until it is forgotten by hand  -> {copied.directory}/{store}"
+        f"app  undeleted  {second}  stays until it is forgotten  -> {copied.directory}/{store}"
         for store in ("backups", "archive")
     ]
     assert [manifest.read_bytes() for manifest in manifests] == before
@@ -57,7 +59,9 @@ def test_forgotten_in_every_store_and_back_again(copied: CommandLine, snapshots:
     copied.run("restore", second, "--to", "restored.db", expect=0)
 
 
-def test_references_are_resolved_before_anything_goes(copied: CommandLine, snapshots: list[dict[str, Any]]) -> None:
+def test_references_are_resolved_before_anything_is_removed(
+    copied: CommandLine, snapshots: list[dict[str, Any]]
+) -> None:
     """`latest~1` and `latest~2` are what they were when the command was typed; one that is named twice goes once."""
     first, second, third = (each["id"] for each in snapshots)
     result = copied.run("forget", "latest~1", "latest~2", first, "--store", "archive", "--json", expect=0)
@@ -70,7 +74,7 @@ def test_references_are_resolved_before_anything_goes(copied: CommandLine, snaps
 
 
 def test_newest_snapshot_cannot_be_forgotten(copied: CommandLine, snapshots: list[dict[str, Any]]) -> None:
-    """In neither store; where only one of them has it as the newest, the other lets it go, and the code says partly."""
+    """The newest snapshot of a store is not forgotten there; a store in which it is not the newest removes it."""
     refused = copied.run("forget", "latest", expect=2)
     assert refused.stderr.count("is the newest snapshot of app in ") == 2
     assert refused.stdout == ""
@@ -81,7 +85,7 @@ def test_newest_snapshot_cannot_be_forgotten(copied: CommandLine, snapshots: lis
     assert len(listed(copied)) == 4
 
 
-def test_undelete_when_the_packs_are_gone(copied: CommandLine, snapshots: list[dict[str, Any]]) -> None:
+def test_undelete_refuses_a_snapshot_whose_packs_are_gone(copied: CommandLine, snapshots: list[dict[str, Any]]) -> None:
     """A snapshot that cannot be restored does not come back: damage in one store, and the other's is used."""
     second = snapshots[1]["id"]
     copied.run("forget", second, expect=0)
@@ -94,8 +98,8 @@ def test_undelete_when_the_packs_are_gone(copied: CommandLine, snapshots: list[d
     assert "are gone from" in problem["message"]
 
 
-def test_what_is_not_there_is_said(copied: CommandLine, snapshots: list[dict[str, Any]]) -> None:
-    """Nothing in the trash, a snapshot that was not removed, no snapshot at all, and two names that disagree."""
+def test_snapshot_that_is_not_there_is_an_error(copied: CommandLine, snapshots: list[dict[str, Any]]) -> None:
+    """A snapshot that is not in the trash or the store, no snapshot, and two names that disagree are errors."""
     empty = copied.run("undelete", "latest", expect=12)
     assert empty.stderr.startswith(f"error: no snapshot latest in the trash of {copied.directory}/backups, ")
     assert "backupd list --trash" in empty.stderr
@@ -105,7 +109,7 @@ def test_what_is_not_there_is_said(copied: CommandLine, snapshots: list[dict[str
     copied.run("forget", expect=2)
 
 
-def test_several_databases_in_the_trash(copied: CommandLine) -> None:
+def test_undelete_asks_which_of_several_databases(copied: CommandLine) -> None:
     """An undelete that could mean either asks which one."""
     copied.create_database("shop.db")
     for options in ([], ["--full"]):
@@ -120,7 +124,7 @@ def test_several_databases_in_the_trash(copied: CommandLine) -> None:
 
 
 def test_ids_in_the_trash_are_completed(copied: CommandLine, snapshots: list[dict[str, Any]]) -> None:
-    """What Tab offers behind `undelete`."""
+    """The completions behind `undelete`."""
     second = snapshots[1]["id"]
     copied.run("forget", second, expect=0)
     environ = {"_BACKUPD_COMPLETE": "bash_complete", "COMP_WORDS": "backupd undelete ", "COMP_CWORD": "2"}

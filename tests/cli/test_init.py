@@ -50,7 +50,7 @@ def _typed(cli: CommandLine, arguments: tuple[str, ...], answers: dict[str, str]
 
 
 def test_without_a_terminal_nothing_is_asked(cli: CommandLine) -> None:
-    """Everything that is found is taken, the file works as it stands, and doctor has looked at it."""
+    """Everything that is found is taken, the file is valid, and doctor has run."""
     cli.create_database("tenants/a/data.db", rows=1)
     cli.create_database("tenants/b/data.db", rows=1)
     finished = cli.run("init", *_CONFIG, expect=0)
@@ -65,8 +65,8 @@ def test_without_a_terminal_nothing_is_asked(cli: CommandLine) -> None:
     assert {line.split()[0] for line in cli.run("now", expect=0).lines} == {"app", "a", "b"}
 
 
-def test_json_tells_what_was_written_and_checked(cli: CommandLine) -> None:
-    """One document, and the exit code of doctor."""
+def test_json_has_what_was_written_and_checked(cli: CommandLine) -> None:
+    """`init --json` prints one document with what was written and what doctor found."""
     document = cli.run("init", ".", *_CONFIG, "--store", "other", "--json", expect=0).document
     assert set(document) == {"config", "checks"}
     assert document["config"] == {
@@ -78,8 +78,8 @@ def test_json_tells_what_was_written_and_checked(cli: CommandLine) -> None:
     assert {check["subject"] for check in document["checks"]} >= {"configuration", "database app"}
 
 
-def test_options_say_everything(cli: CommandLine) -> None:
-    """What is given is neither looked for nor asked."""
+def test_options_replace_search_and_questions(cli: CommandLine) -> None:
+    """With all options, `init` searches nothing and asks nothing."""
     cli.create_database("other.db", rows=1)
     cli.run(
         *("init", *_CONFIG, "--database", "app.db", "--store", "a", "--store", "./b", "--store", "a"),
@@ -93,8 +93,8 @@ def test_options_say_everything(cli: CommandLine) -> None:
     }
 
 
-def test_a_bucket_with_its_secret(cli: CommandLine, moto: S3Server) -> None:
-    """The secret comes from a file, goes into one that only its owner reads, and shows nowhere."""
+def test_the_secret_of_a_bucket_is_private(cli: CommandLine, moto: S3Server) -> None:
+    """The secret comes from a file, goes into one that only its owner can read, and is not printed."""
     (cli.directory / "secret").write_text(f"{moto.secret_access_key}\n")
     url = f"s3://{moto.new_bucket()}/app"
     finished = cli.run(
@@ -108,13 +108,13 @@ def test_a_bucket_with_its_secret(cli: CommandLine, moto: S3Server) -> None:
     assert f"-> {url}" in cli.run("now", expect=0).stdout
 
 
-def test_it_writes_into_the_current_directory(cli: CommandLine) -> None:
-    """For every user, root too; it says where, and from where commands find it."""
+def test_init_writes_into_the_current_directory(cli: CommandLine) -> None:
+    """`init` writes into the current directory, even as root, and says from where commands find the file."""
     finished = cli.run("init", expect=0)
     file = cli.directory / "backupd.toml"
     assert finished.lines[0].startswith(f"wrote {file}: ")
     assert (
-        f"hint: commands that are started in {cli.directory} find this configuration, others with --config {file}"
+        f"hint: commands started in {cli.directory} find this configuration, others with --config {file}"
         in finished.stderr
     )
     cli.run("now", "app", expect=0)
@@ -122,18 +122,19 @@ def test_it_writes_into_the_current_directory(cli: CommandLine) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
-def test_it_does_not_take_over_the_configuration_of_another_user(cli: CommandLine) -> None:
-    """Not even by force is what root writes theirs, and what they wrote is not read for the names in it."""
+def test_root_neither_writes_nor_reads_the_configuration_of_another_user(cli: CommandLine) -> None:
+    """Root replaces another user's configuration by one of its own, without the names in it."""
     file = cli.directory / "backupd.toml"
     file.write_text("[[databases]]\nname = 'app'\npath = '/elsewhere.db'\n")
     os.chown(file, 4711, 4711)
     os.chown(cli.directory, 4711, 4711)
     cli.run("init", "--force", expect=0)
     assert file.stat().st_uid == 0
+    assert _written(cli)["databases"] == [{"path": f"{cli.directory}/app.db"}]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (("--store", "ftp://host"), "'ftp:' is not a kind of store"),
         (("--snapshots", "every blue moon"), "every blue moon"),
@@ -146,21 +147,21 @@ def test_it_does_not_take_over_the_configuration_of_another_user(cli: CommandLin
         (("state",), "is where backupd keeps files of its own"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_written(
-    cli: CommandLine, arguments: tuple[str, ...], told: str
+def test_impossible_requests_are_refused_before_anything_is_written(
+    cli: CommandLine, arguments: tuple[str, ...], expected: str
 ) -> None:
-    """One error with a hint, and no file."""
+    """An impossible request is one error with a hint, and no file is written."""
     (cli.directory / "empty").mkdir()
     cli.create_database("state/restored.db", rows=1)
     finished = cli.run("init", *arguments, *_CONFIG, expect=2)
     assert finished.stderr.startswith("error: ")
-    assert told in finished.stderr.splitlines()[0]
+    assert expected in finished.stderr.splitlines()[0]
     assert "\nhint: " in finished.stderr
     assert not list(cli.directory.glob("*backupd.toml*"))
 
 
-def test_a_file_that_is_there_stays_without_force(cli: CommandLine) -> None:
-    """And nobody is asked anything before that is said."""
+def test_an_existing_file_stays_without_force(cli: CommandLine) -> None:
+    """The refusal comes before the first question."""
     (cli.directory / "backupd.toml").write_text("# precious\n")
     finished = cli.run("init", *_CONFIG, expect=2)
     assert "exists already" in finished.stderr
@@ -170,15 +171,15 @@ def test_a_file_that_is_there_stays_without_force(cli: CommandLine) -> None:
     assert _written(cli)["databases"]
 
 
-def test_what_doctor_finds_is_the_exit_code(cli: CommandLine) -> None:
-    """The file is written, because it says what was wished."""
+def test_the_exit_code_is_that_of_doctor(cli: CommandLine) -> None:
+    """The file is written anyway, because it says what was requested."""
     (cli.directory / "in-the-way").touch()
     cli.run("init", *_CONFIG, "--store", "in-the-way/backups", expect=10)
     assert _written(cli)["stores"]
 
 
 def test_questions_are_asked_on_a_terminal(cli: CommandLine) -> None:
-    """Directory, which databases, where to, where else, and how often; a wrong answer is asked for again."""
+    """Directory, databases, stores and schedule; after a wrong answer the question is asked again."""
     cli.create_database("b/b.db", rows=1)
     cli.create_database("c/c.db", rows=1)
     answers = ".\n1,9\n1,3\nftp://x\n./disk\n\nevery 5 bananas\nevery 5m\n"
@@ -193,7 +194,7 @@ def test_questions_are_asked_on_a_terminal(cli: CommandLine) -> None:
 
 
 def test_a_pattern_is_shown_with_the_names_that_it_gives(cli: CommandLine) -> None:
-    """Wherever on their way the paths differ."""
+    """Wherever the paths differ."""
     for tenant in ("acme", "beta"):
         cli.create_database(f"multi/{tenant}/data/app.db", rows=1)
     finished = cli.run_on_terminal(
@@ -203,8 +204,8 @@ def test_a_pattern_is_shown_with_the_names_that_it_gives(cli: CommandLine) -> No
     assert f"{cli.directory}/multi/*/data/app.db (2 files: acme, beta)" in finished.stdout
 
 
-def test_ranges_of_numbers(cli: CommandLine) -> None:
-    """A list of some hundred files is not typed number by number; what is no range is asked for again."""
+def test_databases_are_chosen_by_ranges_of_numbers(cli: CommandLine) -> None:
+    """Databases are chosen by numbers and ranges; after an invalid range the question is asked again."""
     for number in range(1, 7):
         cli.create_database(f"d{number}/f{number}.db", rows=1)
     answers = "3-1\n0-2\n1-99\n1,-3\n1, 3 - 5,4,7\n"
@@ -218,7 +219,7 @@ def test_ranges_of_numbers(cli: CommandLine) -> None:
 
 
 def test_a_wrong_option_is_refused_before_questions(cli: CommandLine) -> None:
-    """Nobody answers five of them to hear at the end that the command line was wrong."""
+    """The user does not answer questions in vain."""
     for option, value in (
         ("--endpoint-url", "s3.example.org"),
         ("--time-zone", "Europe/Berln"),
@@ -230,14 +231,14 @@ def test_a_wrong_option_is_refused_before_questions(cli: CommandLine) -> None:
 
 
 def test_files_of_backupd_itself_are_not_found(cli: CommandLine) -> None:
-    """What was restored into the state directory is a copy, and no database."""
+    """A database that was restored into the state directory is a copy."""
     cli.create_database("state/restored.db", rows=1)
     cli.run("init", *_CONFIG, expect=0)
     assert _written(cli)["databases"] == [{"path": f"{cli.directory}/app.db"}]
 
 
-def test_a_name_that_becomes_another_files_is_told(cli: CommandLine) -> None:
-    """Written anew, a configuration must not let the history of one database go on with the next unnoticed."""
+def test_a_name_that_changes_its_file_is_a_warning(cli: CommandLine) -> None:
+    """A new configuration must not continue the history of one database with another unnoticed."""
     cli.run("init", *_CONFIG, "--database", "app.db", expect=0)
     assert "warning: app was" not in cli.run("init", *_CONFIG, "--force", "--database", "app.db", expect=0).stderr
     cli.create_database("other/app.db", rows=1)
@@ -245,8 +246,8 @@ def test_a_name_that_becomes_another_files_is_told(cli: CommandLine) -> None:
     assert f"warning: app was {cli.directory}/app.db, and is now {cli.directory}/other/app.db" in finished.stderr
 
 
-def test_variables_that_beat_the_file_are_told(cli: CommandLine) -> None:
-    """Those that say what the file says otherwise, and not those that add to it."""
+def test_variables_that_override_the_file_are_a_warning(cli: CommandLine) -> None:
+    """Variables that change a value of the new file are a warning; variables that add to it are not."""
     variables = {
         "BACKUPD_DATABASES__0__PATH": f"{cli.directory}/*.sqlite",
         "BACKUPD_STORES__0__URL": f"{cli.directory}/elsewhere",
@@ -255,16 +256,16 @@ def test_variables_that_beat_the_file_are_told(cli: CommandLine) -> None:
     }
     cli.create_database("other.sqlite", rows=1)
     finished = cli.run("init", *_CONFIG, "--database", "app.db", environ=variables, expect=0)
-    (warning,) = [line for line in finished.stderr.splitlines() if line.startswith("warning: variables beat")]
+    (warning,) = [line for line in finished.stderr.splitlines() if line.startswith("warning: variables override")]
     assert warning.startswith(
-        f"warning: variables beat what {cli.directory}/backupd.toml says: "
-        "BACKUPD_DATABASES__0__PATH, BACKUPD_STORES__0__URL; take them out"
+        f"warning: variables override what {cli.directory}/backupd.toml says: "
+        "BACKUPD_DATABASES__0__PATH, BACKUPD_STORES__0__URL; remove them"
     )
-    assert "beat" not in cli.run("init", *_CONFIG, "--force", expect=0).stderr
+    assert "override" not in cli.run("init", *_CONFIG, "--force", expect=0).stderr
 
 
-def test_questions_about_a_bucket(cli: CommandLine, moto: S3Server) -> None:
-    """The secret is typed without being shown."""
+def test_the_secret_of_a_bucket_is_typed_without_being_shown(cli: CommandLine, moto: S3Server) -> None:
+    """The secret access key is asked for and not shown while it is typed."""
     url = f"s3://{moto.new_bucket()}/app"
     shown = _typed(
         cli,
@@ -287,7 +288,7 @@ def test_questions_about_a_bucket(cli: CommandLine, moto: S3Server) -> None:
 
 
 def test_the_url_of_a_service_is_checked_when_it_is_typed(cli: CommandLine) -> None:
-    """Without its scheme it is asked for again, and no other answer is lost."""
+    """A service URL without its scheme is asked for again, and no other answer is lost."""
     answers = "s3.example.org\nhttp://127.0.0.1:9\n\n"
     finished = cli.run_on_terminal(
         *("init", *_CONFIG, "--database", "app.db", "--store", "s3://bucket/x", "--snapshots", "@hourly"),
@@ -299,20 +300,20 @@ def test_the_url_of_a_service_is_checked_when_it_is_typed(cli: CommandLine) -> N
 
 
 def test_yes_asks_nothing_on_a_terminal(cli: CommandLine) -> None:
-    """As in a script."""
+    """`init --yes` asks nothing on a terminal, as in a script."""
     finished = cli.run_on_terminal("init", *_CONFIG, "--yes")
     assert finished.code == 0, finished
     assert "Which of them" not in finished.stdout
 
 
-def test_leaving_at_a_question_writes_nothing(cli: CommandLine) -> None:
-    """The end of what is typed is Ctrl-D: it was interrupted."""
+def test_end_of_input_at_a_question_writes_nothing(cli: CommandLine) -> None:
+    """Ctrl-D is an interruption."""
     finished = cli.run_on_terminal("init", *_CONFIG, answer="\x04")
     assert finished.code == 130, finished
     assert not list(cli.directory.glob("*backupd.toml*"))
 
 
-def test_another_configuration_that_wins_is_told(cli: CommandLine, tmp_path: Path) -> None:
+def test_a_configuration_in_an_unusual_place_gives_a_hint(cli: CommandLine, tmp_path: Path) -> None:
     """Commands without --config would read another file, or none."""
     finished = cli.run("init", "--config", "elsewhere.toml", expect=0)
     assert f"hint: commands find this configuration with --config {tmp_path}/elsewhere.toml" in finished.stderr

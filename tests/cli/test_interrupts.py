@@ -5,16 +5,16 @@ import signal
 import sqlite3
 import subprocess
 import time
-from contextlib import closing
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from harness.command_line import wait_until
+from harness.command_line import wait_until, without_progress
+from harness.extent import slow
 from harness.loopback import loopback
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from harness.command_line import CommandLine
     from harness.loopback import Handler, Request
 
@@ -39,13 +39,13 @@ def interrupt(process: subprocess.Popen[str], number: int, *, whole_group: bool 
     sent_at = time.monotonic()
     (os.killpg if whole_group else os.kill)(process.pid, number)
     try:
-        printed = process.communicate(timeout=30)
+        stdout, stderr = process.communicate(timeout=30)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGABRT)
         pytest.fail(f"it still runs: {process.communicate()}")
-    assert process.returncode == 130, printed
+    assert process.returncode == 130, (stdout, stderr)
     assert time.monotonic() - sent_at < PROMPT_SECONDS
-    return printed
+    return stdout, without_progress(stderr)
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:
@@ -63,14 +63,21 @@ def is_alive(child: int) -> bool:
     return True
 
 
+def has_open(child: int, name: str) -> bool:
+    """Whether the process has a file of this name open."""
+    with suppress(FileNotFoundError):
+        return any(link.readlink().name == name for link in Path(f"/proc/{child}/fd").iterdir())
+    return False
+
+
 def spools(cli: CommandLine) -> list[Path]:
     """What is left in the spool directory."""
     return list((cli.directory / "state/spool").glob("*"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_during_a_capture(cli: CommandLine, big: Path, number: signal.Signals) -> None:
-    """No child, no spool and no snapshot is left; two lines say so."""
+def test_interrupted_capture_leaves_nothing(cli: CommandLine, big: Path, number: signal.Signals) -> None:
+    """An interrupted capture leaves no child, no spool and no snapshot, and two lines say so."""
     slow = {"BACKUPD_PACKS__COMPRESSION_LEVEL": "19"}
     with cli.started("now", "big.db", environ=slow) as process:
         wait_until(lambda: list((cli.directory / "state/spool").glob("*/*")))
@@ -82,15 +89,36 @@ def test_during_a_capture(cli: CommandLine, big: Path, number: signal.Signals) -
     assert list(cli.directory.glob("backups/*/snapshots/*")) == []
 
 
-def test_while_the_child_starts(cli: CommandLine) -> None:
-    """Ctrl-C reaches every process of the terminal; only one of them talks about it."""
-    with cli.started("now", "app.db") as process:
-        wait_until(lambda: children(process))
-        assert interrupt(process, signal.SIGINT, whole_group=True) == ("", SAYS)
+def test_interrupt_while_the_child_starts_is_reported_once(cli: CommandLine) -> None:
+    """Ctrl-C reaches every process of the terminal; only one of them reports it."""
+    with closing(sqlite3.connect(cli.directory / "app.db", isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+        connection.execute("BEGIN EXCLUSIVE")  # so the child cannot have finished
+        with cli.started("now", "app.db") as process:
+            wait_until(lambda: children(process))
+            assert interrupt(process, signal.SIGINT, whole_group=True) == ("", SAYS)
     assert spools(cli) == []
 
 
-def test_during_an_upload_that_hangs(cli: CommandLine, big: Path) -> None:
+def test_interrupt_in_a_later_database_keeps_the_snapshots_before_it(cli: CommandLine) -> None:
+    """The process that captured the databases before ends with the run, and they are not lost."""
+    for name in ("first", "second"):
+        cli.create_database(f"{name}.db", rows=2)
+    with closing(sqlite3.connect(cli.directory / "locked.db", isolation_level=None)) as connection:
+        connection.execute("CREATE TABLE t (a)")
+        connection.execute("BEGIN EXCLUSIVE")  # so the child cannot have finished
+        with cli.started("now", "first.db", "second.db", "locked.db") as process:
+            wait_until(lambda: any(has_open(child, "locked.db") for child in children(process)))
+            (child,) = children(process)
+            stdout, stderr = interrupt(process, signal.SIGINT, whole_group=True)
+    assert [line.split()[0] for line in stdout.splitlines()] == ["first", "second"]
+    assert stderr.endswith(SAYS)
+    wait_until(lambda: not is_alive(child))
+    assert spools(cli) == []
+
+
+@slow
+def test_interrupted_upload_that_hangs_ends_in_time(cli: CommandLine, big: Path) -> None:
     """Two stores that never answer cannot hold the process longer than one; JSON says the same."""
 
     def answer(handler: Handler, request: Request) -> None:
@@ -103,7 +131,7 @@ def test_during_an_upload_that_hangs(cli: CommandLine, big: Path) -> None:
 
     with loopback(answer) as server:
         buckets = {**s3_variables(server.endpoint_url, 0), **s3_variables(server.endpoint_url, 1)}
-        with cli.started("now", "big.db", "--json", environ=buckets) as process:
+        with cli.started("now", "big.db", "--json", "--quiet", environ=buckets) as process:
             wait_until(lambda: len({request.path[:9] for request in server.requests if "/packs/" in request.path}) == 2)
             stdout, stderr = interrupt(process, signal.SIGTERM)
     assert '"exit_code": 130' in stdout
@@ -116,7 +144,9 @@ def test_during_an_upload_that_hangs(cli: CommandLine, big: Path) -> None:
     [(("now", "app.db"), signal.SIGINT), (("list",), signal.SIGHUP)],
     ids=["now and Ctrl-C", "list and a closed terminal"],
 )
-def test_while_a_store_never_answers(cli: CommandLine, arguments: tuple[str, ...], number: signal.Signals) -> None:
+def test_interrupt_ends_a_wait_for_a_store_that_never_answers(
+    cli: CommandLine, arguments: tuple[str, ...], number: signal.Signals
+) -> None:
     """The very first request hangs."""
     with (
         loopback(lambda handler, _: handler.loopback.closing.wait()) as server,
@@ -127,8 +157,8 @@ def test_while_a_store_never_answers(cli: CommandLine, arguments: tuple[str, ...
     assert spools(cli) == []
 
 
-def test_during_a_restore(cli: CommandLine, big: Path) -> None:
-    """No file and no part of one is left."""
+def test_interrupted_restore_leaves_no_file(cli: CommandLine, big: Path) -> None:
+    """An interrupted restore leaves no file and no part of one."""
     cli.run("now", "big.db", expect=0)
     before = set(cli.directory.iterdir())
     with cli.started("restore", "latest", "--to", "out.db") as process:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from harness.command_line import CommandLine
 
-from backupd.format.ids import SnapshotId
-from backupd.format.records import Drill, DrillOutcome, encode_drill
+from backupd.format import SnapshotId
+from backupd.format.records import CheckOutcome, Drill
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,13 +50,13 @@ def test_table_has_whole_ids_and_the_newest_last(stored: CommandLine) -> None:
 def test_what_test_restores_found_is_shown(
     stored: CommandLine, copied: CommandLine, snapshots: list[dict[str, Any]]
 ) -> None:
-    """When a snapshot was proven, or that it is damaged, in the table, in JSON, and by `show`."""
-    outcomes = (DrillOutcome.PROVEN, DrillOutcome.DAMAGED_SOURCE, DrillOutcome.FAILED)
+    """The table, JSON and `show` say when a snapshot was proven, or that it is damaged."""
+    outcomes = (CheckOutcome.PROVEN, CheckOutcome.DAMAGED_SOURCE, CheckOutcome.DAMAGED_STORE)
     at = datetime.now(UTC) - timedelta(hours=2)
     (copied.directory / "backups/app/drills").mkdir()
     for snapshot, outcome in zip(snapshots, outcomes, strict=True):
         drill = Drill(snapshot=SnapshotId(snapshot["id"]), database="app", outcome=outcome, at=at)
-        (copied.directory / f"backups/app/drills/{snapshot['id']}.json").write_bytes(encode_drill(drill))
+        (copied.directory / f"backups/app/drills/{snapshot['id']}.json").write_bytes(drill.encode())
     rows = copied.run("list", expect=0).lines[2:]
     assert [cell in row for row, cell in zip(rows, ("2 h ago", "damaged source", "DAMAGED"), strict=True)] == [True] * 3
     shown = f"{at:%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03}Z"
@@ -68,7 +68,7 @@ def test_what_test_restores_found_is_shown(
     assert "never: no test restore has looked at it" in stored.run("show", "latest", expect=0).stdout
 
 
-def test_json_document_is_complete(stored: CommandLine) -> None:
+def test_json_document_has_every_key(stored: CommandLine) -> None:
     """Every key of every snapshot, under the names of the manifest."""
     document = stored.run("list", "app", "--json", expect=0).document
     first, second, third = document["snapshots"]
@@ -106,7 +106,7 @@ def test_json_document_is_complete(stored: CommandLine) -> None:
 
 
 def test_path_means_its_name_even_when_the_file_is_gone(stored: CommandLine, snapshots: list[dict[str, Any]]) -> None:
-    """`list app.db` is what somebody types who has just lost app.db."""
+    """`list app.db` is the command of a user who has just lost app.db."""
     assert stored.run("list", "elsewhere/app.db", "--json", expect=0).document["snapshots"] == snapshots
 
 
@@ -123,7 +123,7 @@ def test_unknown_database_names_the_known_ones(stored: CommandLine) -> None:
     assert as_json.stderr == ""
 
 
-def test_nothing_yet_is_no_error(cli: CommandLine) -> None:
+def test_empty_store_is_no_error(cli: CommandLine) -> None:
     """An empty store, and a configured database without a snapshot, say so and leave nothing behind."""
     result = cli.run("list", expect=0)
     assert result.stdout == f"no snapshots in {cli.directory}/backups\n"
@@ -133,7 +133,7 @@ def test_nothing_yet_is_no_error(cli: CommandLine) -> None:
     assert not (cli.directory / "backups").exists()
 
 
-def test_one_store_of_two_down(copied: CommandLine) -> None:
+def test_store_that_fails_does_not_hide_the_others(copied: CommandLine) -> None:
     """What the other one holds is listed; the code says that it is not everything."""
     (copied.directory / "down").touch()
     stores = {"BACKUPD_STORES__0__URL": "down", "BACKUPD_STORES__1__URL": "backups"}
@@ -143,7 +143,7 @@ def test_one_store_of_two_down(copied: CommandLine) -> None:
 
 
 def test_damaged_manifest_is_reported_beside_the_others(copied: CommandLine, snapshots: list[dict[str, Any]]) -> None:
-    """The damaged one is named with its store, in both forms, and the code is that of damage."""
+    """The damaged one is named with its store, as text and as JSON, and the code is that of damage."""
     damaged = snapshots[1]["id"]
     damage(copied.directory / "backups", damaged)
     shutil.rmtree(copied.directory / "state")
@@ -207,7 +207,7 @@ def test_trash_says_what_was_removed_why_and_until_when(copied: CommandLine, sna
 
 
 def test_trash_of_a_database_that_has_nothing_else(copied: CommandLine, snapshots: list[dict[str, Any]]) -> None:
-    """When every manifest is gone, what was removed can still be found and had back."""
+    """Snapshots in the trash are listed and can be undeleted when every manifest is gone."""
     copied.run("forget", "upgrade", expect=0)
     shutil.rmtree(copied.directory / "backups/app/snapshots")
     (entry,) = copied.run("list", "--trash", "--json", expect=0).document["trash"]
@@ -217,7 +217,7 @@ def test_trash_of_a_database_that_has_nothing_else(copied: CommandLine, snapshot
 
 
 def test_damaged_trash_is_a_problem_beside_the_rest(copied: CommandLine, snapshots: list[dict[str, Any]]) -> None:
-    """It is named, the code is that of damage, and what is not damaged is listed and comes back all the same."""
+    """A damaged object in the trash is named with the code of damage, and the rest is listed and can be undeleted."""
     first, second, _ = (each["id"] for each in snapshots)
     copied.run("forget", first, second, expect=0)
     entry = copied.directory / "backups/app/trash" / f"{second}.json"

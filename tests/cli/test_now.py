@@ -5,12 +5,15 @@ import re
 import signal
 import sqlite3
 import stat
+import subprocess
+import sys
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
-from harness.capturing import breaking_captures
+from harness.capturing import breaking_captures, noted_captures, noting_captures
 from harness.command_line import wait_until
+from harness.notes import read_notes
 
 if TYPE_CHECKING:
     from harness.command_line import CommandLine
@@ -19,11 +22,11 @@ ID = r"[0-9]{8}T[0-9]{9}Z-[0-9a-f]{8}"
 
 
 def test_first_run_needs_no_configuration(cli: CommandLine) -> None:
-    """A path is enough: the snapshot goes to ./backups, one line says so, and nothing else is said."""
+    """A path is enough: the snapshot goes to ./backups, one line says so, and nothing else is printed."""
     result = cli.run("now", "app.db", expect=0)
     assert re.fullmatch(
         rf"app  created  {ID}  [0-9.]+ kB, ([0-9]+) of \1 pages changed, [0-9.]+ kB stored in [0-9.]+ s"
-        r"; receipt for 1 pack, [0-9.]+ kB"
+        r"; the store lists 1 pack, [0-9.]+ kB"
         rf"  -> {cli.directory}/backups\n",
         result.stdout,
     )
@@ -31,7 +34,7 @@ def test_first_run_needs_no_configuration(cli: CommandLine) -> None:
 
 
 def test_unchanged_database_gets_no_snapshot_but_a_tagged_one(cli: CommandLine) -> None:
-    """The line names the snapshot that still holds; --tag and --full ask for one all the same, and for every page."""
+    """The line names the snapshot that still holds; --tag and --full make a new one, the latter with every page."""
     first = cli.run("now", "app.db", "--json", expect=0).document["snapshots"][0]
     again = cli.run("now", "app.db", expect=0)
     assert re.match(rf"app  unchanged  {first['id']}  .*nothing changed since this snapshot", again.stdout)
@@ -42,7 +45,7 @@ def test_unchanged_database_gets_no_snapshot_but_a_tagged_one(cli: CommandLine) 
     assert sum(pack["stored_bytes"] for pack in shown["packs"]) == shown["stored_bytes"]
 
 
-def test_json_document_is_complete(cli: CommandLine) -> None:
+def test_json_document_has_every_key(cli: CommandLine) -> None:
     """The whole document, key by key; stderr stays empty."""
     (cli.directory / "not-a-directory").touch()
     result = cli.run("now", "app.db", "--store", "good", "--store", "not-a-directory", "--json", expect=3)
@@ -101,14 +104,14 @@ def test_failing_database_does_not_stop_the_others(cli: CommandLine) -> None:
 
 
 def test_exit_code_of_the_first_error_when_everything_failed(cli: CommandLine) -> None:
-    """An error that all stores share is told once, and its code is that of the run."""
+    """An error that all stores share is printed once, and its code is that of the run."""
     result = cli.run("now", "./missing.db", "--store", "one", "--store", "two", expect=13)
     assert result.stderr.count("error: ") == 1
     assert f"{cli.directory}/missing.db" in result.stderr
     assert not (cli.directory / "missing.db").exists()
 
 
-def test_configured_databases_and_stores(cli: CommandLine) -> None:
+def test_configured_databases_go_to_configured_stores(cli: CommandLine) -> None:
     """Names, patterns and paths of one configuration; a configured path keeps its configured name."""
     cli.create_database("tenants/acme/app.db")
     cli.create_database("tenants/zeta/app.db")
@@ -156,13 +159,15 @@ def test_patterns_that_find_nothing_at_all_are_an_error(cli: CommandLine) -> Non
     [
         ([], "no database is given, and none is configured", "backupd now app.db"),
         (["app.db", "copy/app.db"], "two databases with one name: 'app'", "give one another name: NAME="),
-        (["app.db", "--tag", "latest"], "'latest' can not be a tag", "a tag is a letter"),
+        (["app.db", "--tag", "latest"], "'latest' cannot be a tag", "a tag is a letter"),
         (["app.db", "--store", "ftp://host/x"], "'ftp:' is not a kind of store", "s3://bucket/prefix"),
         (["app.db", "--ful"], "no such option '--ful'", "did you mean --full? see: backupd now --help"),
     ],
     ids=["nothing", "one name twice", "reserved tag", "odd store", "misspelled option"],
 )
-def test_wrong_usage(cli: CommandLine, arguments: list[str], error: str, hint: str) -> None:
+def test_wrong_usage_is_an_error_and_makes_nothing(
+    cli: CommandLine, arguments: list[str], error: str, hint: str
+) -> None:
     """Two lines, code 2, and nothing is made."""
     result = cli.run("now", *arguments, expect=2)
     first, second = result.stderr.splitlines()
@@ -174,7 +179,7 @@ def test_wrong_usage(cli: CommandLine, arguments: list[str], error: str, hint: s
     assert [file.name for file in cli.directory.iterdir()] == ["app.db"]
 
 
-def test_lost_cache_is_a_note_and_quiet_keeps_it(cli: CommandLine) -> None:
+def test_lost_cache_is_a_note_that_quiet_suppresses(cli: CommandLine) -> None:
     """What the use cases log goes to stderr as `key=value`; --quiet leaves the results alone."""
     cli.run("now", "app.db", expect=0)
     hashes = list((cli.directory / "state/cache").rglob("*.hashes"))
@@ -202,7 +207,7 @@ def test_everything_that_is_made_is_private(cli: CommandLine) -> None:
     assert {file: file.stat().st_mode for file in before} == before
 
 
-def test_progress_bar_on_a_terminal(cli: CommandLine) -> None:
+def test_terminal_shows_a_progress_bar(cli: CommandLine) -> None:
     """A bar while it runs, and then the same line as without a terminal."""
     with sqlite3.connect(cli.directory / "app.db") as connection:
         connection.execute("INSERT INTO users (name) SELECT hex(randomblob(1000)) FROM users")
@@ -226,8 +231,8 @@ monthly = 0
 """
 
 
-def test_prunes_after_a_snapshot(cli: CommandLine) -> None:
-    """One line more when something was removed, the result of `prune` in the document, and nothing when not wanted."""
+def test_snapshot_is_followed_by_a_prune(cli: CommandLine) -> None:
+    """`now` prunes after the snapshot and reports what was removed, in a line and in JSON, unless switched off."""
     (cli.directory / "backupd.toml").write_text(_ROTATION)
     assert len(cli.run("now", expect=0).lines) == 1
     created, removed = cli.run("now", "--full", expect=0).lines
@@ -242,8 +247,8 @@ def test_prunes_after_a_snapshot(cli: CommandLine) -> None:
     assert len(cli.run("list", "--json", expect=0).document["snapshots"]) == 2
 
 
-def test_another_file_of_a_configured_name_is_not_rotated(cli: CommandLine) -> None:
-    """What is configured is one file; the policy is not for another one that happens to be called the same."""
+def test_another_file_of_a_configured_name_is_not_pruned(cli: CommandLine) -> None:
+    """A file that only shares a configured database's name is not pruned; a link to the configured file is."""
     (cli.directory / "backupd.toml").write_text(_ROTATION)
     cli.run("now", expect=0)
     cli.create_database("other/app.db")
@@ -254,7 +259,7 @@ def test_another_file_of_a_configured_name_is_not_rotated(cli: CommandLine) -> N
     assert len(cli.run("now", "./link.db", "--full", "--json", expect=0).document["pruned"]) == 1
 
 
-def test_hold_is_told_at_every_run_and_is_no_failure(cli: CommandLine) -> None:
+def test_hold_is_reported_at_every_run_and_is_no_failure(cli: CommandLine) -> None:
     """A snapshot of a database that has suddenly shrunk is a good snapshot; what was there before stays."""
     (cli.directory / "backupd.toml").write_text(_ROTATION)
     cli.run("now", expect=0)
@@ -272,7 +277,7 @@ def test_hold_is_told_at_every_run_and_is_no_failure(cli: CommandLine) -> None:
 
 
 def test_nothing_is_pruned_after_a_failed_snapshot(cli: CommandLine) -> None:
-    """Neither in the store that failed nor, when the source failed, in any."""
+    """A store whose snapshot failed is not pruned; when the source failed, no store is."""
     (cli.directory / "backupd.toml").write_text(_ROTATION + '[[stores]]\nurl = "other"\n')
     off = {"BACKUPD_RETENTION__AFTER_SNAPSHOT": "false"}
     cli.run("now", environ=off, expect=0)
@@ -286,16 +291,16 @@ def test_nothing_is_pruned_after_a_failed_snapshot(cli: CommandLine) -> None:
 
 
 def test_snapshot_that_was_killed_counts_as_failed(cli: CommandLine) -> None:
-    """Nobody could say that it failed, so it is noted before: nothing is removed until one succeeds."""
+    """A killed run cannot record its failure, so it is recorded before: nothing is removed until one succeeds."""
     (cli.directory / "backupd.toml").write_text(_ROTATION)
     cli.run("now", expect=0)
-    notes = cli.directory / "state/notes"
-    lasting = {*notes.glob("[!.]*")}
+    state = cli.directory / "state"
+    lasting = read_notes(state)
     with closing(sqlite3.connect(cli.directory / "app.db", isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode = DELETE")
         connection.execute("BEGIN EXCLUSIVE")
         with cli.started("now") as process:
-            wait_until(lambda: {*notes.glob("[!.]*")} - lasting)
+            wait_until(lambda: read_notes(state) != lasting)
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
     held = cli.run("prune", expect=3)
@@ -307,7 +312,7 @@ def test_snapshot_that_was_killed_counts_as_failed(cli: CommandLine) -> None:
 
 
 def test_another_file_of_a_configured_name_ends_no_failure(cli: CommandLine) -> None:
-    """It neither makes the configured one's snapshot good again, nor bad."""
+    """A file with a configured database's name neither ends nor causes a failure of the configured one."""
     (cli.directory / "backupd.toml").write_text(_ROTATION)
     cli.create_database("other/app.db")
     (cli.directory / "app.db").rename(cli.directory / "away.db")
@@ -321,7 +326,7 @@ def test_another_file_of_a_configured_name_ends_no_failure(cli: CommandLine) -> 
 
 
 def test_hint_names_the_store_that_is_not_configured(cli: CommandLine) -> None:
-    """Of several, the one that the hint is about."""
+    """A hint to accept a shrink names the store that it is about, if that one is not configured."""
     (cli.directory / "backupd.toml").write_text(_ROTATION)
     stores = ("--store", "one", "--store", "two", "--store", "backups")
     cli.run("now", *stores, expect=0)
@@ -335,8 +340,8 @@ def test_hint_names_the_store_that_is_not_configured(cli: CommandLine) -> None:
     ]
 
 
-def test_two_stores_that_are_one_directory_are_told(cli: CommandLine) -> None:
-    """Whoever configures two has one copy only, and hears it once in every run."""
+def test_two_stores_that_are_one_directory_are_a_warning(cli: CommandLine) -> None:
+    """Two entries make one copy only; the warning comes once in every run."""
     (cli.directory / "backupd.toml").write_text(_ROTATION + '[[stores]]\nurl = "link"\n')
     (cli.directory / "link").symlink_to("backups")
     warning = (
@@ -365,7 +370,7 @@ def test_store_is_one_however_it_is_spelled(cli: CommandLine) -> None:
 
 
 def test_bug_in_one_database_costs_no_other_its_snapshot(cli: CommandLine) -> None:
-    """It is reported with its traceback; the run ends as partly done, and as a bug if there is nothing else."""
+    """A bug in one database leaves the others their snapshots, and the run is partly done; alone, it is a bug."""
     names = ("a", "bad", "c")
     for name in names:
         cli.create_database(f"{name}.db", rows=2)
@@ -383,3 +388,58 @@ def test_bug_in_one_database_costs_no_other_its_snapshot(cli: CommandLine) -> No
     assert "Traceback" in result.stderr
     alone = cli.run("now", "bad.db", expect=1, environ=environ)
     assert "error: bad: this is a bug in backupd" in alone.stderr
+
+
+@pytest.mark.parametrize(("names", "processes"), [(["a"], 1), (["a", "b", "c"], 1), (["a", "text", "c", "d"], 2)])
+def test_databases_of_a_run_are_captured_by_one_process(cli: CommandLine, names: list[str], processes: int) -> None:
+    """The results are in the order of the arguments; a file that is no database costs one more process."""
+    for name in names:
+        if name == "text":
+            (cli.directory / "text.db").write_text("no database\n" * 100)
+        else:
+            cli.create_database(f"{name}.db", rows=2)
+    environ = noting_captures(cli.directory / "noted")
+    found = cli.run("now", *(f"{name}.db" for name in names), "--json", environ=environ).document
+    assert [each["database"] for each in found["snapshots"]] == names
+    failed = [each["database"] for each in found["snapshots"] if each["outcome"] == "failed"]
+    assert failed == [name for name in names if name == "text"]
+    assert noted_captures(cli.directory / "noted") == processes
+
+
+_COUNTING = """
+import sys
+searched = open(sys.argv.pop(1), "w", buffering=1)
+sys.addaudithook(lambda event, arguments: print(arguments[0], file=searched) if event == "glob.glob" else None)
+from backupd.__main__ import main
+main()
+"""
+
+
+def test_each_configured_pattern_is_searched_once(cli: CommandLine) -> None:
+    """Each pattern is searched once in a run, because a search through thousands of tenants takes a while."""
+    for name in ("acme", "zeta"):
+        cli.create_database(f"tenants/{name}.db", rows=10)
+    (cli.directory / "backupd.toml").write_text(
+        """
+        [[databases]]
+        path = "tenants/*.db"
+        [[databases]]
+        path = "gone/*.db"
+        [[stores]]
+        url = "store-a"
+        [[stores]]
+        url = "store-b"
+        """
+    )
+    for names in ((), ("acme",)):
+        log = cli.directory / "searched"
+        subprocess.run(
+            [sys.executable, "-c", _COUNTING, str(log), "now", *names],
+            cwd=cli.directory,
+            env=cli.environment,
+            check=True,
+            capture_output=True,
+        )
+        searched = log.read_text().splitlines()
+        for pattern in ("tenants/*.db", "gone/*.db"):
+            assert searched.count(f"{cli.directory}/{pattern}") == 1, searched

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from backupd.cli.progress import ProgressLines
+from backupd.cli.output import ProgressLines
 
 
-def test_lines_are_rare() -> None:
-    """Nothing in the first two seconds or before the size is known, then at most a line every five seconds."""
+def test_progress_lines_are_at_least_five_seconds_apart() -> None:
+    """No line comes in the first two seconds or before the size is known, then at most one every five seconds."""
     now = 100.0
     lines: list[str] = []
     report = ProgressLines("app", done="captured", moved="stored", write=lines.append, clock=lambda: now)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from harness.command_line import CommandLine
 
-from backupd.cli.pruned import done, strangers_told
+from backupd.cli.prune import changes, foreign_objects
 from backupd.prune import PruneResult
 
 if TYPE_CHECKING:
@@ -70,10 +70,10 @@ def objects(cli: CommandLine) -> list[str]:
 
 
 def test_dry_run_says_what_stays_and_why_and_changes_nothing(rotating: CommandLine) -> None:
-    """A line for each snapshot, oldest first, and below them what would be done."""
+    """A dry run has a line for each snapshot, oldest first, and what would be done below them."""
     before = objects(rotating)
     result = rotating.run("prune", "--dry-run", expect=0)
-    title, heading, *rows, empty, told = result.lines
+    title, heading, *rows, empty, summary = result.lines
     assert title == f"app in {rotating.directory}/backups"
     assert heading.split() == ["SNAPSHOT", "TAKEN", "SIZE", "DECISION", "REASON"]
     assert all(re.match(rf"{ID}  {TIME}  +[0-9.]+ [km]?B  (keep|remove)  ", row) for row in rows)
@@ -83,12 +83,12 @@ def test_dry_run_says_what_stays_and_why_and_changes_nothing(rotating: CommandLi
         ["keep", "last 2"],
         ["keep", "newest, last 1"],
     ]
-    assert (empty, told) == ("", "app: dry run: 1 snapshot to the trash")
+    assert (empty, summary) == ("", "app: dry run: 1 snapshot to the trash")
     assert result.stderr == ""
     assert objects(rotating) == before
 
 
-def test_what_no_rule_keeps_goes_to_the_trash_once(rotating: CommandLine) -> None:
+def test_snapshot_that_no_rule_keeps_goes_to_the_trash_once(rotating: CommandLine) -> None:
     """The document, key by key; the trash waits; and a second run has nothing more to do."""
     first, second, third, fourth = ids(rotating)
     document = rotating.run("prune", "app", "--json", expect=0).document
@@ -155,8 +155,8 @@ def hold_known(cli: CommandLine) -> str | None:
     return None if store["hold"] is None else store["hold"]["message"]
 
 
-def test_accepting_ends_the_alarm(rotating: CommandLine) -> None:
-    """At once: whoever did as it says is not told the same again. A dry run accepts nothing, and ends nothing."""
+def test_accepting_a_shrink_ends_the_alarm(rotating: CommandLine) -> None:
+    """Accepting a shrink ends the alarm at once; a dry run accepts nothing, and ends nothing."""
     change(rotating, "DELETE FROM users", "VACUUM")
     newest = rotating.run("now", "--json", expect=0).document["snapshots"][0]["id"]
     rotating.run("prune", "--dry-run", expect=3)
@@ -169,8 +169,8 @@ def test_accepting_ends_the_alarm(rotating: CommandLine) -> None:
     assert hold_known(rotating) is None
 
 
-def test_a_restored_database_is_held_until_that_is_accepted_too(rotating: CommandLine) -> None:
-    """Nothing is missing any more, and nobody has said so: the docs and the hint name the command."""
+def test_restored_database_is_held_until_the_shrink_is_accepted(rotating: CommandLine) -> None:
+    """A database that was restored is held until the shrink is accepted, and the message says so."""
     good = ids(rotating)[-1]
     change(rotating, "DELETE FROM users", "VACUUM")
     rotating.run("now", expect=0)
@@ -181,15 +181,15 @@ def test_a_restored_database_is_held_until_that_is_accepted_too(rotating: Comman
         sidecar.unlink()
     rotating.run("now", expect=0)
     held = rotating.run("prune", expect=3)
-    assert "nobody has accepted that yet" in held.stderr
+    assert "that is not accepted yet" in held.stderr
     assert "after its restore and a new snapshot, accept too" in held.stderr
     assert hold_known(rotating) is not None
     rotating.run("prune", "app", "--accept-shrink", expect=0)
     assert hold_known(rotating) is None
 
 
-def test_a_prune_that_cannot_be_recorded_is_done_and_warned_of(rotating: CommandLine) -> None:
-    """It is no part of the prune; but an alarm may go on that has nothing to tell any more."""
+def test_prune_that_cannot_be_recorded_is_done_with_a_warning(rotating: CommandLine) -> None:
+    """Recording is no part of the prune, but without it an alarm that is over may go on."""
     first = ids(rotating)[0]
     (rotating.directory / "state" / "status.json").unlink()
     (rotating.directory / "state" / "status.json").mkdir()
@@ -200,8 +200,8 @@ def test_a_prune_that_cannot_be_recorded_is_done_and_warned_of(rotating: Command
     assert hint.startswith("hint: ")
 
 
-def test_a_prune_of_what_is_not_configured_is_not_recorded(rotating: CommandLine) -> None:
-    """It removes nothing, so it ends nothing."""
+def test_prune_of_an_unconfigured_database_is_not_recorded(rotating: CommandLine) -> None:
+    """A prune of a database that is no longer configured does not end its hold."""
     change(rotating, "DELETE FROM users", "VACUUM")
     rotating.run("now", expect=0)
     rotating.run("prune", expect=3)
@@ -210,8 +210,8 @@ def test_a_prune_of_what_is_not_configured_is_not_recorded(rotating: CommandLine
     assert hold_known(rotating) is not None
 
 
-def test_accepting_is_told_and_needs_something_that_is_held(rotating: CommandLine) -> None:
-    """Which snapshot, and how large it is; a dry run says what it would be, and only a hold can be accepted."""
+def test_accepted_shrink_is_printed_and_needs_a_hold(rotating: CommandLine) -> None:
+    """The accepted snapshot is printed with its size, in a dry run too; without a hold, none is accepted."""
     before = objects(rotating)
     nothing = rotating.run("prune", "--accept-shrink", "--dry-run", expect=0)
     assert nothing.lines[-1] == "app: dry run: nothing is held, so nothing to accept; 1 snapshot to the trash"
@@ -226,8 +226,8 @@ def test_accepting_is_told_and_needs_something_that_is_held(rotating: CommandLin
     assert rotating.run("prune", "--accept-shrink", "--json", expect=0).document["pruned"][0]["accepted"] is None
 
 
-def test_hint_works_for_a_store_that_is_not_configured(rotating: CommandLine) -> None:
-    """What it says can be typed as it stands."""
+def test_hint_names_a_store_that_is_not_configured(rotating: CommandLine) -> None:
+    """The commands in a hint name a store that is not configured, and can be typed as they stand."""
     change(rotating, "ALTER TABLE users RENAME TO people")
     rotating.run("now", expect=0)
     (rotating.directory / "backups").rename(rotating.directory / "other disk")
@@ -243,21 +243,21 @@ def test_hint_works_for_a_store_that_is_not_configured(rotating: CommandLine) ->
     assert f"hint: see what there is with: backupd list --store '{rotating.directory}/other disk'\n" in unknown
 
 
-def test_what_is_left_for_the_next_prune_is_told() -> None:
+def test_work_left_for_the_next_prune_is_printed() -> None:
     """A prune that has used up its time is no failure, and says how much is left."""
     result = PruneResult(database="app", store="/backups", deleted_packs=2, freed_bytes=3000, unfinished=12)
-    assert done(result) == ["2 packs (3.0 kB) freed", "12 more with the next prune"]
+    assert changes(result) == ["2 packs (3.0 kB) freed", "12 more with the next prune"]
 
 
-def test_another_store_below_this_one_is_told_as_one() -> None:
-    """Its many objects are no rubbish, and whoever reads of them is not to delete them."""
+def test_another_store_below_this_one_is_reported_as_a_store() -> None:
+    """The objects of a store below this one are reported as a store, not as rubbish to be deleted."""
     inner = ["plain/RESTORE.md", "plain/app/snapshots/x.json", "plain/backupd.json"]
-    told = "3 objects of another backupd store that lies below this one, left alone: plain/"
-    assert strangers_told(inner) == told
-    assert strangers_told([*inner, "z"]) == f"{told}; 1 object not of backupd, left alone: z"
+    shown = "3 objects of another backupd store that lies below this one, left alone: plain/"
+    assert foreign_objects(inner) == shown
+    assert foreign_objects([*inner, "z"]) == f"{shown}; 1 object not of backupd, left alone: z"
 
 
-def test_strangers_that_belong_to_no_database(rotating: CommandLine) -> None:
+def test_foreign_objects_of_no_database_are_reported_once_a_store(rotating: CommandLine) -> None:
     """What lies beside the databases is named too, once for each store, when all of them are pruned."""
     for name in ("notes.txt", "photos/cat.jpg", "app/mine.txt"):
         file = rotating.directory / "backups" / name
@@ -271,7 +271,7 @@ def test_strangers_that_belong_to_no_database(rotating: CommandLine) -> None:
     assert rotating.run("prune", "app", "--json", expect=0).document["strangers"] == []
 
 
-def test_lost_tables_hold(rotating: CommandLine) -> None:
+def test_lost_tables_hold_removal(rotating: CommandLine) -> None:
     """The tables are named."""
     change(rotating, "ALTER TABLE users RENAME TO people")
     rotating.run("now", expect=0)
@@ -280,7 +280,7 @@ def test_lost_tables_hold(rotating: CommandLine) -> None:
 
 
 def test_failed_snapshot_holds_until_one_succeeds(rotating: CommandLine) -> None:
-    """When the last snapshot failed, the old ones may be all there is."""
+    """After a failed snapshot nothing is pruned until one succeeds: the old ones may be all there is."""
     database = rotating.directory / "app.db"
     for file in rotating.directory.glob("app.db*"):
         file.rename(file.with_name(f"away-{file.name}"))
@@ -296,7 +296,7 @@ def test_failed_snapshot_holds_until_one_succeeds(rotating: CommandLine) -> None
     assert len(ids(rotating)) == 3
 
 
-def test_nothing_is_removed_of_what_is_not_configured(rotating: CommandLine) -> None:
+def test_nothing_is_removed_of_an_unconfigured_database(rotating: CommandLine) -> None:
     """A configuration that is lost, or has no rule: everything stays, and a hint says why."""
     before = ids(rotating)
     store = ("--store", "backups")
@@ -311,8 +311,8 @@ def test_nothing_is_removed_of_what_is_not_configured(rotating: CommandLine) -> 
     assert ids(rotating, *store) == before
 
 
-def test_strangers_are_named_and_left(rotating: CommandLine) -> None:
-    """Files that somebody put there are not backupd's to delete."""
+def test_foreign_objects_are_named_and_left(rotating: CommandLine) -> None:
+    """Files of other programs are not backupd's to delete."""
     for name in ("notes.txt", "packs/copy.zst", "snapshots/old.json", "trash/thumbs"):
         file = rotating.directory / "backups/app" / name
         file.parent.mkdir(exist_ok=True)
@@ -323,8 +323,8 @@ def test_strangers_are_named_and_left(rotating: CommandLine) -> None:
     assert sum(file.endswith(("notes.txt", "copy.zst", "old.json", "thumbs")) for file in objects(rotating)) == 4
 
 
-def test_damaged_manifest_stops_it(rotating: CommandLine) -> None:
-    """Nobody knows which packs it needs: code 20, and nothing is removed."""
+def test_damaged_manifest_stops_a_prune(rotating: CommandLine) -> None:
+    """The packs that it needs are not known: code 20, and nothing is removed."""
     before = ids(rotating)
     manifest = rotating.directory / "backups/app/snapshots" / f"{before[2]}.json"
     manifest.write_bytes(manifest.read_bytes()[:-10])
@@ -333,7 +333,7 @@ def test_damaged_manifest_stops_it(rotating: CommandLine) -> None:
     assert (rotating.directory / "backups/app/snapshots" / f"{before[0]}.json").exists()
 
 
-def test_one_of_two_stores_that_fails(rotating: CommandLine) -> None:
+def test_store_that_fails_does_not_stop_the_prune_of_another(rotating: CommandLine) -> None:
     """Partly done: the good one is pruned; when there is no good one, the error's code."""
     (rotating.directory / "no-directory").touch()
     (rotating.directory / "backupd.toml").write_text(CONFIGURATION + '[[stores]]\nurl = "no-directory"\n')
@@ -356,7 +356,7 @@ def test_stores_and_databases_may_have_policies_of_their_own(rotating: CommandLi
     assert [len(each["removed"]) for each in pruned] == [2, 0]
 
 
-def test_wrong_usage(rotating: CommandLine) -> None:
+def test_wrong_usage_is_an_error(rotating: CommandLine) -> None:
     """An unknown database, a store with nothing in it, and a shrinking that is accepted for several at once."""
     unknown = rotating.run("prune", "shop", expect=12)
     assert unknown.stderr.startswith("error: no snapshots of a database shop in ")
@@ -374,4 +374,4 @@ def test_empty_name_is_no_name(stored: CommandLine) -> None:
     """`backupd prune "$UNSET"` does not mean every database."""
     for verb in (["prune"], ["list"], ["show", "latest", "--database"]):
         refused = stored.run(*verb, "", expect=2)
-        assert refused.stderr.startswith("error: '' can not be a database's name\n")
+        assert refused.stderr.startswith("error: '' cannot be the name of a database\n")

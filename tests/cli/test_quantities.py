@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from backupd.cli import quantities
+from backupd.cli import output
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from backupd.cli import quantities
 )
 def test_sizes_are_decimal(size_bytes: int, text: str) -> None:
     """Three digits or two, and never a thousand of a unit that has a next one."""
-    assert quantities.size(size_bytes) == text
+    assert output.size(size_bytes) == text
 
 
 @pytest.mark.parametrize(
@@ -42,20 +42,20 @@ def test_sizes_are_decimal(size_bytes: int, text: str) -> None:
         (timedelta(minutes=-5), "in the future"),
     ],
 )
-def test_ages(elapsed: timedelta, text: str) -> None:
-    """The largest unit that is not misleading."""
+def test_age_has_the_largest_unit_that_is_not_misleading(elapsed: timedelta, text: str) -> None:
+    """Seconds, minutes, hours and days."""
     now = datetime(2026, 11, 22, 8, tzinfo=UTC)
-    assert quantities.age(now - elapsed, now) == text
+    assert output.age(now - elapsed, now) == text
 
 
-def test_counts() -> None:
+def test_count_has_separators_and_its_noun() -> None:
     """Thousands are separated, and one is not several."""
-    assert quantities.count(245_196) == "245,196"
-    assert quantities.count(1, "page") == "1 page"
-    assert quantities.count(0, "page") == "0 pages"
+    assert output.count(245_196) == "245,196"
+    assert output.count(1, "page") == "1 page"
+    assert output.count(0, "page") == "0 pages"
 
 
 @pytest.mark.parametrize(("duration", "text"), [(0.04, "0.0 s"), (9.94, "9.9 s"), (75, "75 s"), (180, "3 min")])
-def test_durations(duration: float, text: str) -> None:
-    """Tenths while they matter."""
-    assert quantities.seconds(duration) == text
+def test_duration_has_tenths_while_they_matter(duration: float, text: str) -> None:
+    """Below ten seconds."""
+    assert output.seconds(duration) == text

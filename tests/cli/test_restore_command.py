@@ -11,7 +11,7 @@ import apsw
 import pytest
 from harness.command_line import CommandLine, names_in
 
-from backupd.capture.checksums import is_sealed, sealed
+from backupd.capture.sink import has_page_checksum, with_page_checksum
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +26,9 @@ def configured(stored: CommandLine, tmp_path: Path) -> CommandLine:
     return CommandLine(tmp_path)
 
 
-def test_to_a_file(stored: CommandLine, snapshots: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_restore_to_a_file_prints_what_was_checked(
+    stored: CommandLine, snapshots: list[dict[str, Any]], tmp_path: Path
+) -> None:
     """One line says which snapshot, when, from where, to which file, how much, and what was checked."""
     target = tmp_path / "restored.db"
     snapshot = snapshots[1]
@@ -43,7 +45,7 @@ def test_to_a_file(stored: CommandLine, snapshots: list[dict[str, Any]], tmp_pat
     assert [file.name for file in tmp_path.iterdir()] == ["restored.db"]
 
 
-def test_json_document_is_complete(stored: CommandLine, snapshots: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_json_document_has_every_key(stored: CommandLine, snapshots: list[dict[str, Any]], tmp_path: Path) -> None:
     """The whole document, with the target as an absolute path."""
     target = tmp_path / "restored.db"
     snapshot = snapshots[2]
@@ -65,8 +67,8 @@ def test_json_document_is_complete(stored: CommandLine, snapshots: list[dict[str
     assert 0 < restored["duration_seconds"] < 60
 
 
-def test_to_the_configured_path_with_its_mode(configured: CommandLine) -> None:
-    """Without --to it goes where the application looks for it, with the mode that it had."""
+def test_missing_database_is_restored_with_its_mode(configured: CommandLine) -> None:
+    """A restore without --to puts a missing database at its configured path, with its former mode."""
     result = configured.run("restore", "latest", expect=0)
     target = configured.directory / "live/app.db"
     assert f" to {target}: " in result.stdout
@@ -84,7 +86,7 @@ def test_without_configuration_the_target_must_be_named(stored: CommandLine) -> 
 
 
 def test_existing_file_is_refused_without_force(stored: CommandLine, tmp_path: Path) -> None:
-    """Nothing is touched; a leftover of SQLite beside the target is in the way too."""
+    """An existing target, or a leftover of SQLite beside it, is refused without --force and not touched."""
     (tmp_path / "restored.db").write_text("precious")
     refused = stored.run("restore", "latest", "--to", str(tmp_path / "restored.db"), expect=2)
     assert refused.stderr.startswith(f"error: {tmp_path}/restored.db exists already\nhint: ")
@@ -102,11 +104,11 @@ def test_target_is_refused_before_a_store_is_asked(cli: CommandLine) -> None:
     result = cli.run("restore", "latest", "--to", "no/such/restored.db", "--store", "store", expect=2)
     assert result.stderr.startswith(f"error: the directory {cli.directory}/no/such does not exist\n")
     result = cli.run("restore", "latest", "--to", "-", "--store", "store", expect=2)
-    assert result.stderr.startswith("error: a database can not be restored to standard output\n")
+    assert result.stderr.startswith("error: a database cannot be restored to standard output\n")
 
 
-def test_live_restore_needs_a_yes(configured: CommandLine) -> None:
-    """Nobody can be asked without a terminal; and --to does not lead around the question."""
+def test_live_restore_needs_a_confirmation(configured: CommandLine) -> None:
+    """A live restore without --yes is refused where no terminal can ask, and --to does not avoid that."""
     target = configured.create_database("live/app.db", rows=1)
     result = configured.run("restore", "latest", expect=2)
     assert result.stderr.startswith(f"error: the content of {target} would be replaced")
@@ -118,12 +120,12 @@ def test_live_restore_needs_a_yes(configured: CommandLine) -> None:
     assert names_in(target) == ["user 0"]
 
 
-def test_plan_and_confirmation_on_a_terminal(configured: CommandLine) -> None:
-    """No leaves everything as it is and is an interruption; yes restores, and the way back is told."""
+def test_plan_is_confirmed_on_a_terminal(configured: CommandLine) -> None:
+    """The answer no leaves everything as it is and counts as an interruption; yes restores and prints the way back."""
     target = configured.create_database("live/app.db", rows=1)
     refused = configured.run_on_terminal("restore", "latest~1", answer="n\n", columns=400)
     assert refused.code == 130
-    assert f"into {target}, live: the application goes on" in refused.stdout
+    assert f"into {target}, live: the application continues" in refused.stdout
     assert "  users     1 -> 2,000  (+1,999)" in refused.stdout
     assert "Restore this now? [y/N]: " in refused.stdout
     assert f"error: nothing was restored: {target} stays as it is" in refused.stdout
@@ -159,8 +161,8 @@ def test_dry_run_changes_nothing(configured: CommandLine) -> None:
     assert len(configured.run("list", "--json", expect=0).document["snapshots"]) == 3
 
 
-def test_other_revision_must_be_allowed(configured: CommandLine) -> None:
-    """By its own option in scripts, and by an answer of its own on a terminal."""
+def test_change_of_revision_must_be_allowed(configured: CommandLine) -> None:
+    """A change of the Alembic revision must be allowed: in scripts by an option, on a terminal by its own question."""
     target = configured.create_database("live/app.db", rows=1)
     with closing(sqlite3.connect(target)) as connection, connection:
         connection.execute("UPDATE alembic_version SET version_num = '6b0c1d'")
@@ -168,14 +170,14 @@ def test_other_revision_must_be_allowed(configured: CommandLine) -> None:
     assert "error: the Alembic revision changes from 6b0c1d to 5f3a9b" in refused.stderr
     assert "--allow-revision-change" in refused.stderr
     asked = configured.run_on_terminal("restore", "latest", answer="n\n", columns=400)
-    assert (asked.code, "may not fit the restored schema. Go on?" in asked.stdout) == (130, True)
+    assert (asked.code, "may not fit the restored schema. Continue?" in asked.stdout) == (130, True)
     assert names_of(target) == ["user 0"]
     configured.run("restore", "latest", "--yes", "--allow-revision-change", expect=0)
     assert names_of(target)[0] == "state 2"
 
 
-def test_undo_and_its_undo(configured: CommandLine) -> None:
-    """Each goes back to what was there before, by the safety snapshot that is named in the result."""
+def test_undo_restores_what_was_there_and_can_be_undone(configured: CommandLine) -> None:
+    """An undo restores the safety snapshot of the last restore, and can be undone the same way."""
     target = configured.create_database("live/app.db", rows=1)
     refused = configured.run("undo", "--yes", expect=12).stderr
     assert refused.startswith("error: there is no restore to undo: no safety snapshot of app is known")
@@ -234,8 +236,8 @@ def _fail_to_restore(cli: CommandLine) -> None:
     assert failed.code == 11
 
 
-def test_undo_of_another_file_of_that_name(configured: CommandLine) -> None:
-    """What was in else/app.db is not what was in the configured live/app.db."""
+def test_undo_refuses_the_safety_snapshot_of_another_file(configured: CommandLine) -> None:
+    """An undo of a configured database refuses the safety snapshot of another file with its name."""
     live = configured.create_database("live/app.db", rows=1)
     configured.create_database("else/app.db", rows=3)
     configured.run("restore", "latest", "--database", "else/app.db", "--yes", expect=0)
@@ -244,7 +246,7 @@ def test_undo_of_another_file_of_that_name(configured: CommandLine) -> None:
     assert names_of(live) == ["user 0"]
 
 
-def test_who_waited_in_rollback_mode_is_printed(configured: CommandLine) -> None:
+def test_pause_in_rollback_mode_is_printed(configured: CommandLine) -> None:
     """Readers too, and for how long: in the line for people as in the document for scripts."""
     target = configured.create_database("live/app.db", rows=1)
     with closing(sqlite3.connect(target)) as connection:
@@ -256,7 +258,7 @@ def test_who_waited_in_rollback_mode_is_printed(configured: CommandLine) -> None
 
 
 def test_long_pause_in_rollback_mode_is_a_question_of_its_own(configured: CommandLine) -> None:
-    """More than two seconds, by what the plan expects for a database of 500 MB."""
+    """A pause of more than two seconds, as planned for a database of 500 MB, is a question of its own."""
     target = configured.create_database("live/app.db", rows=1)
     pages = 500_000_000 // 4096
     with closing(sqlite3.connect(target)) as connection:
@@ -273,7 +275,7 @@ def test_long_pause_in_rollback_mode_is_a_question_of_its_own(configured: Comman
 
 
 def test_without_configuration_the_file_may_be_named(stored: CommandLine, tmp_path: Path) -> None:
-    """By its path, for the restore and for its undo; the hint repeats it."""
+    """Without a configuration, restore and undo take the path of the database, and the hint repeats it."""
     shutil.copytree(stored.directory / "backups", tmp_path / "backups")
     cli = CommandLine(tmp_path)
     target = cli.create_database("app.db", rows=1)
@@ -285,7 +287,7 @@ def test_without_configuration_the_file_may_be_named(stored: CommandLine, tmp_pa
 
 
 def test_safety_snapshot_that_fails_stops_the_restore(configured: CommandLine) -> None:
-    """Unless nobody wants one; and one store of two is enough, with a warning."""
+    """A restore stops if its safety snapshot fails in every store, unless --no-safety-snapshot is given."""
     target = configured.create_database("live/app.db", rows=1)
     (configured.directory / "closed").touch()
     configuration = '[[databases]]\npath = "live/app.db"\n[[stores]]\nurl = "closed"\n'
@@ -308,7 +310,7 @@ def test_safety_snapshot_that_fails_stops_the_restore(configured: CommandLine) -
 def _seal_pages(path: Path) -> None:
     """Give each page the checksum that an application with SQLite's checksum VFS would."""
     image = path.read_bytes()
-    path.write_bytes(b"".join(sealed(image[start : start + 4096]) for start in range(0, len(image), 4096)))
+    path.write_bytes(b"".join(with_page_checksum(image[start : start + 4096]) for start in range(0, len(image), 4096)))
 
 
 def test_database_with_page_checksums_is_replaced(configured: CommandLine) -> None:
@@ -328,13 +330,13 @@ def test_database_with_page_checksums_is_replaced(configured: CommandLine) -> No
     assert "--replace --app-stopped" in refused.stderr
     assert target.read_bytes() == before
     configured.run("restore", "latest", "--replace", "--app-stopped", "--yes", expect=0)
-    assert is_sealed(target.read_bytes()[:4096])
+    assert has_page_checksum(target.read_bytes()[:4096])
     with closing(sqlite3.connect(target)) as connection:
         assert connection.execute("SELECT name FROM users").fetchall() == [("one",)]
 
 
 def test_replacement_keeps_the_old_file(configured: CommandLine) -> None:
-    """It needs to be told that the application is stopped, and says what to do with it afterwards."""
+    """A replacement needs --app-stopped, keeps the old file, and says to start the application afterwards."""
     target = configured.create_database("live/app.db", rows=1)
     refused = configured.run("restore", "latest", "--replace", "--yes", expect=2)
     assert "an idle connection in rollback mode is invisible" in refused.stderr

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backupd.cli.selection import name_meant, select_databases
+from backupd.cli.session import database_name, select_databases
 from backupd.config import Database
 from backupd.errors import UsageError
 
@@ -37,12 +37,12 @@ def test_file_without_a_suffix_is_a_path(current: Path) -> None:
 
 
 def test_file_can_be_given_a_name(current: Path) -> None:
-    """Where its own can not be one; but a configured file keeps its name, and so its history."""
+    """A file whose own name is no database name can be given one; a configured file keeps its name and its history."""
     named = Database("my-app", current / "my app.db")
     assert select_databases(["my-app=my app.db"], []) == [named]
-    assert name_meant("my-app=my app.db", []) == "my-app"
+    assert database_name("my-app=my app.db", []) == "my-app"
     (current / "a=b.db").touch()
-    with pytest.raises(UsageError, match="'a=b' can not be"):
+    with pytest.raises(UsageError, match="'a=b' cannot be"):
         select_databases(["a=b.db"], [])
     assert select_databases(["ab=a=b.db"], []) == [Database("ab", current / "a=b.db")]
     main = Database("main", current / "app.db")
@@ -58,13 +58,13 @@ def test_file_can_be_given_a_name(current: Path) -> None:
         (["x"], ["a", "b"], "no database is called 'x'", "configured are: a, b; a path has a slash"),
         (["x"], [], "no database is called 'x'", "none is configured; give the path"),
         (["app.db", "copy/App.db"], [], "two databases with one name: 'app' (", "give one another name: "),
-        (["my app.db"], [], "'my app' can not be a database's name", "give it a name: 'my-app=my app.db'; or set"),
-        (["üä.db"], [], "'üä' can not be a database's name", "give it a name: 'app=üä.db'; or set"),
-        (["my app=x.db"], [], "'my app' can not be a database's name", "use up to 100 letters"),
+        (["my app.db"], [], "'my app' cannot be the name of a database", "give it a name: 'my-app=my app.db'; or set"),
+        (["üä.db"], [], "'üä' cannot be the name of a database", "give it a name: 'app=üä.db'; or set"),
+        (["my app=x.db"], [], "'my app' cannot be the name of a database", "use up to 100 letters"),
     ],
     ids=["misspelled", "unknown", "nothing configured", "one name twice", "space", "umlaut", "wrong name"],
 )
-def test_what_means_no_database(
+def test_text_that_means_no_database_is_an_error(
     current: Path, texts: list[str], configured: list[str], message: str, hint: str
 ) -> None:
     """The error names what was given, the hint what could be meant."""
@@ -80,6 +80,6 @@ def test_what_means_no_database(
     ("text", "name"),
     [("app", "app"), ("app.db", "main"), ("lost.db", "lost"), ("dir/lost", "lost"), ("tenant.v2", "tenant.v2")],
 )
-def test_names_in_stores(current: Path, text: str, name: str) -> None:
+def test_name_or_path_of_a_lost_file_is_a_name_in_the_stores(current: Path, text: str, name: str) -> None:
     """Files that are gone are still meant by their paths; dots alone make no path."""
-    assert name_meant(text, [Database("main", current / "app.db")]) == name
+    assert database_name(text, [Database("main", current / "app.db")]) == name

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from harness.command_line import CommandLine
 
 
-def test_everything_in_human_terms(stored: CommandLine) -> None:
+def test_each_fact_has_a_line(stored: CommandLine) -> None:
     """Each fact has a line with its label; the facts are those of the JSON document."""
     snapshot = stored.run("show", "upgrade", "--json", expect=0).document["snapshot"]
     facts = {line[:16].strip(): line[16:] for line in stored.run("show", "upgrade", expect=0).lines}
@@ -63,7 +63,9 @@ def test_json_has_every_value_of_the_manifest(stored: CommandLine) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_references(stored: CommandLine, snapshots: list[dict[str, Any]], reference: list[str], position: int) -> None:
+def test_each_form_of_reference_finds_its_snapshot(
+    stored: CommandLine, snapshots: list[dict[str, Any]], reference: list[str], position: int
+) -> None:
     """What is said of a snapshot and of its database, in one word or in two, finds the right one."""
     found = stored.run("show", *reference, "--json", expect=0).document["snapshot"]
     assert found["id"] == snapshots[position]["id"]
@@ -79,8 +81,10 @@ def test_references(stored: CommandLine, snapshots: list[dict[str, Any]], refere
     ],
     ids=["other database", "before the first", "two names", "nothing"],
 )
-def test_what_cannot_be_found(stored: CommandLine, arguments: list[str], code: int, message: str, hint: str) -> None:
-    """One line names it, one says what to do."""
+def test_unknown_snapshot_is_an_error_with_a_hint(
+    stored: CommandLine, arguments: list[str], code: int, message: str, hint: str
+) -> None:
+    """A snapshot that cannot be found is an error of one line, and a hint of one line."""
     first, second = stored.run("show", *arguments, expect=code).stderr.splitlines()
     assert first.startswith("error: ")
     assert message in first

@@ -19,8 +19,8 @@ from harness.statuses import (
     HOUR,
     MINUTE,
     NOON,
-    Drill,
     created,
+    drilled,
     failed,
     healthy,
     recorded,
@@ -46,7 +46,7 @@ import os, resource, sys
 sys.argv = ["backupd", "status", "--check"]
 import click
 before = resource.getrusage(resource.RUSAGE_SELF)
-from backupd.cli.boundary import exit_code_of
+from backupd.cli import exit_code_of
 code = exit_code_of(sys.argv[1:])
 after = resource.getrusage(resource.RUSAGE_SELF)
 print(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
@@ -55,7 +55,7 @@ print(*sorted(sys.modules))
 
 
 def moved(status: Status, by: timedelta) -> Status:
-    """The same, at another time than noon of that day in November."""
+    """The status with every time in it moved by `by`, for example from noon of that day in November."""
     text = Encoder().encode(status)
     times = re.compile(r'"(\d{4}-\d\d-\d\dT[0-9:.]+\+00:00)"')
     return decode(times.sub(lambda found: f'"{(datetime.fromisoformat(found[1]) + by).isoformat()}"', text))
@@ -72,20 +72,20 @@ def prepare(state_dir: Path, status: Status, *, age: timedelta = timedelta(0), i
 
 @pytest.fixture
 def state(cli: CommandLine) -> Path:
-    """Where the commands keep it."""
+    """The state directory of the commands."""
     return cli.directory / "state"
 
 
-def test_all_is_well_in_one_line(cli: CommandLine, state: Path) -> None:
-    """And nothing else."""
+def test_healthy_status_is_one_line(cli: CommandLine, state: Path) -> None:
+    """A healthy status is one line, and nothing else is printed."""
     prepare(state, healthy("a", "b", "c"), age=4 * MINUTE)
     finished = cli.run("status", "--check", expect=0)
     assert finished.stdout == "ok: 3 databases current in 2 stores, newest 4 min ago\n"
     assert finished.stderr == ""
 
 
-def test_the_line_tells_the_oldest_state_too(cli: CommandLine, state: Path) -> None:
-    """And what was not captured yet, because it is not due."""
+def test_line_names_the_oldest_state_too(cli: CommandLine, state: Path) -> None:
+    """The line names the oldest state too, and counts databases that were not captured because they are not due."""
     status = with_health(healthy("a", "b"), "a", current_at=NOON - 14 * MINUTE)
     prepare(state, status, age=4 * MINUTE)
     assert cli.run("status", "--check", expect=0).lines == [
@@ -95,7 +95,7 @@ def test_the_line_tells_the_oldest_state_too(cli: CommandLine, state: Path) -> N
     assert cli.run("status", "--check", expect=0).stdout.endswith(", 1 not due yet\n")
 
 
-def test_what_is_wrong_is_one_line_too(cli: CommandLine, state: Path) -> None:
+def test_alarms_are_one_line_too(cli: CommandLine, state: Path) -> None:
     """The first of what is red, how much it concerns, and how much there is besides."""
     status = healthy("a", "b", "c")
     for name in ("b", "b", "c", "c"):
@@ -111,11 +111,17 @@ def test_what_is_wrong_is_one_line_too(cli: CommandLine, state: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reason"),
     [
         (lambda status: with_health(status, due_by=NOON - MINUTE), "1 of 1 database: app is not current in /backups"),
-        (lambda status: with_drill(status, Drill("damaged-store", error=DOWN), at=NOON), "1 of 1 database: snapshots"),
-        (lambda status: with_drill(status, Drill("damaged-source", error=DOWN), at=NOON), "app was a damaged database"),
+        (
+            lambda status: with_drill(status, drilled("damaged-store", error=DOWN), at=NOON),
+            "1 of 1 database: snapshots",
+        ),
+        (
+            lambda status: with_drill(status, drilled("damaged-source", error=DOWN), at=NOON),
+            "app was a damaged database",
+        ),
         (lambda status: with_times(status, "app", proof_due_by=NOON - MINUTE), "no test restore of app has succeeded"),
         (lambda status: replace(status, databases={}), "no database is known yet: the daemon has just started"),
         (lambda status: with_health(status, current_at=NOON + HOUR), "dated in the future"),
@@ -123,18 +129,18 @@ def test_what_is_wrong_is_one_line_too(cli: CommandLine, state: Path) -> None:
     ],
     ids=["late", "damaged", "source", "unproven", "empty", "future", "no daemon"],
 )
-def test_whatever_is_red_ends_in_one(
-    cli: CommandLine, state: Path, change: Callable[[Status], Status], told: str
+def test_every_red_alarm_exits_with_one(
+    cli: CommandLine, state: Path, change: Callable[[Status], Status], reason: str
 ) -> None:
-    """And one line says what it is."""
+    """Every red alarm exits with code 1 and one line that says what is red."""
     prepare(state, change(healthy()))
     finished = cli.run("status", "--check", expect=1)
-    assert told in finished.lines[0]
+    assert reason in finished.lines[0]
     assert len(finished.lines) == 1
 
 
-def test_a_daemon_that_left_no_sign_of_life_is_red(cli: CommandLine, state: Path) -> None:
-    """However well everything was when it did."""
+def test_daemon_without_a_sign_of_life_is_red(cli: CommandLine, state: Path) -> None:
+    """A daemon that has left no sign of life for a while is red, even if its last status was green."""
     prepare(state, healthy(), is_alive=False)
     assert cli.run("status", "--check", expect=1).stdout.startswith("the daemon (process 12) has left no sign of life")
     prepare(state, healthy())
@@ -145,20 +151,20 @@ def test_a_daemon_that_left_no_sign_of_life_is_red(cli: CommandLine, state: Path
     cli.run("status", "--check", expect=0)
 
 
-def test_a_daemon_that_was_stopped_is_told_and_not_red_until_something_is_late(cli: CommandLine, state: Path) -> None:
-    """Somebody meant to."""
+def test_stopped_daemon_is_not_red_until_something_is_late(cli: CommandLine, state: Path) -> None:
+    """A person stopped it on purpose."""
     status = with_times(with_daemon_stopped(healthy(), at=NOON), "app", next_run_at=NOON + HOUR)
     prepare(state, status, age=5 * MINUTE, is_alive=False)
     shown = cli.run("status", expect=0).lines
     assert shown[0] == "the daemon was stopped 5 min ago"
-    assert re.split(r"  +", shown[2])[-1] == "-"  # nobody will
+    assert re.split(r"  +", shown[2])[-1] == "-"  # no machine proves anything there
     assert cli.run("status", "--check", expect=0).stdout.endswith("; the daemon was stopped 5 min ago\n")
     prepare(state, status, age=HOUR, is_alive=False)
     cli.run("status", "--check", expect=1)
 
 
-def test_where_nothing_ever_ran_it_is_red(cli: CommandLine, state: Path) -> None:
-    """And asking creates nothing."""
+def test_status_is_red_where_nothing_ever_ran(cli: CommandLine, state: Path) -> None:
+    """A status is red where no daemon ever ran, and the check creates nothing."""
     finished = cli.run("status", "--check", expect=1)
     assert finished.lines == [f"backupd run has not run here yet (there is no sign of it in {state})"]
     assert not state.exists()
@@ -168,7 +174,7 @@ def test_where_nothing_ever_ran_it_is_red(cli: CommandLine, state: Path) -> None
 
 
 @pytest.mark.parametrize("content", [b"{", b'{"version":2}'])
-def test_a_file_that_cannot_be_read_is_red_in_one_line(cli: CommandLine, state: Path, content: bytes) -> None:
+def test_unreadable_status_file_is_red_in_one_line(cli: CommandLine, state: Path, content: bytes) -> None:
     """Damaged, or of a newer backupd."""
     prepare(state, healthy())
     (state / "status.json").write_bytes(content)
@@ -178,7 +184,7 @@ def test_a_file_that_cannot_be_read_is_red_in_one_line(cli: CommandLine, state: 
     assert cli.run("status").code in {20, 21}
 
 
-def test_a_configuration_that_is_wrong_is_red_in_one_line(cli: CommandLine) -> None:
+def test_wrong_configuration_is_red_in_one_line(cli: CommandLine) -> None:
     """Docker knows no other codes than 0 and 1."""
     (cli.directory / "backupd.toml").write_text("stat_dir = 'x'")
     finished = cli.run("status", "--check", expect=1, environ={"BACKUPD_STATE_DIR": ""})
@@ -186,16 +192,16 @@ def test_a_configuration_that_is_wrong_is_red_in_one_line(cli: CommandLine) -> N
     assert len(finished.lines) == 1
 
 
-def test_the_state_directory_may_stand_in_the_configuration(cli: CommandLine) -> None:
-    """Where no variable says another."""
+def test_state_directory_may_be_configured(cli: CommandLine) -> None:
+    """The state directory comes from the configuration where no variable sets it."""
     prepare(cli.directory / "elsewhere", healthy())
     (cli.directory / "backupd.toml").write_text("state_dir = 'elsewhere'")
     cli.run("status", "--check", expect=0, environ={"BACKUPD_STATE_DIR": ""})
     cli.run("status", "--check", expect=1)
 
 
-def test_it_costs_little(cli: CommandLine, state: Path) -> None:
-    """It runs twice a minute: nothing heavy is imported, and a thousand databases are read."""
+def test_health_check_imports_little_and_is_fast(cli: CommandLine, state: Path) -> None:
+    """The health check, which runs twice a minute, imports nothing heavy and takes less than 0.3 s."""
     prepare(state, healthy("a"))
     output = _cost(cli)
     seconds, modules = float(output[1]), set(output[2].split())
@@ -226,24 +232,24 @@ def _cost(cli: CommandLine) -> list[str]:
     return finished.stdout.splitlines()
 
 
-def test_a_proof_says_more_than_that_the_same_bytes_are_right(cli: CommandLine, state: Path) -> None:
+def test_proof_counts_more_than_intact_bytes_of_the_same_snapshot(cli: CommandLine, state: Path) -> None:
     """A machine without the key shows when another one has proven the snapshot."""
-    proven = Drill("intact", id=snapshot_id(), proven_at=NOON - 2 * HOUR)
+    proven = drilled("intact", id=snapshot_id(), proven_at=NOON - 2 * HOUR)
     status = with_drill(healthy(stores=(DISK,)), proven, at=NOON)
     prepare(state, status, age=4 * MINUTE)
     assert "  intact " not in cli.run("status", expect=0).stdout
-    newer = Drill("intact", id=snapshot_id(NOON + MINUTE))
+    newer = drilled("intact", id=snapshot_id(NOON + MINUTE))
     prepare(state, with_drill(status, newer, at=NOON + MINUTE), age=4 * MINUTE)
     assert "  intact " in cli.run("status", expect=0).stdout
 
 
-def test_the_table_shows_every_database_in_every_store(cli: CommandLine, state: Path) -> None:
-    """With its state in a word, and what is wrong below, with what to do about it."""
+def test_table_has_every_database_in_every_store(cli: CommandLine, state: Path) -> None:
+    """The table has a row for every database in every store; warnings and hints below say what is wrong."""
     status = healthy("a", "app", "b", "c")
     status = recorded(recorded(status, failed("a")), failed("a"))
     status = with_vanished(with_running(recorded(status, failed("app")), "app", since=NOON), ["c"], at=NOON)
     status = with_times(with_health(status, "b", current_at=None, snapshot_id=None), "a", next_run_at=NOON + HOUR)
-    status = with_drill(status, Drill("proven", database="b", store=BUCKET), at=NOON - 2 * HOUR)
+    status = with_drill(status, drilled("proven", database="b", store=BUCKET), at=NOON - 2 * HOUR)
     prepare(state, status, age=4 * MINUTE)
     finished = cli.run("status", expect=0)
     title, heading, *rows = finished.lines
@@ -272,7 +278,7 @@ def test_the_table_shows_every_database_in_every_store(cli: CommandLine, state: 
     assert "/app/c.db is gone" in lines[2]
 
 
-def test_without_a_daemon_it_shows_what_was_done_by_hand(cli: CommandLine) -> None:
+def test_status_without_a_daemon_shows_manual_runs(cli: CommandLine) -> None:
     """Cron runs `backupd now`: nothing is ever late, and it says so."""
     file = StatusFile(StateDirectory(cli.directory / "state"))
     file.update(
@@ -284,8 +290,8 @@ def test_without_a_daemon_it_shows_what_was_done_by_hand(cli: CommandLine) -> No
     assert finished.stderr == ""
 
 
-def test_json_has_it_all(cli: CommandLine, state: Path) -> None:
-    """The status by its names, and what is wrong; --check decides the exit code all the same."""
+def test_json_document_has_the_status_and_the_alarms(cli: CommandLine, state: Path) -> None:
+    """The status by its names, and what is wrong; --check still decides the exit code."""
     prepare(state, recorded(recorded(healthy(), failed()), failed()))
     document = cli.run("status", "--json", expect=0).document["status"]
     assert document["is_healthy"] is False
@@ -302,8 +308,8 @@ def test_json_has_it_all(cli: CommandLine, state: Path) -> None:
     assert cli.run("status", "--check", "--json", expect=0).document["status"]["is_healthy"] is True
 
 
-def test_another_user_who_may_not_read_it_is_told_so_in_one_line() -> None:
-    """Not that all is well, nor that nothing ever ran."""
+def test_user_who_may_not_read_the_status_gets_one_line() -> None:
+    """A user who may not read the status is reported so, instead of that all is well or that nothing ever ran."""
     with another_user() as runner, shared_directory() as home:
         prepare(home / "state", healthy())
         finished = IsolatedCommandLine(home, runner=runner).run("status", "--check", code=1)
@@ -313,8 +319,8 @@ def test_another_user_who_may_not_read_it_is_told_so_in_one_line() -> None:
         assert str(home / "state") in line
 
 
-def test_root_that_may_not_read_everything_becomes_the_owner() -> None:
-    """In a container whose capabilities were dropped, beside a daemon of another user."""
+def test_root_that_may_not_read_the_state_becomes_its_owner() -> None:
+    """Root without capabilities becomes the owner of the state directory to read it, as in a container."""
     if os.geteuid() != 0:
         pytest.skip("only root can give files away, and drop capabilities")
     with shared_directory() as home:

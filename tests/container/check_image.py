@@ -73,8 +73,8 @@ def _run(engine, *command: str, entrypoint: str = _PYTHON, **others: bool) -> st
     return engine.docker("run", *options, BACKUPD_IMAGE, *command, **others)
 
 
-def test_it_is_small(engine, capsys):
-    """At most 130 MB more than what it is based on: the difference of what the engine says that the images hold."""
+def test_image_adds_at_most_130_mb(engine, capsys):
+    """The image is at most 130 MB larger than its base image, by the sizes that the engine reports."""
     more_mb = (engine.size_bytes(BACKUPD_IMAGE) - engine.size_bytes(BASE_IMAGE)) / 10**6
     with capsys.disabled():
         print(f"\nthe image holds {more_mb:.1f} MB more than {BASE_IMAGE}")  # noqa: T201
@@ -82,13 +82,13 @@ def test_it_is_small(engine, capsys):
 
 
 @pytest.mark.parametrize("tool", ["pip", "gcc", "cc", "ld", "make"])
-def test_nothing_can_be_built_or_installed_in_it(engine, tool):
-    """Neither a compiler nor pip: what is not there needs no updates, and helps nobody who got in."""
+def test_image_has_no_compiler_and_no_pip(engine, tool):
+    """The image has neither a compiler nor pip: what is missing needs no updates, and cannot help an intruder."""
     assert tool not in _run(engine, "-c", f"command -v {tool} || echo none", entrypoint="/bin/sh")
     assert "No module named pip" in _run(engine, "-m", "pip", is_failure_expected=True)
 
 
-def test_it_says_what_it_is(engine):
+def test_image_has_its_labels(engine):
     """Labels, the signal that stops it, the health check, and no user: the entry point finds out who to be."""
     (image,) = json.loads(engine.docker("image", "inspect", BACKUPD_IMAGE))
     config = image["Config"]
@@ -108,18 +108,18 @@ def test_every_way_to_credentials_is_still_there(engine):
 
 
 def test_every_module_can_be_imported(engine):
-    """Nothing that was left out of the packages is missed by any module of backupd, nor by notifications."""
+    """Every module of backupd and of notifications can be imported, so no file that was left out is missing."""
     imported = _run(engine, "-c", _IMPORTS).splitlines()
     assert "backupd.store.s3" in imported
     assert "backupd.cli.run" in imported
 
 
-def test_everything_is_compiled(engine):
+def test_image_has_bytecode_of_every_module(engine):
     """Python's own library too: in a read-only file system it would be compiled at every start and health check."""
     assert _run(engine, "-c", _WITHOUT_BYTECODE, _IMPORTS) == ""
 
 
 def test_time_zones_are_there(engine):
-    """Schedules are by somebody's clock."""
+    """The image has time zones, which schedules need."""
     shown = _run(engine, "-c", "import zoneinfo; print(zoneinfo.ZoneInfo('Europe/Berlin'))")
     assert shown.strip() == "Europe/Berlin"

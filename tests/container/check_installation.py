@@ -1,4 +1,4 @@
-"""`docker compose up -d` beside a web service, whoever that runs as: from nothing to a restored snapshot."""
+"""`docker compose up -d` beside a web service of any user: from nothing to a restored snapshot."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _type(made, lines: str) -> None:
 
 
 def test_a_file_can_have_the_configuration(engine, tmp_path):
-    """As the comment says; one that only root may read is read at the start, and SIGHUP says what to do instead."""
+    """A file that only root may read is read at the start; SIGHUP then says which user must be able to read it."""
     engine.build(ROOT / "tests/creditrobot", web_image(_UID), UID=_UID)
     with project(engine, tmp_path, files=_QUICK, CREDITROBOT_IMAGE=web_image(_UID)) as made:
         override = tmp_path / OVERRIDE
@@ -123,7 +123,7 @@ def test_a_wrong_configuration_is_tried_beside_a_container_that_restarts(engine,
 
 
 def test_compose_builds_what_is_not_there(engine, tmp_path):
-    """With the source below the project, as the file has it, nothing has to be built by hand before."""
+    """Compose builds the missing images from the source below the project, with no manual step before."""
     built = {"BACKUPD_IMAGE": f"{BACKUPD_IMAGE}-by-compose", "CREDITROBOT_IMAGE": "creditrobot-test-by-compose"}
     files = ("docker-compose.build.yml", *_QUICK)
     with project(engine, tmp_path, files=files, **built, **package_sources()) as made:
@@ -138,7 +138,7 @@ def test_compose_builds_what_is_not_there(engine, tmp_path):
 
 
 def test_directories_of_the_host_do_as_well(engine, tmp_path, uid):
-    """As the comment says: its line is that of web. And a directory for backups that Docker makes, as root's."""
+    """Directories of the host work instead of volumes, even one for backups that Docker makes as root."""
     with project(engine, tmp_path, files=_QUICK, CREDITROBOT_IMAGE=web_image(uid)) as made:
         of_web, override = tmp_path / "docker-compose.yml", tmp_path / OVERRIDE
         of_web.write_text(of_web.read_text().replace("- creditrobot_db_data:", "- ./instance:"))
@@ -151,7 +151,7 @@ def test_directories_of_the_host_do_as_well(engine, tmp_path, uid):
         wait_until(made.snapshots, seconds=_PATIENCE_SECONDS)
         assert made.process("Uid") == [str(uid)] * 4
         assert {path.stat().st_uid for path in (tmp_path / "backups", *(tmp_path / "instance").iterdir())} == {uid}
-        # Whoever runs the tests could not remove what belongs to others.
+        # The user who runs the tests could not remove files of other users.
         engine.docker(*as_root, "rm -r /project/instance/* /project/backups")
 
 
@@ -166,7 +166,7 @@ def test_it_finds_a_database_that_comes_later(engine, tmp_path, uid):
 
 
 def test_a_deleted_database_comes_back(engine, tmp_path, uid):
-    """From nothing but the volume of backups, with the service stopped."""
+    """A deleted database is restored from nothing but the volume of backups, while the service is stopped."""
     with project(engine, tmp_path, files=_QUICK, CREDITROBOT_IMAGE=web_image(uid)) as made:
         made.up()
         acknowledged = made.load(1)

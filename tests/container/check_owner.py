@@ -1,4 +1,4 @@
-"""Who backupd is in its container: whoever the database belongs to, and not a bit more."""
+"""The user of backupd in its container: the owner of the database, without further rights."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class _Volumes:
         return ["--rm", "--network=none", *mounts]
 
     def run_as(self, user: int | str, *command: str) -> str:
-        """In a container of something else, with the rights that it has by default."""
+        """Run a command as `user` in a container of the base image, with the default rights."""
         return self.engine.docker("run", *self._options(), f"--user={user}", BASE_IMAGE, *command)
 
     def backupd(self, *arguments: str, options: tuple[str, ...] = (), capabilities=_NEEDED, **others) -> str:
-        """As docker-compose.override.yml has it."""
+        """Run backupd as docker-compose.override.yml does."""
         return self.engine.docker(
             *("run", *self._options(), "--read-only", "--tmpfs=/tmp", "--security-opt=no-new-privileges"),
             *("--cap-drop=ALL", *(f"--cap-add={name}" for name in capabilities)),
@@ -87,7 +87,7 @@ def test_what_it_writes_belongs_to_the_owner_of_the_database(volumes):
 
 @pytest.mark.parametrize("missing", _NEEDED)
 def test_each_capability_is_needed(engine, missing):
-    """Without it something fails that works with it, and says what to do."""
+    """Without any one of the capabilities a command fails with an error and a hint; with it, the command succeeds."""
     others = [name for name in _NEEDED if name != missing]
     with _volumes_of(engine, "1000:1000") as volumes:
         volumes.run_as("1000:1000", "python3", "-c", _MAKE_DATABASE)
@@ -110,8 +110,8 @@ def test_each_capability_is_needed(engine, missing):
         volumes.backupd("now", "--store", "/backups", options=options)
 
 
-def test_with_user_it_stays_what_it_is_told(volumes):
-    """And needs no capability, nor that anybody prepares the volumes."""
+def test_configured_user_is_kept(volumes):
+    """A configured user is kept, and needs no capability and no prepared volumes."""
     volumes.backupd("now", options=("--user=1000:1000",), capabilities=())
     owners = volumes.owners()
     assert owners["/backups/backupd.json"] == owners["/var/lib/backupd/1000"] == "1000:1000"
@@ -119,7 +119,7 @@ def test_with_user_it_stays_what_it_is_told(volumes):
 
 @pytest.mark.parametrize("user", [None, "1000:1000"], ids=["started as root", "with user"])
 def test_a_file_without_a_directory_is_written_where_it_is_kept(volumes, user):
-    """In the state volume, which whoever backupd is may write to: a new one, and one that another user has state in."""
+    """A target without a directory is written to the state volume, be it new or with the state of another user."""
     options = (f"--user={user}",) if user else ()
     volumes.backupd("now", options=options)
     volumes.backupd("restore", "latest", "--to", "restored.db", options=options)
@@ -130,7 +130,7 @@ def test_a_file_without_a_directory_is_written_where_it_is_kept(volumes, user):
     assert volumes.owners()["/var/lib/backupd/another.db"] == "10001:10001"
 
 
-def test_somebody_else_s_files_stay_theirs(volumes):
+def test_files_of_another_user_keep_their_owner(volumes):
     """A volume that is not empty is not given away: the error says who has to be let in."""
     volumes.run_as(0, "sh", "-c", "touch /backups/other && chown 4242:4242 /backups /backups/other; chmod 755 /backups")
     said = volumes.backupd("now", is_failure_expected=True)
@@ -153,8 +153,8 @@ def test_after_a_change_of_owner_the_new_one_says_what_it_may_not_read(volumes):
     assert owners["/var/lib/backupd/10001"] == "10001:10001"
 
 
-def test_a_restored_database_belongs_to_who_had_it(volumes):
-    """Also when the file is gone, and only the directory tells who that was."""
+def test_a_restored_database_belongs_to_its_former_owner(volumes):
+    """A restored database belongs to its former owner, even if only the directory still shows who that was."""
     options = ("--env=BACKUPD_DATABASES__0__PATH=/app/instance/app.db",)
     volumes.backupd("now", options=options)
     volumes.run_as(0, "sh", "-c", "rm /app/instance/app.db*")

@@ -38,7 +38,7 @@ def _newest(service) -> str:
 
 
 def test_snapshots_are_in_both_stores_and_either_restores(service):
-    """The same snapshot has the same id in both, and the bucket alone is enough."""
+    """A snapshot has the same id in both stores, and the bucket alone is enough to restore it."""
     acknowledged = service.load(2)
     service.backupd("now", "--tag", "both")
     assert _newest(service) == service.snapshots("--store", "/backups")[-1]["id"]
@@ -50,7 +50,7 @@ def test_snapshots_are_in_both_stores_and_either_restores(service):
 
 @pytest.mark.parametrize("victim", ["backupd", "web", "s3"])
 def test_any_container_may_be_killed(service, victim):
-    """While orders come in: it is restarted, no acknowledged order is lost, and the next snapshot has them all."""
+    """A container killed under load is restarted, no acknowledged order is lost, and the next snapshot has all."""
     placed: list[int] = []
     customers = threading.Thread(target=lambda: placed.append(service.load(6 if victim == "web" else 12)))
     if victim == "web":
@@ -72,7 +72,7 @@ def test_any_container_may_be_killed(service, victim):
 
 
 def test_a_store_that_is_cut_off_turns_health_red_and_green_again(service):
-    """And the other store goes on getting snapshots meanwhile; what the cut-off one missed is made up."""
+    """A store that is cut off turns health red, gets what it missed when it is back, and the other one goes on."""
     service.engine.docker("network", "disconnect", service.network(), service.container("s3"))
     service.load(1)
     wait_until(lambda: not service.is_healthy(), seconds=_PATIENCE_SECONDS)
@@ -108,7 +108,7 @@ def test_a_migration_that_fails_is_taken_back(service):
 
 
 def test_a_migration_that_succeeded_can_be_taken_back_too(service):
-    """Once somebody agrees that the schema changes."""
+    """A migration that succeeded can be undone by a restore, once the user agrees that the schema changes."""
     service.backupd("now", "--tag", "pre-migration")
     service.web("flask", "db", "upgrade")
     service.load(1)

@@ -23,6 +23,6 @@ def s3_image(engine) -> str:
 
 @pytest.fixture(params=[0, 1000, 10001], ids=lambda uid: f"uid {uid}")
 def uid(request, engine) -> int:
-    """Who the web service runs as; its image is built."""
+    """The user id that the web service runs as; its image is built."""
     engine.build(ROOT / "tests/creditrobot", web_image(request.param), UID=request.param)
     return request.param

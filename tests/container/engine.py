@@ -28,12 +28,12 @@ _OF_PIP = {"PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST"}
 
 
 class NoEngineError(Exception):
-    """Why containers cannot be run here."""
+    """Containers cannot be run here; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """How to call Docker and Compose."""
+    """The commands that call Docker and Compose."""
 
     docker_command: tuple[str, ...]
     compose_command: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""A directory with a docker-compose.yml, in which somebody has installed backupd by putting one file beside it."""
+"""A directory with a docker-compose.yml, in which backupd was installed by putting one file beside it."""
 
 from __future__ import annotations
 

@@ -35,13 +35,13 @@ def bucket_settings(request: pytest.FixtureRequest) -> Callable[[str], StoreSett
 
 @pytest.fixture(scope="module")
 def bucket_store(bucket_settings: Callable[[str], StoreSettings]) -> Callable[[str], Store]:
-    """One store for each kind of bucket: making a client takes longer than most tests."""
+    """Open one store for each kind of bucket: making a client takes longer than most tests."""
     return cache(lambda kind: open_store(bucket_settings(kind)))
 
 
 @pytest.fixture(params=_KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
-    """Which implementation, on which server; `-prefix` is a store below the top of its bucket."""
+    """The implementation and its server; `-prefix` is a store below the top of its bucket."""
     return request.param
 
 
@@ -71,7 +71,7 @@ def keys(store: Store, prefix: str = "") -> list[str]:
 
 
 @pytest.mark.parametrize("size", [0, 1, 4095, 8 * _MIB + 1])
-def test_bytes_come_back(store: Store, size: int):
+def test_get_returns_bytes_that_were_put(store: Store, size: int):
     """What was put from memory is what get gives, with a limit of exactly its size."""
     content = os.urandom(size)
     put(store, "app/packs/a", content)
@@ -79,7 +79,7 @@ def test_bytes_come_back(store: Store, size: int):
 
 
 @pytest.mark.parametrize("size", [0, 1, 8 * _MIB + 1])
-def test_file_comes_back(store: Store, size: int, tmp_path: Path):
+def test_get_returns_file_that_was_put(store: Store, size: int, tmp_path: Path):
     """What was put from a file is what get gives, and the file is still there."""
     content = os.urandom(size)
     source = tmp_path / "source"
@@ -105,7 +105,7 @@ def test_put_replaces(store: Store):
 
 
 def test_put_may_be_repeated(store: Store):
-    """The same put twice is one object."""
+    """Putting the same object twice leaves one object."""
     put(store, "app/packs/a", b"same")
     put(store, "app/packs/a", b"same")
     assert keys(store) == ["app/packs/a"]
@@ -118,7 +118,7 @@ def test_get_obeys_its_limit(store: Store):
         store.get("a", limit_bytes=4)
 
 
-def test_facts_are_told_without_the_content(store: Store, kind: str):
+def test_facts_are_read_without_the_content(store: Store, kind: str):
     """The size, and the SHA-256 of what is there now, where the store keeps one."""
     for content in (b"first", b"the second", b""):
         put(store, "app/packs/a", content)
@@ -167,7 +167,7 @@ def test_missing_object_beside_others(store: Store):
         (1000, 10, b""),
     ],
 )
-def test_ranges(store: Store, offset: int, length: int, expected: bytes):
+def test_range_ends_with_the_object(store: Store, offset: int, length: int, expected: bytes):
     """A range ends with the object, and is empty beyond it."""
     put(store, "a", b"0123456789")
     assert store.get_range("a", offset=offset, length=length) == expected
@@ -210,7 +210,7 @@ def test_list_by_prefix(store: Store):
     assert keys(store) == ["ap", "app/packs/1", "app/snapshots/1", "app2/packs/1", "backupd.json"]
 
 
-def test_list_tells_size_and_time(store: Store):
+def test_list_shows_size_and_time(store: Store):
     """A listed object has its size and the time of its put, aware, in UTC."""
     before = datetime.now(UTC) - timedelta(seconds=2)
     put(store, "app/packs/1", b"12345")
@@ -221,7 +221,7 @@ def test_list_tells_size_and_time(store: Store):
 
 
 @pytest.mark.parametrize("kind", ["directory"])
-def test_list_of_many(store: Store):
+def test_list_of_over_a_thousand_objects_is_ordered_and_complete(store: Store):
     """More than a thousand objects are listed in order, each once; test_s3 does it for the pages of a bucket."""
     names = [f"app/packs/{number:04}" for number in range(1001)]
     for name in reversed(names):
@@ -229,7 +229,7 @@ def test_list_of_many(store: Store):
     assert keys(store, "app/packs/") == names
 
 
-def test_delete(store: Store):
+def test_delete_removes_one_object_and_may_be_repeated(store: Store):
     """A deleted object is gone, its neighbour is not, and deleting again does nothing."""
     put(store, "app/packs/1", b"1")
     put(store, "app/packs/2", b"2")
@@ -242,7 +242,7 @@ def test_delete(store: Store):
     assert keys(store) == ["app/packs/2"]
 
 
-def test_put_after_delete(store: Store):
+def test_deleted_key_can_be_used_again(store: Store):
     """A key can be used again."""
     put(store, "a", b"1")
     store.delete("a")
@@ -250,7 +250,7 @@ def test_put_after_delete(store: Store):
     assert store.get("a", limit_bytes=1) == b"2"
 
 
-def test_eight_threads(store: Store):
+def test_threads_can_share_a_new_store(store: Store):
     """Eight threads put, get and list one new store at once, and find what they put."""
     contents = [os.urandom(200_000 + number) for number in range(16)]
 
@@ -293,7 +293,7 @@ def test_unsafe_keys_are_refused(store: Store, key: str):
 
 @pytest.mark.parametrize("prefix", ["/", "../", "a/../", "a//"])
 def test_unsafe_prefixes_are_refused(store: Store, prefix: str):
-    """Neither does a prefix."""
+    """A prefix that could lead out of the store is refused."""
     with pytest.raises(ValueError, match="unsafe object key"):
         keys(store, prefix)
 

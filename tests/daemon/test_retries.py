@@ -12,7 +12,7 @@ LOCKED = BusyError("it is locked")
 
 
 def pauses(retries, next_run_at, *, start=NOW, most=100):
-    """How long is waited before each attempt of a database that fails every time, until no retry comes any more."""
+    """The pauses before each attempt of a database that fails every time, until no retry is planned any more."""
     found, now = [], start
     while len(found) < most and (at := retries.want("app", now=now, next_run_at=next_run_at)) is not None:
         found.append(at - now)
@@ -29,31 +29,31 @@ def test_pauses_double_until_the_next_scheduled_time():
 
 @given(st.timedeltas(timedelta(seconds=1), timedelta(hours=1)), st.timedeltas(timedelta(minutes=1), timedelta(days=30)))
 def test_no_retry_comes_at_the_next_scheduled_time_or_after_it(first_pause, until_next):
-    """Whatever is configured; and each pause is twice the one before."""
+    """Retries end before the next scheduled time, and each pause is twice the one before."""
     found = pauses(Retries(first_pause), NOW + until_next)
     assert sum(found, timedelta(0)) < until_next
     assert found == [first_pause * 2**number for number in range(len(found))]
     assert sum(found, timedelta(0)) + first_pause * 2 ** len(found) >= until_next
 
 
-def test_without_a_next_run_retries_go_on():
-    """For as long as anybody might wait; the pauses stay numbers that a calendar can hold."""
+def test_without_a_next_run_retries_continue():
+    """The pauses stay numbers that a calendar can hold, for centuries."""
     found = pauses(Retries(timedelta(seconds=1)), None, most=25)
     assert found[:4] == [timedelta(seconds=2**number) for number in range(4)]
     assert found[-1] == found[-2] == timedelta(seconds=2**20)
 
 
 def test_a_scheduled_round_begins_with_the_first_pause_again():
-    """And takes up all that was to be tried."""
+    """A scheduled round takes up all that waits for a retry, and pauses begin with the first one again."""
     retries = Retries(FIRST_PAUSE)
     pauses(retries, NOW + timedelta(minutes=15))
     retries.want("app", now=NOW, next_run_at=None)
-    retries.begin_anew()
+    retries.reset()
     assert retries.take() == frozenset()
     assert retries.want("app", now=NOW, next_run_at=None) == NOW + FIRST_PAUSE
 
 
-def test_looks_for_a_missing_file_are_no_attempts():
+def test_search_for_a_missing_file_is_no_attempt():
     """Minutes of them must not put the next try of a database that is there at last off by hours."""
     retries = Retries(FIRST_PAUSE)
     for _ in range(40):
@@ -63,7 +63,7 @@ def test_looks_for_a_missing_file_are_no_attempts():
 
 
 def test_databases_that_fail_together_are_tried_again_together():
-    """One retry is planned for all of them: a store that is down is asked once."""
+    """One retry is planned for all databases that failed: a store that is down is asked once."""
     retries = Retries(FIRST_PAUSE)
     assert retries.want("app", now=NOW, next_run_at=None) == NOW + FIRST_PAUSE
     assert retries.want("shop", now=NOW + timedelta(seconds=10), next_run_at=None) is None
@@ -73,7 +73,7 @@ def test_databases_that_fail_together_are_tried_again_together():
 
 
 def test_a_failure_during_the_retry_plans_the_next_one():
-    """Its pause is twice as long, for whichever database it is."""
+    """A failure during a retry plans the next one after twice the pause, whichever database it is."""
     retries = Retries(FIRST_PAUSE)
     retries.want("app", now=NOW, next_run_at=None)
     retries.take()
@@ -82,7 +82,7 @@ def test_a_failure_during_the_retry_plans_the_next_one():
 
 
 def test_a_failure_just_before_the_scheduled_time_waits_for_that():
-    """It is not forgotten by then: a later failure still plans for both."""
+    """A failure just before the scheduled time plans no retry, and a later failure plans one for both."""
     retries = Retries(FIRST_PAUSE)
     assert retries.want("app", now=NOW, next_run_at=NOW + FIRST_PAUSE) is None
     assert retries.want("shop", now=NOW, next_run_at=NOW + 2 * FIRST_PAUSE) == NOW + FIRST_PAUSE
@@ -90,7 +90,7 @@ def test_a_failure_just_before_the_scheduled_time_waits_for_that():
 
 
 def test_what_ran_out_of_time_has_pauses_of_its_own():
-    """Twice as long each time, up to a quarter of an hour, whatever becomes of others, and until it succeeds."""
+    """A database that ran out of time waits twice as long each time, up to 15 minutes, until it succeeds."""
     back_off, now, found = BackOff(FIRST_PAUSE), NOW, []
     for _ in range(8):
         at = back_off.failed("slow", LOCKED, now=now)

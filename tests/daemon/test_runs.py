@@ -3,8 +3,8 @@ import time
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from harness.charge import is_idle
 from harness.command_line import wait_until
+from harness.context import is_idle
 
 from backupd.daemon.runs import Runs
 from backupd.errors import BusyError, InterruptedByUserError, StoreUnavailableError
@@ -20,12 +20,12 @@ class Work:
         self.ended = []
         self.at_work = set()
         self.most = 0
-        self.told = []
+        self.reported = []
         self._lock = threading.Lock()
         self._gates = {}
 
     def run(self, name):
-        """What `Runs` is given to call."""
+        """Run as `Runs` calls it."""
         with self._lock:
             gate = self._gates.setdefault(name, threading.Event())
             assert name not in self.at_work
@@ -70,7 +70,7 @@ def running(limit):
 def start(runs, work, *names):
     """Start a run of each."""
     for name in names:
-        runs.start(name, lambda name=name: work.run(name), lambda error, name=name: work.told.append((name, error)))
+        runs.start(name, lambda name=name: work.run(name), lambda error, name=name: work.reported.append((name, error)))
 
 
 def test_no_more_run_at_the_same_time_than_are_allowed(work):
@@ -89,14 +89,14 @@ def test_no_more_run_at_the_same_time_than_are_allowed(work):
 
 
 def test_a_database_has_one_run_at_a_time(work):
-    """What is started while it runs or waits is told of that run; after it has ended, there may be another."""
+    """A start while it runs or waits counts for that run; after its end, there may be another."""
     with running(1) as runs:
         start(runs, work, "app", "shop")
         start(runs, work, "app", "shop")
         work.let_go("app", "shop")
         wait_until(lambda: is_idle(runs))
         assert work.begun == ["app", "shop"]
-        assert work.told == [("app", None), ("app", None), ("shop", None), ("shop", None)]
+        assert work.reported == [("app", None), ("app", None), ("shop", None), ("shop", None)]
         start(runs, work, "app")
         wait_until(lambda: is_idle(runs))
         assert work.begun == ["app", "shop", "app"]
@@ -104,18 +104,18 @@ def test_a_database_has_one_run_at_a_time(work):
 
 def test_what_another_plan_starts_comes_after_the_run_in_progress(work):
     """A reload may have added a store, and the run that is going on does not know it."""
-    told = []
+    reported = []
     with running(1) as runs:
         for plan in ("before", "after", "after"):
-            runs.start("app", lambda: work.run("app"), lambda _, plan=plan: told.append(plan), plan=plan)
+            runs.start("app", lambda: work.run("app"), lambda _, plan=plan: reported.append(plan), plan=plan)
         work.let_go("app")
         wait_until(lambda: is_idle(runs))
     assert work.begun == ["app", "app"]
-    assert told == ["before", "after", "after"]
+    assert reported == ["before", "after", "after"]
 
 
 def test_many_that_start_at_once_never_run_one_database_twice():
-    """Whoever asks, and however often: from several threads, by a schedule and on request."""
+    """Several threads start runs by schedule and on request."""
     at_work, twice = set(), []
     lock = threading.Lock()
 
@@ -148,7 +148,7 @@ def test_many_that_start_at_once_never_run_one_database_twice():
 
 
 def test_a_higher_limit_holds_at_once(work):
-    """Those that wait begin."""
+    """Runs that wait begin."""
     with running(1) as runs:
         start(runs, work, "a", "b", "c", "d")
         wait_until(lambda: work.begun == ["a"])
@@ -159,8 +159,8 @@ def test_a_higher_limit_holds_at_once(work):
         wait_until(lambda: is_idle(runs))
 
 
-def test_a_lower_limit_lets_what_runs_finish(work):
-    """And begins nothing more until there is room under it."""
+def test_a_lower_limit_lets_running_ones_finish(work):
+    """A lower limit lets the current runs finish, and none begins until there is room under it."""
     with running(3) as runs:
         start(runs, work, "a", "b", "c", "d")
         wait_until(lambda: len(work.begun) == 3)
@@ -188,8 +188,8 @@ def test_the_same_limit_again_lets_no_more_run(work):
         assert work.begun == ["a", "b", "c"]
 
 
-def test_what_ran_out_of_time_shares_one_slot_and_lets_others_go_first(work):
-    """However many there are, and however often they come: until one of them has ended well."""
+def test_databases_that_ran_out_of_time_share_one_slot_and_go_last(work):
+    """Databases that ran out of time share one slot and go last, each until one of its runs succeeds."""
     slow, good = ["slow-1", "slow-2", "slow-3"], ["good-1", "good-2"]
 
     def time_out(name):
@@ -221,8 +221,8 @@ def test_what_ran_out_of_time_shares_one_slot_and_lets_others_go_first(work):
         wait_until(lambda: is_idle(runs))
 
 
-def test_what_ran_out_of_time_has_the_only_slot_when_no_other_wants_it(work):
-    """With concurrent_runs = 1 too."""
+def test_a_database_that_ran_out_of_time_gets_the_only_slot_when_it_is_free(work):
+    """A database that ran out of time gets the only slot when concurrent_runs is 1."""
     with running(1) as runs:
         work.let_go("slow")
 
@@ -237,7 +237,7 @@ def test_what_ran_out_of_time_has_the_only_slot_when_no_other_wants_it(work):
 
 
 def test_a_turn_waits_for_the_run_in_progress(work):
-    """Whoever asks for a snapshot before an upgrade gets one that began after the question."""
+    """A request for a snapshot before an upgrade gets one that began after the request."""
     with running(1) as runs, ExitStack() as turn:
         runs.start("app", lambda: work.run("app"), lambda _: None)
         wait_until(lambda: work.at_work == {"app"})
@@ -247,8 +247,8 @@ def test_a_turn_waits_for_the_run_in_progress(work):
         work.let_go("app")
 
 
-def test_what_is_started_during_a_turn_comes_after_it(work):
-    """What the turn is for may have begun too early for a round, or be no snapshot; once, however many rounds come."""
+def test_a_run_that_is_started_during_a_turn_comes_after_it(work):
+    """A run that is started during a turn comes after it, once, however many rounds start it."""
     with running(1) as runs:
         work.let_go("app")
         with runs.turn("app", timeout=0):
@@ -260,7 +260,7 @@ def test_what_is_started_during_a_turn_comes_after_it(work):
 
 
 def test_a_turn_waits_for_no_other_database(work):
-    """Nor for room under the limit."""
+    """A turn waits neither for other databases nor for room under the limit."""
     with running(1) as runs:
         start(runs, work, "shop", "blog")
         wait_until(lambda: work.at_work == {"shop"})
@@ -270,8 +270,8 @@ def test_a_turn_waits_for_no_other_database(work):
         wait_until(lambda: is_idle(runs))
 
 
-def test_a_turn_that_takes_long_holds_up_only_its_own_database(work):
-    """Those behind it in the queue go first, and it comes after the turn."""
+def test_a_long_turn_delays_only_its_own_database(work):
+    """Databases behind it in the queue go first."""
     with running(1) as runs:
         work.let_go("app", "shop")
         start(runs, work, "blog")
@@ -285,12 +285,12 @@ def test_a_turn_that_takes_long_holds_up_only_its_own_database(work):
 
 
 def test_a_turn_that_does_not_come_in_time_is_refused(work):
-    """With the database, and how long was waited."""
+    """A turn that does not come in time is refused, with the database and the time that was waited."""
     with running(1) as runs:
         start(runs, work, "app")
         wait_until(lambda: work.at_work == {"app"})
         with (
-            pytest.raises(BusyError, match="a run of app is going on, and has not ended in 0 s"),
+            pytest.raises(BusyError, match="a run of app is in progress, and has not ended in 0 s"),
             runs.turn("app", timeout=0.01),
         ):
             pytest.fail("it was let in")
@@ -299,39 +299,39 @@ def test_a_turn_that_does_not_come_in_time_is_refused(work):
 
 
 def test_a_bug_in_one_run_ends_that_run_only(work, capsys):
-    """It is told as the failure that it is, and its database can run again."""
+    """A bug in one run is reported as its failure, and the database can run again."""
     with running(1) as runs:
-        runs.start("app", lambda: 1 / 0, work.told.append)
+        runs.start("app", lambda: 1 / 0, work.reported.append)
         start(runs, work, "shop")
         work.let_go("shop", "app")
         wait_until(lambda: is_idle(runs))
         assert work.ended == ["shop"]
-        told = capsys.readouterr().err
-        assert "this is a bug in backupd" in told
-        assert "database=app" in told or "database app" in told
-        assert "division by zero" in work.told[0].message
+        reported = capsys.readouterr().err
+        assert "this is a bug in backupd" in reported
+        assert "database=app" in reported or "database app" in reported
+        assert "division by zero" in work.reported[0].message
         start(runs, work, "app")
         wait_until(lambda: is_idle(runs))
         assert work.ended == ["shop", "app"]
 
 
-def test_an_expected_failure_is_told_and_nothing_else(work, capsys):
-    """Whether it was raised or given."""
+def test_an_expected_failure_is_reported_and_not_logged_as_a_bug(work, capsys):
+    """An expected failure, raised or returned, is reported and not logged as a bug."""
     error = StoreUnavailableError("it is down")
 
     def fail():
         raise error
 
     with running(1) as runs:
-        runs.start("app", fail, work.told.append)
-        runs.start("shop", lambda: error, work.told.append)
+        runs.start("app", fail, work.reported.append)
+        runs.start("shop", lambda: error, work.reported.append)
         wait_until(lambda: is_idle(runs))
-    assert work.told == [error, error]
+    assert work.reported == [error, error]
     assert capsys.readouterr().err == ""
 
 
-def test_stopping_lets_what_runs_finish(work):
-    """What waits is not begun, and nothing is abandoned."""
+def test_stopping_lets_running_ones_finish(work):
+    """Waiting runs do not begin, and nothing is abandoned."""
     runs = Runs(1)
     start(runs, work, "app", "shop")
     wait_until(lambda: work.at_work == {"app"})
@@ -341,27 +341,27 @@ def test_stopping_lets_what_runs_finish(work):
     assert work.begun == ["app"]
 
 
-def test_stopping_abandons_what_does_not_finish_in_time():
-    """It is told to end wherever it asks whether to go on."""
+def test_stopping_abandons_runs_that_do_not_finish_in_time():
+    """The run is interrupted at its next check."""
     runs, has_begun, pause, ended_by = Runs(2), threading.Event(), threading.Event(), []
 
     def run():
         has_begun.set()
         try:
             while True:
-                runs.go_on("some progress")
+                runs.abandoned.check("some progress")
                 pause.wait(0.001)
         except InterruptedByUserError as error:
             ended_by.append(error)
             raise
 
-    told = []
-    runs.start("shop", run, told.append)
+    reported = []
+    runs.start("shop", run, reported.append)
     assert has_begun.wait(PATIENCE_SECONDS)
     assert runs.stop(finish_seconds=0.05, abandon_seconds=PATIENCE_SECONDS) == ["shop"]
     assert [str(error) for error in ended_by] == ["backupd is stopping"]
     wait_until(lambda: is_idle(runs))
-    assert told == []
+    assert reported == []
 
 
 def test_stopping_does_not_wait_for_what_never_ends(work):
@@ -376,7 +376,7 @@ def test_stopping_does_not_wait_for_what_never_ends(work):
 
 
 def test_nothing_begins_after_the_stop(work):
-    """Neither a run nor a turn, and a turn that was waiting is given up."""
+    """After the stop neither a run nor a turn begins, and a turn that was waiting is refused."""
     runs, refused = Runs(1), []
     start(runs, work, "app")
     wait_until(lambda: work.at_work == {"app"})
@@ -398,3 +398,21 @@ def test_nothing_begins_after_the_stop(work):
     with pytest.raises(InterruptedByUserError), runs.turn("shop", timeout=0):
         pytest.fail("it was let in")
     work.let_go("app")
+
+
+def test_rest_is_reported_after_the_last_run_alone(work):
+    """What is kept for runs that follow each other is given up when the last has ended, whatever became of it."""
+    rested = []
+    runs = Runs(1, on_rest=lambda: rested.append(sorted(work.ended)))
+    try:
+        start(runs, work, "app", "shop", "users")
+        for name in ("app", "shop", "users"):
+            assert rested == []
+            wait_until(lambda name=name: name in work.begun)
+            work.let_go(name)
+        wait_until(lambda: is_idle(runs))
+        assert rested == [["app", "shop", "users"]]
+        runs.start("app", lambda: 1 // 0, work.reported.append)
+        wait_until(lambda: len(rested) == 2)
+    finally:
+        runs.stop(finish_seconds=0, abandon_seconds=0)

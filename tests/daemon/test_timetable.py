@@ -7,14 +7,13 @@ from harness.command_line import wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backupd.daemon.timetable import ScheduleTrigger, Timetable
+from backupd.daemon.timetable import Job, ScheduleTrigger, Timetable
 from backupd.schedules import Schedule
 
 BERLIN = ZoneInfo("Europe/Berlin")
 SCHEDULES = ["every 1m", "every 15m", "every 7m", "*/15 * * * *", "0,50 * * * *", "30 2 * * *", "30 4 1,15 * 5"]
 NOW = datetime(2026, 11, 22, 12, 7, tzinfo=UTC)
 NEVER_SOON = Schedule.parse("every 366d")
-NO_JITTER = timedelta(0)
 PATIENCE_SECONDS = 30
 
 moments = st.datetimes(datetime(2020, 1, 1), datetime(2035, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001  # naive is asked for
@@ -22,6 +21,11 @@ schedules = st.sampled_from(SCHEDULES).map(Schedule.parse)
 zones = st.sampled_from([UTC, BERLIN])
 jitters = st.timedeltas(timedelta(0), timedelta(days=2))
 draws = st.floats(0, 1, exclude_max=True)
+
+
+def never_soon(call):
+    """A job whose time comes after the end of any test."""
+    return Job(call, NEVER_SOON, None, jitter=timedelta(0))
 
 
 @pytest.fixture
@@ -45,7 +49,7 @@ def test_jitter_is_within_its_bounds(schedule, zone, now, jitter, draw):
 
 @given(schedules, zones, moments, jitters, st.lists(draws, min_size=2, max_size=12))
 def test_every_time_has_exactly_one_run(schedule, zone, start, jitter, drawn):
-    """However the jitter falls, no time of the schedule is left out and none has two runs."""
+    """For every jitter, each time of the schedule has exactly one run."""
     numbers = iter(drawn)
     trigger = ScheduleTrigger(schedule, zone, jitter, lambda: next(numbers))
     fired_at, due = None, start
@@ -57,7 +61,7 @@ def test_every_time_has_exactly_one_run(schedule, zone, start, jitter, drawn):
 
 @given(schedules, zones, moments, jitters, draws, st.timedeltas(timedelta(0), timedelta(days=40)))
 def test_times_that_were_missed_together_happen_once(schedule, zone, previous, jitter, draw, asleep):
-    """After a sleep the next run is in the future: what was missed meanwhile has been made up by one."""
+    """After a sleep the next run is in the future: one run has made up for all that were missed."""
     trigger = ScheduleTrigger(schedule, zone, jitter, lambda: draw)
     fired_at = trigger.get_next_fire_time(previous, previous + asleep)
     assert schedule.next_after(previous + asleep, zone) <= fired_at
@@ -79,8 +83,8 @@ def test_a_clock_that_was_set_back_gives_no_second_run_of_a_time(schedule, zone,
     ids=["spring", "autumn"],
 )
 def test_the_trigger_goes_by_the_clock_on_the_wall(start, expected):
-    """One run each night at half past two, also in the nights in which clocks are changed."""
-    trigger, at, found = ScheduleTrigger(Schedule.parse("30 2 * * *"), BERLIN, NO_JITTER), None, []
+    """A nightly schedule has one run each night by local time, even when clocks are changed."""
+    trigger, at, found = ScheduleTrigger(Schedule.parse("30 2 * * *"), BERLIN, timedelta(0)), None, []
     for _ in expected:
         at = trigger.get_next_fire_time(at, at or start)
         shown = at.astimezone(BERLIN)
@@ -89,29 +93,29 @@ def test_the_trigger_goes_by_the_clock_on_the_wall(start, expected):
 
 
 def test_runs_of_a_jittered_schedule_differ():
-    """Not everything in the world starts at the full hour."""
+    """Runs of a jittered schedule differ, so that not every machine starts at the full hour."""
     trigger = ScheduleTrigger(Schedule.parse("every 1h"), UTC, timedelta(minutes=10))
     assert len({trigger.get_next_fire_time(None, NOW) for _ in range(20)}) > 1
 
 
-def test_what_was_missed_happens_at_once(timetable):
-    """And then by its schedule."""
+def test_a_missed_job_runs_at_once(timetable):
+    """A missed job runs at once, and by its schedule after that."""
     is_done = threading.Event()
     before = datetime.now(UTC)
-    timetable.add("snapshots", is_done.set, NEVER_SOON, None, jitter=NO_JITTER, is_missed=True)
+    timetable.add("snapshots", never_soon(is_done.set), is_missed=True)
     assert is_done.wait(PATIENCE_SECONDS)
     assert timetable.next_at("snapshots") == NEVER_SOON.next_after(before, None)
 
 
 def test_what_was_not_missed_waits_for_its_time(timetable):
-    """Its first run is the next time of the schedule."""
-    timetable.add("snapshots", lambda: None, NEVER_SOON, None, jitter=NO_JITTER)
+    """A job that was not missed first runs at the next time of its schedule."""
+    timetable.add("snapshots", never_soon(lambda: None))
     assert timetable.next_at("snapshots") == NEVER_SOON.next_after(datetime.now(UTC), None)
 
 
 def test_a_key_is_known_until_it_is_removed(timetable):
-    """What is not there, or was removed, has no next time; removing it again does no harm."""
-    timetable.add("snapshots", lambda: None, NEVER_SOON, None, jitter=NO_JITTER)
+    """An unknown or removed key has no next time; removing it again does no harm."""
+    timetable.add("snapshots", never_soon(lambda: None))
     timetable.add_once("retry", lambda: None, datetime.now(UTC) + timedelta(days=1))
     timetable.remove("retry")
     timetable.remove("retry")
@@ -122,15 +126,15 @@ def test_a_key_is_known_until_it_is_removed(timetable):
 
 
 def test_a_thing_done_once_is_forgotten(timetable):
-    """After it was done, its key is free."""
+    """A job that runs once leaves the timetable when it is done."""
     is_done = threading.Event()
     timetable.add_once("retry", is_done.set, datetime.now(UTC))
     assert is_done.wait(PATIENCE_SECONDS)
     assert timetable.next_at("retry") is None
 
 
-def test_the_last_one_put_under_a_key_is_done(timetable):
-    """What was there before is not."""
+def test_the_last_job_of_a_key_runs(timetable):
+    """The job that had the key before does not."""
     done, is_done = [], threading.Event()
     soon = datetime.now(UTC) + timedelta(seconds=0.1)
     timetable.add_once("retry", lambda: done.append("first"), soon)
@@ -147,28 +151,28 @@ def test_what_goes_on_does_not_hold_up_what_takes_its_place(timetable):
         has_begun.set()
         may_end.wait(PATIENCE_SECONDS)
 
-    timetable.add("snapshots", waits, NEVER_SOON, None, jitter=NO_JITTER, is_missed=True)
+    timetable.add("snapshots", never_soon(waits), is_missed=True)
     assert has_begun.wait(PATIENCE_SECONDS)
     timetable.clear()
-    timetable.add("snapshots", is_done.set, NEVER_SOON, None, jitter=NO_JITTER, is_missed=True)
+    timetable.add("snapshots", never_soon(is_done.set), is_missed=True)
     assert is_done.wait(PATIENCE_SECONDS)
     may_end.set()
 
 
-def test_a_bug_in_one_thing_does_not_stop_the_others(timetable, capsys):
-    """It is told, with where it happened."""
+def test_a_bug_in_one_job_does_not_stop_the_others(timetable, capsys):
+    """A bug in one job is logged with its traceback, and the other jobs run."""
     is_done = threading.Event()
-    told = []
+    reported = []
     timetable.add_once("broken", lambda: 1 / 0, datetime.now(UTC))
     timetable.add_once("next", is_done.set, datetime.now(UTC) + timedelta(seconds=0.05))
     assert is_done.wait(PATIENCE_SECONDS)
 
-    def is_told():
-        told.append(capsys.readouterr().err)
-        return "division by zero" in "".join(told)
+    def is_reported():
+        reported.append(capsys.readouterr().err)
+        return "division by zero" in "".join(reported)
 
-    wait_until(is_told)
-    assert "this is a bug in backupd" in "".join(told)
+    wait_until(is_reported)
+    assert "this is a bug in backupd" in "".join(reported)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +187,7 @@ def test_a_bug_in_one_thing_does_not_stop_the_others(timetable, capsys):
     ids=str,
 )
 def test_a_clock_that_was_set_is_noticed_once(moved, expected):
-    """By more than a minute, forward or back; small corrections plan nothing anew."""
+    """A clock that moves by more than a minute, forward or back, is noticed once; small corrections are not."""
     offset = timedelta(days=20_000)
     timetable = Timetable(clock_offset=lambda: offset)
     assert not timetable.clock_has_jumped()

@@ -14,12 +14,10 @@ from harness.confinement import private_mounts, shared_directory
 from harness.place import connected, create_database
 
 from backupd.config import CaptureSettings, Database
-from backupd.doctor.databases import has_wal_reset, judge
+from backupd.doctor.databases import DatabaseFacts, FileFacts, Refusal, check_database, has_wal_reset, inspect_database
 from backupd.doctor.findings import Verdict
-from backupd.doctor.look import DatabaseLook, FileFacts, Refusal
-from backupd.doctor.looking import look_at
-from backupd.doctor.mounts import Host, Mount
 from backupd.errors import BackupdError, BusyError, ExitCode
+from backupd.system.mounts import Host, Mount
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
 _GB = 10**9
 _DISK = Mount("/", "ext4", "/dev/sda1", is_read_only=False)
 _MACHINE = Host((_DISK,), is_container=False)
-_WELL = DatabaseLook(
+_WELL = DatabaseFacts(
     real_path="/data/app.db",
     file=FileFacts(0, 0, 0o644, 41 * 10**6),
     wal=FileFacts(0, 0, 0o644, 4 * 10**6),
@@ -46,20 +44,22 @@ _WELL = DatabaseLook(
 )
 
 
-def _found(tmp_path: Path, look: DatabaseLook = _WELL, host: Host = _MACHINE, **changes: object) -> dict[str, Finding]:
+def _found(
+    tmp_path: Path, facts: DatabaseFacts = _WELL, host: Host = _MACHINE, **changes: object
+) -> dict[str, Finding]:
     database = Database("app", tmp_path / "app.db")
-    findings = judge(database, replace(look, **changes), CaptureSettings(), host)
+    findings = [*check_database(database, replace(facts, **changes), CaptureSettings(), host)]
     assert {finding.subject for finding in findings} == {"database app"}
     assert all(finding.remedy for finding in findings if finding.verdict in {Verdict.WARNING, Verdict.ERROR})
     return {finding.check: finding for finding in findings}
 
 
-def _look(path: Path) -> DatabaseLook:
-    return look_at(path, lock_timeout=0.5, max_lock=3, deadline=20)
+def _inspect(path: Path) -> DatabaseFacts:
+    return inspect_database(path, lock_timeout=0.5, max_lock=3, deadline=20)
 
 
-def test_a_database_that_is_well(tmp_path: Path) -> None:
-    """Every check is there, and none of them finds anything."""
+def test_a_healthy_database_passes_every_check(tmp_path: Path) -> None:
+    """Every check has a finding, and each is ok."""
     found = _found(tmp_path)
     assert list(found) == ["opens", "size", "journal mode", "sqlite", "owner", "mount", "space"]
     assert {finding.verdict for finding in found.values()} == {Verdict.OK}
@@ -67,7 +67,7 @@ def test_a_database_that_is_well(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "check", "verdict", "told"),
+    ("changes", "check", "verdict", "expected"),
     [
         (
             {"journal_mode": "delete", "image_bytes": _GB, "step_seconds": 0.004, "confirm_seconds": 0.2},
@@ -118,16 +118,16 @@ def test_a_database_that_is_well(tmp_path: Path) -> None:
         ({"is_read_only": True, "is_directory_writable": False, "uid": 7}, "owner", Verdict.OK, "backupd is uid 7"),
     ],
 )
-def test_what_is_not_as_it_should_be(
-    tmp_path: Path, changes: dict[str, object], check: str, verdict: Verdict, told: str
+def test_each_problem_has_its_verdict_and_message(
+    tmp_path: Path, changes: dict[str, object], check: str, verdict: Verdict, expected: str
 ) -> None:
-    """Each fact that matters has its verdict, and the message says what it is."""
+    """Each fact that matters changes the verdict, and the message names it."""
     finding = _found(tmp_path, **changes)[check]
-    assert (finding.verdict, told in finding.message) == (verdict, True), finding
+    assert (finding.verdict, expected in finding.message) == (verdict, True), finding
 
 
 @pytest.mark.parametrize(
-    ("kind", "is_container", "told"),
+    ("kind", "is_container", "expected"),
     [
         ("nfs4", False, "a network file system"),
         ("virtiofs", True, "a file system of the host"),
@@ -135,32 +135,33 @@ def test_what_is_not_as_it_should_be(
         ("overlay", True, "the container's own file system"),
     ],
 )
-def test_places_where_no_database_should_be(tmp_path: Path, kind: str, *, is_container: bool, told: str) -> None:
-    """File systems on which locks are not reliable, or that do not last, are warned of."""
+def test_unreliable_file_systems_are_a_warning(tmp_path: Path, kind: str, *, is_container: bool, expected: str) -> None:
+    """File systems on which locks are not reliable, or whose content is lost."""
     host = Host((_DISK, Mount("/data", kind, "x", is_read_only=False)), is_container)
     finding = _found(tmp_path, host=host)["mount"]
     assert finding.verdict is Verdict.WARNING
-    assert told in finding.message
+    assert expected in finding.message
 
 
-def test_a_read_only_mount_is_told_besides_what_else_is_wrong_with_it(tmp_path: Path) -> None:
-    """Nothing else says then that a WAL database needs a running application."""
+def test_a_read_only_mount_is_reported_beside_another_problem_of_the_mount(tmp_path: Path) -> None:
+    """A read-only mount is reported beside another problem of it: a WAL database then needs a running application."""
     host = Host((_DISK, Mount("/data", "virtiofs", "x", is_read_only=True)), is_container=True)
-    look = replace(_WELL, is_directory_writable=False, is_writable=False)
-    findings = judge(Database("app", tmp_path / "app.db"), look, CaptureSettings(), host)
-    told = [finding.message for finding in findings if finding.verdict is Verdict.WARNING]
-    assert ["a file system of the host" in told[0], "only while the application runs" in told[1]] == [True, True]
-    assert len(told) == 2
+    facts = replace(_WELL, is_directory_writable=False, is_writable=False)
+    findings = check_database(Database("app", tmp_path / "app.db"), facts, CaptureSettings(), host)
+    messages = [finding.message for finding in findings if finding.verdict is Verdict.WARNING]
+    assert len(messages) == 2
+    assert "a file system of the host" in messages[0]
+    assert "only while the application runs" in messages[1]
 
 
 def test_a_refusal_is_an_error_with_its_code(tmp_path: Path) -> None:
-    """What a capture would say, doctor says, with the same exit code; the rest is told where it is known."""
-    look = replace(_WELL, refusal=Refusal("BusyError", "locked", None), image_bytes=0)
-    found = _found(tmp_path, look)
+    """Doctor gives the message and exit code of a capture; checks that need no opened database still run."""
+    facts = replace(_WELL, refusal=Refusal("BusyError", "locked", None), image_bytes=0)
+    found = _found(tmp_path, facts)
     assert (found["opens"].verdict, found["opens"].exit_code) == (Verdict.ERROR, ExitCode.BUSY)
     assert "owner" in found
     assert "size" not in found
-    missing = DatabaseLook(real_path="/x", refusal=Refusal("SourceUnusableError", "gone", "mount it"))
+    missing = DatabaseFacts(real_path="/x", refusal=Refusal("SourceUnusableError", "gone", "mount it"))
     assert list(_found(tmp_path, missing)) == ["opens"]
     assert _found(tmp_path, missing)["opens"].exit_code is ExitCode.SOURCE_UNUSABLE
 
@@ -178,55 +179,55 @@ def test_a_refusal_is_an_error_with_its_code(tmp_path: Path) -> None:
         ("3.53.0", False),
     ],
 )
-def test_range_of_the_wal_reset(version: str, *, has_it: bool) -> None:
-    """From the first version with WAL to the last before the correction."""
+def test_versions_with_the_wal_reset_race(version: str, *, has_it: bool) -> None:
+    """The WAL reset race is in SQLite from the first version with WAL to the last one before its correction."""
     assert has_wal_reset(version) is has_it
 
 
 @pytest.mark.parametrize("journal_mode", ["wal", "delete"])
-def test_look_at_a_real_database(tmp_path: Path, journal_mode: str) -> None:
-    """Facts as SQLite and the file system tell them; the database and its directory stay as they were."""
+def test_inspecting_a_real_database_changes_nothing(tmp_path: Path, journal_mode: str) -> None:
+    """The facts are those of SQLite and the file system; the database and its directory stay as they were."""
     path = tmp_path / "app.db"
     create_database(path, journal_mode=journal_mode)
     with connected(path, "SELECT count(*) FROM report"):
         before = tree(tmp_path)
-        look = _look(path)
+        facts = _inspect(path)
         assert tree(tmp_path).keys() == before.keys()
         assert {name: facts for name, facts in tree(tmp_path).items() if not name.endswith("-shm")} == {
             name: facts for name, facts in before.items() if not name.endswith("-shm")
         }
-    assert look.refusal is None
-    assert (look.journal_mode, look.sqlite_version) == (journal_mode, sqlite3.sqlite_version)
-    assert look.image_bytes == path.stat().st_size
-    assert look.device == tmp_path.stat().st_dev
-    assert look.file is not None
-    assert (look.file.uid, look.file.size_bytes) == (os.geteuid(), path.stat().st_size)
-    assert (look.wal is not None) == (journal_mode == "wal")
+    assert facts.refusal is None
+    assert (facts.journal_mode, facts.sqlite_version) == (journal_mode, sqlite3.sqlite_version)
+    assert facts.image_bytes == path.stat().st_size
+    assert facts.device == tmp_path.stat().st_dev
+    assert facts.file is not None
+    assert (facts.file.uid, facts.file.size_bytes) == (os.geteuid(), path.stat().st_size)
+    assert (facts.wal is not None) == (journal_mode == "wal")
 
 
-def test_look_through_a_link(tmp_path: Path) -> None:
-    """What matters is where the database really is: its log is there."""
+def test_a_link_is_resolved(tmp_path: Path) -> None:
+    """The log is beside the file that the link leads to."""
     (tmp_path / "real").mkdir()
     create_database(tmp_path / "real/app.db")
     (tmp_path / "app.db").symlink_to("real/app.db")
-    assert _look(tmp_path / "app.db").real_path == str(tmp_path / "real/app.db")
+    assert _inspect(tmp_path / "app.db").real_path == str(tmp_path / "real/app.db")
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [(None, "does not exist"), (b"not a database" * 20, "not an SQLite database"), (b"", None)],
     ids=["missing", "other content", "empty"],
 )
-def test_look_at_what_is_no_database(tmp_path: Path, content: bytes | None, told: str | None) -> None:
-    """The same words as a capture has for it; an empty file is a database."""
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path, content: bytes | None, expected: str | None) -> None:
+    """A missing file or other content is refused with the message of a capture; an empty file is a database."""
     if content is not None:
         (tmp_path / "app.db").write_bytes(content)
-    refusal = _look(tmp_path / "app.db").refusal
-    assert (refusal is None) == (told is None)
-    assert refusal is None or told in refusal.message
+    refusal = _inspect(tmp_path / "app.db").refusal
+    assert (refusal is None) == (expected is None)
+    assert refusal is None or expected in refusal.message
 
 
-def test_hot_journal_is_told_and_left_alone(tmp_path: Path) -> None:
+def test_hot_journal_is_reported_and_left_alone(tmp_path: Path) -> None:
     """A program that crashed inside a transaction: only the application may roll it back."""
     path = tmp_path / "app.db"
     create_database(path)
@@ -235,40 +236,40 @@ def test_hot_journal_is_told_and_left_alone(tmp_path: Path) -> None:
         application.kill()
         application.wait()
     before = tree(tmp_path)
-    refusal = _look(path).refusal
+    refusal = _inspect(path).refusal
     assert refusal is not None
     assert "hot rollback journal" in refusal.message
     assert tree(tmp_path) == before
 
 
-def test_locked_database_does_not_hold_doctor_up(tmp_path: Path) -> None:
-    """An exclusive lock is waited for as long as was said, and told as busy."""
+def test_locked_database_is_busy_after_the_lock_timeout(tmp_path: Path) -> None:
+    """Doctor waits for an exclusive lock as long as configured, and no longer."""
     path = tmp_path / "app.db"
     create_database(path)
     with connected(path, "PRAGMA locking_mode = EXCLUSIVE", "BEGIN EXCLUSIVE"):
-        refusal = _look(path).refusal
+        refusal = _inspect(path).refusal
     assert refusal is not None
     assert refusal.error == "BusyError"
 
 
-def test_look_that_hangs_is_given_up(tmp_path: Path) -> None:
-    """The process that looks is killed at the deadline, and the error names the database."""
+def test_an_inspection_that_hangs_is_killed_at_the_deadline(tmp_path: Path) -> None:
+    """The error names the database."""
     started = time.monotonic()
     hanging = [sys.executable, "-c", "import time; time.sleep(60)"]
-    with pytest.raises(BusyError, match=r"app\.db could not be looked at within 0\.3 s"):
-        look_at(tmp_path / "app.db", lock_timeout=1, max_lock=3, deadline=0.3, command=hanging)
+    with pytest.raises(BusyError, match=r"app\.db could not be inspected within 0\.3 s"):
+        inspect_database(tmp_path / "app.db", lock_timeout=1, max_lock=3, deadline=0.3, command=hanging)
     assert time.monotonic() - started < 10
 
 
-def test_look_that_would_hold_writers_up_is_given_up(tmp_path: Path) -> None:
-    """As a capture is: the process that looks has a timer of its own for the lock, and ends by it."""
+def test_an_inspection_that_blocks_writers_ends_itself(tmp_path: Path) -> None:
+    """An inspection has a timer for its lock, as a capture has, and ends when that expires."""
     late = [sys.executable, "-c", "import signal, time; signal.setitimer(signal.ITIMER_REAL, 0.01); time.sleep(60)"]
     with pytest.raises(BusyError, match=r"app\.db is not in WAL mode, and copying it held up its writers"):
-        look_at(tmp_path / "app.db", lock_timeout=1, max_lock=3, deadline=20, command=late)
+        inspect_database(tmp_path / "app.db", lock_timeout=1, max_lock=3, deadline=20, command=late)
 
 
 def test_schema_that_is_not_read_in_time_is_a_warning(tmp_path: Path) -> None:
-    """A table that is an endless view is left alone, and the rest is looked at."""
+    """A table that is an endless view is left out, and the other facts are collected."""
     path = tmp_path / "app.db"
     create_database(path)
     endless = "WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM r) SELECT x AS version_num FROM r"
@@ -278,36 +279,36 @@ def test_schema_that_is_not_read_in_time_is_a_warning(tmp_path: Path) -> None:
             "INSERT INTO sqlite_schema VALUES ('table', 'alembic_version', 'alembic_version', 2, ?)",
             (f"CREATE VIEW alembic_version AS {endless}",),
         )
-    look = _look(path)
-    opens = _found(tmp_path, look)["opens"]
+    facts = _inspect(path)
+    opens = _found(tmp_path, facts)["opens"]
     assert opens.verdict is Verdict.WARNING
     assert "its Alembic revisions are left out of the manifest" in opens.message
-    assert look.step_seconds > 0
+    assert facts.step_seconds > 0
 
 
-def test_look_that_breaks_is_a_bug(tmp_path: Path) -> None:
+def test_an_inspection_that_fails_unexpectedly_is_a_bug(tmp_path: Path) -> None:
     """The last line that the process wrote is in the error."""
     broken = [sys.executable, "-c", "raise SystemExit('it broke')"]
     with pytest.raises(BackupdError, match="it broke") as caught:
-        look_at(tmp_path / "app.db", lock_timeout=1, max_lock=3, deadline=20, command=broken)
+        inspect_database(tmp_path / "app.db", lock_timeout=1, max_lock=3, deadline=20, command=broken)
     assert caught.value.exit_code is ExitCode.BUG
 
 
-def test_read_only_volume(tmp_path: Path) -> None:
-    """A volume that is mounted with :ro is told as such."""
+def test_a_read_only_volume_is_recognized(tmp_path: Path) -> None:
+    """A volume that is mounted with :ro."""
     create_database(tmp_path / "app.db")
     with private_mounts() as mounts:
         mounts.mount("--bind", tmp_path, tmp_path)
         mounts.mount("-o", "remount,bind,ro", tmp_path)
-        enter = [*mounts.runner().enter, sys.executable, "-P", "-m", "backupd.doctor.child"]
-        look = look_at(tmp_path / "app.db", lock_timeout=1, max_lock=3, deadline=20, command=enter)
-    assert look.is_read_only
-    assert look.refusal is None
-    assert _found(tmp_path, look)["mount"].verdict is Verdict.NOTE
+        enter = [*mounts.runner().enter, sys.executable, "-P", "-m", "backupd.doctor.database_child"]
+        facts = inspect_database(tmp_path / "app.db", lock_timeout=1, max_lock=3, deadline=20, command=enter)
+    assert facts.is_read_only
+    assert facts.refusal is None
+    assert _found(tmp_path, facts)["mount"].verdict is Verdict.NOTE
 
 
-def test_another_user_would_leave_files_that_the_owner_cannot_write() -> None:
-    """A WAL database that nobody has open is refused to another uid, as by a capture."""
+def test_a_closed_wal_database_of_another_user_is_refused() -> None:
+    """Opening it would leave files that its owner cannot write, so a capture refuses it too."""
     if os.geteuid() != 0:
         pytest.skip("only root can give files to other users")
     with shared_directory() as directory:
@@ -319,15 +320,20 @@ def test_another_user_would_leave_files_that_the_owner_cannot_write() -> None:
         os.chown(path, 1000, 1000)
         from harness.confinement import another_user  # noqa: PLC0415  (skips, so only here)
 
-        with another_user() as stranger:
-            command = [*stranger.enter, "env", *(f"{k}={v}" for k, v in stranger.environ.items()), *stranger.become]
-            look = look_at(
+        with another_user() as other_user:
+            command = [
+                *other_user.enter,
+                "env",
+                *(f"{k}={v}" for k, v in other_user.environ.items()),
+                *other_user.become,
+            ]
+            facts = inspect_database(
                 path,
                 lock_timeout=1,
                 max_lock=3,
                 deadline=20,
-                command=[*command, stranger.python, "-m", "backupd.doctor.child"],
+                command=[*command, other_user.python, "-m", "backupd.doctor.database_child"],
             )
-        assert look.refusal is not None
-        assert "uid 1000, cannot write" in look.refusal.message
+        assert facts.refusal is not None
+        assert "uid 1000, cannot write" in facts.refusal.message
         assert not path.with_name("app.db-wal").exists()

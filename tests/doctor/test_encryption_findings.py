@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backupd.config import EncryptionSettings, Settings
-from backupd.doctor.encryption import judge_encryption
+from backupd.doctor.configuration import check_encryption
 from backupd.doctor.findings import Verdict
 from backupd.encryption import generate_identity
 
@@ -34,26 +34,26 @@ def _settings(tmp_path: Path, *recipients: str, identity_file: Path | None = Non
 
 
 def _verdicts(settings: Settings) -> list[tuple[str, Verdict]]:
-    return [(finding.check, finding.verdict) for finding in judge_encryption(settings)]
+    return [(finding.check, finding.verdict) for finding in check_encryption(settings)]
 
 
-def test_nothing_is_said_of_what_is_not_used(tmp_path: Path) -> None:
-    """Without encryption and without a key, there is no line about it."""
+def test_without_keys_there_is_no_finding(tmp_path: Path) -> None:
+    """With neither encryption nor a key configured, there is no finding."""
     assert _verdicts(_settings(tmp_path)) == []
 
 
-def test_public_keys_alone_prove_less(tmp_path: Path, key: Path) -> None:
-    """It is said what drills prove, and what to do about that. The state directory speaks for itself."""
+def test_without_a_secret_key_drills_prove_less(tmp_path: Path, key: Path) -> None:
+    """A note says what drills prove then, and what to do. The state directory has a finding of its own."""
     public = key.read_text().split("public key: ")[1].split()[0]
     settings = _settings(tmp_path, public)
     assert _verdicts(settings) == [("recipients", Verdict.OK), ("identity", Verdict.NOTE)]
-    _, identity = judge_encryption(settings)
+    _, identity = check_encryption(settings)
     assert "`intact`" in identity.message
     assert "verify --level drill --identity" in (identity.remedy or "")
 
 
-def test_a_key_is_tried(tmp_path: Path, key: Path) -> None:
-    """One that opens what is written is well; one that does not, that everybody may read, or that is none, is told."""
+def test_secret_keys_are_checked_against_recipients(tmp_path: Path, key: Path) -> None:
+    """A key that decrypts what is written is ok, unless others can read it; a wrong or invalid one is not."""
     public = key.read_text().split("public key: ")[1].split()[0]
     other, other_key = _write(tmp_path / "other")
     well = ("identity", Verdict.OK), ("recipients", Verdict.OK)

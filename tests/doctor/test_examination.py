@@ -8,7 +8,7 @@ from harness.loopback import loopback
 from harness.place import connected, create_database
 
 from backupd.config import load
-from backupd.doctor.examination import Patience, examine
+from backupd.doctor.examination import TimeLimits, examine
 from backupd.doctor.findings import Verdict, exit_code_of
 from backupd.errors import ExitCode
 from backupd.state import StateDirectory
@@ -21,21 +21,22 @@ if TYPE_CHECKING:
     from backupd.doctor.findings import Finding
 
 
-def _examined(tmp_path: Path, text: str, patience: Patience = Patience()) -> dict[tuple[str, str], Finding]:  # noqa: B008
+def _examined(tmp_path: Path, text: str, limits: TimeLimits = TimeLimits()) -> dict[tuple[str, str], Finding]:  # noqa: B008
     file = tmp_path / "backupd.toml"
     file.write_text(text)
     settings = load(file, {"BACKUPD_STATE_DIR": str(tmp_path / "state")})
-    findings = examine(settings, StateDirectory(settings.state_dir), {}, patience=patience)
+    findings = examine(settings, StateDirectory(settings.state_dir), {}, limits=limits)
     return {(finding.subject, finding.check): finding for finding in findings}
 
 
-def test_what_hangs_is_told_and_holds_nothing_up(tmp_path: Path) -> None:
-    """A store that never answers and a database that cannot be looked at: an error each, and the others are told."""
+def test_what_hangs_is_reported_and_delays_nothing(tmp_path: Path) -> None:
+    """A store that never answers and a locked database are one error each, and the others are checked."""
     never = threading.Event()
 
     def silent(_handler: Handler, _request: Request) -> None:
         never.wait(30)
 
+    fine = ("database app", "opens"), (f"store {tmp_path}/backups", "delete")
     for name in ("app.db", "locked.db"):
         create_database(tmp_path / name)
     with loopback(silent) as server, connected(tmp_path / "locked.db", "BEGIN EXCLUSIVE"):
@@ -44,36 +45,42 @@ def test_what_hangs_is_told_and_holds_nothing_up(tmp_path: Path) -> None:
             f'[[stores]]\nurl = "s3://bucket/x"\nendpoint_url = "{server.endpoint_url}"\naccess_key_id = "a"\n'
             'secret_access_key = "b"\n'
         )
-        started = time.monotonic()
-        found = _examined(tmp_path, text, Patience(directory=5, lock=20, database=1.5, all_databases=10, store=1))
-        took = time.monotonic() - started
+        for patience in (1, 8):  # a busy machine needs more for what does not hang
+            started = time.monotonic()
+            limits = TimeLimits(
+                directory=5, lock=20, database=1.5 * patience, all_databases=10 * patience, store=patience
+            )
+            found = _examined(tmp_path, text, limits)
+            took = time.monotonic() - started
+            if all(each in found and found[each].verdict is Verdict.OK for each in fine):
+                break
         never.set()
-    assert took < 10
+    assert took < 10 * patience
     locked, bucket = found["database locked", "opens"], found["store s3://bucket/x", "write"]
     assert (locked.verdict, locked.exit_code) == (Verdict.ERROR, ExitCode.BUSY)
-    assert "locked.db could not be looked at within 1.5 s" in locked.message
+    assert f"locked.db could not be inspected within {1.5 * patience:.3g} s" in locked.message
     assert (bucket.verdict, bucket.exit_code) == (Verdict.ERROR, ExitCode.STORE_UNAVAILABLE)
-    assert "did not end within 1 s" in bucket.message
+    assert f"did not end within {patience} s" in bucket.message
     assert found["database app", "opens"].verdict is Verdict.OK
     assert found[f"store {tmp_path}/backups", "delete"].verdict is Verdict.OK
     # A database that cannot be looked at may be fine; a store that does not answer keeps no snapshot.
     assert exit_code_of(found.values()) is ExitCode.STORE_UNAVAILABLE
 
 
-def test_databases_behind_those_that_hang_are_told_as_not_looked_at(tmp_path: Path) -> None:
-    """However many there are, the end comes."""
+def test_databases_behind_hanging_ones_are_reported_as_not_inspected(tmp_path: Path) -> None:
+    """The examination ends in time, whatever their number."""
     text = "".join(f'[[databases]]\npath = "d{number}.db"\n' for number in range(12))
     for number in range(12):
         create_database(tmp_path / f"d{number}.db", rows=1)
-    haste = Patience(directory=5, lock=5, database=5, all_databases=-12 * 0.2, store=20)
+    haste = TimeLimits(directory=5, lock=5, database=5, all_databases=-12 * 0.2, store=20)
     found = _examined(tmp_path, f'{text}[[stores]]\nurl = "backups"\n', haste)
     opens = [finding for (_, check), finding in found.items() if check == "opens"]
     assert len(opens) == 12
     assert any("the databases before it" in finding.message for finding in opens)
 
 
-def test_two_stores_in_one_place(tmp_path: Path) -> None:
-    """Whoever has one copy is not to think that it is two."""
+def test_two_stores_in_one_place_are_a_warning(tmp_path: Path) -> None:
+    """Two stores that lead to one directory are a warning, because they hold one copy."""
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     found = _examined(tmp_path, '[[stores]]\nurl = "real"\n[[stores]]\nurl = "link"\n')
@@ -81,16 +88,16 @@ def test_two_stores_in_one_place(tmp_path: Path) -> None:
     assert found[f"store {tmp_path}/link", "place"].verdict is Verdict.WARNING
 
 
-def test_all_stores_beside_the_database(tmp_path: Path) -> None:
-    """The disk of the database is a warning where every store is on it, whatever their number."""
+def test_all_stores_on_the_disk_of_the_database_are_a_warning(tmp_path: Path) -> None:
+    """Each store on the disk of the database is a warning if none is elsewhere."""
     create_database(tmp_path / "app.db")
     found = _examined(tmp_path, '[[databases]]\npath = "app.db"\n[[stores]]\nurl = "a"\n[[stores]]\nurl = "b"\n')
     disks = [finding.verdict for (_, check), finding in found.items() if check == "disk"]
     assert disks == [Verdict.WARNING, Verdict.WARNING]
 
 
-def test_a_store_elsewhere_makes_it_a_note(tmp_path: Path) -> None:
-    """Nothing is wrong with a copy beside the database when there is another one."""
+def test_a_store_on_the_disk_of_the_database_is_a_note_beside_another_store(tmp_path: Path) -> None:
+    """A copy beside the database is fine when there is another one elsewhere."""
     create_database(tmp_path / "app.db")
     with loopback(lambda handler, _: handler.error(403, "AccessDenied")) as server:
         found = _examined(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from backupd.doctor.mounts import Host, Mount, parse_mounts, this_host
+from backupd.system.mounts import Host, Mount, parse_mounts, this_host
 
 _LINES = [
     "22 1 0:30 / / rw,relatime shared:1 - overlay overlay rw,lowerdir=/x",
@@ -21,8 +21,8 @@ def _mount(point: str, kind: str = "ext4") -> Mount:
     return Mount(point, kind, "device", is_read_only=False)
 
 
-def test_lines_of_the_kernel_are_read() -> None:
-    """Optional fields, escapes and both places of `ro` are understood, and what is no line is left out."""
+def test_mountinfo_is_parsed() -> None:
+    """Optional fields, escapes and both places of `ro` are understood, and malformed lines are left out."""
     assert parse_mounts(_LINES) == [
         Mount("/", "overlay", "overlay", is_read_only=False),
         Mount("/app/instance", "ext4", "/dev/sda1", is_read_only=False),
@@ -42,15 +42,15 @@ def test_lines_of_the_kernel_are_read() -> None:
         ("/etc/x", "/"),
     ],
 )
-def test_the_longest_mount_point_holds_a_path(path: str, point: str) -> None:
-    """Whole names count, not beginnings of names."""
+def test_the_longest_mount_point_wins(path: str, point: str) -> None:
+    """Whole path components count, not prefixes of them."""
     mount = Host(tuple(parse_mounts(_LINES)), is_container=True).mount_of(Path(path))
     assert mount is not None
     assert mount.point == point
 
 
 def test_a_later_mount_covers_an_earlier_one() -> None:
-    """Of two mounts at one place, the one that is seen."""
+    """The later of two mounts at one point is the visible one."""
     host = Host((_mount("/data", "ext4"), _mount("/data", "nfs")), is_container=False)
     assert host.mount_of(Path("/data/app.db")) == _mount("/data", "nfs")
     assert host.mount_of(Path("/elsewhere")) is None
@@ -70,8 +70,8 @@ def test_a_later_mount_covers_an_earlier_one() -> None:
         ("overlay", {"layer"}),
     ],
 )
-def test_kinds_of_file_systems(kind: str, traits: set[str]) -> None:
-    """What a kind means for SQLite and for what lasts."""
+def test_kinds_of_file_systems_are_classified(kind: str, traits: set[str]) -> None:
+    """Each kind of file system is known to be on a network, virtual, in memory or a layer, or none of these."""
     mount = _mount("/data", kind)
     found = {
         "network": mount.is_network,
@@ -90,8 +90,8 @@ def test_only_a_container_loses_its_root() -> None:
     assert not Host((), is_container=True).loses(_mount("/backups"))
 
 
-def test_this_host_has_a_root_and_knows_kubernetes() -> None:
-    """What runs the tests is a machine with mounts; a variable of Kubernetes makes it a container."""
+def test_this_host_has_a_root_and_recognizes_kubernetes() -> None:
+    """The machine that runs the tests has mounts; a variable of Kubernetes makes it a container."""
     host = this_host({"KUBERNETES_SERVICE_HOST": "10.0.0.1"})
     assert host.mount_of(Path("/")) is not None
     assert host.is_container

@@ -3,18 +3,17 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+from harness.extent import slow
 from harness.faults import FaultyStore, PretendingStore, RefusingStore
 from harness.loopback import loopback
 
 from backupd.config import StoreSettings
 from backupd.doctor.findings import Verdict, exit_code_of
-from backupd.doctor.probe import Probe
-from backupd.doctor.stores import StoreExamination, impatient
+from backupd.doctor.stores import Probe, StoreExamination, with_short_limits
 from backupd.errors import ExitCode, InterruptedByUserError
 from backupd.repository import Repository
 from backupd.state import StateDirectory
@@ -51,7 +50,7 @@ def _found(settings: StoreSettings, state: StateDirectory, store: Store | None =
 
 
 def test_a_real_bucket_is_used_and_left_empty(seaweed: S3Server, state: StateDirectory) -> None:
-    """Written, read, listed, deleted, its clock compared; nothing stays, and what the bucket does not say is a note."""
+    """The object is written, read, listed and deleted; what the bucket does not answer is a note."""
     settings = seaweed.settings(prefix="some/prefix")
     found = _found(settings, state)
     assert [*found] == [*_USE, "repository", "clock", "lifecycle", "versioning", "object lock"]
@@ -61,7 +60,7 @@ def test_a_real_bucket_is_used_and_left_empty(seaweed: S3Server, state: StateDir
 
 
 def test_a_directory_is_used_and_left_as_it_was(tmp_path: Path, state: StateDirectory) -> None:
-    """One that does not exist yet is made for the test, and is gone again; one that exists keeps its content."""
+    """A missing directory is created for the test and removed again; an existing one keeps its content."""
     settings = StoreSettings(url=str(tmp_path / "disk/deep/backups"))
     found = _found(settings, state)
     assert [found[check].verdict for check in _USE] == [Verdict.OK] * 4
@@ -73,8 +72,8 @@ def test_a_directory_is_used_and_left_as_it_was(tmp_path: Path, state: StateDire
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
 
 
-def test_each_call_that_fails_is_told_and_the_object_removed(tmp_path: Path, state: StateDirectory) -> None:
-    """Whatever call fails, before or after it was done: one error, with a remedy, and nothing stays in the store."""
+def test_each_failing_call_is_one_error_and_leaves_nothing(tmp_path: Path, state: StateDirectory) -> None:
+    """Whichever call fails, before or after it took effect: one error with a remedy, and an empty store."""
     settings, calls = _directory(tmp_path), 0
     counting = FaultyStore(open_store(settings))
     StoreExamination(settings, state, store=counting).run()
@@ -93,8 +92,8 @@ def test_each_call_that_fails_is_told_and_the_object_removed(tmp_path: Path, sta
     assert calls >= 10
 
 
-def test_deletions_that_are_refused_are_a_warning(tmp_path: Path, state: StateDirectory) -> None:
-    """Credentials that may only add are a good idea: the backups work, and the message says what stays."""
+def test_refused_deletions_are_a_warning(tmp_path: Path, state: StateDirectory) -> None:
+    """Credentials that may only add are a good idea: backups work, and the message names what stays."""
     settings = _directory(tmp_path)
     finding = _found(settings, state, RefusingStore(open_store(settings)))["delete"]
     (left,) = (stored.key for stored in open_store(settings).list(""))
@@ -103,8 +102,8 @@ def test_deletions_that_are_refused_are_a_warning(tmp_path: Path, state: StateDi
     assert left in finding.message
 
 
-def test_deletions_that_are_not_done_are_an_error(tmp_path: Path, state: StateDirectory) -> None:
-    """A store that says that it has deleted, and has not, would fill up unseen."""
+def test_deletions_without_effect_are_an_error(tmp_path: Path, state: StateDirectory) -> None:
+    """A store that reports a deletion that it did not do would fill up unnoticed."""
     settings = _directory(tmp_path)
     found = _found(settings, state, PretendingStore(open_store(settings), part=".probe"))
     assert found["delete"].verdict is Verdict.ERROR
@@ -122,14 +121,14 @@ class _NotListing(FaultyStore):
     """Shows nothing."""
 
     def list(self, prefix: str) -> Iterator[object]:
-        yield from super().list(f"{prefix}-of-nobody")
+        yield from super().list(f"{prefix}-of-none")
 
 
 class _OtherTime(FaultyStore):
     """A file server whose clock is wrong."""
 
     def list(self, prefix: str) -> Iterator[object]:
-        yield from (replace(each, modified_at=each.modified_at + timedelta(hours=3)) for each in super().list(prefix))
+        yield from (each._replace(modified_at=each.modified_at + timedelta(hours=3)) for each in super().list(prefix))
 
 
 def test_other_bytes_are_damage(tmp_path: Path, state: StateDirectory) -> None:
@@ -140,22 +139,22 @@ def test_other_bytes_are_damage(tmp_path: Path, state: StateDirectory) -> None:
     assert list(open_store(settings).list("")) == []
 
 
-def test_a_listing_that_shows_nothing_is_an_error(tmp_path: Path, state: StateDirectory) -> None:
-    """Snapshots that are not listed are lost to everybody."""
+def test_an_incomplete_listing_is_an_error(tmp_path: Path, state: StateDirectory) -> None:
+    """Snapshots that are not listed cannot be found."""
     settings = _directory(tmp_path)
     assert _found(settings, state, _NotListing(open_store(settings)))["list"].verdict is Verdict.ERROR
 
 
-def test_a_clock_that_is_off(tmp_path: Path, state: StateDirectory) -> None:
-    """Which of the two is ahead, and by how much."""
+def test_a_clock_difference_is_a_warning(tmp_path: Path, state: StateDirectory) -> None:
+    """A clock difference is a warning that says which clock is behind, and by how much."""
     settings = _directory(tmp_path)
     finding = _found(settings, state, _OtherTime(open_store(settings)))["clock"]
     assert finding.verdict is Verdict.WARNING
     assert "this machine's clock is 3 h behind the store's" in finding.message
 
 
-def test_what_a_killed_doctor_left_goes(tmp_path: Path, state: StateDirectory) -> None:
-    """After an hour; a younger one may belong to a doctor that runs right now, and anything else is not ours."""
+def test_probes_of_a_killed_doctor_are_removed_after_an_hour(tmp_path: Path, state: StateDirectory) -> None:
+    """A younger one may belong to a doctor that runs right now, and other objects are foreign."""
     settings = _directory(tmp_path)
     store = DirectoryStore(settings.directory)
     old, young, other = probe_key("0" * 32), probe_key("1" * 32), "doctor-notes.txt"
@@ -168,8 +167,8 @@ def test_what_a_killed_doctor_left_goes(tmp_path: Path, state: StateDirectory) -
     assert [stored.key for stored in store.list("")] == [young, other]
 
 
-def test_a_newer_repository_has_its_own_code(tmp_path: Path, state: StateDirectory) -> None:
-    """What only a newer version reads is said before somebody needs it."""
+def test_a_newer_repository_has_its_own_exit_code(tmp_path: Path, state: StateDirectory) -> None:
+    """A format that only a newer version reads is reported before a restore needs it."""
     settings = _directory(tmp_path)
     content = b'{"format": 2, "repository": "0123456789abcdef"}'
     open_store(settings).put("backupd.json", content, sha256=hashlib.sha256(content).digest())
@@ -177,8 +176,9 @@ def test_a_newer_repository_has_its_own_code(tmp_path: Path, state: StateDirecto
     assert (finding.verdict, finding.exit_code) == (Verdict.ERROR, ExitCode.UNSUPPORTED_FORMAT)
 
 
+@slow
 def test_a_server_that_never_answers_is_one_error(state: StateDirectory) -> None:
-    """Told at the time limit, as of the write; no other question is asked of it."""
+    """The write fails at the time limit, and no other request is sent."""
     never = threading.Event()
 
     def silent(_handler: Handler, _request: Request) -> None:
@@ -191,24 +191,24 @@ def test_a_server_that_never_answers_is_one_error(state: StateDirectory) -> None
                 "endpoint_url": server.endpoint_url,
                 "access_key_id": "key",
                 "secret_access_key": "secret",
-                "time_limit": timedelta(seconds=0.5),
+                "time_limit": timedelta(seconds=2),
             }
         )
         found = _found(settings, state)
         never.set()
     assert [*found] == ["write"]
-    assert "did not finish within 0.5 s" in found["write"].message
+    assert "did not finish within 2 s" in found["write"].message
 
 
-def test_limits_are_shortened_and_never_lengthened() -> None:
-    """Doctor is looked at while it runs; who has set shorter limits keeps them."""
+def test_time_limits_are_shortened_and_never_lengthened() -> None:
+    """The user waits for doctor; shorter configured limits stay."""
     url = "s3://bucket/x"
-    assert impatient(StoreSettings(url=url)).time_limit == timedelta(seconds=20)
-    assert impatient(StoreSettings(url=url, time_limit=timedelta(seconds=1))).time_limit == timedelta(seconds=1)
+    assert with_short_limits(StoreSettings(url=url)).time_limit == timedelta(seconds=20)
+    assert with_short_limits(StoreSettings(url=url, time_limit=timedelta(seconds=1))).time_limit == timedelta(seconds=1)
 
 
 def test_a_cancelled_probe_only_removes(tmp_path: Path) -> None:
-    """After Ctrl-C nothing more is asked of the store, but what was written goes."""
+    """A probe that is cancelled with Ctrl-C only removes its object from the store."""
     store = FaultyStore(DirectoryStore(tmp_path / "backups"))
     probe = Probe(store)
     probe.write()
@@ -221,8 +221,8 @@ def test_a_cancelled_probe_only_removes(tmp_path: Path) -> None:
     assert list(store.list("")) == []
 
 
-def test_a_probe_that_is_cancelled_while_it_is_written(tmp_path: Path) -> None:
-    """The removal that came before the object does not make it stay."""
+def test_a_probe_cancelled_while_it_is_written_is_removed(tmp_path: Path) -> None:
+    """A removal before the object is there does not make it stay."""
 
     class Interrupted(FaultyStore):
         def put(self, key: str, content: bytes | Path, *, sha256: bytes) -> None:
@@ -240,18 +240,18 @@ def test_a_probe_that_is_cancelled_while_it_is_written(tmp_path: Path) -> None:
     assert list(store.list("")) == []
 
 
-def test_keys_of_probes_are_nobodys_strangers(tmp_path: Path, state: StateDirectory) -> None:
-    """A prune at the same moment does not tell of the object."""
+def test_probes_are_no_foreign_objects(tmp_path: Path, state: StateDirectory) -> None:
+    """A prune at the same moment does not report the object."""
     store = DirectoryStore(tmp_path / "backups")
     probe = Probe(store)
     probe.write()
     assert is_object_key(probe.key)
-    assert Repository(store, state).strangers() == []
+    assert Repository(store, state).foreign_objects() == []
     assert Repository(store, state).databases(with_trash=True) == []
 
 
 def test_a_versioned_bucket_keeps_no_version(moto: S3Server, state: StateDirectory) -> None:
-    """Nothing stays where nobody looks either: neither the object nor the mark of its deletion."""
+    """In a versioned bucket the probe leaves neither a version of its object nor a delete marker."""
     settings = moto.settings(prefix="some")
     client = moto.client()
     client.put_bucket_versioning(Bucket=settings.bucket, VersioningConfiguration={"Status": "Enabled"})

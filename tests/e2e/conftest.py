@@ -4,13 +4,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 from harness.confinement import another_user
-from harness.place import Place, make_place
+from harness.place import Place, create_database, make_place
+from harness.site import TOKEN, new_site
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from harness.cli import Runner
+    from harness.daemon import Daemon
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +28,20 @@ def place(pristine_place: Place, tmp_path: Path) -> Place:
 
 
 @pytest.fixture(scope="session")
-def stranger() -> Iterator[Runner]:
+def other_user() -> Iterator[Runner]:
     """Runs commands as another user."""
     with another_user() as runner:
         yield runner
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon that takes requests, and has taken its first snapshots of app and users."""
+    site = new_site(tmp_path)
+    for name in ("app", "users"):
+        create_database(tmp_path / f"{name}.db", rows=10)
+    site.configure("app.db", "users.db", http={"token": TOKEN})
+    with site.daemon() as running:
+        for name in ("app", "users"):
+            running.wait_for("snapshot", database=name, outcome="created")
+        yield running

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
+from harness.extent import slow
+
 if TYPE_CHECKING:
     from harness.place import Place
 
@@ -23,7 +25,8 @@ _MEAN_NOTHING = {
 }
 
 
-def test_unknown_snapshots(place: Place) -> None:
+@slow
+def test_unknown_snapshot_is_an_error_and_restores_nothing(place: Place) -> None:
     """Every form of a reference may mean nothing; a restore of it makes no file."""
     place.backupd.refusals(
         [
@@ -33,10 +36,11 @@ def test_unknown_snapshots(place: Place) -> None:
     )
 
 
+@slow
 def test_ambiguous_beginning_of_an_id(place: Place) -> None:
     """The ids that begin like this are in the hint."""
     result = place.backupd.refusal("show", place.ids[0][:4], code=NO_SUCH_SNAPSHOT, names=[place.ids[0][:4], "3"])
-    assert all(each in result.told("hint")[0] for each in place.ids)
+    assert all(each in result.reported("hint")[0] for each in place.ids)
 
 
 def test_several_databases_in_one_store(place: Place) -> None:
@@ -48,7 +52,7 @@ def test_several_databases_in_one_store(place: Place) -> None:
         [(["show", reference], NO_SUCH_SNAPSHOT, ["app", "other"]) for reference in references]
     )
     for reference, result in zip(references, results, strict=True):
-        assert f"app@{reference}" in result.told("hint")[0]
+        assert f"app@{reference}" in result.reported("hint")[0]
     assert place.backupd.json("show", "other@first")["snapshot"]["database"] == "other"
     place.backupd.refusal("show", "app@latest", "--database", "other", code=USAGE, names=["app", "other"])
 
@@ -56,12 +60,12 @@ def test_several_databases_in_one_store(place: Place) -> None:
 def test_unknown_snapshot_as_json(place: Place) -> None:
     """The error is the document, and the same as on stderr."""
     text = place.backupd.refusal("show", "nosuch", code=NO_SUCH_SNAPSHOT, names=["nosuch", place.store])
-    (error,), (hint,) = text.told("error"), text.told("hint")
+    (error,), (hint,) = text.reported("error"), text.reported("hint")
     document = place.backupd.json("show", "nosuch", code=NO_SUCH_SNAPSHOT)
     assert document == {"error": {"message": error, "hint": hint, "exit_code": NO_SUCH_SNAPSHOT}}
 
 
-def test_store_without_backups(place: Place) -> None:
+def test_store_without_backups_is_an_error_and_stays_empty(place: Place) -> None:
     """A wrong directory is no empty history, and is not made into a store by looking."""
     nowhere = place.home / "nowhere"
     place.backupd.refusals(

@@ -71,8 +71,8 @@ _UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-def test_each_kind_of_unusable_file(place: Place) -> None:
-    """What is wrong with it is said of each, none gets a snapshot, and a good one beside them does."""
+def test_each_kind_of_unusable_file_fails_alone(place: Place) -> None:
+    """Each unusable file fails with its reason and without a snapshot, and a good one gets its snapshot."""
     for how, (make, _) in _UNUSABLE.items():
         make(place.home / f"{how}.db")
     change_rows(place.database, "changed")
@@ -93,8 +93,8 @@ def test_each_kind_of_unusable_file(place: Place) -> None:
     assert len(place.backupd.json("list")["snapshots"]) == len(place.ids) + 1
 
 
-def test_unusable_files_in_words(place: Place) -> None:
-    """One error, one hint, and the exit code, also where SQLite itself has to find out."""
+def test_unusable_file_is_one_error_with_a_hint(place: Place) -> None:
+    """An unusable file is one error with a hint and an exit code, even if only SQLite can find out."""
     commands = []
     for how in ("missing", "hot-journal", "cut-in-half"):
         make, words = _UNUSABLE[how]
@@ -122,15 +122,15 @@ def test_lock_is_not_waited_for_beyond_the_limit(place: Place, journal_mode: str
         backupd.refusal("now", "locked.db", code=BUSY, names=[database, "locked"])
 
 
-def test_second_run_waits_for_the_first_only_so_long(place: Place) -> None:
-    """Another backupd that is at work on the same database in the same store."""
+def test_second_run_waits_for_the_first_no_longer_than_the_lock_timeout(place: Place) -> None:
+    """A run is refused when another one holds the lock of its database and store for longer than the timeout."""
     backupd = CommandLine(place.home, BACKUPD_CAPTURE__LOCK_TIMEOUT="200ms")
     with StateDirectory(backupd.state).lock(f"app in {place.store}", timeout=0):
         backupd.refusal("now", "app.db", code=BUSY, names=["another backupd", "app", place.store])
 
 
-def test_file_of_another_user_that_is_private(stranger: Runner) -> None:
-    """Neither a private file nor a file in a private directory can be read, and both are said to be unreadable."""
+def test_file_of_another_user_that_is_private(other_user: Runner) -> None:
+    """A private file, or a file in a private directory, of another user is reported as unreadable."""
     with shared_directory() as home:
         home.chmod(0o777)
         create_database(home / "private.db", rows=5)
@@ -138,14 +138,14 @@ def test_file_of_another_user_that_is_private(stranger: Runner) -> None:
         (home / "closed").mkdir(mode=0o700)
         create_database(home / "closed/app.db", rows=5)
         before = tree(home)
-        result = CommandLine(home, runner=stranger).run("now", "private.db", "closed/app.db", code=SOURCE_UNUSABLE)
-        assert len(result.told("hint")) == 2
-        for error, database in zip(result.told("error"), ("private.db", "closed/app.db"), strict=True):
+        result = CommandLine(home, runner=other_user).run("now", "private.db", "closed/app.db", code=SOURCE_UNUSABLE)
+        assert len(result.reported("hint")) == 2
+        for error, database in zip(result.reported("error"), ("private.db", "closed/app.db"), strict=True):
             assert f"{home / database} cannot be read" in error
         assert {name: facts for name, facts in tree(home).items() if name in before} == before
 
 
-def test_idle_wal_database_of_another_user(stranger: Runner) -> None:
+def test_idle_wal_database_of_another_user(other_user: Runner) -> None:
     """Reading it, or a link to it, would leave files that its owner cannot write; beside the application it works."""
     with shared_directory() as home:
         home.chmod(0o777)
@@ -154,11 +154,11 @@ def test_idle_wal_database_of_another_user(stranger: Runner) -> None:
         database.chmod(0o644)
         (home / "links").mkdir()
         (home / "links/linked.db").symlink_to(database)
-        backupd = CommandLine(home, runner=stranger)
+        backupd = CommandLine(home, runner=other_user)
         result = backupd.run("now", "app.db", "links/linked.db", code=SOURCE_UNUSABLE)
         assert side_files(database) == []
-        assert (len(result.told("error")), len(result.told("hint"))) == (2, 2)
-        assert all(f"uid {ANOTHER_UID}" in error for error in result.told("error"))
+        assert (len(result.reported("error")), len(result.reported("hint"))) == (2, 2)
+        assert all(f"uid {ANOTHER_UID}" in error for error in result.reported("error"))
         with connected(database, "UPDATE report SET title = 'open'"):
             owners = {file: file.stat().st_uid for file in side_files(database)}
             assert len(owners) == 2
@@ -178,7 +178,7 @@ def test_read_only_volume_with_an_idle_wal_database(place: Place) -> None:
         mounts.mount("-o", "remount,ro,bind", volume)
         backupd = CommandLine(place.home, runner=mounts.runner())
         result = backupd.refusal("now", "volume/wal.db", code=SOURCE_UNUSABLE, names=[volume / "wal.db"])
-        assert ":ro" in result.told("hint")[0]
+        assert ":ro" in result.reported("hint")[0]
         assert backupd.json("now", "volume/delete.db")["snapshots"][0]["outcome"] == "created"
 
 
@@ -211,10 +211,10 @@ def test_file_that_changes_under_the_capture(
     meddle(database)
     os.kill(stopped, signal.SIGCONT)
     result = finish(process, code=SOURCE_UNUSABLE)
-    (error,) = result.told("error")
+    (error,) = result.reported("error")
     assert str(database) in error
     assert re.search(words, error)
-    assert len(result.told("hint")) == 1
+    assert len(result.reported("hint")) == 1
     assert list(place.store.glob("big/snapshots/*")) == snapshots
     assert place.backupd.spooled() == []
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import socket
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -14,8 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 from harness.cli import CommandLine, Runner
 from harness.confinement import private_mounts, shared_directory
+from harness.extent import slow
 from harness.loopback import loopback
 from harness.place import content_digest, create_database
+from harness.ports import reserved_port
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,23 +41,22 @@ def _configure(file: Path, store: dict[str, object]) -> None:
     file.write_text("[[stores]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in store.items()))
 
 
+@slow
 def test_bad_buckets_and_endpoints(place: Place, seaweed: S3Server) -> None:
-    """Each has a message of its own, with no secret in it."""
+    """Each kind of bad bucket or endpoint has a message of its own, with no secret in it."""
     bucket = seaweed.new_bucket()
     good = {"url": f"s3://{bucket}", "endpoint_url": seaweed.endpoint_url, "max_attempts": 1}
     good |= {"access_key_id": seaweed.access_key_id, "secret_access_key": seaweed.secret_access_key}
     with ExitStack() as servers:
         web = servers.enter_context(loopback(_answer_like_a_web_page))
         ahead = servers.enter_context(loopback(_answer_from_tomorrow))
-        with socket.create_server(("127.0.0.1", 0)) as closed:
-            port = closed.getsockname()[1]
         wrong = {
             "bucket": ({"url": "s3://there-is-none"}, "bucket there-is-none does not exist"),
             "key": ({"access_key_id": "WRONG"}, "does not know this access key"),
             "secret": ({"secret_access_key": "wrong"}, "secret key is wrong"),
-            "port": ({"endpoint_url": f"http://127.0.0.1:{port}"}, "connection refused"),
+            "port": ({"endpoint_url": f"http://127.0.0.1:{reserved_port()}"}, "connection refused"),
             "host": ({"endpoint_url": "http://nosuch.invalid"}, "nosuch.invalid"),
-            "web": ({"endpoint_url": web.endpoint_url}, "not an S3 server"),
+            "web": ({"endpoint_url": web.endpoint_url}, "does not answer like S3"),
             "clock": ({"endpoint_url": ahead.endpoint_url}, "24 h behind the store's"),
         }
         commands = []
@@ -69,31 +69,31 @@ def test_bad_buckets_and_endpoints(place: Place, seaweed: S3Server) -> None:
     assert not any(seaweed.secret_access_key in result.stderr for result in results)
 
 
-def test_unwritable_store_and_state_directory(stranger: Runner) -> None:
-    """A user that may not write there is told the directory and their uid."""
+def test_unwritable_store_and_state_directory(other_user: Runner) -> None:
+    """A user that may not write there gets an error with the directory and its uid."""
     with shared_directory() as home:
         create_database(home / "app.db", rows=5)
         (home / "state").mkdir(mode=0o700)
         (home / "own").mkdir()
         (home / "own").chmod(0o777)
-        backupd = CommandLine(home, state="own", runner=stranger)
+        backupd = CommandLine(home, state="own", runner=other_user)
         refused = backupd.refusal("now", "app.db", "--store", "store", code=UNAVAILABLE, names=[home / "store"])
-        assert "uid 65534" in refused.told("hint")[0]
-        refused = CommandLine(home, runner=stranger).run("now", "app.db", "--store", "own", code=USAGE)
-        assert str(home / "state") in refused.told("error")[0]
-        assert "BACKUPD_STATE_DIR" in refused.told("hint")[0]
+        assert "uid 65534" in refused.reported("hint")[0]
+        refused = CommandLine(home, runner=other_user).run("now", "app.db", "--store", "own", code=USAGE)
+        assert str(home / "state") in refused.reported("error")[0]
+        assert "BACKUPD_STATE_DIR" in refused.reported("hint")[0]
         assert not (home / "store").exists()
 
 
-def test_unwritable_state_directory_is_enough_to_restore(stranger: Runner) -> None:
-    """On a rescue machine nothing can be cached, and nothing has to be."""
+def test_unwritable_state_directory_is_enough_to_restore(other_user: Runner) -> None:
+    """A machine that cannot create the state directory can list and restore."""
     with shared_directory() as home:
         for name in ("store", "own"):
             (home / name).mkdir()
             (home / name).chmod(0o777)
         create_database(home / "app.db", rows=5)
-        CommandLine(home, state="own/state", runner=stranger).run("now", "app.db", "--store", "store")
-        backupd = CommandLine(home, state="nowhere/state", runner=stranger)
+        CommandLine(home, state="own/state", runner=other_user).run("now", "app.db", "--store", "store")
+        backupd = CommandLine(home, state="nowhere/state", runner=other_user)
         assert len(backupd.json("list", "--store", "store")["snapshots"]) == 1
         backupd.run("restore", "latest", "--store", "store", "--to", "own/restored.db")
         assert content_digest(home / "own/restored.db") == content_digest(home / "app.db")
@@ -112,7 +112,7 @@ def test_clock_that_is_far_off(place: Place, seaweed: S3Server, offset: str, wor
 
 
 def test_full_store_takes_the_snapshot_when_it_has_space(place: Place) -> None:
-    """Nothing of the snapshot that did not fit is listed or left behind, and the one after it restores."""
+    """A snapshot that does not fit leaves nothing in the store, and the one after it restores."""
     create_database(place.home / "big.db", rows=3000)
     with private_mounts() as mounts:
         small = place.home / "small"
@@ -128,7 +128,7 @@ def test_full_store_takes_the_snapshot_when_it_has_space(place: Place) -> None:
     assert content_digest(place.home / "restored.db") == content_digest(place.home / "big.db")
 
 
-def test_full_state_directory(place: Place) -> None:
+def test_full_state_directory_leaves_stores_unchanged(place: Place) -> None:
     """Packs on their way find no room in the spool; the stores are as they were."""
     create_database(place.home / "big.db", rows=3000)
     with private_mounts() as mounts:
@@ -141,7 +141,7 @@ def test_full_state_directory(place: Place) -> None:
 
 
 def test_store_of_a_newer_format(place: Place) -> None:
-    """Neither a repository nor a single manifest of format 2 is guessed at; only the repository stops snapshots."""
+    """A newer format is refused, in the repository object or in a manifest; only the repository stops snapshots."""
     newer = place.copy(place.home.with_name("newer manifest"))
     repository = place.store / "backupd.json"
     repository.write_text(json.dumps(json.loads(repository.read_text()) | {"format": 2}))
@@ -149,8 +149,8 @@ def test_store_of_a_newer_format(place: Place) -> None:
     place.backupd.refusals([(verb, UNSUPPORTED_FORMAT, [place.store, "format 2"]) for verb in verbs])
     _seal_as_format_2(newer.manifest(2))
     shutil.rmtree(newer.backupd.state)
-    told = [newer.ids[2], newer.store, "version 2"]
-    newer.backupd.refusals([(verbs[2], UNSUPPORTED_FORMAT, told)])
+    reported = [newer.ids[2], newer.store, "version 2"]
+    newer.backupd.refusals([(verbs[2], UNSUPPORTED_FORMAT, reported)])
     assert "version 2" in newer.backupd.run("list", code=PARTLY_DONE).stderr
     assert newer.ids[2] in newer.backupd.run("now", "app.db").stderr
     newer.backupd.run("restore", "latest", "--to", "restored.db")
@@ -163,7 +163,7 @@ def _seal_as_format_2(manifest: Path) -> None:
 
 
 def test_garbage_in_place_of_the_repository_object(place: Place) -> None:
-    """It is named as damaged, and not written over."""
+    """Garbage in place of the repository object is damage, and is not overwritten."""
     (place.store / "backupd.json").write_text("not ours")
     verbs = (["list"], ["now", "app.db"])
     place.backupd.refusals([(verb, DAMAGE_FOUND, ["backupd.json", place.store]) for verb in verbs])
@@ -179,11 +179,12 @@ def test_file_in_place_of_the_store(place: Place) -> None:
     )
 
 
-def test_two_writers_that_take_turns_are_told(place: Place) -> None:
-    """Staging and production share a prefix: whoever comes back finds the other's snapshot on top of its own."""
+@slow
+def test_two_writers_that_take_turns_are_reported(place: Place) -> None:
+    """Staging and production share a prefix: each finds a newer snapshot of the other when it runs again."""
     production, staging = place.backupd, CommandLine(place.home, state="staging")
     staging.run("now", "app.db", "--tag", "staging")
-    (warning,) = production.run("now", "app.db", "--tag", "production").told("warning")
+    (warning,) = production.run("now", "app.db", "--tag", "production").reported("warning")
     assert all(each in warning for each in ("app", "two writers", str(place.store), str(place.database)))
     (result,) = staging.json("now", "app.db", "--tag", "staging")["snapshots"]
     assert result["outcome"] == "created"

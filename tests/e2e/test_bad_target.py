@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 USAGE = 2
 
 
-def test_target_that_is_in_use_or_out_of_reach(place: Place) -> None:
-    """A file, a link, a directory, a leftover of another database, and a directory that does not exist."""
+def test_target_that_is_in_use_or_out_of_reach_is_refused(place: Place) -> None:
+    """A target that exists, has a leftover beside it, or is in a missing directory is refused."""
     home = place.home
     (home / "directory").mkdir()
     (home / "link.db").symlink_to("nowhere.db")
@@ -35,7 +35,7 @@ def test_target_that_is_in_use_or_out_of_reach(place: Place) -> None:
 
 
 def test_force_replaces_files_only(place: Place) -> None:
-    """Not a directory, and not what a link that leads nowhere would have to create."""
+    """A restore with --force refuses to replace a directory or a dangling link."""
     (place.home / "directory").mkdir()
     (place.home / "dangling.db").symlink_to("nowhere/app.db")
     (place.home / "loop.db").symlink_to("loop.db")
@@ -53,8 +53,8 @@ def test_force_does_not_part_a_database_from_its_log(place: Place) -> None:
     place.backupd.refusal("restore", "first", "--to", "app.db", "--force", code=USAGE, names=["app.db-wal"])
 
 
-def test_configured_database_is_not_replaced_without_a_word(place: Place) -> None:
-    """Without a terminal and without --yes nobody can be asked, wherever the path comes from."""
+def test_configured_database_is_not_replaced_without_a_confirmation(place: Place) -> None:
+    """A configured database is not replaced without --yes where no terminal can ask, however it is named."""
     (place.home / "backupd.toml").write_text("[[databases]]\npath = 'app.db'\n")
     place.backupd.refusals(
         [
@@ -67,8 +67,8 @@ def test_configured_database_is_not_replaced_without_a_word(place: Place) -> Non
     )
 
 
-def test_live_database_that_cannot_be_written(place: Place) -> None:
-    """A read-only volume, and a directory in place of the database."""
+def test_live_database_that_cannot_be_written_is_refused(place: Place) -> None:
+    """A directory in place of the database, or a database on a read-only volume, is refused."""
     (place.home / "directory").mkdir()
     (place.home / "backupd.toml").write_text("[[databases]]\nname = 'app'\npath = 'directory'\n")
     place.backupd.refusal("restore", "first", "--yes", code=USAGE, names=[place.home / "directory", "not a regular"])
@@ -83,18 +83,18 @@ def test_live_database_that_cannot_be_written(place: Place) -> None:
         backupd.refusal("restore", "first", "--yes", code=USAGE, names=[mounted / "app.db", "read-only"])
 
 
-def test_directory_of_another_user(stranger: Runner) -> None:
+def test_directory_of_another_user(other_user: Runner) -> None:
     """What a user may not write is said before anything is fetched."""
     with shared_directory() as home:
         (home / "own").mkdir()
         (home / "own").chmod(0o777)
         create_database(home / "app.db", rows=5)
-        backupd = CommandLine(home, state="own/state", runner=stranger)
+        backupd = CommandLine(home, state="own/state", runner=other_user)
         backupd.run("now", "app.db", "--store", "own/store")
         refused = backupd.refusal(
             "restore", "latest", "--store", "own/store", "--to", "restored.db", code=USAGE, names=[home, "65534"]
         )
-        assert "--to FILE" in refused.told("hint")[0]
+        assert "--to FILE" in refused.reported("hint")[0]
 
 
 def test_disk_that_is_too_small(place: Place) -> None:

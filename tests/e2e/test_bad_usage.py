@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 USAGE, SOURCE_UNUSABLE = 2, 13
 
 
-def test_wrong_command_lines(place: Place) -> None:
+def test_wrong_command_line_is_explained(place: Place) -> None:
     """What is wrong is named, and the hint has what would be right."""
     (place.home / "copy").mkdir()
     shutil.copy(place.database, place.home / "copy/app.db")
@@ -34,11 +34,11 @@ def test_wrong_command_lines(place: Place) -> None:
     ]
     results = place.backupd.refusals([(line.split(), USAGE, [error]) for line, error, _ in expected])
     for result, (_, _, hint) in zip(results, expected, strict=True):
-        assert hint in result.told("hint")[0]
+        assert hint in result.reported("hint")[0]
         assert "hunter2" not in result.stderr
 
 
-def test_wrong_configurations(place: Place) -> None:
+def test_wrong_configuration_is_explained(place: Place) -> None:
     """The file, the key and the likely spelling are named; two databases never share a name."""
     for directory in ("a", "b"):
         (place.home / directory).mkdir()
@@ -61,10 +61,10 @@ def test_wrong_configurations(place: Place) -> None:
         ]
     )
     for result, (_, _, hint) in zip(results, expected, strict=True):
-        assert hint in result.told("hint")[0]
+        assert hint in result.reported("hint")[0]
 
 
-def test_wrong_variables(place: Place) -> None:
+def test_wrong_variable_is_explained(place: Place) -> None:
     """A secret twice, from a file that is not there, and a name that is nearly one of ours."""
     bucket = {"BACKUPD_STORES__0__URL": "s3://bucket", "BACKUPD_STORES__0__ACCESS_KEY_ID": "id"}
     secret = "BACKUPD_STORES__0__SECRET_ACCESS_KEY"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from harness.cli import CommandLine
 from harness.clock import settable_clock
 from harness.daemon import wait_until
+from harness.extent import slow
 from harness.ledger import bookkeeper, create_ledger, imbalance
 from harness.place import change_rows, connected, create_database
 from harness.relay import relay
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 BUSY = 11
 
 
-def test_start_takes_a_snapshot_and_tells_no_secret(tmp_path: Path, seaweed: S3Server) -> None:
-    """At once, while the application writes; every line is an object, and nothing that is told holds a secret."""
+def test_start_takes_a_snapshot_and_shows_no_secret(tmp_path: Path, seaweed: S3Server) -> None:
+    """A snapshot is taken at once, while the application writes; each log line is a JSON object without secrets."""
     site = new_site(tmp_path)
     create_ledger(tmp_path / "app.db", journal_mode="wal")
     with sink() as listener, bookkeeper(tmp_path / "app.db"):
@@ -47,21 +48,22 @@ def test_start_takes_a_snapshot_and_tells_no_secret(tmp_path: Path, seaweed: S3S
                 assert (created["database"], created["outcome"], created["error"]) == ("app", "created", None)
             daemon.require_red("nothing-matches")
             wait_until(lambda: any(notified in each.path for each in listener.received))
-            told = "".join([*daemon.lines, site.status_text, daemon.ask("/metrics").text, daemon.ask("/healthz").text])
-            told += Path(f"/proc/{daemon.process.pid}/cmdline").read_text()
+            answers = [daemon.ask("/metrics").text, daemon.ask("/healthz").text]
+            reported = "".join([*daemon.lines, site.status_text, *answers])
+            reported += Path(f"/proc/{daemon.process.pid}/cmdline").read_text()
             daemon.stop()
     for event in daemon.events:
         assert list(event)[:3] == ["timestamp", "level", "event"]
     for secret in (bucket["secret_access_key"], TOKEN, notified, beaten):
-        assert str(secret) not in told
+        assert str(secret) not in reported
     assert {each.path.rsplit("/", 1)[0] for each in listener.received} >= {f"/{beaten}"}
     assert any(notified in each.path for each in listener.received)
     site.backupd.run("restore", "app@latest", "--to", "restored.db", "--store", str(site.store))
     assert imbalance(tmp_path / "restored.db") == []
 
 
-def test_start_logs_when_it_runs_next(tmp_path: Path) -> None:
-    """Of every entry: its snapshots, drills and prunes, with the schedule and the time."""
+def test_start_logs_the_next_times(tmp_path: Path) -> None:
+    """The log has the schedule and the next time of the snapshots, drills and prunes of each entry."""
     site = new_site(tmp_path)
     create_database(tmp_path / "app.db", rows=10)
     create_database(tmp_path / "users.db", rows=10)
@@ -78,7 +80,7 @@ def test_start_logs_when_it_runs_next(tmp_path: Path) -> None:
 
 
 def test_terminal_gets_readable_lines(tmp_path: Path) -> None:
-    """On a terminal the log is for people, in colours, and Ctrl-C ends it as SIGTERM does."""
+    """A terminal gets a readable log in colours, and Ctrl-C ends the daemon as SIGTERM does."""
     site = new_site(tmp_path)
     create_database(tmp_path / "app.db", rows=10)
     site.configure()
@@ -98,7 +100,7 @@ def test_terminal_gets_readable_lines(tmp_path: Path) -> None:
 
 
 def read_until(terminal: int, text: str | None) -> str:
-    """What a terminal shows until `text` does, or (None) until its other side is closed."""
+    """Return what a terminal shows until `text` appears, or (None) until its other side is closed."""
     shown = ""
     while text is None or text not in shown:
         if not select.select([terminal], [], [], 60)[0]:
@@ -111,7 +113,7 @@ def read_until(terminal: int, text: str | None) -> str:
     return shown
 
 
-def test_restart_makes_up_for_what_was_missed_and_for_nothing_else(tmp_path: Path) -> None:
+def test_restart_runs_only_what_was_missed(tmp_path: Path) -> None:
     """A restart takes no snapshot before its time; after a time that was missed, it takes one at once."""
     site = new_site(tmp_path)
     create_database(tmp_path / "app.db")
@@ -133,6 +135,7 @@ def test_restart_makes_up_for_what_was_missed_and_for_nothing_else(tmp_path: Pat
     assert [each["id"] for each in site.listed()] == [first["id"], second["id"]]
 
 
+@slow
 def test_schedules_by_the_clock(tmp_path: Path) -> None:
     """Snapshots, test restores and prunes have their times; a hung capture holds up no other database.
 
@@ -149,11 +152,11 @@ def test_schedules_by_the_clock(tmp_path: Path) -> None:
         retention={"keep_last": 1, "daily": 0, "weekly": 0, "monthly": 0, "after_snapshot": False},
     )
     with connected(tmp_path / "hung.db", "BEGIN EXCLUSIVE"), site.daemon() as daemon:
-        for name in ("minutely", "hourly"):
+        for name in ("hourly", "minutely"):
             daemon.wait_for("snapshot", database=name, outcome="created")
+            position = daemon.position  # before the change: the minute may end at any time
             site.backupd.run("now", name, "--tag", "older", "--full")
             change_rows(tmp_path / f"{name}.db", "changed")
-        position = daemon.position
         daemon.wait_for("snapshot", after=position, database="minutely", outcome="created", patience_seconds=90)
         assert daemon.wait_for("drill", after=position, database="minutely")["outcome"] == "proven"
         assert daemon.wait_for("prune", after=position, database="minutely")["removed"]
@@ -165,8 +168,8 @@ def test_schedules_by_the_clock(tmp_path: Path) -> None:
         daemon.require_green()
 
 
-def test_a_clock_that_jumps(tmp_path: Path) -> None:
-    """After hours of sleep, or once somebody has set the clock, what was missed is made up for within seconds."""
+def test_a_clock_that_jumps_causes_new_plans(tmp_path: Path) -> None:
+    """A clock that jumps is noticed, and what was missed is made up for within seconds."""
     clock = settable_clock(tmp_path)
     site = new_site(tmp_path, runner=clock.runner())
     create_database(tmp_path / "app.db", rows=10)
@@ -182,25 +185,25 @@ def test_a_clock_that_jumps(tmp_path: Path) -> None:
 
 
 def test_second_daemon_is_refused(tmp_path: Path) -> None:
-    """It ends with exit code 11 and says what to do; the first does not notice."""
+    """A second daemon of one state directory, or of one address, is refused with a hint; the first stays green."""
     site = new_site(tmp_path)
     create_database(tmp_path / "app.db", rows=10)
     site.configure()
     with site.daemon() as daemon:
         daemon.wait_for("snapshot", outcome="created")
         refused = site.backupd.run("run", code=BUSY)
-        assert str(site.state) in refused.told("error")[0]
-        assert "state_dir" in refused.told("hint")[0]
+        assert str(site.state) in refused.reported("error")[0]
+        assert "state_dir" in refused.reported("hint")[0]
         assert refused.stdout == ""
         daemon.require_green()
         elsewhere = CommandLine(tmp_path, state="another state", BACKUPD_HTTP__LISTEN=f"127.0.0.1:{site.port}")
         refused = elsewhere.run("run", code=2)
-        assert f"cannot listen on 127.0.0.1:{site.port}" in refused.told("error")[0]
-        assert "http.listen" in refused.told("hint")[0]
+        assert f"cannot listen on 127.0.0.1:{site.port}" in refused.reported("error")[0]
+        assert "http.listen" in refused.reported("hint")[0]
 
 
 def test_now_beside_the_daemon(tmp_path: Path, seaweed: S3Server) -> None:
-    """Not while the daemon's run of the same database goes on, and then at any time; the status knows of both."""
+    """`now` is refused during the daemon's run of the same database, succeeds after it, and is in the status."""
     site = new_site(tmp_path)
     create_database(tmp_path / "app.db", rows=10)
     with relay(seaweed.endpoint_url) as network:
@@ -209,7 +212,7 @@ def test_now_beside_the_daemon(tmp_path: Path, seaweed: S3Server) -> None:
         with site.daemon() as daemon:
             network.wait_until_held()
             (refused,) = site.backupd.json("now", code=BUSY)["snapshots"]
-            assert "another backupd is at work on" in refused["error"]["message"]
+            assert "another backupd is working on" in refused["error"]["message"]
             network.flow()
             first = daemon.wait_for("snapshot", outcome="created")
             change_rows(tmp_path / "app.db", "changed")
@@ -222,7 +225,7 @@ def test_now_beside_the_daemon(tmp_path: Path, seaweed: S3Server) -> None:
 
 
 def test_now_that_is_refused_beside_the_daemon_is_no_alarm(tmp_path: Path, seaweed: S3Server) -> None:
-    """However often somebody tries while the daemon's own run goes on: that says nothing of the database."""
+    """However often it is refused while the daemon's own run continues, that says nothing of the database."""
     site = new_site(tmp_path)
     create_database(tmp_path / "app.db", rows=10)
     with relay(seaweed.endpoint_url) as network:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from harness.clock import settable_clock
 from harness.confinement import private_mounts
 from harness.daemon import wait_until
+from harness.extent import slow
 from harness.place import change_rows, connected, create_database
 from harness.relay import relay
 from harness.restarting import restarting_server
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 LONG = timedelta(hours=4)
 
 
+@slow
 def test_source_gone_and_back(tmp_path: Path) -> None:
     """The file was moved away; the database beside it is backed up all the time, and the first once it is back."""
     site = new_site(tmp_path)
@@ -54,8 +56,29 @@ def test_source_gone_and_back(tmp_path: Path) -> None:
         daemon.wait_for("alarm over:", kind="nothing-matches", database="app")
 
 
+def test_sign_for_health_checks(tmp_path: Path) -> None:
+    """The daemon leaves a sign while nothing is wrong, takes it away with the first red alarm, and when it stops."""
+    site = new_site(tmp_path)
+    create_database(tmp_path / "app.db", rows=10)
+    site.configure()
+    sign = site.state / "healthy"
+    with site.daemon() as daemon:
+        daemon.wait_for("snapshot", outcome="created")
+        daemon.require_green()
+        wait_until(sign.exists)
+        (tmp_path / "app.db").rename(tmp_path / "elsewhere.db")
+        daemon.run_again()
+        daemon.require_red("nothing-matches", database="app")
+        wait_until(lambda: not sign.exists())
+        (tmp_path / "elsewhere.db").rename(tmp_path / "app.db")
+        daemon.require_green()
+        wait_until(sign.exists)
+        daemon.stop()
+    assert not sign.exists()
+
+
 def test_directory_store_gone_and_back(tmp_path: Path) -> None:
-    """In its place is something that is no store; the other store gets its snapshots all the time."""
+    """A store whose directory is replaced by a file is red until it is back; the other store gets its snapshots."""
     site = new_site(tmp_path)
     create_database(tmp_path / "app.db")
     site.configure(stores=["backups", "more"])
@@ -77,6 +100,7 @@ def test_directory_store_gone_and_back(tmp_path: Path) -> None:
         assert len(list(site.store.glob("app/snapshots/*.json"))) == 2
 
 
+@slow
 def test_s3_server_killed_and_started_again(tmp_path: Path) -> None:
     """A bucket whose server is killed is down until the server is back, and is not waited for by other databases."""
     site = new_site(tmp_path)
@@ -98,8 +122,9 @@ def test_s3_server_killed_and_started_again(tmp_path: Path) -> None:
             daemon.require_green()
 
 
-def test_hung_store(tmp_path: Path, seaweed: S3Server) -> None:
-    """A store that accepts connections and never answers costs its time limit; nobody waits for it for ever."""
+@slow
+def test_a_hung_store_fails_within_its_time_limit(tmp_path: Path, seaweed: S3Server) -> None:
+    """A store that accepts connections and never answers costs its time limit, and no more."""
     site = new_site(tmp_path)
     create_database(tmp_path / "app.db")
     with relay(seaweed.endpoint_url) as network:
@@ -116,8 +141,9 @@ def test_hung_store(tmp_path: Path, seaweed: S3Server) -> None:
             daemon.require_green()
 
 
-def test_store_that_hangs_within_an_upload(tmp_path: Path, seaweed: S3Server) -> None:
-    """The same when it takes a request and stops in the middle of a pack."""
+@slow
+def test_a_store_that_hangs_within_an_upload_fails_within_its_time_limit(tmp_path: Path, seaweed: S3Server) -> None:
+    """The store takes a request and stops in the middle of a pack."""
     site = new_site(tmp_path)
     create_database(tmp_path / "app.db")
     with relay(seaweed.endpoint_url) as network:
@@ -130,8 +156,8 @@ def test_store_that_hangs_within_an_upload(tmp_path: Path, seaweed: S3Server) ->
             assert len(site.listed()) == 1
 
 
-def test_stale_snapshot(tmp_path: Path) -> None:
-    """No run ends, because the application holds the database: late is red; then it lets go, and all is well."""
+def test_stale_snapshot_turns_health_red_until_the_next_one(tmp_path: Path) -> None:
+    """A snapshot that is late because the application holds its database is red until the next one."""
     site = new_site(tmp_path)
     create_database(tmp_path / "app.db", rows=10)
     site.configure(capture={"lock_timeout": "10m"})
@@ -147,8 +173,8 @@ def test_stale_snapshot(tmp_path: Path) -> None:
         daemon.require_green()
 
 
-def test_state_directory_full(tmp_path: Path) -> None:
-    """No snapshot can be made, nor its failure noted: the signs of life stop, and start again once there is space."""
+def test_full_state_directory_turns_health_red_until_there_is_space(tmp_path: Path) -> None:
+    """A full state directory stops the signs of life, which turns health red until there is space."""
     with private_mounts() as mounts:
         site = _on_small_disk(tmp_path, mounts, mounts.runner())
         with site.daemon() as daemon:
@@ -185,8 +211,8 @@ def test_state_directory_full_for_minutes(tmp_path: Path) -> None:
             daemon.wait_for("snapshot", after=position, outcome="created")
 
 
-def test_killed_daemon(tmp_path: Path) -> None:
-    """Nobody is alive to say so, but the check tells, and is content when the next daemon has started."""
+def test_a_killed_daemon_is_red_until_the_next_start(tmp_path: Path) -> None:
+    """The check from outside finds it, and is green when the next daemon has started."""
     site = new_site(tmp_path)
     create_database(tmp_path / "app.db", rows=10)
     site.configure()

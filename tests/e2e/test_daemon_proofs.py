@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from harness.extent import slow
 from harness.place import create_database
 from harness.site import new_site, not_within_a_test
 
@@ -20,16 +21,17 @@ def _health(site: Site) -> dict[str, Any]:
     return dict(health)
 
 
+@slow
 def test_encrypted_snapshots_are_intact_without_a_key_and_proven_with_it(tmp_path: Path) -> None:
-    """A machine that has only public keys says so when it starts, and is in good health all the same."""
+    """A machine that has only public keys logs that when it starts, and is healthy anyway."""
     site = new_site(tmp_path)
     create_database(tmp_path / "app.db", rows=10)
     public = site.backupd.run("keygen", "--output", "key").stdout.strip()
     site.configure(schedule={"drills": not_within_a_test()}, encryption={"recipients": [public]})
     with site.daemon() as daemon:
         started = daemon.wait_for("snapshots are encrypted", recipients=1)
-        for told in (f"keep {site.state}", "without it the next snapshot is full", "without identity_file"):
-            assert told in started["hint"]
+        for reported in (f"keep {site.state}", "without it the next snapshot is full", "without identity_file"):
+            assert reported in started["hint"]
         created = daemon.wait_for("snapshot", outcome="created")
         drilled = daemon.wait_for("drill", after=daemon.drill_again())
         assert (drilled["id"], drilled["outcome"], drilled["error"]) == (created["id"], "intact", None)
@@ -41,7 +43,7 @@ def test_encrypted_snapshots_are_intact_without_a_key_and_proven_with_it(tmp_pat
         assert "  intact " in site.backupd.run("list").stdout
         daemon.stop()
     with site.daemon(BACKUPD_IDENTITY_FILE="key") as daemon:
-        assert "whoever has this machine can read the past" in daemon.wait_for("snapshots are encrypted")["hint"]
+        assert "who controls this machine can read all snapshots" in daemon.wait_for("snapshots are encrypted")["hint"]
         drilled = daemon.wait_for("drill", after=daemon.drill_again())
         assert drilled["outcome"] == "proven"
         daemon.require_green()
@@ -49,8 +51,8 @@ def test_encrypted_snapshots_are_intact_without_a_key_and_proven_with_it(tmp_pat
         assert site.listed()[0]["proven_at"] is not None
 
 
-def test_damage_found_by_hand_is_mended_by_the_next_round(tmp_path: Path) -> None:
-    """`verify` beside the daemon finds it; everybody is told; a snapshot stores it again; a drill ends the alarm."""
+def test_damage_found_by_verify_is_repaired_by_the_next_round(tmp_path: Path) -> None:
+    """`verify` beside the daemon finds it; a snapshot stores the pages again; a drill ends the alarm."""
     site = new_site(tmp_path)
     create_database(tmp_path / "app.db", rows=10)
     site.configure(schedule={"drills": not_within_a_test()})

@@ -21,21 +21,8 @@ if TYPE_CHECKING:
     from harness.daemon import Answer, Daemon
 
 
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Daemon]:
-    """One that takes requests, and has taken its first snapshots of app and users."""
-    site = new_site(tmp_path)
-    for name in ("app", "users"):
-        create_database(tmp_path / f"{name}.db", rows=10)
-    site.configure("app.db", "users.db", http={"token": TOKEN})
-    with site.daemon() as running:
-        for name in ("app", "users"):
-            running.wait_for("snapshot", database=name, outcome="created")
-        yield running
-
-
-def test_without_a_token_nothing_is_there(tmp_path: Path) -> None:
-    """Where http.token is not set, nobody can ask for anything."""
+def test_without_a_token_no_snapshot_can_be_requested(tmp_path: Path) -> None:
+    """The path does not exist where http.token is not set."""
     site = new_site(tmp_path)
     create_database(tmp_path / "app.db", rows=10)
     site.configure()
@@ -46,8 +33,8 @@ def test_without_a_token_nothing_is_there(tmp_path: Path) -> None:
         assert len(daemon.events_of("snapshot")) == 1
 
 
-def test_only_the_right_token_will_do(daemon: Daemon) -> None:
-    """None, a wrong one, a part of it, another scheme: 401 and no snapshot; the right one: 200 and a snapshot."""
+def test_only_the_right_token_gets_a_snapshot(daemon: Daemon) -> None:
+    """Only the right token gets a snapshot: none, a wrong one, a part of it and another scheme get 401."""
     for token in (None, "", "wrong", TOKEN[:-1], f"{TOKEN}x", TOKEN.upper()):
         refused = daemon.ask("/snapshots", body="database=app&tag=no", token=token)
         assert refused.code == 401
@@ -65,7 +52,7 @@ def test_only_the_right_token_will_do(daemon: Daemon) -> None:
 
 
 def test_lines_for_a_migration_do_as_the_page_says(daemon: Daemon, tmp_path: Path) -> None:
-    """With Python alone: a snapshot and exit code 0, or what is wrong and another one, so that nothing is migrated."""
+    """The page's Python lines for a migration take a snapshot, or fail and say why, so that nothing is migrated."""
     (code,) = [block for block in blocks(DOCS / "operations.md", "python") if "/snapshots" in block]
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     code = code.replace("/run/secrets/backupd_token", str(tmp_path / "token"))
@@ -79,8 +66,8 @@ def test_lines_for_a_migration_do_as_the_page_says(daemon: Daemon, tmp_path: Pat
     assert daemon.site.listed("app")[-1]["tags"] == ["pre-migration"]
 
 
-def test_forms_json_and_query(daemon: Daemon) -> None:
-    """The same can be asked for in each way; without a database, all are meant."""
+def test_requests_come_as_forms_json_or_query(daemon: Daemon) -> None:
+    """A form, JSON or a query asks for a snapshot of one database, or of all without a name."""
     as_json = {"content_type": "application/json", "token": TOKEN}
     asked = [
         daemon.ask("/snapshots", body=json.dumps({"database": "app", "tag": "as-json"}), **as_json),
@@ -94,7 +81,7 @@ def test_forms_json_and_query(daemon: Daemon) -> None:
     assert tags == ["as-json", "as-form", "in-query", "all"]
 
 
-def test_without_waiting(daemon: Daemon) -> None:
+def test_request_without_waiting_is_answered_at_once(daemon: Daemon) -> None:
     """`wait=false` is answered at once with 202, and the snapshot is taken."""
     change_rows(daemon.site.home / "app.db", "changed")
     position = daemon.position
@@ -104,11 +91,11 @@ def test_without_waiting(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "content_type", "told"),
+    ("body", "content_type", "reported"),
     [
         ("database=nobody", "application/x-www-form-urlencoded", "no database 'nobody'"),
-        ("database=app&tag=latest", "application/x-www-form-urlencoded", "'latest' can not be a tag"),
-        ("database=app&tag=../x", "application/x-www-form-urlencoded", "'../x' can not be a tag"),
+        ("database=app&tag=latest", "application/x-www-form-urlencoded", "'latest' cannot be a tag"),
+        ("database=app&tag=../x", "application/x-www-form-urlencoded", "'../x' cannot be a tag"),
         ("database=app&wait=perhaps", "application/x-www-form-urlencoded", "wait must be true or false"),
         ("databse=app", "application/x-www-form-urlencoded", "unknown key 'databse'"),
         ("{", "application/json", "cannot be read"),
@@ -116,29 +103,29 @@ def test_without_waiting(daemon: Daemon) -> None:
         ("[1]", "application/json", "cannot be read"),
         ("7", "application/json", "cannot be read"),
         ('{"database": 7}', "application/json", "database must be"),
-        ('{"database": "app", "tag": ["x"]}', "application/json", "what is no text can not be a tag"),
-        ('{"database": "app", "tag": {"x": 1}}', "application/json", "what is no text can not be a tag"),
+        ('{"database": "app", "tag": ["x"]}', "application/json", "a tag must be a text"),
+        ('{"database": "app", "tag": {"x": 1}}', "application/json", "a tag must be a text"),
         ('{"database": "app", "wait": "maybe"}', "application/json", "wait must be true or false"),
     ],
 )
-def test_what_cannot_be_meant(refusing: Daemon, body: str, content_type: str, told: str) -> None:
-    """400, with a message, and no snapshot."""
+def test_impossible_request_is_refused(refusing: Daemon, body: str, content_type: str, reported: str) -> None:
+    """An impossible request gets 400 with a message, and no snapshot."""
     refused = refusing.ask("/snapshots", body=body, token=TOKEN, content_type=content_type)
     assert refused.code == 400
-    assert told in refused.document["error"]["message"]
+    assert reported in refused.document["error"]["message"]
     assert refusing.events_of("snapshot") == []
     assert refusing.ask("/healthz").code == 200
 
 
-def test_a_body_that_is_too_large(refusing: Daemon) -> None:
-    """413, with the limit."""
+def test_a_body_that_is_too_large_is_refused(refusing: Daemon) -> None:
+    """A body that is too large gets 413 with the limit."""
     refused = refusing.ask("/snapshots", body="x" * 20_000, token=TOKEN)
     assert refused.code == 413
     assert "16384 bytes" in refused.document["error"]["hint"]
 
 
-def test_a_body_in_chunks_is_not_passed_over(daemon: Daemon) -> None:
-    """The database and the tag in it count."""
+def test_a_body_in_chunks_is_read(daemon: Daemon) -> None:
+    """The database and the tag in a body that comes in chunks are used."""
     in_chunks = "11\r\ndatabase=users&ta\r\n7\r\ng=parts\r\n0\r\n\r\n"
     taken = daemon.ask("/snapshots", body=in_chunks, token=TOKEN, **{"Transfer-Encoding": "chunked"})
     assert taken.code == 200
@@ -148,7 +135,7 @@ def test_a_body_in_chunks_is_not_passed_over(daemon: Daemon) -> None:
 
 @pytest.fixture(scope="module")
 def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """One that has nothing to do but what it is asked for."""
+    """A daemon with nothing to do but answer requests."""
     site = new_site(tmp_path_factory.mktemp("refusing"))
     create_database(site.home / "app.db", rows=10)
     site.configure(http={"token": TOKEN})
@@ -169,8 +156,8 @@ def test_a_store_that_fails_is_no_success(daemon: Daemon) -> None:
     assert str(daemon.site.store) in snapshot["error"]["message"]
 
 
-def test_several_at_once(daemon: Daemon) -> None:
-    """They take turns, each gets its snapshot, and another database's is taken meanwhile."""
+def test_simultaneous_requests_each_get_a_snapshot(daemon: Daemon) -> None:
+    """Each of several simultaneous requests gets a snapshot of its own."""
     ready = threading.Barrier(4)
 
     def ask(body: str) -> Answer:

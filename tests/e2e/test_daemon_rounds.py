@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from harness.daemon import wait_until
 from harness.damage import flip
+from harness.extent import sampled, slow
 from harness.place import change_rows, create_database
 from harness.site import new_site, not_within_a_test, on_s3
 
@@ -32,7 +33,7 @@ def _tenant(home: Path, name: str) -> Path:
 
 
 def test_tenants_come_and_go(tmp_path: Path) -> None:
-    """A new one is backed up without a restart; one that has gone is told once and is not red; none at all is red."""
+    """A new one is backed up without a restart; a vanished one is reported once and is not red; none at all is red."""
     site = new_site(tmp_path)
     acme, bert = _tenant(tmp_path, "acme"), _tenant(tmp_path, "bert")
     _tenant(tmp_path, "no name, really")
@@ -40,8 +41,8 @@ def test_tenants_come_and_go(tmp_path: Path) -> None:
     with site.daemon() as daemon:
         for name in ("acme", "bert"):
             daemon.wait_for("snapshot", database=name, outcome="created")
-        told = daemon.wait_for("databases not found")["error"]["message"]
-        assert str(tmp_path / "tenants/no name, really/app.db") in told
+        reported = daemon.wait_for("databases not found")["error"]["message"]
+        assert str(tmp_path / "tenants/no name, really/app.db") in reported
         daemon.require_red("nothing-matches")
         shutil.rmtree(tmp_path / "tenants/no name, really")
         _tenant(tmp_path, "carl")
@@ -67,8 +68,8 @@ def test_tenants_come_and_go(tmp_path: Path) -> None:
         wait_until(lambda: "nothing-matches" not in {kind for kind, _ in daemon.alarms()} or daemon.run_again() < 0)
 
 
-def test_tenant_that_vanished_while_nobody_looked(tmp_path: Path) -> None:
-    """The daemon was off when a tenant's file went: its next start tells of that."""
+def test_a_tenant_that_vanished_while_the_daemon_was_off_is_reported(tmp_path: Path) -> None:
+    """The next start reports it."""
     site = new_site(tmp_path)
     _tenant(tmp_path, "acme")
     bert = _tenant(tmp_path, "bert")
@@ -85,15 +86,15 @@ def test_tenant_that_vanished_while_nobody_looked(tmp_path: Path) -> None:
 
 
 def _due(site: Site) -> dict[str, float]:
-    """In how many hours each store is due by the status."""
+    """The hours until each store is due, by the status."""
     stores = site.status.read().databases["app"].stores
     now = datetime.now(UTC)
     return {url: (health.due_by - now).total_seconds() / 3600 for url, health in stores.items() if health.due_by}
 
 
-@pytest.mark.parametrize("way", ["restart", "reload"])
+@pytest.mark.parametrize("way", sampled(["reload", "restart"]))
 def test_changed_schedule_and_stores_count_from_the_start(tmp_path: Path, way: str) -> None:
-    """No round comes for months: what was late by the old schedule, in a store that is gone besides, is not late."""
+    """A changed schedule or store counts from now on: what was late before is not late any more."""
     site = new_site(tmp_path)
     create_database(tmp_path / "app.db", rows=10)
     create_database(tmp_path / "old.db", rows=10)
@@ -125,8 +126,9 @@ def test_changed_schedule_and_stores_count_from_the_start(tmp_path: Path, way: s
         assert set(site.status.read().databases) == {"app"}
 
 
+@slow
 def test_database_that_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
-    """It is no error and no alarm at first, and the status says what is waited for."""
+    """A missing database is no error and no alarm at first, and the status says that it is waited for."""
     site = new_site(tmp_path)
     site.configure("app.db", "tenants/*/app.db", daemon={"retry_after": "30s"})
     with site.daemon() as daemon:
@@ -160,8 +162,9 @@ def _last_run(site: Site) -> object:
     return health.last_run
 
 
+@slow
 def test_resting_database_costs_no_capture(tmp_path: Path) -> None:
-    """Once `stat` shows that nothing has changed, no process looks into the database, and it counts as current."""
+    """A database that `stat` shows unchanged is not captured, and counts as current."""
     site = new_site(tmp_path)
     create_database(tmp_path / "app.db", rows=10, journal_mode="wal")
     site.configure()
@@ -178,7 +181,8 @@ def test_resting_database_costs_no_capture(tmp_path: Path) -> None:
         daemon.wait_for("snapshot", after=position, outcome="created")
 
 
-@pytest.mark.parametrize("what", ["directory", "bucket", "manifests"])
+@slow
+@pytest.mark.parametrize("what", sampled(["directory", "bucket", "manifests"]))
 def test_wiped_store_never_looks_current(tmp_path: Path, what: str, request: pytest.FixtureRequest) -> None:
     """The database rests and the store loses everything, or its manifests: a full snapshot comes with the next round.
 
@@ -209,8 +213,8 @@ def _empty(server: S3Server, url: str) -> None:
             client.delete_object(Bucket=bucket, Key=each["Key"])
 
 
-def test_drills(tmp_path: Path) -> None:
-    """A drill that was missed is made up for and proves the snapshot; one flipped bit is found, told, and mended."""
+def test_missed_drills_are_made_up_for_and_find_damage(tmp_path: Path) -> None:
+    """A missed drill proves the snapshot; one flipped bit is found, reported and repaired."""
     site = new_site(tmp_path)
     create_database(tmp_path / "app.db", rows=10)
     site.configure(schedule={"drills": not_within_a_test()})

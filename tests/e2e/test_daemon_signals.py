@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 from harness.daemon import wait_until
+from harness.extent import sampled, slow
 from harness.killing import processes_of
 from harness.place import change_rows, connected, content_digest, create_database
+from harness.ports import reserved_port
 from harness.relay import relay
-from harness.site import free_port, new_site, not_within_a_test, on_s3
+from harness.site import new_site, not_within_a_test, on_s3
 
 if TYPE_CHECKING:
     from harness.s3_server import S3Server
@@ -34,7 +36,7 @@ def _restored(site: Site) -> str:
 
 
 def test_idle_daemon_ends_at_once(tmp_path: Path) -> None:
-    """SIGTERM without a run in progress waits for nothing, and the status says that nobody is to worry."""
+    """SIGTERM without a run in progress waits for nothing, and the status shows a regular end."""
     site = new_site(tmp_path)
     create_database(tmp_path / "app.db")
     site.configure(daemon={"stop_timeout": "50s"})
@@ -45,8 +47,8 @@ def test_idle_daemon_ends_at_once(tmp_path: Path) -> None:
     assert "the daemon was stopped" in site.check().stdout
 
 
-@pytest.mark.parametrize("moment", ["importing", "locking"])
-def test_sigterm_while_starting(tmp_path: Path, moment: str) -> None:
+@pytest.mark.parametrize("moment", sampled(["locking", "importing"]))
+def test_sigterm_while_starting_ends_the_daemon_cleanly(tmp_path: Path, moment: str) -> None:
     """A daemon that is still on its way ends at once and without a traceback, and the next one starts."""
     site = new_site(tmp_path)
     create_database(tmp_path / "app.db")
@@ -84,8 +86,9 @@ def test_sigterm_lets_a_short_upload_finish(tmp_path: Path, seaweed: S3Server) -
         assert site.backupd.spooled() == []
 
 
+@slow
 def test_sigterm_abandons_a_stalled_upload(tmp_path: Path, seaweed: S3Server) -> None:
-    """It ends in time all the same; neither store lists or keeps anything half-done; the next start makes up for it."""
+    """SIGTERM ends a stalled upload in time and leaves nothing partial; the next start takes the snapshot."""
     site = new_site(tmp_path)
     # More than fits into the spool: the directory, which is quick, cannot finish before the bucket either.
     create_database(tmp_path / "app.db", rows=4500, row_bytes=10_000, journal_mode="wal")
@@ -110,8 +113,9 @@ def test_sigterm_abandons_a_stalled_upload(tmp_path: Path, seaweed: S3Server) ->
         assert _restored(site) == content_digest(tmp_path / "app.db")
 
 
-def test_sigterm_in_the_middle_of_a_drill(tmp_path: Path, seaweed: S3Server) -> None:
-    """Nobody waits for it; the next start makes up for it, and nothing of it is left."""
+@slow
+def test_sigterm_interrupts_a_drill(tmp_path: Path, seaweed: S3Server) -> None:
+    """The stop does not wait for it; the next start makes up for it, and nothing of it is left."""
     site = new_site(tmp_path)
     create_database(tmp_path / "app.db", rows=10)
     with relay(seaweed.endpoint_url) as network:
@@ -179,7 +183,7 @@ def test_sighup_takes_a_changed_configuration(tmp_path: Path) -> None:
     site.configure()
     with site.daemon() as daemon:
         daemon.wait_for("snapshot", outcome="created")
-        moved = replace(site, port=free_port())
+        moved = replace(site, port=reserved_port())
         moved.configure("app.db", {"path": "new.db", "schedule": {"snapshots": "every 7h"}})
         position = daemon.reload()
         created = daemon.wait_for("snapshot", after=position)
@@ -206,7 +210,7 @@ def test_sighup_with_another_store(tmp_path: Path) -> None:
 
 
 def test_sighup_keeps_the_old_configuration_when_the_new_one_is_wrong(tmp_path: Path) -> None:
-    """It is told and not red, everything goes on as before, and the next good configuration is taken."""
+    """The refusal is reported and not red, everything continues as before, and the next good configuration is taken."""
     site = new_site(tmp_path)
     create_database(tmp_path / "app.db")
     site.configure()
@@ -228,8 +232,8 @@ def test_sighup_keeps_the_old_configuration_when_the_new_one_is_wrong(tmp_path: 
         wait_until(lambda: daemon.alarms() == set())
 
 
-def test_sighup_refuses_what_only_a_restart_can_change(tmp_path: Path) -> None:
-    """Another state directory, or an address that is taken: the daemon says so, and goes on where it was."""
+def test_sighup_with_an_address_that_is_taken_changes_nothing(tmp_path: Path) -> None:
+    """A reload to an address that is taken is refused, and the daemon answers at its old one."""
     site = new_site(tmp_path)
     create_database(tmp_path / "app.db")
     site.configure()

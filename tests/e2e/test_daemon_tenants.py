@@ -11,7 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.capturing import noted_captures, noting_captures
 from harness.daemon import wait_until
+from harness.extent import slow
 from harness.place import connected, create_database
 from harness.site import new_site
 
@@ -39,7 +41,7 @@ def _site(home: Path, **tables: object) -> Site:
 
 
 def _interval(event: Event) -> tuple[datetime, datetime]:
-    """From when to when a run went on."""
+    """When a run began and ended."""
     end = datetime.fromisoformat(event["timestamp"])
     return end - timedelta(seconds=event["duration_seconds"]), end
 
@@ -53,8 +55,9 @@ def _child_that_captures(daemon: Daemon) -> int | None:
     return None
 
 
+@slow
 def test_two_hostile_tenants_hold_up_none_of_fifty(tmp_path: Path) -> None:
-    """They use up their time as often as they are tried: one after the other, less and less often, and visibly."""
+    """Tenants that lock their databases are tried one at a time, after growing pauses, and hold up no other."""
     _tenants(tmp_path, *HOSTILE, *GOOD)
     site = _site(tmp_path, capture={"lock_timeout": f"{LOCK_SECONDS}s"}, daemon={"concurrent_runs": 2})
     with ExitStack() as locks:
@@ -82,7 +85,7 @@ def _failed(daemon: Daemon, name: str) -> list[Event]:
 
 
 def _require_one_at_a_time(daemon: Daemon) -> None:
-    """But for the first two, of which nothing was known."""
+    """Require that runs of these did not overlap, except for the first two, of which nothing was known."""
     runs = sorted(_interval(event) for name in HOSTILE for event in _failed(daemon, name)[1:])
     for (_, end), (begin, _) in pairwise(runs):
         assert begin >= end - timedelta(seconds=0.2)
@@ -111,3 +114,16 @@ def test_stopped_child_ends_with_the_daemon(tmp_path: Path) -> None:
         assert daemon.wait_for("backupd has stopped")["abandoned"] == ["app"]
     assert not Path(f"/proc/{child}").exists()
     assert site.backupd.spooled() == []
+
+
+def test_idle_daemon_keeps_no_process_that_captures(tmp_path: Path) -> None:
+    """A round captures its tenants in one process for each run at the same time, and leaves none behind."""
+    names = [f"tenant-{number}" for number in range(8)]
+    _tenants(tmp_path, *names)
+    site = _site(tmp_path, daemon={"concurrent_runs": 1})
+    with site.daemon(**noting_captures(tmp_path / "noted")) as daemon:
+        for name in names:
+            daemon.wait_for("snapshot", database=name, outcome="created")
+        wait_until(lambda: _child_that_captures(daemon) is None)
+    # One, unless a run ends before the next one is planned.
+    assert 1 <= noted_captures(tmp_path / "noted") < len(names) / 2

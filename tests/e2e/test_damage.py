@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from harness.cli import finish
 from harness.damage import flip
+from harness.extent import sampled
 from harness.place import change_rows, content_digest
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def _shared_pack(place: Place) -> str:
 
 
 def _damaged_copies(place: Place) -> dict[str, str]:
-    """For each kind of damage the name of a copy of the store in which the shared pack has it."""
+    """Copy the store for each kind of damage to its shared pack; the names of the copies by kind."""
     names = {}
     for number, (kind, damage) in enumerate(_DAMAGE.items()):
         names[kind] = f"store-{number}"
@@ -62,7 +63,7 @@ def _damaged_copies(place: Place) -> dict[str, str]:
 
 
 def test_damaged_pack_is_never_restored(place: Place) -> None:
-    """No target appears, an existing one stays; the error has the snapshots that need the pack, the hint one more."""
+    """A damaged pack restores no file; the error names the snapshots that need it, and the hint one that does not."""
     commands = []
     for store in _damaged_copies(place).values():
         restore = ["restore", "second", "--store", store, "--to", f"{store}.db"]
@@ -71,11 +72,11 @@ def test_damaged_pack_is_never_restored(place: Place) -> None:
             restore.append("--force")
         commands.append((restore, DAMAGE_FOUND, [_shared_pack(place), place.home / store, *place.ids[:2]]))
     for result in place.backupd.refusals(commands):
-        assert place.ids[2] in result.told("hint")[0]
+        assert place.ids[2] in result.reported("hint")[0]
 
 
-def test_what_does_not_need_a_missing_pack(place: Place) -> None:
-    """Another snapshot restores, JSON tells the error too, and the next snapshot is whole."""
+def test_snapshots_that_do_not_need_a_missing_pack_restore(place: Place) -> None:
+    """Without a shared pack another snapshot restores, and the next one is whole."""
     (place.store / f"app/packs/{_shared_pack(place)}.zst").unlink()
     error = place.backupd.json("restore", "first", "--to", "first.db", code=DAMAGE_FOUND)["error"]
     assert error["exit_code"] == DAMAGE_FOUND
@@ -89,7 +90,7 @@ def test_what_does_not_need_a_missing_pack(place: Place) -> None:
     assert content_digest(place.home / "latest.db") == content_digest(place.database)
 
 
-@pytest.mark.parametrize("is_cached", [True, False], ids=["cached", "on another host"])
+@pytest.mark.parametrize("is_cached", sampled([True, False]), ids=["cached", "on another host"])
 def test_what_verify_found_is_stored_again_by_the_next_snapshot(place: Place, *, is_cached: bool) -> None:
     """Although nothing has changed, and on a machine that knows of it by the store alone; `list` marks it."""
     (pack,) = _packs(place, 2)
@@ -106,7 +107,7 @@ def test_what_verify_found_is_stored_again_by_the_next_snapshot(place: Place, *,
     assert "unchanged" in place.backupd.run("now", "app.db").stdout
 
 
-@pytest.mark.parametrize("is_cached", [True, False], ids=["cached", "on another host"])
+@pytest.mark.parametrize("is_cached", sampled([True, False]), ids=["cached", "on another host"])
 def test_damaged_manifest_of_the_newest_snapshot(place: Place, *, is_cached: bool) -> None:
     """`latest` is refused rather than an older snapshot handed out for it; older ones restore by their ids."""
     flip(place.manifest(2), 300)
@@ -121,7 +122,7 @@ def test_damaged_manifest_of_the_newest_snapshot(place: Place, *, is_cached: boo
     place.backupd.run("restore", place.ids[1], "--to", "older.db")
     listed = place.backupd.run("list", code=DAMAGE_FOUND)
     assert [each in listed.stdout for each in place.ids] == [True, True, False]
-    (error,), (hint,) = listed.told("error"), listed.told("hint")
+    (error,), (hint,) = listed.reported("error"), listed.reported("hint")
     assert place.ids[2] in error
     assert hint
 

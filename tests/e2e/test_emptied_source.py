@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from harness.cli import side_files, tree
+from harness.extent import sampled, slow
 from harness.place import connected
 from harness.surroundings import killed
 
@@ -54,14 +55,15 @@ def _log(place: Place) -> Path:
     return place.database.with_name("app.db-wal")
 
 
-@pytest.mark.parametrize("end", _ENDS)
+@slow
+@pytest.mark.parametrize("end", sampled(_ENDS))
 def test_commands_that_look_keep_the_log(lost: Place, end: str) -> None:
-    """Each refuses, or does without the database; nothing beside it changes, and no snapshot of nothing is taken."""
+    """Commands that look at an emptied database change nothing beside it, and `now` refuses to store nothing."""
     _ENDS[end](lost.database)
     snapshots = len(lost.backupd.json("list")["snapshots"])
     before = tree(lost.home, without=lost.backupd.state)
     result = lost.backupd.refusal("now", "app.db", code=SOURCE_UNUSABLE, names=[lost.database, "app.db-wal ("])
-    assert f"copy {_log(lost)} to a safe place" in result.told("hint")[0]
+    assert f"copy {_log(lost)} to a safe place" in result.reported("hint")[0]
     examined = lost.backupd.run("doctor", code=SOURCE_UNUSABLE)
     assert "app.db-wal (" in examined.stdout
     lost.backupd.run("restore", "latest", "--dry-run")
@@ -72,7 +74,7 @@ def test_commands_that_look_keep_the_log(lost: Place, end: str) -> None:
 
 @pytest.mark.parametrize("end", _ENDS)
 def test_restore_keeps_the_log_that_it_replaces(lost: Place, end: str) -> None:
-    """Under a dated name, together with what there is of the main file."""
+    """A restore keeps the log under a dated name, together with what is left of the main file."""
     _ENDS[end](lost.database)
     log = _log(lost).read_bytes()
     lost.backupd.run(*_REPLACE)
@@ -85,7 +87,7 @@ def test_restore_keeps_the_log_that_it_replaces(lost: Place, end: str) -> None:
 
 
 def test_restore_keeps_a_file_that_is_no_database_beside_its_log(lost: Place) -> None:
-    """SQLite would read the log, and write it over the file."""
+    """A restore over a file that is no database keeps the file and its log, without letting SQLite apply it."""
     foreign = b"no database" * 500
     lost.database.write_bytes(foreign)
     log = _log(lost).read_bytes()
@@ -106,6 +108,7 @@ def test_log_joined_with_the_newest_snapshot_has_every_row(lost: Place) -> None:
         assert connection.execute("SELECT count(*) FROM report WHERE title = 'x'").fetchone() == (300,)
 
 
+@slow
 def test_clean_up_after_a_killed_restore_keeps_the_log(lost: Place) -> None:
     """A restore that was killed left its intent; then the main file was emptied."""
     os.truncate(lost.database, 0)
@@ -134,8 +137,9 @@ def test_journal_beside_an_emptied_file_is_kept(place: Place) -> None:
     assert side_files(place.database) == []
 
 
+@slow
 def test_fifo_beside_the_database_holds_no_command_up(place: Place) -> None:
-    """All commands are over at once, and say what is there."""
+    """A FIFO beside the database is reported at once by every command."""
     fifo = place.database.with_name("app.db-journal")
     os.mkfifo(fifo)
     place.backupd.refusals(
@@ -149,6 +153,7 @@ def test_fifo_beside_the_database_holds_no_command_up(place: Place) -> None:
     place.backupd.refusal("restore", "latest", "--to", "other.db", code=USAGE, names=["other.db-journal"])
 
 
+@slow
 def test_database_that_its_header_makes_read_only_is_replaced(place: Place) -> None:
     """SQLite reads it, and refuses to write to it while the application runs."""
     with place.database.open("r+b") as file:

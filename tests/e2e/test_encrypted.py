@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 from harness.cli import CommandLine
+from harness.extent import slow
 from harness.place import change_rows, content_digest, create_database
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 USAGE, DAMAGE = 2, 20
-_MARK = "a title that nobody else is to read"
+_MARK = "a title that is secret"
 
 
 def _keys(backupd: CommandLine, name: str) -> str:
@@ -55,15 +56,15 @@ def _restored(backupd: CommandLine, snapshot: str, *options: str) -> str:
 
 
 def _stored_bytes(home: Path) -> bytes:
-    """All that is in the store, but for the two objects that are the same in every store."""
+    """All bytes of the store, except for the two objects that are the same in every store."""
     found = sorted((home / "backups").rglob("*"))
     return b"".join(
         each.read_bytes() for each in found if each.is_file() and each.name not in {"RESTORE.md", "rescue.py"}
     )
 
 
-def test_only_who_has_the_key_restores(backupd: CommandLine) -> None:
-    """Nothing of content, schema or place is in the store; changes alone are stored; the key opens it all."""
+def test_only_the_key_restores(backupd: CommandLine) -> None:
+    """Content, schema and paths are encrypted, snapshots store only changes, and only the key restores them."""
     home = backupd.home
     first = content_digest(home / "app.db")
     backupd.run("now")
@@ -83,8 +84,9 @@ def test_only_who_has_the_key_restores(backupd: CommandLine) -> None:
     assert _restored(backupd, "latest~1", "--identity", "key") == first
 
 
-def test_a_machine_without_its_notes_stores_everything_again(backupd: CommandLine) -> None:
-    """It lists what is in clear, says why it was full, and goes on with changes; with the key it needs no notes."""
+@slow
+def test_a_machine_without_its_state_and_key_stores_everything_again(backupd: CommandLine) -> None:
+    """Without its state a machine lists and stores everything again, unless it has the key."""
     home = backupd.home
     backupd.run("now", "--tag", "mine")
     shutil.rmtree(home / "state")
@@ -106,6 +108,7 @@ def test_a_machine_without_its_notes_stores_everything_again(backupd: CommandLin
     assert entry["changed_pages"] < entry["page_count"] / 4
 
 
+@slow
 def test_encryption_is_switched_on_later_and_off_again(backupd: CommandLine) -> None:
     """Old packs stay readable and are named on; a full snapshot leaves none; what is plain needs no key."""
     home = backupd.home
@@ -128,14 +131,17 @@ def test_encryption_is_switched_on_later_and_off_again(backupd: CommandLine) -> 
     assert _restored(backupd, "latest~2") == plain
     _configure(home)
     change_rows(home / "app.db", "plain")
-    told = backupd.run("now").told("warning")
-    assert any("encryption was switched off" in each and "backupd now app --full" in each for each in told), told
-    assert backupd.run("now").told("warning") == told
+    reported = backupd.run("now").reported("warning")
+    assert any("encryption was switched off" in each and "backupd now app --full" in each for each in reported), (
+        reported
+    )
+    assert backupd.run("now").reported("warning") == reported
     backupd.run("now", "--full")
-    assert backupd.run("now").told("warning") == []
+    assert backupd.run("now").reported("warning") == []
     assert _restored(backupd, "latest") == content_digest(home / "app.db")
 
 
+@slow
 def test_a_key_is_added(backupd: CommandLine) -> None:
     """The new one opens what is stored in full after it, and says what it cannot open; the old one opens everything."""
     home = backupd.home
@@ -146,7 +152,7 @@ def test_a_key_is_added(backupd: CommandLine) -> None:
     assert "the recipients have changed" in backupd.run("now").stderr
     refused = backupd.run("restore", "latest", "--to", "restored.db", "--identity", "new.key", code=USAGE)
     assert "new.key decrypts pack app/packs/" in refused.stderr
-    assert "put theirs into the same file" in refused.stderr
+    assert "add them to the same file" in refused.stderr
     (home / "both.key").write_text((home / "key").read_text() + (home / "new.key").read_text())
     assert _restored(backupd, "latest", "--identity", "both.key") == content_digest(home / "app.db")
     backupd.run("now", "--full")
@@ -171,8 +177,9 @@ def test_a_restore_into_the_live_database_and_back(backupd: CommandLine) -> None
     assert content_digest(home / "app.db") == mistake
 
 
+@slow
 def test_damage_is_damage_and_no_wrong_key(backupd: CommandLine) -> None:
-    """A flipped bit in a pack or in a manifest is told as such, with the key and without."""
+    """A flipped bit in a pack or in a manifest is reported as such, with the key and without."""
     home = backupd.home
     backupd.run("now")
     (pack,) = (home / "backups/app/packs").iterdir()
@@ -191,6 +198,7 @@ def test_damage_is_damage_and_no_wrong_key(backupd: CommandLine) -> None:
     assert not (home / "r.db").exists()
 
 
+@slow
 def test_old_ones_go_and_come_back_without_a_key(backupd: CommandLine) -> None:
     """Retention, the trash and undelete need nothing that is encrypted."""
     home = backupd.home
@@ -208,8 +216,9 @@ def test_old_ones_go_and_come_back_without_a_key(backupd: CommandLine) -> None:
     _restored(backupd, ids[0], "--identity", "key")
 
 
-def test_a_wrong_key_is_told_once(backupd: CommandLine) -> None:
-    """Not once for each snapshot; and a file that is no key, before anything is asked for."""
+@slow
+def test_wrong_key_is_reported_once(backupd: CommandLine) -> None:
+    """A wrong key is reported once for all snapshots, and a file that is no key is refused."""
     for title in ("one", "two", "three"):
         change_rows(backupd.home / "app.db", title)
         backupd.run("now")

@@ -11,19 +11,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 from harness.command_line import wait_until
+from harness.extent import sampled
 from harness.killing import processes_of
 from harness.ledger import create_ledger, imbalance
 
-from backupd.catalog import list_snapshots
 from backupd.repository import Repository
+from backupd.repository.references import list_snapshots
 from backupd.restore import restore_to_file
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-_KILLS = 12
 
 
 def _run(directory: Path, *arguments: str) -> subprocess.Popen[bytes]:
@@ -38,13 +37,13 @@ def _run(directory: Path, *arguments: str) -> subprocess.Popen[bytes]:
     )
 
 
-@pytest.mark.parametrize("journal_mode", ["wal", "delete"])
-def test_killed_runs_leave_only_restorable_snapshots(tmp_path: Path, journal_mode: str) -> None:
+@pytest.mark.parametrize(("journal_mode", "kills"), sampled([("wal", 4), ("delete", 4), ("wal", 12), ("delete", 12)]))
+def test_killed_runs_leave_only_restorable_snapshots(tmp_path: Path, journal_mode: str, kills: int) -> None:
     """Random moments, the same store again and again; afterwards one ordinary run succeeds and tidies up."""
     database = tmp_path / "ledger.db"
     create_ledger(database, journal_mode=journal_mode)
     moments = random.Random(5)
-    for number in range(_KILLS):
+    for number in range(kills):
         process = _run(tmp_path, "now", "ledger.db", "--tag", f"n{number}", "--full")
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=moments.uniform(0.2, 1.0))
@@ -60,7 +59,12 @@ def test_killed_runs_leave_only_restorable_snapshots(tmp_path: Path, journal_mod
     for each in listing.snapshots:
         target = tmp_path / f"{each.manifest.id}.db"
         restore_to_file(
-            each.repository, each.manifest, target, force=False, as_source=False, on_progress=lambda _: None
+            each.archive,
+            each.archive.manifest(each.manifest.id),
+            target,
+            force=False,
+            as_source=False,
+            on_progress=lambda _: None,
         )
         assert imbalance(target) == []
     assert list((tmp_path / "state" / "spool").iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 from contextlib import contextmanager
@@ -13,11 +14,12 @@ import pytest
 from harness.cli import CommandLine, Runner
 from harness.confinement import shared_directory
 from harness.daemon import wait_until
+from harness.extent import sampled, slow
 from harness.place import change_rows, create_database
 from harness.site import TOKEN, new_site
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from harness.daemon import Daemon
     from harness.place import Place
@@ -39,7 +41,7 @@ def _limited(runner: Runner, limit: str) -> Runner:
 
 @contextmanager
 def _lowered(daemon: Daemon, kind: int, most: int) -> Iterator[None]:
-    """So many and no more for the daemon, and for what it starts, until the block ends."""
+    """Limit a resource of the daemon, and of what it starts, to `most` until the block ends."""
     before = resource.prlimit(daemon.process.pid, kind)
     resource.prlimit(daemon.process.pid, kind, (most, before[1]))
     try:
@@ -48,28 +50,29 @@ def _lowered(daemon: Daemon, kind: int, most: int) -> Iterator[None]:
         resource.prlimit(daemon.process.pid, kind, before)
 
 
-@pytest.mark.parametrize("arguments", _COMMANDS, ids=lambda arguments: arguments[0])
+@pytest.mark.parametrize("arguments", sampled(map(list, _COMMANDS), fast=2), ids=lambda arguments: arguments[0])
 @pytest.mark.parametrize(
-    ("limit", "told"), [("--nofile=6", "files and connections open"), ("--as=60000000", "no memory is left")]
+    ("limit", "reported"),
+    [("--nofile=6", "limit of open files and connections"), ("--as=30000000", "no memory is left")],
 )
-def test_a_command_names_the_limit(place: Place, limit: str, told: str, arguments: tuple[str, ...]) -> None:
-    """Not one of them takes a limit for a bug: what there is too little of, and what to raise."""
+def test_a_command_names_the_limit(place: Place, limit: str, reported: str, arguments: Sequence[str]) -> None:
+    """A command that reaches a limit names it and says what to raise, and calls it no bug."""
     (place.home / "backupd.toml").write_text('[[databases]]\npath = "app.db"\n[[stores]]\nurl = "backups"\n')
     command = CommandLine(place.home, runner=_limited(Runner(), limit))
     process = command.start(*arguments)
     said = "".join(process.communicate(timeout=60))  # doctor prints what it finds to stdout
     assert process.returncode in {10, 11}, said
-    assert told in said
+    assert reported in said
     assert ": raise the" in said
     assert "this is a bug" not in said
 
 
 @pytest.fixture
-def site_of_stranger(stranger: Runner) -> Iterator[Site]:
-    """Of another user, because root has no limit of processes."""
+def site_of_other_user(other_user: Runner) -> Iterator[Site]:
+    """A site of another user, because root has no limit of processes."""
     with shared_directory() as home:
         home.chmod(0o777)
-        site = new_site(home, runner=stranger)
+        site = new_site(home, runner=other_user)
         for name in ("app", "users"):
             create_database(home / f"{name}.db", rows=10)
         site.configure("app.db", "users.db", http={"token": TOKEN})
@@ -79,43 +82,33 @@ def site_of_stranger(stranger: Runner) -> Iterator[Site]:
         yield site
 
 
-def test_a_command_without_threads_names_the_limit(site_of_stranger: Site, stranger: Runner) -> None:
-    """No process can be started, and no thread."""
-    site_of_stranger.backupd.run("now")
-    limited = CommandLine(site_of_stranger.home, runner=_limited(stranger, "--nproc=1"))
+@slow
+def test_a_command_without_threads_names_the_limit(site_of_other_user: Site, other_user: Runner) -> None:
+    """A command that can start no process and no thread names the limit."""
+    site_of_other_user.backupd.run("now")
+    limited = CommandLine(site_of_other_user.home, runner=_limited(other_user, "--nproc=1"))
     for arguments in (("now",), ("list",), ("restore", "app@latest", "--to", "out.db")):
         failed = limited.run(*arguments, code=11)
         assert "can be started: " in failed.stderr
         assert "pids_limit" in failed.stderr
 
 
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Daemon]:
-    """One that has backed up app and users."""
-    site = new_site(tmp_path)
-    for name in ("app", "users"):
-        create_database(tmp_path / f"{name}.db", rows=10)
-    site.configure("app.db", "users.db", http={"token": TOKEN})
-    with site.daemon() as running:
-        for name in ("app", "users"):
-            running.wait_for("snapshot", database=name, outcome="created")
-        yield running
-
-
 def test_a_daemon_without_files_says_so_and_goes_on(daemon: Daemon) -> None:
     """A request is refused with what is missing, and the same request is carried out when there are files again."""
     change_rows(daemon.site.home / "app.db", "changed")
-    with _lowered(daemon, resource.RLIMIT_NOFILE, 12):
+    used = {int(each.name) for each in Path(f"/proc/{daemon.process.pid}/fd").iterdir()}
+    first_free = next(number for number in itertools.count() if number not in used)
+    with _lowered(daemon, resource.RLIMIT_NOFILE, first_free + 1):  # one for the connection
         refused = daemon.ask("/snapshots", body="database=app", token=TOKEN)
         assert refused.code == 503
-        assert "files and connections open" in refused.text
+        assert "limit of open files and connections" in refused.text
     assert daemon.ask("/snapshots", body="database=app", token=TOKEN).code == 200
     assert daemon.ask("/healthz").code == 200
 
 
 @contextmanager
 def _no_more_threads(daemon: Daemon) -> Iterator[None]:
-    """No thread and no process besides those that are there, until the block ends; skips where there are no cgroups."""
+    """Let the daemon start no thread and no process until the block ends; skips where there are no cgroups."""
     # With cgroups of version 1, and of version 2.
     parents = [Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")]
     parent = next((each for each in parents if os.access(each / "cgroup.procs", os.W_OK)), None)

@@ -10,6 +10,7 @@ import pytest
 from harness.cli import CommandLine
 from harness.clients import busy_clients
 from harness.command_line import wait_until
+from harness.extent import sampled, slow
 from harness.killing import kill
 from harness.place import connected
 from harness.webapp import THREADS, WORKERS, bookings, change_generation, create_content, generation, web_service
@@ -33,7 +34,7 @@ def _facts(database: Path) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize(
-    ("journal_mode", "megabytes"), [("wal", 4), ("delete", 4), ("wal", 48)], ids=["wal", "delete", "wal-48-MB"]
+    ("journal_mode", "megabytes"), sampled([("wal", 4), ("delete", 4), ("wal", 48)]), ids=["wal", "delete", "wal-48-MB"]
 )
 def test_restore_and_undo_beside_a_busy_service(tmp_path: Path, journal_mode: str, megabytes: int) -> None:
     """The connections stay open, and each restore gives exactly the rows that were acknowledged in its content."""
@@ -63,7 +64,8 @@ def test_restore_and_undo_beside_a_busy_service(tmp_path: Path, journal_mode: st
     assert {path.name for path in tmp_path.iterdir()} - _FILES <= {"app.db-wal", "app.db-shm"}
 
 
-@pytest.mark.parametrize("journal_mode", ["wal", "delete"])
+@slow
+@pytest.mark.parametrize("journal_mode", sampled(["delete", "wal"]))
 def test_killed_restore_beside_a_busy_service(tmp_path: Path, journal_mode: str) -> None:
     """The service goes on with the old content, to which it rolls back itself, or with the new, and loses no row."""
     backupd, database = CommandLine(tmp_path), tmp_path / "app.db"
@@ -84,8 +86,9 @@ def test_killed_restore_beside_a_busy_service(tmp_path: Path, journal_mode: str)
     assert bookings(database) == account.acknowledged(generation(database))
 
 
-def test_reader_that_does_not_end_holds_nobody_else_up(tmp_path: Path) -> None:
-    """In rollback mode its lock stands in the way of the restore, which gives up without having stopped the service."""
+@slow
+def test_endless_reader_holds_up_no_other_connection(tmp_path: Path) -> None:
+    """An endless reader in rollback mode makes the restore give up, without having stopped the service."""
     # Longer than the service's own patience, which is 5 s.
     backupd, database = CommandLine(tmp_path, BACKUPD_CAPTURE__LOCK_TIMEOUT="7s"), tmp_path / "app.db"
     (tmp_path / "backupd.toml").write_text("[[databases]]\npath = 'app.db'\n")

@@ -1,4 +1,4 @@
-"""Tenants whose file or directory cannot give a database its name: they stop nobody else's backup or restore."""
+"""Tenants whose file or directory cannot give a database its name: they stop no other tenant's backup or restore."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from harness.cli import CommandLine
+from harness.extent import slow
 from harness.place import content_digest, create_database
 
 if TYPE_CHECKING:
@@ -26,10 +27,10 @@ def tenants(tmp_path: Path) -> CommandLine:
 
 
 def test_all_others_are_backed_up(tenants: CommandLine) -> None:
-    """Each odd one is told once, with what to do, and the exit code says that not everything was done."""
+    """Each odd name is reported once with a remedy, the others are backed up, and the run is partly done."""
     result = tenants.run("now", code=PARTLY_DONE)
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["Acme", "zoo"]
-    taken, space = result.told("warning")
+    taken, space = result.reported("warning")
     assert "'acme'" in taken
     assert "'Acme'" in taken
     assert str(tenants.home / "data" / "foo bar" / "app.db") in space
@@ -37,8 +38,9 @@ def test_all_others_are_backed_up(tenants: CommandLine) -> None:
     assert len(tenants.json("now", code=PARTLY_DONE)["snapshots"]) == 2
 
 
+@slow
 def test_all_others_can_be_listed_restored_and_pruned(tenants: CommandLine) -> None:
-    """At three in the morning nobody renames a stranger's directory first."""
+    """Databases beside odd names can be listed, shown, pruned and restored."""
     tenants.run("now", "zoo")
     assert len(tenants.json("list")["snapshots"]) == 1
     assert len(tenants.json("list", "zoo")["snapshots"]) == 1
@@ -47,12 +49,12 @@ def test_all_others_can_be_listed_restored_and_pruned(tenants: CommandLine) -> N
     tenants.run("restore", "zoo@latest", "--yes")
     tenants.run("undo", "zoo", "--yes")
     result = tenants.run("restore", "zoo@latest", "--to", "restored.db")
-    assert len(result.told("warning")) == 2
+    assert len(result.reported("warning")) == 2
     assert content_digest(tenants.home / "restored.db") == content_digest(tenants.home / "data" / "zoo" / "app.db")
 
 
 def test_odd_one_that_is_named_is_an_error(tenants: CommandLine) -> None:
-    """By the name of its file alone, it would be backed up into the history of another database."""
+    """A file with an odd name that is named on the command line is refused by every command."""
     for path in (tenants.home / "data" / "foo bar" / "app.db", "data/foo bar/app.db"):
         verbs = ("now", "list", "undo", "prune")
         names = ["'foo bar'", tenants.home / "data" / "foo bar"]
@@ -60,10 +62,10 @@ def test_odd_one_that_is_named_is_an_error(tenants: CommandLine) -> None:
     assert not (tenants.home / "backups").exists()
 
 
-def test_only_odd_ones(tmp_path: Path) -> None:
-    """Nothing can be done, and the reason is the name: not that there is no file."""
+def test_files_with_unusable_names_alone_are_an_error_that_says_so(tmp_path: Path) -> None:
+    """If all files have unusable names, the error gives the name as the reason."""
     (tmp_path / "foo bar").mkdir()
     create_database(tmp_path / "foo bar" / "app.db", rows=5)
     (tmp_path / "backupd.toml").write_text(f"[[databases]]\npath = '{tmp_path}/*/app.db'\n")
     finished = CommandLine(tmp_path).run("now", code=USAGE)
-    assert "'foo bar'" in finished.told("error")[0]
+    assert "'foo bar'" in finished.reported("error")[0]

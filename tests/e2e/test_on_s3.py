@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from harness.cli import CommandLine, finish
 from harness.command_line import wait_until
+from harness.extent import sampled, slow
 from harness.place import change_rows, content_digest, create_database
 from harness.restarting import restarting_server
 
@@ -67,9 +68,9 @@ def test_configured_bucket_from_first_snapshot_to_restore(seaweed: S3Server, tmp
     assert all(key.startswith("team/production/") for key in _keys(seaweed, bucket))
 
 
-@pytest.mark.parametrize("named", ["BACKUPD_", "AWS_"])
+@pytest.mark.parametrize("named", sampled(["BACKUPD_", "AWS_"]))
 def test_configured_by_the_environment_alone(moto: S3Server, tmp_path: Path, named: str) -> None:
-    """With backupd's own variables and a secret in a file, or with those of the AWS tools and `--store`."""
+    """Variables of backupd, or those of the AWS tools and `--store`, are enough to back up and restore."""
     bucket = moto.new_bucket()
     create_database(tmp_path / "app.db", rows=50)
     (tmp_path / "secret").write_text("no secret\n")
@@ -95,7 +96,7 @@ def test_configured_by_the_environment_alone(moto: S3Server, tmp_path: Path, nam
 
 
 def test_no_secret_is_shown_or_kept(seaweed: S3Server, tmp_path: Path) -> None:
-    """Not in output, logs, state or the arguments of any process, when it works and when it does not."""
+    """No secret is in output, logs, state or arguments of a process, in a run that succeeds and one that fails."""
     create_database(tmp_path / "app.db", rows=3000)
     _configure(tmp_path, seaweed, f"s3://{seaweed.new_bucket()}", "app.db")
     backupd = CommandLine(tmp_path)
@@ -121,6 +122,7 @@ def _command_lines(session: int) -> Iterator[str]:
             continue
 
 
+@slow
 def test_server_killed_in_the_middle_of_an_upload(tmp_path: Path) -> None:
     """The run fails in time; with the server back, the next one succeeds, and all that is listed restores."""
     database = tmp_path / "app.db"
@@ -135,7 +137,7 @@ def test_server_killed_in_the_middle_of_an_upload(tmp_path: Path) -> None:
         wait_until(lambda: seaweed.stored_bytes() > before + (4 << 20))
         seaweed.kill()
         failed = finish(process, code=UNAVAILABLE)
-        assert seaweed.server.endpoint_url in failed.told("error")[0]
+        assert seaweed.server.endpoint_url in failed.reported("error")[0]
         assert backupd.spooled() == []
         seaweed.start()
         contents[backupd.json("now")["snapshots"][0]["id"]] = content_digest(database)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from harness.cli import CommandLine
+from harness.extent import in_parts, part_of, sampled, slow
 from harness.killing import Homes, content_as_found, kill_at, require_tidy, system_calls
 
 if TYPE_CHECKING:
@@ -16,16 +17,16 @@ _SOURCE_UNUSABLE = 13
 _REPLACE = ("restore", "before", "--yes", "--replace", "--app-stopped", "--no-safety-snapshot")
 _NO_DATABASE = b"no database at all " * 500
 _LOG = b"what was committed last"
-_PARTS = pytest.mark.parametrize("part", [0, 1])
 
 
-@_PARTS
-@pytest.mark.parametrize("journal_mode", ["wal", "delete"])
-def test_of_a_readable_database(tmp_path: Path, journal_mode: str, part: int) -> None:
-    """Once the new file has the name, the old one is kept; before, the next command takes everything back."""
+@slow
+@in_parts
+@pytest.mark.parametrize("journal_mode", sampled(["wal", "delete"]))
+def test_killed_restore_over_a_readable_database(tmp_path: Path, journal_mode: str, part: int) -> None:
+    """After a kill the new file is in place and the old one is kept, or the next command undoes everything."""
     homes = Homes(tmp_path, journal_mode, rows=_ROWS)
     calls = _without_most_writes(system_calls(homes.copy(), *_REPLACE))
-    for number, call in enumerate(calls[part::2]):
+    for number, call in enumerate(part_of(calls, part, every=16)):
         home = homes.copy()
         kill_at(call, home, *_REPLACE)
         was_new = homes.whole_content(home) == homes.new
@@ -45,12 +46,13 @@ def _kept(home: Path) -> list[Path]:
     return [file for file in home.glob("app.db.before-restore-*") if not file.name.endswith(("-wal", "-shm"))]
 
 
-@_PARTS
-def test_of_an_unreadable_file(tmp_path: Path, part: int) -> None:
-    """It stays together with its log, under its own name or as it is kept, and can be replaced in the end."""
+@slow
+@in_parts
+def test_killed_restore_over_an_unreadable_file(tmp_path: Path, part: int) -> None:
+    """An unreadable file stays together with its log after a kill, and can still be replaced."""
     homes = Homes(tmp_path, "wal", rows=_ROWS)
     calls = system_calls(_damaged(homes.copy()), *_REPLACE)
-    for number, call in enumerate(calls[part::2]):
+    for number, call in enumerate(part_of(calls, part, every=16)):
         home = _damaged(homes.copy())
         kill_at(call, home, *_REPLACE)
         was_new = _is_new(homes, home)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from harness.cli import CommandLine
 from harness.command_line import wait_until
+from harness.extent import sampled, slow
 from harness.killing import Homes, kill, kill_at, require_tidy, system_calls
 from harness.place import connected
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_KILLS = 6
 _ROWS, _FEW_ROWS = 4000, 30
 _RESTORE = ("restore", "before", "--yes")
 _NEXT = (("now",), ("restore", "latest", "--dry-run"))
@@ -25,7 +25,7 @@ _NEXT = (("now",), ("restore", "latest", "--dry-run"))
 
 @contextmanager
 def _home(homes: Homes, *, is_open: bool) -> Iterator[Path]:
-    """Another directory, and perhaps an application that has the database open."""
+    """A copy of the directory, and perhaps an application that has the database open."""
     home = homes.copy()
     if not is_open:
         yield home
@@ -46,28 +46,35 @@ def _require_whole_and_tidy(homes: Homes, home: Path, number: int) -> None:
     assert homes.whole_content(home) == content
 
 
-@pytest.mark.parametrize("is_open", [True, False], ids=["open", "closed"])
-@pytest.mark.parametrize("journal_mode", ["wal", "delete"])
-def test_killed_at_any_time(tmp_path: Path, journal_mode: str, *, is_open: bool) -> None:
-    """At moments of the whole command, and at as many of those in which it writes into the database."""
+_ALL = [("wal", True), ("delete", False), ("wal", False), ("delete", True)]
+
+
+@pytest.mark.parametrize(
+    ("journal_mode", "is_open", "kills"),
+    sampled([("wal", True, 2), ("delete", False, 2), *((*each, 6) for each in _ALL)]),
+)
+def test_killed_restore_leaves_a_whole_database(
+    tmp_path: Path, journal_mode: str, *, is_open: bool, kills: int
+) -> None:
+    """A restore killed at any moment, even while it writes into the database, leaves a whole one."""
     homes, moments = Homes(tmp_path, journal_mode, rows=_ROWS), Random(3)
     whole, writing = _seconds_of_a_run(homes.copy())
     was_killed_writing = False
-    for number in range(_KILLS):
+    for number in range(kills):
         with _home(homes, is_open=is_open) as home:
             process = CommandLine(home).start(*_RESTORE)
             if number % 2:
                 kill(process, after_seconds=whole * moments.uniform(0.4, 1))
             else:
                 wait_until(_intent(home).exists)
-                kill(process, after_seconds=writing * number / _KILLS)
+                kill(process, after_seconds=writing * number / kills)
             was_killed_writing |= _intent(home).exists()
             _require_whole_and_tidy(homes, home, number // 2)
     assert was_killed_writing
 
 
 def _seconds_of_a_run(home: Path) -> tuple[float, float]:
-    """How long the whole command takes, and its part from when on it writes into the database."""
+    """The seconds that the whole command takes, and its part from its first write into the database."""
     started = time.monotonic()
     process = CommandLine(home).start(*_RESTORE)
     wait_until(_intent(home).exists)
@@ -76,15 +83,20 @@ def _seconds_of_a_run(home: Path) -> tuple[float, float]:
     return time.monotonic() - started, time.monotonic() - writing_since
 
 
-@pytest.mark.parametrize("is_open", [True, False], ids=["open", "closed"])
-@pytest.mark.parametrize("journal_mode", ["wal", "delete"])
-def test_killed_at_its_system_calls(tmp_path: Path, journal_mode: str, *, is_open: bool) -> None:
-    """In place of a call that writes, flushes, or removes a file, the process dies."""
+@slow
+@pytest.mark.parametrize(
+    ("journal_mode", "is_open", "every"),
+    sampled([("wal", True, 3), ("delete", False, 4), *((*each, 1) for each in _ALL)]),
+)
+def test_restore_killed_at_each_system_call_leaves_a_whole_database(
+    tmp_path: Path, journal_mode: str, *, is_open: bool, every: int
+) -> None:
+    """A restore killed in place of a call that writes, flushes or removes a file leaves a whole database."""
     homes = Homes(tmp_path, journal_mode, rows=_FEW_ROWS)
     command = (*_RESTORE, "--no-safety-snapshot")
     with _home(homes, is_open=is_open) as home:
         calls = _some(system_calls(home, *command))
-    for number, call in enumerate(calls):
+    for number, call in enumerate(calls[::every]):
         with _home(homes, is_open=is_open) as home:
             kill_at(call, home, *command)
             _require_whole_and_tidy(homes, home, number)

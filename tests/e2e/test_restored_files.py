@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from harness.cli import side_files
+from harness.extent import sampled
 from harness.place import change_rows, connected, content_digest, create_database
 
 if TYPE_CHECKING:
@@ -47,9 +48,9 @@ def _checkpointed(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("umask", [0o022, 0o077], ids=oct)
-def test_owner_and_mode(place: Place, umask: int) -> None:
-    """At its configured path the application's file comes back as the application's; with --to it is private."""
+@pytest.mark.parametrize("umask", sampled([0o077, 0o022]), ids=oct)
+def test_restored_file_has_the_right_owner_and_mode(place: Place, umask: int) -> None:
+    """A restored file has its former owner and mode at its configured path, and is private with --to."""
     if os.geteuid() != 0:
         pytest.skip("only root can give files to other users")
     (place.home / "backupd.toml").write_text("[[databases]]\npath = 'app.db'\n")
@@ -66,7 +67,7 @@ def test_owner_and_mode(place: Place, umask: int) -> None:
 
 
 def test_configured_database_is_replaced_on_demand(place: Place) -> None:
-    """--yes asks nobody, and the new file has the mode of the old one, not that of the time of the snapshot."""
+    """--yes asks nothing, and the new file has the mode of the old one, not that of the time of the snapshot."""
     (place.home / "backupd.toml").write_text("[[databases]]\npath = 'app.db'\n")
     before = content_digest(place.database)
     place.database.chmod(0o600)
@@ -76,13 +77,13 @@ def test_configured_database_is_replaced_on_demand(place: Place) -> None:
 
 
 def test_everything_that_backupd_writes_is_private(place: Place) -> None:
-    """The store and the state hold the database's content, so nobody else may read them, whatever the umask is."""
+    """The store and the state hold the database's content, so no other user may read them, whatever the umask is."""
     place.backupd.run("now", "app.db", "--store", "other", "--tag", "private", umask=0)
     for root in (place.home / "other", place.backupd.state):
         assert [str(path) for path in (root, *root.rglob("*")) if path.stat().st_mode & 0o077] == []
 
 
-def test_names_that_mean_something_to_a_url_a_terminal_or_nobody(place: Place) -> None:
+def test_odd_names_are_restored(place: Place) -> None:
     """A path may have question marks, line breaks, quotes, and bytes that are no text."""
     directory = os.fsdecode(b"odd?mode=rw#%20'\n\xff")
     (place.home / directory).mkdir()

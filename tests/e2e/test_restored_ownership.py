@@ -1,4 +1,4 @@
-"""Who owns a database after a restore into it: whoever did before, and who may not write it may not restore it."""
+"""The owner of a database after a restore is the one before, and a user who may not write it cannot restore it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from harness.cli import CommandLine, side_files
 from harness.confinement import ANOTHER_UID, shared_directory
+from harness.extent import sampled, slow
 from harness.killing import content_as_found, kill_at
 from harness.place import change_rows, create_database
 
@@ -22,8 +23,8 @@ _USAGE, _SOURCE_UNUSABLE = 2, 13
 _UID, _GID, _MODE = 1234, 2345, 0o640
 _RESTORE = ("restore", "before", "--yes")
 _REPLACE = (*_RESTORE, "--replace", "--app-stopped")
-_WAYS = pytest.mark.parametrize("command", [_RESTORE, _REPLACE], ids=["live", "replacement"])
-_JOURNAL_MODES = pytest.mark.parametrize("journal_mode", ["wal", "delete"])
+_WAYS = pytest.mark.parametrize("command", sampled([[*_RESTORE], [*_REPLACE]]), ids=["live", "replacement"])
+_JOURNAL_MODES = pytest.mark.parametrize("journal_mode", sampled(["delete", "wal"]))
 
 
 @contextmanager
@@ -62,9 +63,10 @@ def test_root_restores_what_another_user_owns(command: Sequence[str], journal_mo
             assert side_files(database) == []
 
 
+@slow
 @pytest.mark.parametrize(("journal_mode", "names"), [("wal", {"-wal", "-shm"}), ("delete", {"-journal"})])
-def test_files_beside_the_database_are_the_owners(journal_mode: str, names: set[str]) -> None:
-    """While root restores, so that an application that starts now, or after a kill, can open them."""
+def test_files_beside_the_database_belong_to_its_owner(journal_mode: str, names: set[str]) -> None:
+    """A restore by root that is killed leaves logs and journals that the database's owner can open."""
     with _owned_database(_UID, _GID, _MODE, journal_mode) as (home, _):
         database = home / "app.db"
         kill_at(("fdatasync", 1), home, *_RESTORE, "--no-safety-snapshot")
@@ -75,7 +77,7 @@ def test_files_beside_the_database_are_the_owners(journal_mode: str, names: set[
 
 
 def _give_away(home: Path) -> None:
-    """All but the database belongs to the other user, who runs backupd."""
+    """Give all but the database to the other user, who runs backupd."""
     for path in (home, *home.rglob("*")):
         if path.name != "app.db":
             os.chown(path, ANOTHER_UID, ANOTHER_UID)
@@ -83,11 +85,11 @@ def _give_away(home: Path) -> None:
 
 @_JOURNAL_MODES
 @_WAYS
-def test_the_owner_restores(stranger: Runner, command: Sequence[str], journal_mode: str) -> None:
-    """Without any privilege."""
+def test_owner_restores_without_privileges(other_user: Runner, command: Sequence[str], journal_mode: str) -> None:
+    """The owner of a database restores it, and undoes that, without any privilege."""
     with _owned_database(ANOTHER_UID, ANOTHER_UID, _MODE, journal_mode) as (home, before):
         _give_away(home)
-        backupd, database = CommandLine(home, runner=stranger), home / "app.db"
+        backupd, database = CommandLine(home, runner=other_user), home / "app.db"
         backupd.run(*command)
         assert content_as_found(database) == before
         backupd.run("undo", *command[2:])
@@ -95,31 +97,31 @@ def test_the_owner_restores(stranger: Runner, command: Sequence[str], journal_mo
         assert _ownership(database) == (ANOTHER_UID, ANOTHER_UID, _MODE)
 
 
-@pytest.mark.parametrize("mode", [0o600, 0o644], ids=oct)
+@pytest.mark.parametrize("mode", sampled([0o644, 0o600]), ids=oct)
 @_JOURNAL_MODES
 @_WAYS
-def test_another_user_may_not(stranger: Runner, command: Sequence[str], journal_mode: str, mode: int) -> None:
-    """Neither one who may not read the database, nor one who may only read it."""
+def test_another_user_cannot_restore(other_user: Runner, command: Sequence[str], journal_mode: str, mode: int) -> None:
+    """A user who may only read the database, or not even that, is refused a restore."""
     with _owned_database(_UID, _GID, mode, journal_mode) as (home, _):
         _give_away(home)
-        CommandLine(home, runner=stranger).refusal(*command, code=_USAGE, names=[home / "app.db", ANOTHER_UID])
+        CommandLine(home, runner=other_user).refusal(*command, code=_USAGE, names=[home / "app.db", ANOTHER_UID])
 
 
 @pytest.mark.parametrize(("journal_mode", "code"), [("wal", _SOURCE_UNUSABLE), ("delete", _USAGE)])
-def test_another_user_may_not_replace(stranger: Runner, journal_mode: str, code: int) -> None:
-    """Not even a file that everybody may write, in a directory like that: the new one would be the other user's."""
+def test_another_user_cannot_replace(other_user: Runner, journal_mode: str, code: int) -> None:
+    """A user may not replace another's file that everybody may write, because the new one would have another owner."""
     with _owned_database(_UID, _GID, 0o666, journal_mode) as (home, _):
         _give_away(home)
         names = [home / "app.db", _UID, ANOTHER_UID]
-        CommandLine(home, runner=stranger).refusal(*_REPLACE, code=code, names=names)
+        CommandLine(home, runner=other_user).refusal(*_REPLACE, code=code, names=names)
 
 
-def test_leftover_of_a_killed_restore_stops_no_snapshot(stranger: Runner) -> None:
-    """Somebody who may only read cannot remove it, and need not."""
+def test_leftover_of_a_killed_restore_stops_no_snapshot(other_user: Runner) -> None:
+    """The leftover of a killed restore stops no snapshot by a user who cannot remove it."""
     with _owned_database(_UID, _GID, 0o644, "delete") as (home, _):
         (home / ".app.db.backupd-partial").mkdir(mode=0o700)
         (home / ".app.db.backupd-partial/image").write_bytes(b"half of it")
         _give_away(home)
         home.chmod(0o755)
         os.chown(home, 0, 0)
-        CommandLine(home, runner=stranger).run("now")
+        CommandLine(home, runner=other_user).run("now")

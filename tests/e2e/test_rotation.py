@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from harness.cli import CommandLine
+from harness.extent import slow
 from harness.loopback import loopback
 from harness.place import change_rows, content_digest, create_database
 
-from backupd.format.ids import SnapshotId
+from backupd.format import SnapshotId
 from backupd.format.manifest import decode_manifest, encode_manifest
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def _ids(backupd: CommandLine, *arguments: str) -> list[str]:
     return [each["id"] for each in document["trash" if "--trash" in arguments else "snapshots"]]
 
 
+@slow
 def test_from_the_trash_to_free_space(tmp_path: Path) -> None:
     """Two graces later the space is free, one snapshot came back in between, and what is listed restores."""
     backupd, store = _configured(tmp_path, url="backups"), tmp_path / "backups"
@@ -113,22 +115,22 @@ def test_from_the_trash_to_free_space(tmp_path: Path) -> None:
 
 
 def test_now_frees_space_by_itself(tmp_path: Path) -> None:
-    """Nobody ever calls `prune`: snapshots every few days are enough, and the store stops growing."""
+    """Snapshots every few days free space without any call of `prune`, and the store stops growing."""
     backupd, store = _configured(tmp_path, url="backups"), tmp_path / "backups"
-    sizes, told = [], ""
+    sizes, reported = [], ""
     for number in range(9):
         change_rows(tmp_path / "app.db", f"state {number}", rows=40)
-        told += backupd.run("now", "--full").stdout
+        reported += backupd.run("now", "--full").stdout
         sizes.append(_bytes_in(store))
         _let_days_pass(store, 4)
     assert len(_ids(backupd)) == 2
     assert sizes[-1] < sizes[0] * 7
     assert sizes[-1] - sizes[-2] < sizes[0] / 10
-    assert "1 snapshot to the trash, 1 snapshot gone from the trash, 1 pack (" in told
+    assert "1 snapshot to the trash, 1 snapshot gone from the trash, 1 pack (" in reported
 
 
 def test_lost_configuration_removes_nothing(tmp_path: Path) -> None:
-    """The same commands without the file keep all that there is, for ever."""
+    """Without the configuration file the same commands keep every snapshot."""
     backupd = _configured(tmp_path, url="backups")
     first = _snapshot(backupd, "first")
     (tmp_path / "backupd.toml").unlink()
@@ -157,6 +159,7 @@ def _forward(handler: Handler, request: Request, *, server: S3Server, refused: l
     connection.close()
 
 
+@slow
 def test_bucket_that_refuses_deletions(moto: S3Server, tmp_path: Path) -> None:
     """`now` succeeds and says it once, until a deletion works again; `prune` by hand says it every time."""
     refused = ["DELETE"]
@@ -171,19 +174,20 @@ def test_bucket_that_refuses_deletions(moto: S3Server, tmp_path: Path) -> None:
         said = []
         for number in range(5):
             change_rows(tmp_path / "app.db", f"state {number}", rows=40)
-            said.append(backupd.run("now", "--full").told("warning"))
+            said.append(backupd.run("now", "--full").reported("warning"))
         assert [len(warnings) for warnings in said] == [0, 0, 1, 0, 0]
         assert said[2][0].startswith("app: nothing more is removed: ")
-        by_hand = [backupd.run("prune", code=UNAVAILABLE).told("error") for _ in range(2)]
+        by_hand = [backupd.run("prune", code=UNAVAILABLE).reported("error") for _ in range(2)]
         assert [len(errors) for errors in by_hand] == [1, 1]
         assert len(_ids(backupd)) == 5
         refused.clear()
         assert "3 snapshots to the trash" in backupd.run("now").stdout
         assert len(_ids(backupd)) == 2
         refused.append("DELETE")
-        assert len(backupd.run("now", "--full").told("warning")) == 1
+        assert len(backupd.run("now", "--full").reported("warning")) == 1
 
 
+@slow
 def test_two_hosts_share_what_was_decided(tmp_path: Path) -> None:
     """What one host undeletes or accepts, the other respects: it is in the store, not in a cache."""
     backupd = _configured(tmp_path, url="backups")
@@ -195,14 +199,15 @@ def test_two_hosts_share_what_was_decided(tmp_path: Path) -> None:
     assert contents[0] in _ids(backupd)
     (tmp_path / "app.db").unlink()
     create_database(tmp_path / "app.db", rows=1)
-    assert elsewhere.run("now", "--full").told("warning")
-    assert "--accept-shrink" in backupd.run("prune", code=3).told("hint")[0]
+    assert elsewhere.run("now", "--full").reported("warning")
+    assert "--accept-shrink" in backupd.run("prune", code=3).reported("hint")[0]
     backupd.run("prune", "app", "--accept-shrink")
-    assert elsewhere.run("now", "--full").told("warning") == []
+    assert elsewhere.run("now", "--full").reported("warning") == []
     shutil.rmtree(tmp_path / "another host")
-    assert elsewhere.run("prune").told("warning") == []
+    assert elsewhere.run("prune").reported("warning") == []
 
 
+@slow
 def test_clock_that_is_behind_removes_nothing(tmp_path: Path) -> None:
     """A newest snapshot from tomorrow: no age can be trusted, until that one is forgotten as the hint says."""
     backupd = _configured(tmp_path, url="backups")
@@ -210,13 +215,13 @@ def test_clock_that_is_behind_removes_nothing(tmp_path: Path) -> None:
     tomorrow = f"{datetime.now(UTC) + timedelta(days=1):%Y%m%dT%H%M%S}000Z-00000000"
     _rename_newest(tmp_path / "backups/app/snapshots", ids[1], tomorrow)
     result = backupd.run("prune", code=3)
-    assert f"is behind the snapshot {tomorrow}" in result.told("warning")[0]
+    assert f"is behind the snapshot {tomorrow}" in result.reported("warning")[0]
     assert len(_ids(backupd)) == 2
-    commands = re.findall(r"backupd ([^,]+)", result.told("hint")[0])
+    commands = re.findall(r"backupd ([^,]+)", result.reported("hint")[0])
     assert commands == ["now app --full", f"forget app@{tomorrow}"]
     for command in commands:
         backupd.run(*command.split())
-    assert backupd.run("prune").told("warning") == []
+    assert backupd.run("prune").reported("warning") == []
 
 
 def _rename_newest(snapshots: Path, old: str, new: str) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
 from typing import TYPE_CHECKING
 
 from harness.cli import CommandLine
+from harness.extent import slow
 from harness.loopback import loopback
 from harness.place import change_rows, content_digest, create_database
+from harness.ports import reserved_port
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,6 +56,7 @@ def test_directory_and_bucket_hold_the_same_snapshots(place: Place, seaweed: S3S
         assert content_digest(place.home / "restored.db") == content_digest(place.database)
 
 
+@slow
 def test_hung_store_holds_up_no_other(place: Place) -> None:
     """A server that takes requests and never answers: the run ends within its time limit, partly done."""
     with loopback(_never_answer) as hung:
@@ -64,7 +66,7 @@ def test_hung_store_holds_up_no_other(place: Place) -> None:
         started = time.monotonic()
         result = place.backupd.run("now", code=PARTLY_DONE)
         assert time.monotonic() - started < 15
-        (error,), (hint,) = result.told("error"), result.told("hint")
+        (error,), (hint,) = result.reported("error"), result.reported("hint")
         assert "s3://bucket" in error
         assert hint
         partly = place.backupd.json("list", code=PARTLY_DONE)
@@ -72,8 +74,9 @@ def test_hung_store_holds_up_no_other(place: Place) -> None:
         assert ["s3://bucket" in problem["message"] for problem in partly["problems"]] == [True]
 
 
+@slow
 def test_store_that_hangs_on_uploads_holds_up_no_other(place: Place) -> None:
-    """It answers until it is sent packs; there are more of them than the spool takes, and the other store gets all."""
+    """A store that hangs on packs fails alone, and the other gets all, even if they do not fit into the spool."""
     objects: dict[str, bytes] = {}
 
     def hang_on_packs(handler: Handler, request: Request) -> None:
@@ -104,10 +107,10 @@ def test_store_that_hangs_on_uploads_holds_up_no_other(place: Place) -> None:
     assert content_digest(place.home / "restored.db") == content_digest(place.home / "big.db")
 
 
-def test_all_stores_fail(place: Place) -> None:
+@slow
+def test_failure_of_all_stores_has_the_exit_code_of_the_failure(place: Place) -> None:
     """The exit code is that of the failure, not "partly done"; each store has its own error."""
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
+    port = reserved_port()
     keys = {"access_key_id": "id", "secret_access_key": "hunter2", "max_attempts": 1}
     stores = [{"url": f"s3://{name}", "endpoint_url": f"http://127.0.0.1:{port}", **keys} for name in ("one", "two")]
     _configure(place.home, *stores)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from harness.cli import CommandLine
+from harness.extent import sampled, slow
 from harness.loopback import loopback
 from harness.place import create_database
 from harness.site import new_site
@@ -29,9 +30,10 @@ def _two_stores(home: Path, endpoint_url: str) -> None:
     site.configure(stores=[bucket, "backups"], http={"listen": ""})
 
 
-@pytest.mark.parametrize("way", ["token file", "process", "garbage", "line break", "proxy"])
+@slow
+@pytest.mark.parametrize("way", sampled(["process", "token file", "garbage", "line break", "proxy"]))
 def test_credentials_that_cannot_be_had_cost_one_store_alone(tmp_path: Path, way: str) -> None:
-    """In every command: no traceback, no bug, an exit code that says so, and no secret."""
+    """Unusable credentials fail one store in every command, with no traceback and no secret."""
     (tmp_path / "config").write_text("[default]\ncredential_process = /nosuch/tool\n")
     (tmp_path / "garbage").write_bytes(b"\xff\xfe[default")
     environ = {
@@ -52,7 +54,7 @@ def test_credentials_that_cannot_be_had_cost_one_store_alone(tmp_path: Path, way
     home.mkdir()
     _two_stores(home, "http://127.0.0.1:1")
     backupd = CommandLine(home, **environ)
-    told = [
+    reported = [
         backupd.run("now", code=ExitCode.PARTLY_DONE),
         backupd.run("list", code=ExitCode.PARTLY_DONE),
         backupd.run("verify", code=ExitCode.PARTLY_DONE),
@@ -61,20 +63,20 @@ def test_credentials_that_cannot_be_had_cost_one_store_alone(tmp_path: Path, way
         backupd.run("restore", "app@latest", "--to", "restored.db"),
     ]
     assert len([*(home / "backups/app/snapshots").glob("*.json")]) == 1
-    assert all("s3://bucket/x" in each.told("error")[0] for each in told[:4])
+    assert all("s3://bucket/x" in each.reported("error")[0] for each in reported[:4])
     written = [path.read_bytes() for path in (home / "state").rglob("*") if path.is_file()]
-    assert not any(_TOKEN in f"{each.stdout}{each.stderr}" for each in told)
+    assert not any(_TOKEN in f"{each.stdout}{each.stderr}" for each in reported)
     assert not any(_TOKEN.encode() in each for each in written)
 
 
 def test_a_daemon_goes_on_with_the_other_store(tmp_path: Path) -> None:
-    """At its start, in its rounds, and in its answers about its health."""
+    """A daemon whose credentials for one store are unusable says so, and backs up into the other."""
     _two_stores(tmp_path, "http://127.0.0.1:1")
     (tmp_path / "config").write_text("[default]\ncredential_process = /nosuch/tool\n")
     with new_site(tmp_path).daemon(AWS_CONFIG_FILE=str(tmp_path / "config")) as daemon:
         daemon.wait_for("snapshot", store=str(tmp_path / "backups"), outcome="created")
-        told = daemon.wait_for("store not asked", store="s3://bucket/x")["error"]["message"]
-    assert "the credentials cannot be used: /nosuch/tool: no such file or directory" in told
+        reported = daemon.wait_for("store not asked", store="s3://bucket/x")["error"]["message"]
+    assert "the credentials cannot be used: /nosuch/tool: no such file or directory" in reported
 
 
 def test_what_a_server_says_reaches_no_terminal_and_no_status(tmp_path: Path) -> None:
@@ -97,13 +99,15 @@ def test_what_a_server_says_reaches_no_terminal_and_no_status(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("zone", "warnings"),
-    [
-        ("CET-1CEST,M3.5.0,M10.5.0/3", []),
-        ('"Europe/Berlin"', ['there is no time zone TZ="Europe/Berlin": schedules go by UTC']),
-        ("Nonsense", ["there is no time zone TZ=Nonsense: schedules go by UTC"]),
-        ("/etc/passwd", ["there is no time zone TZ=/etc/passwd: schedules go by UTC"]),
-        (":/etc/localtime", []),
-    ],
+    sampled(
+        [
+            ("CET-1CEST,M3.5.0,M10.5.0/3", []),
+            ('"Europe/Berlin"', ['there is no time zone TZ="Europe/Berlin": schedules use UTC']),
+            ("Nonsense", ["there is no time zone TZ=Nonsense: schedules use UTC"]),
+            ("/etc/passwd", ["there is no time zone TZ=/etc/passwd: schedules use UTC"]),
+            (":/etc/localtime", []),
+        ]
+    ),
 )
 def test_a_time_zone_that_a_library_does_not_know_changes_nothing(
     tmp_path: Path, zone: str, warnings: list[str]
@@ -121,7 +125,9 @@ def test_a_time_zone_that_a_library_does_not_know_changes_nothing(
         assert [event["event"] for event in daemon.events if "time zone" in event["event"]] == warnings
 
 
-@pytest.mark.parametrize("command", [["list"], ["show", "latest"], ["verify"], ["prune"], ["doctor"], ["status"]])
+@pytest.mark.parametrize(
+    "command", sampled([["list"], ["doctor"], ["show", "latest"], ["verify"], ["prune"], ["status"]], fast=2)
+)
 def test_a_time_zone_a_day_from_utc_is_not_used(tmp_path: Path, command: list[str]) -> None:
     """The C library takes it, and Python has no time in it: no bug, but a warning, and times in UTC."""
     create_database(tmp_path / "app.db", rows=1)
@@ -130,11 +136,11 @@ def test_a_time_zone_a_day_from_utc_is_not_used(tmp_path: Path, command: list[st
     usual, said = (CommandLine(tmp_path, TZ=zone).run(*command) for zone in ("UTC", "CET-25"))
     assert said.code == usual.code
     warning = "TZ=CET-25 is a day or more from UTC, and is not used: times are in UTC"
-    assert said.told("warning") == [warning, *usual.told("warning")]
+    assert said.reported("warning") == [warning, *usual.reported("warning")]
 
 
 def test_values_in_quotes_make_no_directory(tmp_path: Path) -> None:
-    """As `docker run --env-file` gives them: refused by the variable's name, and nothing is made."""
+    """A value in quotes, as `docker run --env-file` passes it, is refused by its variable, and nothing is created."""
     create_database(tmp_path / "app.db", rows=1)
     quoted = {
         "BACKUPD_STORES__0__URL": f'"{tmp_path}/backups"',
@@ -144,12 +150,12 @@ def test_values_in_quotes_make_no_directory(tmp_path: Path) -> None:
     before = {path.name for path in tmp_path.iterdir()}
     for variable, value in quoted.items():
         said = CommandLine(tmp_path, **{variable: value}).run("now", "app.db", code=ExitCode.USAGE)
-        assert said.told("error")[0].startswith(f"{variable}: ")
+        assert said.reported("error")[0].startswith(f"{variable}: ")
     for variable in ("BACKUPD_CONFIG", "BACKUPD_STATE_DIR"):
         said = CommandLine(tmp_path, **{"BACKUPD_CONFIG": f"{tmp_path}/x", variable: f'"{tmp_path}/new/x"'}).run(
             "init", "--yes", code=ExitCode.USAGE
         )
-        assert said.told("error")[0].startswith(f"{variable}: ")
+        assert said.reported("error")[0].startswith(f"{variable}: ")
     assert {path.name for path in tmp_path.iterdir()} == before
 
 

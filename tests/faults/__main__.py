@@ -67,7 +67,7 @@ def _chosen(names: Sequence[str] | None) -> Sequence[Fault]:
 
 
 def _enter_mounts_of_its_own() -> None:
-    """Where that is permitted: what is mounted then ends with this process."""
+    """Enter a mount namespace where that is permitted, so that mounts end with this process."""
     if _MOUNTS not in os.environ and os.geteuid() == 0 and shutil.which("unshare"):
         os.environ[_MOUNTS] = "yes"
         os.execvp("unshare", ["unshare", "--mount", sys.executable, "-m", "faults", *sys.argv[1:]])

@@ -27,19 +27,19 @@ def reset_before(exchange: Exchange) -> None:
 
 
 def reset_amid(exchange: Exchange) -> None:
-    """It is done, and half of the answer comes."""
+    """The request is done, and half of the answer comes."""
     exchange.answer_in_part(exchange.pass_on())
     exchange.reset()
 
 
 def reset_after(exchange: Exchange) -> None:
-    """It is done, and no answer comes."""
+    """The request is done, and no answer comes."""
     exchange.pass_on()
     exchange.reset()
 
 
 def stall(exchange: Exchange) -> None:
-    """Nothing comes until the fault is over, and then no answer."""
+    """No answer comes until the fault is over, and none after that."""
     exchange.wait()
     exchange.reset()
 
@@ -50,7 +50,7 @@ def truncate(exchange: Exchange) -> None:
 
 
 def flip_a_bit(exchange: Exchange) -> None:
-    """One bit of the body is another; always the same one of the same body."""
+    """One bit of the body is flipped, always the same one of the same body."""
     answer = exchange.pass_on()
     changed = bytearray(answer.body)
     if changed:
@@ -65,7 +65,7 @@ def list_as_before(exchange: Exchange) -> None:
 
 
 def lose(exchange: Exchange) -> None:
-    """It is acknowledged, and the object is lost."""
+    """The upload is acknowledged, and the object is lost."""
     exchange.answer(Answer(200, {"ETag": f'"{hashlib.md5(exchange.request.body).hexdigest()}"'}, b""))
 
 

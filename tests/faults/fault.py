@@ -23,8 +23,8 @@ class Fault:
 
     injected: Injected
     stops: tuple[str, ...] = ()
-    """Where no snapshot can be taken while it lasts, which has to be told: "disk", "s3", or the name of a database."""
-    told_within_seconds: float = 60.0
+    """Where no snapshot can be taken meanwhile, which has to be reported: "disk", "s3", or the name of a database."""
+    reported_within_seconds: float = 60.0
     """How long it may take until that is so."""
     needs: str = ""
     """What has to be there: "disks" of its own, a "clock" that can be set, or a program."""
@@ -35,5 +35,5 @@ class Fault:
 
     @property
     def does(self) -> str:
-        """In one sentence."""
+        """What the fault does, in one sentence."""
         return (self.injected.__doc__ or "").strip()

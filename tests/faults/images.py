@@ -24,7 +24,7 @@ class Seen(NamedTuple):
 
 
 def read_state(path: Path) -> Seen:
-    """What is in a file that nobody has open. Raises `NotAStateError` unless every byte of its content is right."""
+    """The content of a file that no process has open. Raises `NotAStateError` if a byte of it is wrong."""
     try:
         with closing(sqlite3.connect(f"file:{path}?immutable=1", uri=True)) as connection:
             problems = [row[0] for row in connection.execute("PRAGMA integrity_check") if row[0] != "ok"]

@@ -11,10 +11,8 @@ from harness.cli import CommandLine
 
 from backupd.config import StoreSettings
 from backupd.errors import BackupdError
-from backupd.format.ids import SnapshotId
-from backupd.prune.naming import read_holdings
+from backupd.format import SnapshotId
 from backupd.repository import Repository
-from backupd.repository.manifests import opened, read_manifest
 from backupd.restore import restore_to_file
 from backupd.state import StateDirectory
 from backupd.store import open_store
@@ -31,16 +29,16 @@ _AHEAD_OF_EVERY_SNAPSHOT_SECONDS = 240
 
 
 class Inspection:
-    """Looks into the stores as somebody who has nothing but them: without cached manifests, past the proxy."""
+    """Looks into the stores as a host that has nothing but them: without cached manifests, past the proxy."""
 
     def __init__(self, world: World, scratch: Path) -> None:
         self._world = world
         self._scratch = scratch
         self._repositories: dict[str, Repository] = {}
         self._damaged: set[Named] | None = None
-        self.begin_anew()
+        self.begin_again()
 
-    def begin_anew(self) -> None:
+    def begin_again(self) -> None:
         """Forget what was read."""
         shutil.rmtree(self._scratch, ignore_errors=True)
         self._scratch.mkdir()
@@ -76,8 +74,17 @@ class Inspection:
         """Restore to `target`; why it could not be done."""
         repository = self._repositories[snapshot.store]
         try:
-            manifest = opened(repository, read_manifest(repository, snapshot.database, SnapshotId(snapshot.id)))
-            restore_to_file(repository, manifest, target, force=False, as_source=False, on_progress=lambda _: None)
+            manifest = repository.archive("app").opened(
+                repository.archive(snapshot.database).manifest(SnapshotId(snapshot.id))
+            )
+            restore_to_file(
+                repository.archive(manifest.database),
+                manifest,
+                target,
+                force=False,
+                as_source=False,
+                on_progress=lambda _: None,
+            )
         except BackupdError as error:
             return error.message
         return None
@@ -110,7 +117,7 @@ class Inspection:
                 for database in sorted(world.writers):
                     self._pruned(database, "--accept-shrink")
             problems += self._pruned("--json")
-        self.begin_anew()
+        self.begin_again()
         for url, repository in self._repositories.items():
             problems += [f"{url} still holds {each}" for each in self._unneeded(repository)]
         problems += [f"{path} is left of an upload" for path in world.store.glob(".incoming/*")]
@@ -132,8 +139,8 @@ class Inspection:
     def _unneeded(self, repository: Repository) -> list[str]:
         unneeded = []
         for database in self._world.writers:
-            holdings = read_holdings(repository, database)
-            survey = holdings.survey
+            holdings = repository.archive(database).holdings()
+            survey = holdings.listing
             manifests = survey.manifests.keys()
             unneeded += [f"pack {each}, which nothing names" for each in survey.packs.keys() - holdings.named_packs]
             unneeded += [f"the record of a deletion {each.key}" for each in survey.deletions.values()]

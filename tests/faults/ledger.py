@@ -22,7 +22,7 @@ _TOUCHED = 5
 
 
 class State(NamedTuple):
-    """One committed state."""
+    """One committed state of a database."""
 
     generation: str
     number: int
@@ -100,7 +100,7 @@ class Ledger:
             earlier.ended_at = at
 
     def entries_of(self, state: State) -> list[Entry]:
-        """When this was the current state; empty for one that never was."""
+        """The entries in which `state` was the current one; empty for one that never was."""
         return [self.entries[index] for index in self._by_state.get(state, [])]
 
     def was_current(self, state: State, *, after: float, before: float) -> bool:
@@ -111,7 +111,7 @@ class Ledger:
         )
 
     def outdated_since(self, state: State, now: float) -> float | None:
-        """Since when a newer state than `state` has been acknowledged at `now`; None when it is the newest."""
+        """The time since which a newer state than `state` is acknowledged at `now`; None when it is the newest."""
         ended = [entry.ended_at for entry in self.entries_of(state) if entry.begun_at <= now]
         return None if not ended or ended[-1] is None or ended[-1] > now else ended[-1]
 

@@ -131,7 +131,9 @@ class Oracle:
             self.reported.add(snapshot)
         else:
             self.counts["lost"] += 1
-            self.violations.append(f"{snapshot} is listed, is no state of the ledger, and nobody said so: {problem}")
+            self.violations.append(
+                f"{snapshot} is listed, is no state of the ledger, and that was not reported: {problem}"
+            )
 
     def _judge_state(self, snapshot: Named, state: State, digest: str, taken: Taken | None, now: float) -> None:
         self.counts["checked"] += 1
@@ -179,7 +181,7 @@ class Oracle:
         }
 
     def _outdated_since(self, store: str, database: str, ledger: Ledger, at: float) -> float:
-        """Since when the store has lacked the current state at `at`; `at` itself when it does not."""
+        """The time since which the store lacks the current state at `at`; `at` itself when it does not."""
         there = [
             known.state
             for snapshot, known in self.known.items()

@@ -36,7 +36,7 @@ class Answer:
 
 
 class Exchange:
-    """One request on its way, for a fault to do with as it likes."""
+    """One request on its way to the server, which a fault may pass on, answer or break."""
 
     def __init__(self, proxy: Proxy, handler: Handler, request: Request) -> None:
         self.handler = handler

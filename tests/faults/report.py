@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def table(soak: Soak) -> str:
-    """In Markdown: the faults by kind, what the run reached, the snapshots; then what was violated."""
+    """The report in Markdown: the faults by kind, what the run reached, the snapshots; then what was violated."""
     tally, oracle = soak.tally, soak.oracle
     not_reached = soak.not_reached
     rows = [
@@ -74,7 +74,7 @@ def keep(world: World) -> None:
 
 
 def put_in_place(home: Path) -> None:
-    """After the world's end: what `keep` copied, where it was while the file systems were mounted."""
+    """Put what `keep` copied where it was while the file systems were mounted; called after the world's end."""
     for name in SMALL_DISKS:
         if _kept(home, name).exists():
             (home / name).rmdir()

@@ -139,27 +139,27 @@ class Soak:
         """Have snapshots tried while a fault lasts; seconds until the health check was red."""
         began = time.monotonic()
         trigger()
-        is_told = not fault.stops
-        while not is_told and time.monotonic() - began < fault.told_within_seconds:
-            is_told = self._watch.wait_for(self._is_told(fault.stops), seconds=_ASKED_AGAIN_SECONDS)
+        is_reported = not fault.stops
+        while not is_reported and time.monotonic() - began < fault.reported_within_seconds:
+            is_reported = self._watch.wait_for(self._is_reported(fault.stops), seconds=_ASKED_AGAIN_SECONDS)
             self._world.request_snapshots()
-        if not is_told:
+        if not is_reported:
             self._violated(
-                f"{fault.name}: not told within {fault.told_within_seconds:.0f} s: {self._watch.samples[-1]}"
+                f"{fault.name}: not reported within {fault.reported_within_seconds:.0f} s: {self._watch.samples[-1]}"
             )
         red = time.monotonic() - began
         while not felt() and time.monotonic() - began < _FELT_WITHIN_SECONDS:
             self._world.snapshot("--full")
         return red if fault.stops else 0.0
 
-    def _is_told(self, places: Sequence[str]) -> Callable[[Sample], bool]:
+    def _is_reported(self, places: Sequence[str]) -> Callable[[Sample], bool]:
         shown = {"disk": self._world.disk, "s3": self._world.s3}
         wanted = [shown.get(place, place) for place in places]
 
-        def is_told(sample: Sample) -> bool:
+        def is_reported(sample: Sample) -> bool:
             return sample.is_green is False and all(any(each in alarm for alarm in sample.alarms) for each in wanted)
 
-        return is_told
+        return is_reported
 
     def _wait_for_green(self, number: int) -> float:
         began = time.monotonic()
@@ -181,7 +181,7 @@ class Soak:
             )
 
     def _judge(self, number: int = 0) -> None:
-        self._inspection.begin_anew()
+        self._inspection.begin_again()
         before = len(self.oracle.violations)
         at = time.monotonic()
         listed = self._inspection.listed()
@@ -202,7 +202,7 @@ class Soak:
         return f"{counts['snapshots']} snapshots, {counts['checked']} checks, {len(self.oracle.reported)} reported"
 
     def _tidy(self) -> None:
-        """Nothing unreferenced stays beyond the grace."""
+        """Check that no unreferenced object stays beyond the grace."""
         self._world.stop_daemon()
         for each in self._inspection.leftovers():
             self._violated(each)

@@ -20,12 +20,12 @@ def why_not() -> str | None:
 
 
 def tracing(log: Path, calls: Sequence[str], *options: str) -> tuple[str, ...]:
-    """What a command has to begin with to have its `calls` in `log`, those of its threads and children too."""
+    """Give the beginning of a command whose `calls`, those of its threads and children too, go into `log`."""
     wanted = ",".join(f"?{call}" for call in calls)
     return ("strace", "-f", "-qq", "-y", "--seccomp-bpf", "-o", str(log), "-e", f"trace={wanted}", *options, "--")
 
 
 def injecting(log: Path, calls: Sequence[str], *, error: str, when: str) -> tuple[str, ...]:
-    """The same, where each of `calls` fails with `error` the `when`-th time that a thread makes it."""
+    """Give the beginning of a command in which each of `calls` fails with `error` at its `when`-th time in a thread."""
     wanted = ",".join(f"?{call}" for call in calls)
     return tracing(log, calls, "-e", f"inject={wanted}:error={error}:when={when}")

@@ -94,11 +94,11 @@ def test_what_does_not_restore_has_to_be_reported(written: tuple[Writer, Path], 
     oracle = _oracle(written, tmp_path)
     assert _judge(oracle, None, is_reported=True) == []
     assert oracle.reported == {SNAPSHOT}
-    assert "nobody said so: a pack is gone" in _judge(oracle, None)[0]
+    assert "that was not reported: a pack is gone" in _judge(oracle, None)[0]
     assert oracle.counts["lost"] == 1
 
 
-def test_what_rotation_removes_meanwhile_is_not_lost(written: tuple[Writer, Path], tmp_path: Path):
+def test_snapshot_removed_by_retention_is_not_lost(written: tuple[Writer, Path], tmp_path: Path):
     """What is in the trash when its restore fails is neither lost nor reported, and gone from then on."""
     oracle = _oracle(written, tmp_path)
     assert _judge(oracle, written[1]) == []
@@ -150,20 +150,20 @@ def _flip_in_a_body(file: Path) -> None:
 def test_a_file_that_is_no_state_is_recognised(
     written: tuple[Writer, Path], tmp_path: Path, damage: Callable[[Path], object], words: str
 ):
-    """Whatever is wrong in it, down to one bit of one row."""
+    """A file that is no committed state is recognised, even if only one bit of one row is wrong."""
     file = shutil.copy(written[1], tmp_path / "damaged.db")
     read_state(file)
     damage(file)
     with pytest.raises(NotAStateError, match=words):
         read_state(file)
-    assert "nobody said so" in _judge(_oracle(written, tmp_path), file)[0]
+    assert "that was not reported" in _judge(_oracle(written, tmp_path), file)[0]
 
 
 def test_a_state_that_was_never_committed(written: tuple[Writer, Path], tmp_path: Path):
-    """A consistent database of somebody else's is no state of this ledger."""
-    stranger = Writer(tmp_path / "other.db", tmp_path / "other.ledger", journal_mode="delete")
-    stranger.create()
-    assert "was never committed" in _judge(_oracle(written, tmp_path), stranger.path)[0]
+    """A consistent database of another application is no state of this ledger."""
+    other_writer = Writer(tmp_path / "other.db", tmp_path / "other.ledger", journal_mode="delete")
+    other_writer.create()
+    assert "was never committed" in _judge(_oracle(written, tmp_path), other_writer.path)[0]
 
 
 def test_a_state_of_another_time(written: tuple[Writer, Path], tmp_path: Path):
@@ -177,14 +177,14 @@ def test_a_state_of_another_time(written: tuple[Writer, Path], tmp_path: Path):
     assert _judge(_oracle(written, tmp_path), middle, window=(entry.begun_at, entry.ended_at)) == []
 
 
-def test_a_snapshot_that_changes(written: tuple[Writer, Path], tmp_path: Path):
-    """What restored to one state must not restore to another later."""
+def test_a_snapshot_that_changes_is_a_violation(written: tuple[Writer, Path], tmp_path: Path):
+    """A snapshot that restores to another state than before is a violation."""
     oracle = _oracle(written, tmp_path)
     assert _judge(oracle, written[1]) == []
     assert "restored to" in _judge(oracle, written[0].path)[0]
 
 
-def test_green_without_a_current_snapshot_is_a_lie(tmp_path: Path):
+def test_green_health_without_a_current_snapshot_is_a_violation(tmp_path: Path):
     """The health check may be green while the newest snapshot is current, and some time after; red is never a lie."""
     scribe = Scribe(tmp_path / "ledger")
     for number in range(3):

@@ -20,7 +20,7 @@ _EVERY_SECONDS = 0.25
 
 
 class Sample(NamedTuple):
-    """What the health check said at `at` (monotonic); `is_green` is None when nobody answered."""
+    """What the health check said at `at` (monotonic); `is_green` is None when there was no answer."""
 
     at: float
     is_green: bool | None
@@ -28,7 +28,7 @@ class Sample(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """A snapshot that somebody said was taken: its state was captured between these times (monotonic)."""
+    """A snapshot that was reported as taken: its state was captured between these times (monotonic)."""
 
     database: str
     store: str

@@ -16,8 +16,9 @@ from harness.cli import CommandLine, Finished, Runner
 from harness.clock import Clock, settable_clock
 from harness.daemon import Daemon, wait_until
 from harness.killing import kill
+from harness.ports import reserved_port
 from harness.restarting import RestartingServer, restarting_server
-from harness.site import TOKEN, Site, free_port
+from harness.site import TOKEN, Site
 
 from backupd.encryption import Encryption, generate_identity
 from faults.images import NotAStateError, read_state
@@ -63,7 +64,7 @@ class World:
     ahead_until: float = 0.0
     """Until then (monotonic) a snapshot may be dated in the future."""
     taken: list[Taken] = field(default_factory=list)
-    """What somebody said was stored."""
+    """Snapshots that were reported as stored."""
     bugs: list[str] = field(default_factory=list)
     mends: list[Callable[[], None]] = field(default_factory=list)
     """What an operator does by hand in the end, about damage that backupd reports and does not mend."""
@@ -75,7 +76,7 @@ class World:
 
     @property
     def targets(self) -> Path:
-        """Where things are restored to."""
+        """The directory of restored files."""
         return self.home / "targets"
 
     @property
@@ -101,7 +102,7 @@ class World:
         return replace(runner, environ={**self.site.runner.environ, **runner.environ, "PYTHONPATH": str(_SLEEPING)})
 
     def start_daemon(self, runner: Runner | None = None) -> None:
-        """Start it, as whatever looks after the process would."""
+        """Start it, as a supervisor would."""
         assert self.daemon is None
         command = CommandLine(self.home, runner=runner or self.site.runner)
         self.daemon = Daemon(self.site, command.start("run"))
@@ -128,18 +129,18 @@ class World:
         self.daemon = None
 
     def take_bugs(self) -> list[str]:
-        """What nobody may ever see, and somebody did since this was asked last."""
+        """Forbidden output (tracebacks, bugs) that appeared since the last call."""
         found, self.bugs = self.bugs, []
         if self.daemon is not None:
             found += [line for line in self.daemon.lines if "this is a bug" in line and line not in found]
         return found
 
     def run(self, *arguments: str | Path) -> Finished:
-        """A command to its end, whatever that is; a traceback is a bug."""
+        """Run a command to its end, whatever that is; a traceback is a bug."""
         return self.run_as(self.backupd, *arguments)
 
     def run_as(self, backupd: CommandLine, *arguments: str | Path) -> Finished:
-        """The same, started in another way."""
+        """Run a command, started by `backupd`, to its end."""
         process = backupd.start(*arguments)
         try:
             stdout, stderr = process.communicate(timeout=_COMMANDS_END_WITHIN_SECONDS)
@@ -192,7 +193,7 @@ class World:
         return {key: client.get_object(Bucket=self.bucket, Key=key)["Body"].read() for key in keys}
 
     def wait_for_green(self) -> None:
-        """Until the daemon says that all is well."""
+        """Wait until the daemon says that all is well."""
         daemon = self.daemon
         assert daemon is not None
         wait_until(lambda: daemon.ask("/healthz").code == 200)
@@ -234,7 +235,7 @@ def new_world(home: Path, *, is_encrypted: bool) -> Iterator[World]:
         bucket = server.server.new_bucket()
         writers = _writers(home)
         encryption = _encryption(home) if is_encrypted else Encryption()
-        site = Site(home, free_port(), _runner(encryption))
+        site = Site(home, reserved_port(), _runner(encryption))
         world = World(home, site, writers, server, way, bucket, clock, disks, encryption, {})
         world.configuration = _configuration(world)
         world.configure()

@@ -1,4 +1,4 @@
-"""The application: a process that commits for ever, writes each commit down in its ledger, and does as it is told."""
+"""The application: a process that commits for ever, notes each commit in its ledger, and does what it is asked for."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _commit_for_ever(path: str, ledger: Path) -> None:
     connection.execute("PRAGMA synchronous = OFF")
     generation, number, digest = connection.execute("SELECT generation, number, digest FROM state").fetchone()
     scribe = Scribe(ledger)
-    # Whoever killed the last one, or put another file here, could not know which state it is in.
+    # After a kill, or with another file here, the state of the database is not known.
     scribe.begin(State(generation, number), digest)
     scribe.done(State(generation, number))
     cells = dict(connection.execute("SELECT id, number FROM cell").fetchall())

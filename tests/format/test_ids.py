@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backupd.format import FormatError
-from backupd.format.ids import SnapshotId
+from backupd.format import FormatError, SnapshotId
 
 """A busy machine is no reason to fail."""
 
@@ -63,7 +62,7 @@ def test_an_id_is_made_in_utc_with_32_random_bits():
     ],
 )
 def test_what_is_no_id_is_refused(text: str):
-    """Neither another form nor a time that does not exist makes an id."""
+    """Text of another form, or with a time that does not exist, is no id."""
     with pytest.raises(FormatError, match="is not a snapshot id"):
         SnapshotId(text)
 
@@ -78,6 +77,6 @@ def test_the_first_and_the_last_id_are_ids(text: str):
 
 @given(st.text() | st.from_regex(r"[0-9]{8}T[0-9]{9}Z-[0-9a-f]{8}", fullmatch=True))
 def test_any_text_is_an_id_or_a_format_error(text: str):
-    """Nothing but `FormatError` comes out, and every id has a time."""
+    """Any text is an id with a time, or raises `FormatError`."""
     with suppress(FormatError):
         assert SnapshotId(text).taken_at.tzinfo is UTC

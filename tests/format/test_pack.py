@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from backupd.format import FormatError
@@ -85,7 +85,7 @@ def test_a_truncated_pack_is_rejected(end: int):
 
 
 def test_every_flipped_bit_is_found():
-    """After any single bit flip the pack is rejected, or its index is another and its SHA-256 is never its name."""
+    """A single flipped bit never keeps the SHA-256, and the pack is refused or its pages are still right."""
     name, (index, images) = hashlib.sha256(_PACK).digest(), decode_pack(_PACK)
     for bit in range(8 * len(_PACK)):
         damaged = bytearray(_PACK)
@@ -100,15 +100,13 @@ def test_every_flipped_bit_is_found():
         assert found_index != index or bit // 8 >= index_bytes(3)
 
 
-@settings(max_examples=300)
 @given(st.binary(max_size=200) | st.binary(max_size=200).map(lambda tail: _PACK[:84] + tail))
-def test_any_bytes_are_a_pack_or_a_format_error(data: bytes):
-    """Nothing but `FormatError` comes out of bytes that nobody wrote."""
+def test_arbitrary_bytes_are_a_format_error(data: bytes):
+    """Arbitrary bytes raise `FormatError` and no other exception."""
     with pytest.raises(FormatError):
         decode_pack(data)
 
 
-@settings(max_examples=300)
 @given(st.integers(0, len(_PACK) - 1), st.binary(min_size=1, max_size=8), st.integers(0, 8))
 def test_any_damage_of_a_pack_is_handled(position: int, replacement: bytes, removed: int):
     """Bytes put in, taken out or replaced give a format error, or a pack of the same shape."""
@@ -128,7 +126,7 @@ def test_a_forged_pack_cannot_exhaust_memory():
     undeclared = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(256 * _MIB))
     for frame in (bomb, undeclared):
         tracemalloc.start()
-        with pytest.raises(FormatError, match="declares another size"):
+        with pytest.raises(FormatError, match="declares a size other"):
             decode_pack(head + frame)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()

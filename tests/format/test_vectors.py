@@ -21,8 +21,7 @@ import backupd.format
 from backupd.capture.facts import schema_digest
 from backupd.encryption import Encryption
 from backupd.errors import BackupdError, DamageError, UnsupportedFormatError
-from backupd.format import FormatError, NewerFormatError
-from backupd.format.ids import SnapshotId
+from backupd.format import FormatError, NewerFormatError, SnapshotId
 from backupd.format.manifest import (
     Manifest,
     SealedManifest,
@@ -35,27 +34,18 @@ from backupd.format.manifest import (
 from backupd.format.pack import decode_pack, encode_pack, index_bytes, page_hash, parse_index
 from backupd.format.pagemap import image_digest, page_hashes
 from backupd.format.records import (
+    EMPTY_RETENTION_RECORD,
     MAX_RECORD_BYTES,
-    NO_VERDICTS,
-    Deletion,
-    DrillOutcome,
-    Finding,
+    RECORDED_OUTCOMES,
+    CheckOutcome,
+    DeletionRecord,
+    Drill,
     FoundPack,
-    decode_deletion,
-    decode_drill,
-    decode_finding,
-    decode_trash,
-    decode_verdicts,
-    encode_deletion,
-    encode_drill,
-    encode_finding,
-    encode_trash,
-    encode_verdicts,
+    RetentionRecord,
+    SweepRecord,
+    TrashEntry,
 )
-from backupd.proofs import read_proofs
-from backupd.prune.naming import read_holdings
 from backupd.repository import Repository
-from backupd.repository.manifests import opened, read_history, read_manifest
 from backupd.rescue import rescue
 from backupd.restore import restore_to_file
 from backupd.restore.image import fetch_image
@@ -84,16 +74,16 @@ _INVALID_PACKS = {
     "byte-after-frame": "1 bytes of unused data",
     "checksum-wrong": f"{_NOT_READ}decompression error: Restored data doesn't match checksum",
     "content-flipped": f"{_NOT_READ}decompression error: Restored data doesn't match checksum",
-    "content-size-too-large": "the compressed frame declares another size than 2 pages",
-    "content-size-too-small": "the compressed frame declares another size than 2 pages",
-    "dictionary": "the compressed frame wants a dictionary",
+    "content-size-too-large": "the compressed frame declares a size other than 2 pages",
+    "content-size-too-small": "the compressed frame declares a size other than 2 pages",
+    "dictionary": "the compressed frame needs a dictionary",
     "empty": "the pack is shorter than an empty index",
     "holds-less-than-declared": _NOT_READ,
     "holds-more-than-declared": _NOT_READ,
     "index-frame-size": "the index frame has 57 bytes, 2 pages need 56",
     "more-than-16-mib": "257 pages of 65536 bytes, outside 1 page to 16 MiB",
     "no-checksum": "the compressed frame has no checksum",
-    "no-content-size": "the compressed frame declares another size than 2 pages",
+    "no-content-size": "the compressed frame declares a size other than 2 pages",
     "no-frame": _NOT_READ,
     "no-pages": "0 pages of 512 bytes, outside 1 page to 16 MiB",
     "not-zstd": _NOT_READ,
@@ -105,7 +95,7 @@ _INVALID_PACKS = {
     "page-twice": "page numbers do not ascend strictly",
     "pages-out-of-order": "page numbers do not ascend strictly",
     "second-frame": "31 bytes of unused data",
-    "second-index": "the compressed frame declares another size than 2 pages",
+    "second-index": "the compressed frame declares a size other than 2 pages",
     "truncated-frame": f"{_NOT_READ}decompression error: did not decompress full frame",
     "truncated-head": "the pack is shorter than an empty index",
     "truncated-index": "the pack ends inside its index",
@@ -116,7 +106,7 @@ _INVALID_PACKS = {
 }
 
 _NOT_SEALED = "the object is not a sealed manifest"
-_NO_VERSION = "format: the manifest does not say its version"
+_NO_VERSION = "format: the manifest does not name its version"
 _INVALID_MANIFESTS = {
     "array": _NO_VERSION,
     "base-malformed": "base: Value error, 'none' is not a snapshot id",
@@ -143,7 +133,7 @@ _INVALID_MANIFESTS = {
     "kind-unknown": "kind: Input should be 'regular' or 'before-restore'",
     "lone-surrogate": "Invalid JSON: unexpected end of hex escape",
     "missing-key": "base: Field required",
-    "not-a-number": "not JSON: NaN is no number",
+    "not-a-number": "not JSON: NaN is not a number",
     "not-json": "not JSON: Expecting ',' delimiter",
     "not-sealed": _NOT_SEALED,
     "not-utf-8": "not JSON: 'utf-8' codec can't decode byte 0xff",
@@ -158,10 +148,10 @@ _INVALID_MANIFESTS = {
     "page-map-null": "page_map: Input should be a valid string",
     "page-size-1000": "page_size: Value error, 1000 is not a page size",
     "page-size-131072": "page_size: Value error, 131072 is not a page size",
-    "repeated-key": "a key stands twice in one object",
-    "repeated-key-inside": "a key stands twice in one object",
+    "repeated-key": "a key is repeated in one object",
+    "repeated-key-inside": "a key is repeated in one object",
     "seal-upper-case": _NOT_SEALED,
-    "seal-wrong": "the manifest does not have the SHA-256 that it is sealed with",
+    "seal-wrong": "the manifest does not match the SHA-256 of its seal",
     "sealed-with-spaces": _NOT_SEALED,
     "sequence-0": "sequence: Input should be greater than or equal to 1",
     "sequence-fraction": "sequence: Input should be a valid integer",
@@ -180,7 +170,7 @@ _INVALID_MANIFESTS = {
 }
 
 _MAP_NOT_READ = "the page map cannot be read: "
-_WRONG_HOLE = "the page map has a hole that is not the lock-byte page, or none where that page is"
+_WRONG_HOLE = "the page map has a hole other than the lock-byte page, or no hole there"
 _INVALID_MAPS = {
     "byte-after-frame": f"{_MAP_NOT_READ}compressed input contains 1 bytes of unused data",
     "declares-32-tib": "the page map declares 35184372088832 bytes, this image needs 16",
@@ -205,10 +195,10 @@ _INVALID_RECORDS = {
     "deletion-pack-object": "packs.0: Input should be a valid string",
     "deletion-pack-upper-case": "packs.0: String should match pattern",
     "drill-database-slash": "database: String should match pattern",
-    "drill-format-0": "format: the drill does not say its version",
+    "drill-format-0": "format: the drill does not name its version",
     "drill-missing-key": "at: Field required",
     "drill-not-sealed": "the object is not a sealed drill",
-    "drill-outcome-unknown": "outcome: Input should be 'proven', 'intact', 'failed' or 'damaged-source'",
+    "drill-outcome-unknown": "outcome: Value error, 'perhaps' is not an outcome",
     "drill-damaged-pack-malformed": "damaged_packs.0: String should match pattern",
     "drill-damaged-packs-null": "damaged_packs: Input should be a valid array",
     "drill-snapshot-malformed": "snapshot: Value error, 'latest' is not a snapshot id",
@@ -218,15 +208,15 @@ _INVALID_RECORDS = {
     "retention-held-missing-key": "held.reason: Field required",
     "retention-held-text": "held: Input should be an object",
     "retention-missing-key": "held: Field required",
-    "retention-repeated-key": "a key stands twice in one object",
-    "sweep-array": "format: the sweep does not say its version",
-    "sweep-format-text": "format: the sweep does not say its version",
+    "retention-repeated-key": "a key is repeated in one object",
+    "sweep-array": "format: the sweep does not name its version",
+    "sweep-format-text": "format: the sweep does not name its version",
     "sweep-no-packs": "packs: Tuple should have at least 1 item",
     "sweep-pack-malformed": "packs.0.sha256: String should match pattern",
     "sweep-pack-without-time": "packs.0.modified_at: Field required",
     "trash-format-2": "the trash is of format version 2",
-    "trash-format-true": "format: the trash does not say its version",
-    "trash-manifest-damaged": "manifest: the manifest does not have the SHA-256 that it is sealed with",
+    "trash-format-true": "format: the trash does not name its version",
+    "trash-manifest-damaged": "manifest: the manifest does not match the SHA-256 of its seal",
     "trash-manifest-format-2": "the manifest is of format version 2",
     "trash-manifest-object": "manifest: Input should be a valid string",
     "trash-missing-key": "reason: Field required",
@@ -236,7 +226,7 @@ _INVALID_RECORDS = {
     "trash-removed-at-local": _NO_TIME,
     "trash-removed-at-number": _NO_TIME,
     "trash-removed-at-seconds": _NO_TIME,
-    "trash-seal-wrong": "the trash does not have the SHA-256 that it is sealed with",
+    "trash-seal-wrong": "the trash does not match the SHA-256 of its seal",
     "trash-truncated": "the object is not a sealed trash",
 }
 _INVALID_PRIVATE = {
@@ -244,21 +234,21 @@ _INVALID_PRIVATE = {
     "missing-writer-id": "writer_id: Field required",
     "not-base64": "private.age: Value error, not base64",
     "number": "private: Input should be an object",
-    "of-another-snapshot": "the private part is not the one that belongs to this manifest",
+    "of-another-snapshot": "the private part does not belong to this manifest",
     "pack-too-many-bytes": "packs.0.stored_bytes: Input should be less than or equal to 17633528",
     "part-missing-key": "private part: source: Field required",
     "part-nonce-malformed": "private part: nonce: String should match pattern",
     "part-not-json": "private part: not JSON",
     "part-page-map-number": "private part: page_map: Input should be a valid string",
-    "part-repeated-key": "private part: a key stands twice in one object",
+    "part-repeated-key": "private part: a key is repeated in one object",
     "sha256-malformed": "private.sha256: String should match pattern",
 }
 _CODECS: dict[str, tuple[Callable[[bytes], object], Callable[[Any], bytes]]] = {
-    "deletion": (decode_deletion, encode_deletion),
-    "drill": (decode_drill, encode_drill),
-    "retention": (decode_verdicts, encode_verdicts),
-    "sweep": (decode_finding, encode_finding),
-    "trash": (decode_trash, encode_trash),
+    "deletion": (DeletionRecord.decode, DeletionRecord.encode),
+    "drill": (Drill.decode, Drill.encode),
+    "retention": (RetentionRecord.decode, RetentionRecord.encode),
+    "sweep": (SweepRecord.decode, SweepRecord.encode),
+    "trash": (TrashEntry.decode, TrashEntry.encode),
 }
 
 _UNREADABLE = "backupd.json in .* cannot be read"
@@ -273,10 +263,10 @@ _INVALID_REPOSITORIES = {
     "image-digest": "do not make up its image",
     "manifest-of-another-database": "is damaged: it is that of other@20261122T085557123Z-7f3a91c2",
     "manifest-of-another-id": "is damaged: it is that of app@20261122T085557123Z-7f3a91c2",
-    "pack-lacks-page": "lacks pages that the snapshot has in it",
+    "pack-lacks-page": "lacks pages that the snapshot needs from it",
     "pack-missing": "pack .* is missing from",
     "pack-not-its-name": "does not have the SHA-256 that names it",
-    "pack-page-size": "holds pages of another size",
+    "pack-page-size": "its pages have 1024 bytes",
 }
 
 
@@ -287,8 +277,8 @@ def vectors(directory: Path, kind: str) -> dict[str, Path]:
 
 def only_snapshot(repository: Repository) -> Manifest:
     """The manifest of the one snapshot in `app`, by the id in its key."""
-    (snapshot_id,) = repository.survey("app").manifests
-    return opened(repository, read_manifest(repository, "app", snapshot_id))
+    (snapshot_id,) = repository.archive("app").listing().manifests
+    return repository.archive("app").opened(repository.archive("app").manifest(snapshot_id))
 
 
 def repository_at(root: Path, scratch: Path) -> Repository:
@@ -328,7 +318,7 @@ def test_todays_writer_writes_the_same_index(name: str):
 @pytest.mark.skipif(shutil.which("zstd") is None, reason="needs the zstd command line tool")
 @pytest.mark.parametrize("name", sorted(path.name for path in _VALID.glob("*.zst")))
 def test_the_zstd_tool_alone_prints_the_pages(name: str):
-    """Whoever has nothing but `zstd -d` gets at the page images."""
+    """`zstd -d` alone prints the page images."""
     file = _VALID / name
     printed = subprocess.run(["zstd", "-dc", file], check=True, capture_output=True).stdout
     assert printed == decode_pack(file.read_bytes())[1]
@@ -409,7 +399,7 @@ def decrypted(file: Path) -> Manifest:
 
 @pytest.mark.parametrize("name", ["minimal", "unknown-keys"])
 def test_manifests_with_a_private_part_are_opened(name: str):
-    """With the key, they say what the manifest says that anybody can read; without it, what is in clear."""
+    """A private part is read with the key; without it, the manifest has what is in clear."""
     golden = decode_manifest((_VALID / "manifest-minimal.json").read_bytes())
     assert decrypted(_VALID / f"private-{name}.json") == golden
     sealed = decode_manifest((_VALID / f"private-{name}.json").read_bytes())
@@ -427,20 +417,20 @@ def test_invalid_private_parts_are_rejected(name: str):
 
 
 def test_the_encrypted_repository_is_restored(tmp_path: Path):
-    """With the key the golden page comes back; without it the snapshot is listed, and is not damaged."""
+    """The golden page is restored with the key; without it the snapshot is listed and not damaged."""
     store, state = DirectoryStore(_VALID / "encrypted"), StateDirectory(tmp_path / "state")
-    history = read_history(Repository(store, state), "app")
+    history = Repository(store, state).archive("app").history()
     assert ([type(each) for each in history.manifests], history.damaged) == ([SealedManifest], ())
     repository = Repository(store, state, Encryption(identity_file=_VALID / "private.key"))
     manifest = only_snapshot(repository)
     with (tmp_path / "image").open("w+b") as image:
-        fetch_image(repository, manifest, image.fileno(), lambda _: None)
+        fetch_image(repository.archive(manifest.database), manifest, image.fileno(), lambda _: None)
     assert (tmp_path / "image").read_bytes() == bytes([0, 0, 0, 1]) + bytes(508)
 
 
 @pytest.mark.skipif(shutil.which("age") is None, reason="needs the age command line tool")
 def test_the_tools_alone_print_encrypted_pages():
-    """Whoever has nothing but `age -d`, `zstd -d` and the key gets at the page images."""
+    """`age -d` and `zstd -d` with the key alone print the page images."""
     (pack,) = (_VALID / "encrypted/app/packs").iterdir()
     content = subprocess.run(["age", "-d", "-i", _VALID / "private.key", pack], check=True, capture_output=True).stdout
     assert content == (_VALID / "pack-512-one-page.zst").read_bytes()
@@ -474,27 +464,28 @@ def test_todays_writer_writes_the_same_record(name: str):
 def test_valid_records_say_what_they_say():
     """The values that retention and sweeps depend on are the golden ones."""
     files = {name: file.read_bytes() for name, file in records(_VALID).items()}
-    trash = decode_trash(files["trash-minimal"])
+    trash = TrashEntry.decode(files["trash-minimal"])
     assert trash.content == (_VALID / "manifest-minimal.json").read_bytes()
     assert (trash.removed_at.isoformat(), trash.reason) == ("2026-11-25T03:00:00.123456+00:00", "no rule keeps it")
-    assert decode_trash(files["trash-manifest-in-utf-8"]).manifest.tags == ("größer",)
-    drill = decode_drill(files["drill-proven"])
-    assert (str(drill.snapshot), drill.database, drill.outcome) == (str(trash.manifest.id), "app", DrillOutcome.PROVEN)
-    assert decode_drill(files["drill-unknown-keys"]) == drill
-    assert {decode_drill(files[f"drill-{outcome}"]).outcome for outcome in DrillOutcome} == set(DrillOutcome)
+    assert TrashEntry.decode(files["trash-manifest-in-utf-8"]).manifest.tags == ("größer",)
+    drill = Drill.decode(files["drill-proven"])
+    assert (str(drill.snapshot), drill.database, drill.outcome) == (str(trash.manifest.id), "app", CheckOutcome.PROVEN)
+    assert Drill.decode(files["drill-unknown-keys"]) == drill
+    words = ("proven", "intact", "failed", "damaged-source")
+    assert tuple(Drill.decode(files[f"drill-{word}"]).outcome for word in words) == RECORDED_OUTCOMES
     assert drill.damaged_packs == ()
-    assert decode_drill(files["drill-failed-packs"]).damaged_packs == (trash.manifest.packs[0].sha256, "0" * 64)
-    both = decode_verdicts(files["retention-both"])
+    assert Drill.decode(files["drill-failed-packs"]).damaged_packs == (trash.manifest.packs[0].sha256, "0" * 64)
+    both = RetentionRecord.decode(files["retention-both"])
     assert both.accepted_order == (2, SnapshotId("20261122T091500000Z-0badcafe"))
     assert both.held is not None
     assert (str(both.held.snapshot), both.held.reason[:13]) == ("20261122T093000999Z-ffffffff", "has 4 kB in u")
-    assert decode_verdicts(files["retention-minimal"]) == NO_VERDICTS
-    (found,) = decode_finding(files["sweep-one-pack"]).packs
+    assert RetentionRecord.decode(files["retention-minimal"]) == EMPTY_RETENTION_RECORD
+    (found,) = SweepRecord.decode(files["sweep-one-pack"]).packs
     assert (found.sha256, found.modified_at.isoformat()) == (
         trash.manifest.packs[0].sha256,
         "2026-11-22T12:00:00+00:00",
     )
-    assert decode_deletion(files["deletion-two-packs"]).packs == (found.sha256, "0" * 64)
+    assert DeletionRecord.decode(files["deletion-two-packs"]).packs == (found.sha256, "0" * 64)
 
 
 @pytest.mark.parametrize("name", records(_INVALID))
@@ -508,14 +499,14 @@ def test_invalid_records_are_rejected(name: str):
 
 def test_damaged_packs_have_an_end():
     """The longest list of damaged packs is read; one that is longer by one is rejected."""
-    drill = decode_drill((_VALID / "drill-failed-packs.json").read_bytes())
+    drill = Drill.decode((_VALID / "drill-failed-packs.json").read_bytes())
     longest = replace(drill, damaged_packs=("0" * 64,) * 100_000)
-    assert decode_drill(encode_drill(longest)) == longest
+    assert Drill.decode(longest.encode()) == longest
     with pytest.raises(FormatError, match="at most 100000 items"):
-        decode_drill(encode_drill(replace(drill, damaged_packs=("0" * 64,) * 100_001)))
+        Drill.decode(replace(drill, damaged_packs=("0" * 64,) * 100_001).encode())
 
 
-@pytest.mark.parametrize("codec", [(Deletion, "0" * 64), (Finding, None)], ids=["deletion", "sweep"])
+@pytest.mark.parametrize("codec", [(DeletionRecord, "0" * 64), (SweepRecord, None)], ids=["deletion", "sweep"])
 def test_records_of_packs_have_an_end(codec: tuple[Any, str | None]):
     """The longest list is read; one that is longer by one is rejected."""
     kind, pack = codec
@@ -529,9 +520,9 @@ def test_records_of_packs_have_an_end(codec: tuple[Any, str | None]):
 
 
 def test_a_trash_entry_belongs_to_its_key(tmp_path: Path):
-    """One that holds another snapshot is damaged, and does not count as that one."""
+    """A trash entry that holds another snapshot is damaged, and does not count as that one."""
     root = shutil.copytree(_INVALID / "repository-trash-of-another-id", tmp_path / "store")
-    trash = read_holdings(repository_at(root, tmp_path), "app").trash
+    trash = repository_at(root, tmp_path).archive("app").holdings().trash
     assert trash.entries == ()
     assert [(str(each.id), each.reason) for each in trash.damaged] == [
         ("20261122T091500000Z-0badcafe", "it is that of app@20261122T085557123Z-7f3a91c2")
@@ -539,9 +530,9 @@ def test_a_trash_entry_belongs_to_its_key(tmp_path: Path):
 
 
 def test_a_drill_belongs_to_its_key(tmp_path: Path):
-    """One of another snapshot proves nothing; that it may have been another is kept in mind."""
+    """A drill stored under another snapshot's key proves nothing, and that one is perhaps proven."""
     repository = repository_at(_INVALID / "repository-drill-of-another-id", tmp_path)
-    proofs, manifests = read_proofs(repository, "app"), read_history(repository, "app").manifests
+    proofs, manifests = repository.archive("app").proofs(), repository.archive("app").history().manifests
     assert proofs.newest_proven(manifests) is None
     assert {str(each) for each in proofs.perhaps_proven(manifests)} == {"20261122T085557123Z-7f3a91c2"}
 
@@ -564,7 +555,12 @@ def test_objects_that_do_not_fit_together_are_rejected(tmp_path: Path, name: str
     target.parent.mkdir()
     with pytest.raises(DamageError, match=_INVALID_REPOSITORIES[name]):
         restore_to_file(
-            repository, only_snapshot(repository), target, force=False, as_source=False, on_progress=lambda _: None
+            repository.archive("app"),
+            only_snapshot(repository),
+            target,
+            force=False,
+            as_source=False,
+            on_progress=lambda _: None,
         )
     assert list(target.parent.iterdir()) == []
 
@@ -575,9 +571,17 @@ def test_the_golden_repository_is_restored(tmp_path: Path):
     expected = json.loads((_VALID / "repository.expected.json").read_text())
     assert repository.databases() == ["app"]
     restored = {}
-    for manifest in read_history(repository, "app").manifests:
+    for found in repository.archive("app").history().manifests:
+        manifest = repository.archive("app").manifest(found.id)
         target = tmp_path / f"{manifest.id}.db"
-        restore_to_file(repository, manifest, target, force=False, as_source=False, on_progress=lambda _: None)
+        restore_to_file(
+            repository.archive(manifest.database),
+            manifest,
+            target,
+            force=False,
+            as_source=False,
+            on_progress=lambda _: None,
+        )
         image = target.read_bytes()
         restored[str(manifest.id)] = {"sha256": hashlib.sha256(image).hexdigest(), "size_bytes": len(image)}
     assert restored == expected
@@ -586,30 +590,33 @@ def test_the_golden_repository_is_restored(tmp_path: Path):
 def test_todays_writer_digests_the_same_schema(tmp_path: Path):
     """The digest of the schema of a golden image is the one that was recorded with it."""
     repository = repository_at(_VALID / "repository", tmp_path)
-    newest = read_history(repository, "app").manifests[-1]
+    newest = repository.archive("app").history().manifests[-1]
     target = tmp_path / "app.db"
-    restore_to_file(repository, newest, target, force=False, as_source=False, on_progress=lambda _: None)
+    restore_to_file(
+        repository.archive(newest.database), newest, target, force=False, as_source=False, on_progress=lambda _: None
+    )
     with closing(sqlite3.connect(target)) as connection:
         rows = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema").fetchall()
     assert schema_digest(rows) == newest.source.schema_digest
 
 
-def test_any_golden_snapshot_stands_alone(tmp_path: Path):
+def test_each_golden_snapshot_restores_without_the_others(tmp_path: Path):
     """Each snapshot of the golden repository restores when the manifests of both others are gone."""
-    for kept in json.loads((_VALID / "repository.expected.json").read_text()):
+    for kept, facts in json.loads((_VALID / "repository.expected.json").read_text()).items():
         root = shutil.copytree(_VALID / "repository", tmp_path / kept)
         for manifest in (root / "app" / "snapshots").iterdir():
             if manifest.stem != kept:
                 manifest.unlink()
         repository = repository_at(root, tmp_path)
         restore_to_file(
-            repository,
+            repository.archive("app"),
             only_snapshot(repository),
             tmp_path / f"{kept}.db",
             force=False,
             as_source=False,
             on_progress=lambda _: None,
         )
+        assert hashlib.sha256((tmp_path / f"{kept}.db").read_bytes()).hexdigest() == facts["sha256"]
 
 
 def names_in(text: str) -> set[str]:
@@ -657,7 +664,7 @@ def test_the_example_in_the_specification_is_a_vector():
 
 
 def test_a_sequence_counts_as_the_specification_shows():
-    """Each row of its table, for backupd and for rescue.py."""
+    """Each sequence in the table of the specification counts as it shows, in backupd and in rescue.py."""
     rows = re.findall(r"^\| ([0-9]+) \| ([0-9T:.-]+Z) \| ([0-9T:.-]+Z) \| ([0-9]+) \|$", _FORMAT_MD, re.MULTILINE)
     assert len(rows) == 8
     for sequence, put_at, now, counts in rows:

@@ -1,4 +1,4 @@
-"""A directory store that somebody else can write to: nothing is read or written outside of it, and nobody waits."""
+"""A directory store that another user can write to: nothing outside it is read or written, and no call waits."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def secret(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["link", "link of a directory", "fifo", "device", "directory"])
-def test_nothing_else_is_an_object(tmp_path: Path, secret: Path, kind: str) -> None:
-    """Not read, not listed, and nobody waits for the other end of a pipe."""
+def test_only_regular_files_are_objects(tmp_path: Path, secret: Path, kind: str) -> None:
+    """Links, pipes, devices and directories are neither listed nor read, and none blocks a call."""
     file = tmp_path / "store" / _KEY
     file.parent.mkdir(parents=True)
     match kind:
@@ -52,7 +52,7 @@ def test_nothing_else_is_an_object(tmp_path: Path, secret: Path, kind: str) -> N
 
 @pytest.mark.parametrize("where", ["app", "app/packs", ".incoming"])
 def test_nothing_is_written_through_a_link(tmp_path: Path, secret: Path, where: str) -> None:
-    """Neither an object nor its temporary file."""
+    """Neither an object nor its temporary file is written through a link."""
     link = tmp_path / "store" / where
     link.parent.mkdir(parents=True)
     link.symlink_to(secret.parent)
@@ -75,7 +75,7 @@ def test_a_hard_link_is_replaced_and_not_written_to(tmp_path: Path, secret: Path
 
 @pytest.mark.parametrize("seconds", [-(1 << 40), -1, 1 << 40, 1 << 62])
 def test_a_file_of_an_impossible_time_is_listed(seconds: int) -> None:
-    """On file systems that can hold one."""
+    """A file with an impossible time, where one can exist, is listed with a possible one."""
     try:
         root = Path("/dev/shm") / f"backupd-times-{os.getpid()}"
         root.mkdir()

@@ -1,4 +1,4 @@
-"""Who can write to a store can write a database to be restored: looking at it runs nothing that it says."""
+"""Looking at a restored database, which anyone who can write to the store can plant, runs nothing that it says."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import apsw
 import pytest
 
-from backupd.capture.image import opened_image, why_unreadable
 from backupd.errors import UnsupportedFormatError
 from backupd.live import intent
 from backupd.live.contents import contents_of_image
-from backupd.live.soundness import examine
+from backupd.live.files import Replacement
+from backupd.live.soundness import examine, opened_image, why_unreadable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +29,7 @@ def _image(file: Path, *statements: str) -> Path:
 
 
 def test_functions_with_side_effects_are_not_run(tmp_path: Path) -> None:
-    """Neither by a generated column nor by an index, which `integrity_check` evaluates: that is then not checkable."""
+    """Functions in a generated column are not run by `integrity_check`, and the table is not checkable then."""
     file = _image(tmp_path / "image.db", "CREATE TABLE t (a)", "INSERT INTO t VALUES ('/tmp/evil.so')")
     with closing(sqlite3.connect(file)) as connection, connection:
         connection.execute("PRAGMA writable_schema = ON")
@@ -47,7 +47,7 @@ def test_views_are_not_run(tmp_path: Path) -> None:
 
 
 def test_no_extension_can_be_loaded(tmp_path: Path) -> None:
-    """Not by SQL that somebody would slip in either."""
+    """SQL cannot load an extension into an opened image."""
     with (
         opened_image(_image(tmp_path / "image.db", "CREATE TABLE t (a)")) as connection,
         pytest.raises(apsw.SQLError, match="not authorized"),
@@ -55,8 +55,8 @@ def test_no_extension_can_be_loaded(tmp_path: Path) -> None:
         connection.execute("SELECT load_extension('/tmp/evil.so')")
 
 
-def test_an_honest_image_is_looked_at_as_before(tmp_path: Path) -> None:
-    """With triggers, views, generated columns, expression indexes and full-text search."""
+def test_image_without_hostile_schema_is_examined_normally(tmp_path: Path) -> None:
+    """Triggers, views, generated columns, expression indexes and full-text search are examined normally."""
     file = _image(
         tmp_path / "image.db",
         "CREATE TABLE t (a, b AS (upper(a)) STORED)",
@@ -76,8 +76,8 @@ def test_an_honest_image_is_looked_at_as_before(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("position", range(0, 4096, 97))
-def test_turned_bytes_get_an_answer(tmp_path: Path, position: int) -> None:
-    """Whatever a damaged page says, there is an answer."""
+def test_altered_bytes_are_examined_without_a_crash(tmp_path: Path, position: int) -> None:
+    """An image with an altered byte is examined, or refused with an error of SQLite."""
     file = _image(tmp_path / "image.db", "CREATE TABLE t (a UNIQUE)", "INSERT INTO t VALUES (randomblob(3000))")
     content = bytearray(file.read_bytes())
     content[position] ^= 0xFF
@@ -102,7 +102,7 @@ def test_turned_bytes_get_an_answer(tmp_path: Path, position: int) -> None:
     ids=range(5),
 )
 def test_an_odd_intent_moves_nothing(tmp_path: Path, content: bytes) -> None:
-    """It lies beside the database, where others may write."""
+    """A forged or damaged intent, which lies where others may write, is empty or refused."""
     file = tmp_path / "intent"
     file.write_bytes(content)
     descriptor = os.open(file, os.O_RDONLY)
@@ -128,4 +128,4 @@ def test_an_intent_names_files_beside_the_database(tmp_path: Path) -> None:
         found = intent._intent(intent._read(descriptor), file)
     finally:
         os.close(descriptor)
-    assert found.replacement == intent.Replacement("", 1, "y", (("a-wal", "b-wal"),))
+    assert found.replacement == Replacement("", 1, "y", (("a-wal", "b-wal"),))

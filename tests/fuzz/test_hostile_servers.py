@@ -12,9 +12,9 @@ from harness.loopback import Handler, Loopback, Request, loopback
 from backupd.config import StoreSettings
 from backupd.errors import DamageError, StoreError, StoreRefusedError
 from backupd.repository import Repository
+from backupd.repository.history import Listing
 from backupd.state import StateDirectory
 from backupd.store.s3 import S3Store
-from backupd.survey import survey_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,14 +55,14 @@ def test_what_was_not_asked_for_is_not_listed() -> None:
     own = f"team/app/app/packs/{_PACK}"
     others = (f"team/app/other/packs/{_PACK}", f"app/packs/{_PACK}", "/etc/passwd", "../x", f"other/app/packs/{_PACK}")
     with loopback(lambda handler, _: _page(handler, *others, own, "team/app/app/../../x")) as server:
-        survey = survey_of("app", S3Store(_settings(server)).list("app/"))
+        survey = Listing.of("app", S3Store(_settings(server)).list("app/"))
     assert [stored.key for stored in survey.packs.values()] == [f"app/packs/{_PACK}"]
-    assert survey.strangers == ["app/../../x"]
+    assert survey.foreign == ["app/../../x"]
     assert (survey.manifests, survey.trash) == ({}, {})
 
 
-def test_a_listing_that_never_ends() -> None:
-    """With a new token on each page, and nothing else."""
+def test_a_listing_that_never_ends_is_refused() -> None:
+    """A listing that has a new token on each page and no objects is refused."""
     asked: list[Request] = []
 
     def answer(handler: Handler, request: Request) -> None:
@@ -100,15 +100,15 @@ def test_entities_are_not_expanded() -> None:
     assert _peak_bytes() - before < _MOST_GROWN_BYTES
 
 
-def test_an_endless_object(tmp_path: Path) -> None:
-    """10 GB in the place of backupd.json: the first bytes are enough, whether the length is told or not."""
+def test_endless_object_is_cut_at_its_limit(tmp_path: Path) -> None:
+    """10 GB in the place of backupd.json: the first bytes are enough, whether the length is announced or not."""
 
-    def told(handler: Handler, _: Request) -> None:
+    def reported(handler: Handler, _: Request) -> None:
         handler.start(200, length=10_000_000_000)
         handler.wfile.write(bytes(1 << 16))
         handler.close_connection = True
 
-    def untold(handler: Handler, _: Request) -> None:
+    def without_length(handler: Handler, _: Request) -> None:
         handler.send_response_only(200)
         handler.send_header("ETag", '"etag"')
         handler.send_header("Connection", "close")
@@ -118,7 +118,7 @@ def test_an_endless_object(tmp_path: Path) -> None:
             handler.wfile.write(bytes(1 << 20))
 
     before = _peak_bytes()
-    for answer in (told, untold):
+    for answer in (reported, without_length):
         with loopback(answer) as server, pytest.raises(DamageError):
             Repository(S3Store(_settings(server)), StateDirectory(tmp_path)).exists()
     assert _peak_bytes() - before < _MOST_GROWN_BYTES
@@ -133,7 +133,7 @@ def test_a_compressed_answer_stays_compressed() -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 def test_another_host_is_not_followed(status: int) -> None:
-    """Neither by its address nor by the name of a region: no request, and so no signature, goes there."""
+    """A redirect to another host, by its address or as a region, gets no request and so no signature."""
     with loopback(lambda handler, _: handler.answer(200, b"stolen")) as other:
 
         def answer(handler: Handler, _: Request) -> None:

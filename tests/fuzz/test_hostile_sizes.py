@@ -22,7 +22,7 @@ _MEBIBYTE = 1 << 20
 # The limit counts from what the process has when everything is imported.
 _READ = """
 import resource, sys
-from backupd.format import FormatError
+from backupd.format import FormatError, pagemap
 from backupd.format.manifest import decode_manifest
 from backupd.format.pack import decode_pack
 data = open(sys.argv[1], "rb").read()
@@ -110,7 +110,7 @@ def test_long_lists_cost_in_proportion(tmp_path: Path, values: dict[str, object]
 
 
 def test_a_page_map_is_no_bomb(tmp_path: Path) -> None:
-    """It declares what the manifest says, and holds 4 GiB."""
+    """A page map that declares its right size and holds 4 GiB is refused within 16 MiB of memory."""
     block = (1 << 1 | (1 << 17) << 3).to_bytes(3, "little") + b"\0"
     last = (1 | 1 << 1 | (1 << 17) << 3).to_bytes(3, "little") + b"\0"
     frame = bytes.fromhex("28b52ffd2004") + block * 32_000 + last
@@ -119,7 +119,7 @@ def test_a_page_map_is_no_bomb(tmp_path: Path) -> None:
 
 
 def test_a_pack_is_no_bomb(tmp_path: Path) -> None:
-    """One that declares a page and holds 12 GiB in 400 kB."""
+    """A pack that declares one page and holds 12 GiB in 400 kB is refused within 16 MiB of memory."""
     golden = (_MINIMAL.parent / "pack-512-one-page.zst").read_bytes()
     block = (1 << 1 | (1 << 17) << 3).to_bytes(3, "little") + b"\0"
     last = (1 | 1 << 1 | (1 << 17) << 3).to_bytes(3, "little") + b"\0"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from harness.extent import examples
 from harness.fuzzing import TARGETS, seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 _CORPUS = Path(__file__).parent / "corpus"
 _MOST_CORPUS_BYTES = 300_000
-_EXAMPLES = 60
+_EXAMPLES = examples(60)
 
 _ODD: st.SearchStrategy[Any] = st.one_of(
     st.none(),
@@ -32,15 +33,15 @@ _ODD: st.SearchStrategy[Any] = st.one_of(
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_found_inputs(name: str) -> None:
-    """What once led into a new corner of a reader; and right bytes."""
+def test_inputs_of_the_corpus_are_read_or_refused(name: str) -> None:
+    """Each reader reads or refuses right bytes, and inputs that once reached a new part of it."""
     found = [file.read_bytes() for file in sorted((_CORPUS / name).glob("*"))]
     for content in [*seeds(name), *found]:
         TARGETS[name](content)
 
 
 def test_the_corpus_is_small_and_has_something_for_every_reader() -> None:
-    """It is kept for its corners, not for its size."""
+    """The corpus has inputs for every reader, and stays small."""
     files = [file for file in _CORPUS.rglob("*") if file.is_file()]
     assert {file.parent.name for file in files} == set(TARGETS)
     assert sum(file.stat().st_size for file in files) < _MOST_CORPUS_BYTES
@@ -49,8 +50,8 @@ def test_the_corpus_is_small_and_has_something_for_every_reader() -> None:
 @pytest.mark.parametrize("name", TARGETS)
 @settings(max_examples=_EXAMPLES)
 @given(data=st.data())
-def test_bytes_that_were_changed(name: str, data: st.DataObject) -> None:
-    """Right bytes with some turned, taken out or put in."""
+def test_changed_bytes_are_read_or_refused(name: str, data: st.DataObject) -> None:
+    """Right bytes with some changed, removed or inserted are read or refused."""
     content = bytearray(data.draw(st.sampled_from(seeds(name))))
     for _ in range(data.draw(st.integers(1, 6))):
         at = data.draw(st.integers(0, len(content)))
@@ -61,8 +62,8 @@ def test_bytes_that_were_changed(name: str, data: st.DataObject) -> None:
 @pytest.mark.parametrize("name", ["manifest-body", "private-part", "records", "rescue-manifest", "repository-object"])
 @settings(max_examples=2 * _EXAMPLES)
 @given(data=st.data())
-def test_values_that_were_changed(name: str, data: st.DataObject) -> None:
-    """JSON that is right but for some of its values, sealed as if somebody meant it."""
+def test_changed_values_are_read_or_refused(name: str, data: st.DataObject) -> None:
+    """JSON with some of its values changed, under the right seal, is read or refused."""
     texts = [each for each in seeds(name) if b'{"sha256"' not in each[:10]]
     values = json.loads(data.draw(st.sampled_from(texts)))
     for _ in range(data.draw(st.integers(1, 3))):

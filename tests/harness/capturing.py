@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from backupd.capture.process import Capture, Captured, CaptureRequest, PackReady, PagesCaptured, Pinned, StreamBase
+from backupd.capture.limits import CaptureRequest, StreamBase
+from backupd.capture.process import Capture, Captured, PackReady, PagesCaptured, Pinned
 from backupd.format.pack import decode_pack
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backupd.capture.process import Event
+    from backupd.capture.worker import Workers
     from backupd.format.manifest import SourceFacts
 
 NOTHING = StreamBase(page_size=512, hashes=None, relocate=())
@@ -47,8 +49,9 @@ def capture(
     compare_seconds: float = 0.0,
     trusts_file: bool = True,
     on_event: Callable[[Event | None], None] = lambda _: None,
+    workers: Workers | None = None,
 ) -> Capturing:
-    """Capture `database`; raises what the capture raises."""
+    """Capture `database`, by one of `workers` or by a process of its own; raises what the capture raises."""
     spool.mkdir(parents=True)
     request = CaptureRequest(
         path=str(database),
@@ -64,7 +67,7 @@ def capture(
     )
     packs: list[PackReady] = []
     events: list[Event] = []
-    with Capture() as running:
+    with Capture(workers) as running:
         for event in running.events(request, deadline=deadline):
             on_event(event)
             if isinstance(event, PackReady):
@@ -83,16 +86,22 @@ def capture(
 
 
 _BROKEN = """
-import os, sys
+import os, sys, threading
 if "backupd.capture.child" in sys.orig_argv:
-    request = os.read(0, 1 << 20)
-    if {name!r}.encode() in request:
-        print("no event")
-        sys.stdout.flush()
-        os._exit(0)
+    requests = os.fdopen(os.dup(0), "rb", buffering=0)
     there, kept = os.pipe()
-    os.write(kept, request)
     os.dup2(there, 0)
+    os.close(there)
+
+    def pass_on():
+        for line in requests:
+            if {name!r}.encode() in line:
+                os.write(1, b"no event\\n")
+                os._exit(0)
+            os.write(kept, line)
+        os.close(kept)
+
+    threading.Thread(target=pass_on, daemon=True).start()
 """
 
 
@@ -104,3 +113,24 @@ def breaking_captures(directory: Path, name: str) -> dict[str, str]:
     directory.mkdir()
     (directory / "sitecustomize.py").write_text(_BROKEN.format(name=name))
     return {"PYTHONPATH": str(directory)}
+
+
+_NOTING = """
+import os, sys
+if "backupd.capture.child" in sys.orig_argv:
+    open(os.path.join({directory!r}, str(os.getpid())), "w").close()
+"""
+
+
+def noting_captures(directory: Path) -> dict[str, str]:
+    """Variables by which each process that is started to capture leaves a file in `directory`, named by its id."""
+    (directory / "python").mkdir(parents=True)
+    noted = directory / "started"
+    noted.mkdir(mode=0o777)
+    (directory / "python/sitecustomize.py").write_text(_NOTING.format(directory=str(noted)))
+    return {"PYTHONPATH": str(directory / "python")}
+
+
+def noted_captures(directory: Path) -> int:
+    """How many processes were started to capture, as `noting_captures` has them noted."""
+    return len(list((directory / "started").iterdir()))

@@ -10,13 +10,14 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from harness import command_line
+from harness import command_line, warm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 _ENDS_WITHIN_SECONDS = 60
+Running = subprocess.Popen[str] | warm.WarmProcess
 _SIDE_FILES = ("-wal", "-shm", "-journal")
 
 
@@ -24,7 +25,7 @@ _SIDE_FILES = ("-wal", "-shm", "-journal")
 class Finished(command_line.Finished):
     """What a command gave: its exit code and what it wrote."""
 
-    def told(self, kind: str) -> list[str]:
+    def reported(self, kind: str) -> list[str]:
         """The lines of stderr that begin with `error: `, `hint: ` or `warning: `, without that."""
         start = f"{kind}: "
         return [line.removeprefix(start) for line in self.stderr.splitlines() if line.startswith(start)]
@@ -32,7 +33,7 @@ class Finished(command_line.Finished):
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """How a process is to be started: commands that enter namespaces and become a user, interpreter, variables."""
+    """The way to start a process: commands that enter namespaces and become a user, interpreter, variables."""
 
     enter: Sequence[str] = ()
     become: Sequence[str] = ()
@@ -58,6 +59,7 @@ class CommandLine:
             "PYTHONWARNINGS": "error",
             "AWS_EC2_METADATA_DISABLED": "true",
             "BACKUPD_STATE_DIR": str(self.state),
+            **{name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")},
             **runner.environ,
             **environ,
         }
@@ -84,12 +86,20 @@ class CommandLine:
 
     def run(self, *arguments: str | Path, code: int = 0, umask: int = -1) -> Finished:
         """Run a command to its end, which has to come with `code`."""
-        return finish(self.start(*arguments, umask=umask), code=code)
+        return finish(self._start_warm(*arguments, umask=umask), code=code)
+
+    def _start_warm(self, *arguments: str | Path, umask: int = -1) -> Running:
+        """A running command that was quick to start, unless the runner asks for something special."""
+        if self._runner.enter or self._runner.become or self._runner.python != sys.executable:
+            return self.start(*arguments, umask=umask)
+        return warm.start(
+            [*map(str, arguments)], directory=self.home, environment=self._environ, umask=umask, is_session=True
+        )
 
     def json(self, *arguments: str | Path, code: int = 0) -> Any:
         """The document that a command with `--json` gives."""
         finished = self.run(*arguments, "--json", code=code)
-        assert not finished.told("error"), finished.stderr
+        assert not finished.reported("error"), finished.stderr
         return finished.document
 
     def refusal(self, *arguments: str | Path, code: int, names: Sequence[object]) -> Finished:
@@ -102,12 +112,12 @@ class CommandLine:
         All of its names stand in the error. Beside the state, nothing in `home` is changed or left behind.
         """
         before = tree(self.home, without=self.state)
-        processes = [self.start(*arguments) for arguments, _, _ in commands]
+        processes = [self._start_warm(*arguments) for arguments, _, _ in commands]
         results = [_ended(process) for process in processes]
         for finished, (_, code, names) in zip(results, commands, strict=True):
             _require(finished, code)
-            assert (len(finished.told("error")), len(finished.told("hint"))) == (1, 1), finished
-            assert all(str(name) in finished.told("error")[0] for name in names), (finished, names)
+            assert (len(finished.reported("error")), len(finished.reported("hint"))) == (1, 1), finished
+            assert all(str(name) in finished.reported("error")[0] for name in names), (finished, names)
         assert tree(self.home, without=self.state) == before
         assert self.spooled() == []
         return results
@@ -118,19 +128,19 @@ class CommandLine:
         return sorted(entry.name for entry in spool.iterdir()) if spool.is_dir() else []
 
 
-def finish(process: subprocess.Popen[str], *, code: int = 0) -> Finished:
+def finish(process: Running, *, code: int = 0) -> Finished:
     """Wait for a command, which has to end in time, without a traceback, and with `code`."""
     finished = _ended(process)
     _require(finished, code)
     return finished
 
 
-def _ended(process: subprocess.Popen[str]) -> Finished:
+def _ended(process: Running) -> Finished:
     try:
         stdout, stderr = process.communicate(timeout=_ENDS_WITHIN_SECONDS)
     finally:
         process.kill()
-    return Finished(process.returncode, stdout, stderr)
+    return Finished(process.returncode, stdout, command_line.without_progress(stderr))
 
 
 def _require(finished: Finished, code: int) -> None:
@@ -139,7 +149,7 @@ def _require(finished: Finished, code: int) -> None:
 
 
 def tree(root: Path, *, without: Path | None = None) -> dict[str, tuple[object, ...]]:
-    """All that is in a directory and can be changed: names, modes, owners, and of files the times and the content."""
+    """All in a directory that can be changed: names, modes, owners, and the times and content of files."""
     found: dict[str, tuple[object, ...]] = {}
     for path in sorted(root.rglob("*")):
         if without is not None and path.is_relative_to(without):

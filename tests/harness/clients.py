@@ -94,7 +94,7 @@ def _read(service: WebService, account: Account, is_over: threading.Event) -> No
 
 
 def _ask(service: WebService, account: Account, method: str, path: str) -> Answer | None:
-    """One request on a connection of its own, so that every worker gets some."""
+    """Send one request on a connection of its own, so that every worker gets some."""
     started = time.monotonic()
     try:
         with closing(HTTPConnection("127.0.0.1", service.port, timeout=_IMPATIENCE_SECONDS)) as connection:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Clock:
-    """So much later than the real one. Times of files are shown by it too, monotonic time is the real one.
+    """A clock that shows a time later than the real one, for files too; monotonic time is the real one.
 
     A process that goes by it must not sleep: faketime makes an error of that when monotonic time is left alone.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import sqlite3
 import subprocess
@@ -14,11 +15,15 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from harness import warm
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-_PATIENCE_SECONDS = 30.0
+_PATIENCE_SECONDS = 60.0
+_SIZE = r"[0-9.]+ [kMGTP]?B"
+_PROGRESS = re.compile(rf"^\S+: {_SIZE} of {_SIZE} \w+ \({_SIZE}/s\), {_SIZE} [\w ]+\n", re.MULTILINE)
 COMMAND = [sys.executable, "-m", "backupd"]
 
 
@@ -70,18 +75,13 @@ class CommandLine:
         return path
 
     def run(self, *arguments: str, expect: int | None = None, environ: Mapping[str, str] | None = None) -> Finished:
-        """Run one command to its end; with `expect`, that has to be its exit code."""
-        finished = subprocess.run(
-            [*COMMAND, *arguments],
-            cwd=self.directory,
-            env={**self.environment, **(environ or {})},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_PATIENCE_SECONDS,
-            check=False,
-        )
-        result = Finished(finished.returncode, finished.stdout, finished.stderr)
+        """Run one command to its end, without its lines of progress; with `expect`, that has to be its exit code."""
+        process = warm.start(arguments, directory=self.directory, environment={**self.environment, **(environ or {})})
+        try:
+            stdout, stderr = process.communicate(timeout=_PATIENCE_SECONDS)
+        finally:
+            process.kill()
+        result = Finished(process.returncode, stdout, without_progress(stderr))
         assert expect is None or result.code == expect, result
         return result
 
@@ -115,12 +115,17 @@ class CommandLine:
         ) as process:
             os.close(theirs)
             output = b""
-            # Linux tells the end of a terminal as an input/output error.
+            # Linux reports the end of a terminal as an input/output error.
             with suppress(OSError):
                 while select.select([ours], [], [], _PATIENCE_SECONDS)[0] and (block := os.read(ours, 4096)):
                     output += block
             os.close(ours)
         return Finished(process.returncode, output.decode().replace("\r\n", "\n"), "")
+
+
+def without_progress(stderr: str) -> str:
+    """The lines that do not depend on the machine: a command that takes over two seconds reports its progress."""
+    return _PROGRESS.sub("", stderr)
 
 
 def wait_until(condition: Callable[[], object]) -> None:

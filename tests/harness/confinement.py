@@ -36,7 +36,7 @@ class Mounts:
         subprocess.run([*self._enter(), "mount", *map(str, arguments)], check=True)
 
     def seen(self, path: Path) -> Path:
-        """Where this process finds what processes in the namespace have at `path`."""
+        """The path at which this process finds what processes in the namespace have at `path`."""
         return Path(f"/proc/{self.pid}/root{path}")
 
     def runner(self) -> Runner:
@@ -77,7 +77,7 @@ def another_user() -> Iterator[Runner]:
     if probe.returncode == 0:
         yield Runner(become=become)
         return
-    # The interpreter is in a directory that nobody else may enter: show it to that user at another place.
+    # The interpreter is in a directory that no other user may enter: show it to that user at another place.
     with tempfile.TemporaryDirectory() as name, private_mounts() as mounts:
         shown = Path(name)
         shown.chmod(0o755)

@@ -210,7 +210,7 @@ def update_scattered(file: Path, rows: int, *, seed: int = 1) -> None:
 
 
 def unbalanced_users(file: Path) -> int:
-    """How many users have a balance that is not the sum of their payments: 0 in every committed state."""
+    """The number of users whose balance is not the sum of their payments: 0 in every committed state."""
     with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as connection:
         (count,) = connection.execute(
             "SELECT count(*) FROM users LEFT JOIN (SELECT user_id, sum(amount_cents) AS paid_cents FROM payments "

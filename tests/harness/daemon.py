@@ -40,7 +40,7 @@ class Answer(NamedTuple):
 
 
 class Daemon:
-    """One process. What it logs is collected from its start on."""
+    """One process of the daemon. What it logs is collected from its start on."""
 
     def __init__(self, site: Site, process: subprocess.Popen[str]) -> None:
         self.site = site
@@ -59,7 +59,7 @@ class Daemon:
 
     @property
     def position(self) -> int:
-        """Where the log is now, to wait for what comes after."""
+        """The current end of the log, to wait for what comes after."""
         return len(self.lines)
 
     def wait_for(
@@ -72,8 +72,8 @@ class Daemon:
                 if found := self.events_of(event, after=after, **values):
                     return found[0]
                 is_over = not self._readers[0].is_alive()
-                assert not is_over, f"it ended without {event!r} {values}:\n{self._told()}"
-                assert time.monotonic() < give_up_at, f"no {event!r} {values} in time:\n{self._told()}"
+                assert not is_over, f"it ended without {event!r} {values}:\n{self._output()}"
+                assert time.monotonic() < give_up_at, f"no {event!r} {values} in time:\n{self._output()}"
                 self._logged.wait(1.0)
 
     def events_of(self, event: str, *, after: int = 0, **values: object) -> list[Event]:
@@ -112,7 +112,7 @@ class Daemon:
         code = self.process.wait(timeout=within_seconds)
         taken = time.monotonic() - began
         self._finish_reading()
-        assert code == 0, self._told()
+        assert code == 0, self._output()
         return taken
 
     def kill(self) -> None:
@@ -140,7 +140,7 @@ class Daemon:
         assert self.process.stderr is not None
         self.stderr = self.process.stderr.read()
 
-    def _told(self) -> str:
+    def _output(self) -> str:
         return "".join([*self.lines, self.stderr])
 
     # What others see of it.
@@ -154,7 +154,7 @@ class Daemon:
         content_type: str = "application/x-www-form-urlencoded",
         **headers: str,
     ) -> Answer:
-        """One request: GET without a `body`, POST with one."""
+        """Send one request, GET without a `body` and POST with one, and return its answer."""
         connection = HTTPConnection("127.0.0.1", self.site.port, timeout=PATIENCE_SECONDS)
         given = dict(headers) if body is None else {"Content-Type": content_type, **headers}
         if token is not None:
@@ -200,7 +200,7 @@ class Daemon:
     def _wait_for_alarms(self, is_so: Callable[[set[tuple[str, str | None]]], bool]) -> None:
         give_up_at = time.monotonic() + PATIENCE_SECONDS
         while not is_so(alarms := self.alarms()):
-            assert time.monotonic() < give_up_at, f"{alarms}:\n{self._told()}"
+            assert time.monotonic() < give_up_at, f"{alarms}:\n{self._output()}"
             time.sleep(0.05)
 
     def alarms(self) -> set[tuple[str, str | None]]:

@@ -1,4 +1,4 @@
-"""What reads bytes that somebody else may have written, each as a function of bytes that may raise what it documents.
+"""The readers of bytes that an attacker may have written, each as a function of bytes that may raise what it documents.
 
 Whatever else comes out of one of them is a bug: it would end a command with a traceback, at three in the morning.
 """
@@ -18,19 +18,19 @@ from typing import TYPE_CHECKING
 
 from backupd.encryption import Encryption, read_identities
 from backupd.errors import DamageError, IdentityNeededError, UnsupportedFormatError, UsageError
-from backupd.format import FormatError
+from backupd.format import FormatError, SnapshotId
 from backupd.format.manifest import Manifest, SealedManifest, decode_manifest, encode_manifest, open_manifest
 from backupd.format.pack import decode_pack, encode_pack, page_hash, parse_index
 from backupd.format.pagemap import decode_page_map
-from backupd.format.records import decode_deletion, decode_drill, decode_finding, decode_trash, decode_verdicts
+from backupd.format.records import DeletionRecord, Drill, RetentionRecord, SweepRecord, TrashEntry
 from backupd.health import StatusFile
 from backupd.repository import Repository
+from backupd.repository.history import Listing
 from backupd.rescue import rescue
 from backupd.state import StateDirectory
 from backupd.store import StoredObject
 from backupd.store.directory import DirectoryStore
 from backupd.store.keys import REPOSITORY_KEY, PackKey, RecordKey, SnapshotKey, is_object_key, require_safe_key
-from backupd.survey import survey_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,11 +42,11 @@ _MOST_FUZZED_PAGES = 1 << 16
 _SEAL_BYTES = 76
 _INDEX = encode_pack(512, [1, 2], page_hash(bytes(512)) * 2, bytes(1024), level=1)[:64]
 _RECORDS: dict[str, Callable[[bytes], object]] = {
-    "trash": decode_trash,
-    "drill": decode_drill,
-    "retention": decode_verdicts,
-    "sweep": decode_finding,
-    "deletion": decode_deletion,
+    "trash": TrashEntry.decode,
+    "drill": Drill.decode,
+    "retention": RetentionRecord.decode,
+    "sweep": SweepRecord.decode,
+    "deletion": DeletionRecord.decode,
 }
 # A key of no use, so that age gets as far as it can.
 _IDENTITY = "AGE-SECRET-KEY-1QQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQ".ljust(74, "Q")
@@ -112,7 +112,7 @@ def _pack_frame(data: bytes) -> None:
 
 
 def _records(data: bytes) -> None:
-    """Each kind, as it is and sealed anew."""
+    """Read the data as each kind of record, as it is and sealed again."""
     for kind, decode in _RECORDS.items():
         for content in (data, sealed(kind, data)):
             with suppress(FormatError):
@@ -126,14 +126,15 @@ def _repository_object(data: bytes) -> None:
         repository = Repository(DirectoryStore(Path(home) / "store"), StateDirectory(Path(home) / "state"))
         with suppress(DamageError, UnsupportedFormatError):
             assert repository.exists()
-            assert repository.cache.file("app", "name").is_relative_to(Path(home) / "state/cache")
+            snapshot = SnapshotId("20261122T085557123Z-7f3a91c2")
+            assert repository.archive("app").catalog.hashes(snapshot).is_relative_to(Path(home) / "state/cache")
 
 
 def _listing(data: bytes) -> None:
     """Each line is a key; what is recognized prints itself as it was, and leads nowhere else."""
     keys = data.decode(errors="surrogateescape").split("\n")
     at = datetime(2026, 11, 22, tzinfo=UTC)
-    survey_of("app", (StoredObject(key, 1, at) for key in keys))
+    Listing.of("app", (StoredObject(key, 1, at) for key in keys))
     for key in keys:
         for parsed in (SnapshotKey.parse(key), PackKey.parse(key), RecordKey.parse(key)):
             if parsed is not None:
@@ -165,7 +166,7 @@ def _age(data: bytes) -> None:
 
 
 def _rescue_manifest(data: bytes) -> None:
-    """Whatever rescue.py takes for a manifest."""
+    """A manifest that rescue.py reads needs only safe keys, and is printable."""
     with suppress(rescue.Failure):
         snapshot = rescue.read_manifest("app/snapshots/x.json", rescue.unsealed("manifest", sealed("manifest", data)))
         for key in rescue.needs(snapshot)[1:]:
@@ -176,7 +177,7 @@ def _rescue_manifest(data: bytes) -> None:
 def _rescue_frame(data: bytes) -> None:
     """What rescue.py lets pass as one frame of 1024 bytes, zstd takes for one frame too, or refuses."""
     with suppress(rescue.Failure):
-        rescue.reject_other_frame(data, 1024)
+        rescue.reject_wrong_frame(data, 1024)
 
 
 TARGETS: dict[str, Target] = {
@@ -203,7 +204,7 @@ def _body(file: Path) -> bytes:
 
 
 def seeds(name: str) -> list[bytes]:
-    """Right bytes to begin with, small ones."""
+    """Small right inputs of a reader, to begin with."""
     bodies = [_body(file) for file in sorted(_VECTORS.glob("manifest-*.json")) if file.stat().st_size < 5000]
     packs = [file.read_bytes() for file in sorted(_VECTORS.glob("pack-*.zst")) if file.stat().st_size < 5000]
     known = {

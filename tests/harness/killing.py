@@ -145,7 +145,7 @@ class Homes:
 
 
 def require_tidy(home: Path) -> None:
-    """Nothing of a killed restore is left in `home`."""
+    """Require that nothing of a killed restore is left in `home`."""
     assert [path.name for path in home.iterdir() if ".backupd-" in path.name] == []
     journal = home / "app.db-journal"
     # Source: https://www.sqlite.org/fileformat2.html#the_rollback_journal: it counts if its header is not zero.

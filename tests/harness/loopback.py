@@ -34,7 +34,7 @@ class Loopback:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection; what an answer writes to."""
+    """One connection; an answer writes to it."""
 
     protocol_version = "HTTP/1.1"
     loopback: Loopback
@@ -59,7 +59,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(status, body, Content_Type="application/xml", **headers)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Nothing is logged."""
+        """Log nothing."""
 
 
 @contextmanager

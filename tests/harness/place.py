@@ -47,7 +47,7 @@ def change_rows(path: Path, title: str, *, rows: int = 1) -> None:
 
 
 def content_digest(path: Path) -> str:
-    """A digest of the schema and every row, after `integrity_check`. For files that nobody has open."""
+    """A digest of the schema and every row, after `integrity_check`. For files that no process has open."""
     with closing(sqlite3.connect(f"file:{path}?immutable=1", uri=True)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         digest = hashlib.sha256()
@@ -97,7 +97,7 @@ class Place:
         return self.store / "app/snapshots" / f"{self.ids[number]}.json"
 
     def copy(self, home: Path) -> Place:
-        """The same in another directory, which does not exist yet."""
+        """Copy everything into another directory, which does not exist yet."""
         shutil.copytree(self.home, home, symlinks=True)
         return Place(home, CommandLine(home), self.ids)
 

@@ -114,7 +114,7 @@ class Recorded:
         self._ledger.write(json.dumps({**values, "at": time.monotonic()}).encode() + b"\n")
 
     def commit(self, change: Change, connection: sqlite3.Connection | None = None, *, is_counted: bool = True) -> None:
-        """One transaction. Only what is not counted may leave the header as it was."""
+        """Run one transaction. Only one that is not counted may leave the header as it was."""
         connection = connection or self.connection
         with self.changing():
             connection.execute("BEGIN IMMEDIATE")
@@ -141,7 +141,7 @@ class Recorded:
             connection.execute("COMMIT")
 
     def layout(self) -> tuple[str, str]:
-        """Some page size, and some way to make the file smaller."""
+        """A random page size, and a random way to make the file smaller."""
         page_size = self._chosen.choice((512, 1024, 4096, 4096, 4096, 8192, 65536))
         return f"page_size = {page_size}", f"auto_vacuum = {self._chosen.choice(('NONE', 'FULL', 'INCREMENTAL'))}"
 
@@ -179,7 +179,7 @@ class Recorded:
             self.open()
 
     def change_mode(self, mode: str) -> None:
-        """Change the journal mode. To and from WAL that needs a moment in which nobody else has the database open."""
+        """Change the journal mode. To and from WAL, no other process may have the database open."""
         give_up_at = time.monotonic() + BUSY_SECONDS
         self._close_second()
         with self.changing():

@@ -17,7 +17,7 @@ _BLOCK_BYTES = 1 << 16
 
 
 class Relay:
-    """Passes bytes on, both ways, until it is told otherwise. What it holds back, it passes on with `flow`."""
+    """Passes bytes on, both ways, until the test says otherwise. What it holds back, it passes on with `flow`."""
 
     def __init__(self, target_url: str) -> None:
         target = urlsplit(target_url)

@@ -73,7 +73,7 @@ class Bare:
 
 
 def bare_python(programs: Path) -> Bare:
-    """One with zstd and age, the real ones where this machine has them, in the empty directory `programs`."""
+    """A bare Python with zstd and age, the real ones where this machine has them, in the directory `programs`."""
     for name, source in _STAND_INS.items():
         if found := shutil.which(name):
             (programs / name).symlink_to(found)
@@ -96,7 +96,7 @@ class Kept:
         return ("--identity", self.identity) if self.identity else ()
 
     def copy(self, home: Path) -> Kept:
-        """The same in another directory, which does not exist yet."""
+        """Copy everything into another directory, which does not exist yet."""
         return Kept(self.place.copy(home), self.identity)
 
 

@@ -91,7 +91,7 @@ class RestartingServer:
         self._was_killed = True
 
     def stored_bytes(self) -> int:
-        """How much is in its files, finished objects or not."""
+        """The bytes in the server's files, of finished objects or not."""
         return sum(path.stat().st_blocks * 512 for path in (self._directory / "data").rglob("*.dat"))
 
 

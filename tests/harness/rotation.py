@@ -9,22 +9,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from backupd.backup import BackupResult, Outcome, Wish, back_up
+from backupd.backup import BackupResult, Outcome, SnapshotRequest, back_up
 from backupd.config import Database, RetentionSettings, Settings
-from backupd.format.records import (
-    Deletion,
-    Drill,
-    DrillOutcome,
-    Finding,
-    FoundPack,
-    encode_deletion,
-    encode_drill,
-    encode_finding,
-)
-from backupd.prune import PruneResult, forget, prune
-from backupd.prune.naming import read_holdings
+from backupd.format.records import CheckOutcome, DeletionRecord, Drill, FoundPack, SweepRecord
+from backupd.prune import PruneOptions, PruneResult, forget, prune
 from backupd.repository import Repository
-from backupd.repository.manifests import read_history
 from backupd.restore import restore_to_file
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
@@ -33,7 +22,7 @@ from harness.place import change_rows, create_database
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from backupd.format.ids import SnapshotId
+    from backupd.format import SnapshotId
     from backupd.format.manifest import Manifest
     from backupd.store import Store
 
@@ -58,7 +47,7 @@ class Rotation:
         return DirectoryStore(self.root)
 
     def copy(self, home: Path) -> Rotation:
-        """The same in another directory, with the same ages."""
+        """Copy everything into another directory, with the same ages."""
         shutil.copytree(self.home, home)
         return Rotation(home)
 
@@ -83,10 +72,9 @@ class Rotation:
     def back_up(self, host: str = "a", store: Store | None = None, *, tags: tuple[str, ...] = ()) -> BackupResult:
         (result,) = back_up(
             Database("app", self.home / "app.db"),
-            [store or self.store],
+            [Repository(store or self.store, self.host(host))],
             Settings(),
-            self.host(host),
-            wish=Wish(tags=tags),
+            request=SnapshotRequest(tags=tags),
             on_progress=lambda _: None,
         )
         return result
@@ -109,17 +97,14 @@ class Rotation:
         accepts_shrink: bool = False,
     ) -> PruneResult:
         return prune(
-            self.repository(host, store),
-            "app",
+            self.repository(host, store).archive("app"),
             policy,
-            self.host(host),
             now=datetime.now(UTC),
-            is_dry_run=is_dry_run,
-            accepts_shrink=accepts_shrink,
+            options=PruneOptions(is_dry_run=is_dry_run, accepts_shrink=accepts_shrink),
         )
 
     def forget(self, snapshot_id: SnapshotId) -> None:
-        forget(self.repository(), "app", snapshot_id, now=datetime.now(UTC))
+        forget(self.repository().archive("app"), snapshot_id, now=datetime.now(UTC))
 
     def age(self, by: timedelta = GRACE + timedelta(hours=1)) -> None:
         """Make everything in the store older by its clock, but for packs: with another time they are other packs."""
@@ -132,9 +117,10 @@ class Rotation:
         self.store.put(key, content, sha256=hashlib.sha256(content).digest())
 
     def manifests(self) -> tuple[Manifest, ...]:
-        """What the store lists, for somebody without a cache."""
+        """What the store lists, on a host that knows nothing of it."""
         self.restored += 1
-        return read_history(self.repository(f"reader-{self.restored}"), "app").manifests
+        archive = self.repository(f"reader-{self.restored}").archive("app")
+        return tuple(archive.opened(archive.manifest(each.id)) for each in archive.history().manifests)
 
     def ids(self) -> list[SnapshotId]:
         return [manifest.id for manifest in self.manifests()]
@@ -149,12 +135,12 @@ class Rotation:
         return {str(file.relative_to(self.root)): (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
 
     def assert_every_snapshot_restores(self) -> list[SnapshotId]:
-        """Each listed snapshot is byte for byte what its image digest says; the listed ones, oldest first."""
+        """Restore each listed snapshot, which checks its image digest; returns their ids, oldest first."""
         manifests = self.manifests()
         for manifest in manifests:
             target = self.home / "restored.db"
             restore_to_file(
-                self.repository(f"reader-{self.restored}"),
+                self.repository(f"reader-{self.restored}").archive(manifest.database),
                 manifest,
                 target,
                 force=True,
@@ -166,10 +152,10 @@ class Rotation:
 
     def unnamed_packs(self) -> set[str]:
         """Packs that no manifest and no trash entry names."""
-        return self.names("packs") - read_holdings(self.repository(), "app").named_packs
+        return self.names("packs") - self.repository().archive("app").holdings().named_packs
 
     def assert_no_leftovers(self) -> None:
-        """After enough prunes a grace apart, the store holds what snapshots need and nothing else."""
+        """Assert that after enough prunes a grace apart the store holds only what snapshots need."""
         for _ in range(5):
             self.age()
             result = self.prune()
@@ -217,14 +203,14 @@ def make_ripe(home: Path) -> Ripe:
     rotation.forget(purged)
     orphan = hashlib.sha256(b"orphan").hexdigest()
     rotation.put(f"app/packs/{orphan}.zst", b"orphan")
-    named = read_holdings(rotation.repository(), "app")
-    stored = named.survey.packs[min(named.named_packs)]
+    named = rotation.repository().archive("app").holdings()
+    stored = named.listing.packs[min(named.named_packs)]
     contradicted = FoundPack(sha256=min(named.named_packs), modified_at=stored.modified_at)
     gone, of_trash = "20200101T000000000Z-00000000", str(purged)
-    rotation.put(f"app/sweeps/{gone}.json", encode_finding(Finding(packs=(contradicted,))))
-    rotation.put(f"app/deletions/{gone}.json", encode_deletion(Deletion(packs=(min(named.named_packs),))))
+    rotation.put(f"app/sweeps/{gone}.json", SweepRecord(packs=(contradicted,)).encode())
+    rotation.put(f"app/deletions/{gone}.json", DeletionRecord(packs=(min(named.named_packs),)).encode())
     for snapshot_id in (gone, of_trash):
-        drill = Drill(snapshot=snapshot_id, database="app", outcome=DrillOutcome.PROVEN, at=datetime.now(UTC))
-        rotation.put(f"app/drills/{snapshot_id}.json", encode_drill(drill))
+        drill = Drill(snapshot=snapshot_id, database="app", outcome=CheckOutcome.PROVEN, at=datetime.now(UTC))
+        rotation.put(f"app/drills/{snapshot_id}.json", drill.encode())
     rotation.age()
     return Ripe(rotation, purged, [first, third], newest, swept, orphan)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -22,6 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from moto.server import ThreadedMotoServer
 
 from backupd.config import StoreSettings
+from harness.ports import reserved_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 _STARTS_WITHIN_SECONDS = 30
 _STOPS_WITHIN_SECONDS = 10
-_STARTS_TRIED = 3
 
 # The kernel ends the server with the test run, however that ends. Not `preexec_fn`: it is unsafe beside threads.
 _EXEC_AS_MORTAL = """
@@ -44,7 +43,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 @dataclass(frozen=True, slots=True)
 class S3Server:
-    """How to reach a running server. The keys are made up for it."""
+    """The address and keys of a running server. The keys are made up for it."""
 
     endpoint_url: str
     access_key_id: str
@@ -98,20 +97,6 @@ def moto_server() -> Iterator[S3Server]:
 @contextmanager
 def s3_server() -> Iterator[S3Server]:
     """A server that takes requests. Ends, with its files, when the block does; several may run at once."""
-    with ExitStack() as stack:
-        # Another process may take a port between its choice and its use: then everything is started anew.
-        for is_last_try in [False] * (_STARTS_TRIED - 1) + [True]:
-            try:
-                server = stack.enter_context(_started())
-                break
-            except RuntimeError:
-                if is_last_try:
-                    raise
-        yield server
-
-
-@contextmanager
-def _started() -> Iterator[S3Server]:
     with tempfile.TemporaryDirectory(prefix="s3-server-") as name, ExitStack() as stack:
         directory = Path(name)
         access_key_id, secret_access_key = secrets.token_hex(10).upper(), secrets.token_urlsafe(30)
@@ -142,11 +127,9 @@ def _weed() -> Path:
 
 
 def _arguments(directory: Path) -> tuple[dict[str, int], list[str]]:
-    """The ports by option, each a free one, and the command line."""
+    """The ports by option, and the command line."""
     names = [f"{part}.port{kind}" for part in ("s3", "master", "volume", "filer", "admin") for kind in ("", ".grpc")]
-    with ExitStack() as stack:
-        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
-        ports = {name: listener.getsockname()[1] for name, listener in zip(names, listeners, strict=True)}
+    ports = {name: reserved_port() for name in names}
     return ports, [
         "mini",
         f"-dir={directory / 'data'}",

@@ -1,4 +1,4 @@
-"""A server on the loopback interface that takes what is sent to it, and answers as it is told."""
+"""A server on the loopback interface that takes what is sent to it, and answers as the test says."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Received(NamedTuple):
-    """One request."""
+    """One request that came in."""
 
     path: str
     body: str
@@ -34,12 +34,12 @@ class Sink:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The URL at which the sink listens."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def paths(self) -> list[str]:
-        """Of the requests, in their order."""
+        """The paths of the requests, in their order."""
         return [each.path for each in self.received]
 
     def wait_for(self, count: int) -> list[Received]:
@@ -50,7 +50,7 @@ class Sink:
 
 @contextmanager
 def sink() -> Iterator[Sink]:
-    """A sink that answers 200 until it is told otherwise."""
+    """A sink that answers 200 until the test says otherwise."""
     found = Sink()
     found.gate.set()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -13,6 +12,7 @@ from backupd.health import StatusFile
 from backupd.state import StateDirectory
 from harness.cli import PLAIN, CommandLine, Finished
 from harness.daemon import PATIENCE_SECONDS, Daemon
+from harness.ports import reserved_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -163,7 +163,7 @@ class Site:
 
 def new_site(home: Path, *, runner: Runner = PLAIN) -> Site:
     """A directory without a configuration yet."""
-    return Site(home, free_port(), runner)
+    return Site(home, reserved_port(), runner)
 
 
 def on_s3(server: S3Server, *, endpoint_url: str | None = None, **others: object) -> dict[str, object]:
@@ -176,13 +176,6 @@ def on_s3(server: S3Server, *, endpoint_url: str | None = None, **others: object
         "max_attempts": 1,
         **others,
     }
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def not_within_a_test() -> str:

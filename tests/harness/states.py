@@ -86,7 +86,7 @@ def facts_of(image: bytes) -> dict[str, int]:
 
 
 def free_leaves(image: bytes) -> list[int]:
-    """The leaf pages of the freelist, of which nobody reads the bytes. A damaged list ends where it is damaged.
+    """The leaf pages of the freelist, whose bytes SQLite never reads. A damaged list ends where it is damaged.
 
     Source: https://www.sqlite.org/fileformat2.html#the_freelist.
     """

@@ -5,23 +5,23 @@ from __future__ import annotations
 import os
 import sqlite3
 from contextlib import closing
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from backupd.backup import Wish, back_up
+from backupd.backup import SnapshotRequest, back_up
 from backupd.config import Database, Settings
-from backupd.format.records import Drill, decode_drill
+from backupd.format.records import Drill
 from backupd.repository import Repository
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
-from backupd.verify import Verification, VerifyWish, Watch, verify
+from backupd.verify import Verification, VerifyRequest, verify
+from harness.checks import check_context
 from harness.faults import FaultyStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from backupd.format.ids import SnapshotId
+    from backupd.format import SnapshotId
     from backupd.store import Store
 
 _ROW_BYTES = 3000
@@ -45,10 +45,9 @@ class Stored:
             connection.executemany("INSERT INTO t VALUES (?)", ((os.urandom(_ROW_BYTES),) for _ in range(rows)))
         (result,) = back_up(
             Database(name, path),
-            [self.store],
+            [Repository(self.store, self.state)],
             Settings(),
-            self.state,
-            wish=Wish(is_full=is_full),
+            request=SnapshotRequest(is_full=is_full),
             on_progress=lambda _: None,
         )
         assert result.error is None
@@ -56,22 +55,18 @@ class Stored:
         return result.id
 
     def repository(self, store: Store | None = None) -> Repository:
-        """Another one over the same store, or over `store`."""
+        """Another repository over the same store, or over `store`."""
         return Repository(store or self.store, self.state)
 
     def verify(
-        self, *stores: Store, rate: float | None = None, should_stop: Callable[[], None] = lambda: None, **wish: Any
+        self, *stores: Store, rate: float | None = None, should_stop: Callable[[], None] = lambda: None, **request: Any
     ) -> Verification:
         """Verify in `stores`, or in the own one."""
         self.notes = []
         return verify(
             [self.repository(store) for store in stores or (self.store,)],
-            self.state,
-            Settings(),
-            VerifyWish(**wish),
-            now=datetime.now(UTC),
-            rate=rate,
-            watch=Watch(on_note=self.notes.append, should_stop=should_stop),
+            VerifyRequest(most_bytes_per_second=rate, **request),
+            check_context(on_note=self.notes.append, should_stop=should_stop),
         )
 
     def counting(self) -> FaultyStore:
@@ -89,4 +84,4 @@ class Stored:
     def recorded(self, snapshot: SnapshotId, name: str = "app") -> Drill | None:
         """What the store knows of a snapshot."""
         file = self.store_root / name / "drills" / f"{snapshot}.json"
-        return decode_drill(file.read_bytes()) if file.exists() else None
+        return Drill.decode(file.read_bytes()) if file.exists() else None

@@ -34,7 +34,7 @@ _SUPER_JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One combination, by the names of its parts."""
+    """One combination of main file, log and journal, by the names of its parts."""
 
     main: str
     log: str
@@ -144,7 +144,7 @@ def _super_journal(name: bytes, page_size: int) -> bytes:
 
 
 def _summed_in_other_order(log: bytes) -> bytes:
-    """The same log as a machine of the other byte order writes it.
+    """Return a log as a machine of the other byte order writes it.
 
     Source: https://www.sqlite.org/fileformat2.html#walformat.
     """

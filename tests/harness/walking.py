@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import harness.stepping
-from backupd.capture.process import Compared, StreamBase
+from backupd.capture.limits import StreamBase
+from backupd.capture.process import Compared
 from backupd.errors import BusyError, SourceUnusableError
 from backupd.format.pack import page_hash
 from harness.capturing import NOTHING, Capturing, capture
@@ -62,7 +63,7 @@ class Walk:
 
 @contextmanager
 def walking(directory: Path, *, seed: str, steps: int, kinds: tuple[str, ...] = ()) -> Iterator[Walk]:
-    """An application on its walk, of these `kinds` of steps or of all; nobody may have changed its files at the end."""
+    """An application on its walk, of these `kinds` of steps or of all; checks that nothing else changed its files."""
     database, ledger = directory / "data" / "app.db", directory / "ledger"
     database.parent.mkdir()
     ledger.touch()
@@ -98,7 +99,7 @@ class _Way:
             self.compared.append(event.is_same)
 
     def name(self, image: bytes) -> str:
-        """How the image came about. Comparing is always asked for, and tells that the file was read without a lock."""
+        """The way in which the image came about. A requested comparison shows that the file was read without a lock."""
         if not self.trusts_file:
             return "confirmed by the API"
         if self.compared:
@@ -143,7 +144,7 @@ class Chain:
         ended_at = time.monotonic()
         image = self._put_together(captured, base)
         reject_foreign_facts(captured, image)
-        facts = facts_told(captured)
+        facts = reported_facts(captured)
         walk.outcomes["an image"] += 1
         walk.judge.accepted["against a base"] += base.hashes is not None and base.page_size == captured.page_size
         walk.judge.accepted["from the log" if facts["is_wal"] else way.name(image)] += 1
@@ -185,7 +186,7 @@ def reject_foreign_facts(captured: Capturing, image: bytes) -> None:
     assert captured.facts.tables == tuple(name for (name,) in names), f"{captured.facts.tables} are not {names}"
 
 
-def facts_told(captured: Capturing) -> dict[str, int]:
+def reported_facts(captured: Capturing) -> dict[str, int]:
     """The facts that came with a capture, as the ledger has them."""
     facts = captured.facts
     return {

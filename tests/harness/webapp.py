@@ -64,7 +64,7 @@ def change_generation(path: Path, name: str) -> None:
 
 
 def generation(path: Path) -> str:
-    """Of which generation the content is."""
+    """The generation of the content."""
     with closing(sqlite3.connect(path)) as connection:
         (name,) = connection.execute("SELECT name FROM generation").fetchone()
         return str(name)

@@ -9,11 +9,12 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 from harness.command_line import wait_until
 from harness.loopback import loopback
+from harness.ports import reserved_port
 from harness.sink import Received, Sink, sink
 from harness.statuses import DOWN
 from pydantic import SecretStr
 
-from backupd.config.unattended import HeartbeatSettings
+from backupd.config.settings import HeartbeatSettings
 from backupd.errors import SourceUnusableError, StoreUnavailableError
 from backupd.health.heartbeats import Heartbeats, send_once, unknown_databases, warn_of_unknown_databases
 
@@ -25,18 +26,18 @@ _PATIENCE = 30
 
 @pytest.fixture
 def server() -> Iterator[Sink]:
-    """What worries when it hears nothing."""
+    """A server that heartbeats are sent to."""
     with sink() as found:
         yield found
 
 
 def heartbeat(url: str, database: str | None = None) -> HeartbeatSettings:
-    """As configured."""
+    """The settings of a heartbeat, as configured."""
     return HeartbeatSettings(url=SecretStr(url), database=database)
 
 
 def test_a_round_that_succeeds_starts_and_ends_well(server: Sink) -> None:
-    """In that order."""
+    """A round that succeeds sends its start and then its end."""
     beats = Heartbeats([heartbeat(f"{server.url}/uuid")])
     beats.started(None)
     beats.finished(None, None)
@@ -45,7 +46,7 @@ def test_a_round_that_succeeds_starts_and_ends_well(server: Sink) -> None:
 
 
 def test_a_round_that_fails_says_what_happened_and_what_to_do(server: Sink) -> None:
-    """It is read at three in the morning."""
+    """A round that fails sends the error and the hint."""
     beats = Heartbeats([heartbeat(f"{server.url}/uuid/")])
     beats.finished(None, DOWN)
     assert beats.close(_PATIENCE)
@@ -65,7 +66,7 @@ def test_each_database_has_its_own_and_everything_has_another(server: Sink) -> N
 
 
 def test_a_good_round_does_not_hide_what_is_wrong_elsewhere(server: Sink) -> None:
-    """Another entry's databases are late."""
+    """A round that succeeds sends a failure for all while another entry's databases are late."""
     wrong: list[str | None] = ["other is not current in /backups", None]
     beats = Heartbeats([heartbeat(f"{server.url}/all"), heartbeat(f"{server.url}/app", "app")], overall=wrong.pop)
     beats.finished(None, None)
@@ -80,7 +81,7 @@ def test_a_good_round_does_not_hide_what_is_wrong_elsewhere(server: Sink) -> Non
 
 
 def test_nothing_waits_for_a_server_that_does_not_answer(server: Sink) -> None:
-    """Nor does the end, for long."""
+    """The end of the daemon does not wait for long either."""
     server.gate.clear()
     beats = Heartbeats([heartbeat(f"{server.url}/uuid")])
     beats.started(None)
@@ -103,13 +104,13 @@ def test_what_waits_is_bounded_and_the_oldest_goes_first(server: Sink, capsys) -
     server.gate.set()
     assert beats.close(_PATIENCE)
     assert [each.body for each in server.received] == ["", *(f"round {number}" for number in range(3, 203))]
-    told = capsys.readouterr().err
-    assert told.count("a heartbeat was dropped") == 3
-    assert "secret" not in told
+    reported = capsys.readouterr().err
+    assert reported.count("a heartbeat was dropped") == 3
+    assert "secret" not in reported
 
 
-def test_a_server_that_refuses_is_asked_twice_and_told_of_once(server: Sink, capsys) -> None:
-    """And again when it works again; never with the URL, which is a secret."""
+def test_a_server_that_refuses_is_tried_twice_and_logged_once(server: Sink, capsys) -> None:
+    """A server that refuses is tried twice; failure and recovery are logged once, without the URL."""
     server.code = 500
     beats = Heartbeats([heartbeat(f"{server.url}/secret?token=secret")])
     for _ in range(3):
@@ -118,31 +119,29 @@ def test_a_server_that_refuses_is_asked_twice_and_told_of_once(server: Sink, cap
     server.code = 200
     beats.finished(None, None)
     assert beats.close(_PATIENCE)
-    told = capsys.readouterr().err
-    assert told.count("a heartbeat could not be sent: the server answered 500") == 1
-    assert told.count("heartbeats can be sent again") == 1
-    assert "http://127.0.0.1" in told
-    assert "secret" not in told
+    reported = capsys.readouterr().err
+    assert reported.count("a heartbeat could not be sent: the server answered 500") == 1
+    assert reported.count("heartbeats can be sent again") == 1
+    assert "http://127.0.0.1" in reported
+    assert "secret" not in reported
 
 
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:{port}/secret", "https://127.0.0.1:{port}/secret", "http://nosuch.invalid/secret"]
 )
 def test_a_server_that_is_not_there_fails_nothing(url: str, capsys) -> None:
-    """Whatever the reason is, it is told without the URL."""
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port = reserved.getsockname()[1]
-    beats = Heartbeats([heartbeat(url.format(port=port))])
+    """The reason is logged without the URL."""
+    beats = Heartbeats([heartbeat(url.format(port=reserved_port()))])
     beats.started(None)
     assert beats.close(_PATIENCE)
-    told = capsys.readouterr().err
-    assert told.count("a heartbeat could not be sent") == 1
-    assert "secret" not in told
+    reported = capsys.readouterr().err
+    assert reported.count("a heartbeat could not be sent") == 1
+    assert "secret" not in reported
 
 
 @pytest.mark.parametrize("code", [404, 405, 501])
 def test_a_service_that_takes_no_post_is_asked_with_get(server: Sink, code: int, capsys) -> None:
-    """What it does not know besides is said once; it hears of good rounds, and worries when they stay away."""
+    """An unknown heartbeat is logged once, and the service still gets those of successful rounds."""
     server.codes = {"POST": code, "/uuid/start": 404, "/uuid/fail": 404}
     beats = Heartbeats([heartbeat(f"{server.url}/uuid")])
     for _ in range(3):
@@ -152,13 +151,13 @@ def test_a_service_that_takes_no_post_is_asked_with_get(server: Sink, code: int,
         beats.finished(None, None)
     assert beats.close(_PATIENCE)
     assert server.paths == ["/uuid/start", "/uuid/fail", "/uuid/start", "/uuid"] * 3
-    told = capsys.readouterr().err
-    assert told.count("does not know this sign") == 2
-    assert "could not be sent" not in told
+    reported = capsys.readouterr().err
+    assert reported.count("does not know this heartbeat") == 2
+    assert "could not be sent" not in reported
 
 
-def test_a_push_monitor_is_told_in_its_query(server: Sink) -> None:
-    """Of Uptime Kuma: what is up, what is down and why, and nothing of a beginning."""
+def test_a_push_monitor_gets_its_heartbeats_in_the_query(server: Sink) -> None:
+    """Uptime Kuma gets what is up, or down and why, and nothing of a start."""
     server.codes = {"POST": 404}
     beats = Heartbeats([heartbeat(f"{server.url}/api/push/token?status=up&msg=OK&ping=")])
     beats.started(None)
@@ -172,7 +171,7 @@ def test_a_push_monitor_is_told_in_its_query(server: Sink) -> None:
 
 
 def test_a_name_and_a_password_in_a_url_are_sent_to_its_host_alone() -> None:
-    """As HTTP has them, and not as part of the host's name; a host that it redirects to does not get them."""
+    """A name and a password in a URL are sent as HTTP has them, and not to a host that it redirects to."""
     with loopback(lambda handler, _: handler.answer(200)) as other:
         target = f"{other.endpoint_url}/elsewhere"
         with loopback(lambda handler, _: handler.answer(302, Location=target)) as first:
@@ -182,8 +181,8 @@ def test_a_name_and_a_password_in_a_url_are_sent_to_its_host_alone() -> None:
     assert sent == [f"Basic {base64.b64encode(b'user:pass@word1').decode()}", None]
 
 
-def test_a_url_that_is_wrong_is_told(server: Sink, capsys) -> None:
-    """Neither method finds anything there."""
+def test_a_wrong_url_is_logged(server: Sink, capsys) -> None:
+    """A URL at which neither method finds anything is logged."""
     server.code = 404
     beats = Heartbeats([heartbeat(f"{server.url}/uuid")])
     beats.finished(None, None)
@@ -193,7 +192,7 @@ def test_a_url_that_is_wrong_is_told(server: Sink, capsys) -> None:
 
 
 def test_what_is_no_http_fails_nothing(capsys) -> None:
-    """Another program listens there."""
+    """A program that speaks no HTTP is logged, without the URL and what it answered."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         beats = Heartbeats([heartbeat(f"http://127.0.0.1:{listening.getsockname()[1]}/secret")])
         beats.started(None)
@@ -203,13 +202,13 @@ def test_what_is_no_http_fails_nothing(capsys) -> None:
                 connection.recv(4096)
                 connection.sendall(b"220 mail.example.org ESMTP secret\r\n")
         assert beats.close(_PATIENCE)
-    told = capsys.readouterr().err
-    assert "BadStatusLine" in told
-    assert "secret" not in told
+    reported = capsys.readouterr().err
+    assert "BadStatusLine" in reported
+    assert "secret" not in reported
 
 
 def test_without_heartbeats_nothing_happens() -> None:
-    """No thread either."""
+    """Without heartbeats no thread is started, and there is nothing to wait for."""
     beats = Heartbeats([])
     beats.started("app")
     beats.finished("app", None)
@@ -218,7 +217,7 @@ def test_without_heartbeats_nothing_happens() -> None:
     assert beats.close(0)
 
 
-def test_names_that_are_no_text_are_told_with_escapes(server: Sink) -> None:
+def test_names_that_are_not_text_are_sent_with_escapes(server: Sink) -> None:
     """A file's name may be any bytes, and what is sent is UTF-8."""
     beats = Heartbeats([heartbeat(f"{server.url}/uuid")])
     beats.finished(None, SourceUnusableError("no name can be made of /data/\udcff.db"))
@@ -238,8 +237,8 @@ def test_a_database_that_is_not_there_is_warned_of(capsys) -> None:
     ]
     assert unknown_databases(settings, ["app", "other"]) == ["ap"]
     warn_of_unknown_databases(settings, ["app", "other"])
-    told = capsys.readouterr().err
-    assert told.count("no database is called ap") == 1
-    assert "secret" not in told
+    reported = capsys.readouterr().err
+    assert reported.count("no database is called ap") == 1
+    assert "secret" not in reported
     warn_of_unknown_databases(settings, ["app", "ap"])
     assert capsys.readouterr().err == ""

@@ -12,7 +12,8 @@ from harness.statuses import (
     HOUR,
     MINUTE,
     NOON,
-    Drill,
+    alarms_of,
+    drilled,
     failed,
     healthy,
     recorded,
@@ -23,7 +24,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from backupd import __version__
 from backupd.health import Status, metrics
-from backupd.health.judging import judge
 from backupd.health.metrics import CONTENT_TYPE, metrics_text
 from backupd.health.planning import with_entry_problem, with_running, with_vanished
 from backupd.health.recording import with_drill
@@ -39,7 +39,7 @@ APP_IN_BUCKET = (("database", "app"), ("store", BUCKET))
 
 def scraped(status: Status, now: datetime = NOON) -> dict[str, Metric]:
     """The families by name, as Prometheus reads them."""
-    text = metrics_text(status, judge(status, now=now, alive_at=now)).decode()
+    text = metrics_text(status, alarms_of(status, now)).decode()
     return {family.name: family for family in text_string_to_metric_families(text)}
 
 
@@ -54,11 +54,11 @@ def samples(status: Status, now: datetime = NOON) -> dict[str, dict[tuple[tuple[
     return found
 
 
-def test_everything_that_is_documented_is_there_and_nothing_else() -> None:
-    """With help for each, and times, bytes and seconds in the names."""
+def test_metrics_are_exactly_those_documented() -> None:
+    """The metrics are those that the module documents, each with its help."""
     documented = set(re.findall(r"^    (backupd_\w+) ", metrics.__doc__ or "", flags=re.MULTILINE))
-    status = with_drill(healthy(), Drill("intact", id=snapshot_id()), at=NOON)
-    status = with_drill(status, Drill("proven", id=snapshot_id()), at=NOON)
+    status = with_drill(healthy(), drilled("intact", id=snapshot_id()), at=NOON)
+    status = with_drill(status, drilled("proven", id=snapshot_id()), at=NOON)
     status = with_times(status, "app", next_run_at=NOON, next_drill_at=NOON)
     status = recorded(recorded(status, failed()), failed())
     assert set(samples(status)) == documented
@@ -67,9 +67,9 @@ def test_everything_that_is_documented_is_there_and_nothing_else() -> None:
 
 
 def test_values_are_those_of_the_status() -> None:
-    """Each with its database and store."""
+    """The values are those of the status, each with its database and store."""
     status = with_running(with_times(healthy(), "app", next_run_at=NOON + HOUR), "app", since=NOON)
-    status = with_drill(status, Drill("proven", id=snapshot_id()), at=NOON + MINUTE)
+    status = with_drill(status, drilled("proven", id=snapshot_id()), at=NOON + MINUTE)
     status = recorded(recorded(status, failed()), failed())
     found = samples(status)
     noon = NOON.timestamp()
@@ -93,8 +93,8 @@ def test_values_are_those_of_the_status() -> None:
     assert found["backupd_build_info"] == {(("version", __version__),): 1}
 
 
-def test_a_healthy_system_says_so() -> None:
-    """And one that knows nothing does not."""
+def test_healthy_system_has_the_metric_of_health() -> None:
+    """A status without databases is not healthy."""
     assert samples(healthy())["backupd_healthy"] == {(): 1}
     assert samples(Status())["backupd_healthy"] == {(): 0}
     assert samples(healthy(), NOON + HOUR)["backupd_healthy"] == {(): 0}
@@ -123,7 +123,7 @@ def test_alarms_with_the_same_labels_are_one_sample() -> None:
 
 
 def test_what_vanished_has_no_samples_but_its_alarm() -> None:
-    """Its age would grow for ever."""
+    """A database that vanished has no sample but its alarm: its age would grow without end."""
     found = samples(with_vanished(healthy("a", "app"), ["app"], at=NOON))
     assert {labels[0][1] for labels in found["backupd_last_current_timestamp_seconds"]} == {"a"}
     assert found["backupd_databases"] == {(): 1}
@@ -131,7 +131,7 @@ def test_what_vanished_has_no_samples_but_its_alarm() -> None:
 
 
 def test_errors_of_a_store_are_those_of_all_databases() -> None:
-    """One number to watch for each store."""
+    """The errors of a store are those of all databases in it."""
     status = healthy("a", "b")
     for name in ("a", "b", "b"):
         status = recorded(status, failed(name))

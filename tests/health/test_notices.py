@@ -5,14 +5,26 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
-from harness.statuses import BUCKET, DISK, DOWN, HOUR, MINUTE, NOON, Drill, created, failed, healthy, recorded
+from harness.statuses import (
+    BUCKET,
+    DISK,
+    DOWN,
+    HOUR,
+    MINUTE,
+    NOON,
+    alarms_of,
+    created,
+    drilled,
+    failed,
+    healthy,
+    recorded,
+)
 
 from backupd.errors import StoreRefusedError
-from backupd.health.judging import judge
-from backupd.health.notices import Notice, notice_for, with_alarms, with_told
+from backupd.health.notifications import Notice, notice_for, with_alarms, with_delivered
 from backupd.health.planning import with_config_problem, with_vanished, without_others
 from backupd.health.recording import with_drill, with_prune
-from backupd.prune.results import PruneResult
+from backupd.prune.pruning import PruneResult
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -25,8 +37,8 @@ DAY = timedelta(days=1)
 def passed(
     status: Status, now: datetime, *, targets: tuple[str, ...] = ("mail",), lost: tuple[str, ...] = ()
 ) -> tuple[Status, dict[str, Notice]]:
-    """What one look at `now` tells each target; the targets in `lost` do not get it."""
-    alarms = judge(status, now=now, alive_at=now)
+    """Return what one look at `now` sends each target; messages to the targets in `lost` do not arrive."""
+    alarms = alarms_of(status, now)
     status = with_alarms(status, alarms, targets, now=now)
     sent = {}
     for target in targets:
@@ -34,7 +46,7 @@ def passed(
         if notice is not None:
             sent[target] = notice
             if target not in lost:
-                status = with_told(status, target, notice, now=now)
+                status = with_delivered(status, target, notice, now=now)
     return status, sent
 
 
@@ -54,7 +66,7 @@ def failing(*names: str) -> Status:
 
 
 def never_due(status: Status) -> Status:
-    """Nothing in it gets late."""
+    """The status with no time at which a store is due."""
     return replace(
         status,
         databases={
@@ -73,8 +85,8 @@ def mended(status: Status, *names: str, at: datetime) -> Status:
     return status
 
 
-def test_a_failure_is_told_once_with_what_since_when_and_what_to_do() -> None:
-    """And its end once."""
+def test_a_failure_is_sent_once_with_what_since_when_and_what_to_do() -> None:
+    """A failure is sent once, with its beginning and a hint, and its end once."""
     status, sent = passed(failing(), NOON + MINUTE)
     assert only(sent) == Notice(
         title=f"backupd PROBLEM: failing: app in {BUCKET}",
@@ -99,7 +111,7 @@ def test_a_failure_is_told_once_with_what_since_when_and_what_to_do() -> None:
 
 
 def test_reminders_come_at_growing_intervals_and_daily_in_the_end() -> None:
-    """After 1, 2, 4, 8 and 16 hours, then every day."""
+    """Reminders come after 1, 2, 4, 8 and 16 hours, then every day."""
     status, sent = passed(failing(), NOON)
     assert only(sent).title.startswith("backupd PROBLEM: failing")
     reminded = []
@@ -111,25 +123,25 @@ def test_reminders_come_at_growing_intervals_and_daily_in_the_end() -> None:
             reminded.append(minutes / 60)
     assert reminded == [1, 3, 7, 15, 31, 55, 79, 103, 127]
     state = status.alarms[f"not-current app {BUCKET}"]
-    assert (state.raised_at, state.told_at, state.times_told) == (NOON, NOON + 127 * HOUR, 10)
+    assert (state.raised_at, state.notified_at, state.times_notified) == (NOON, NOON + 127 * HOUR, 10)
 
 
 def test_after_years_the_intervals_are_still_a_day() -> None:
-    """No number gets too large."""
+    """After years, reminders still come every day, and no number overflows."""
     status, _ = passed(failing(), NOON)
     for days in range(2, 1500):
         status, sent = passed(status, NOON + days * DAY)
         assert len(sent) == 1
 
 
-def test_a_clock_that_was_set_back_silences_nobody_for_long() -> None:
-    """What was told in the future is told again."""
+def test_a_clock_that_was_set_back_does_not_stop_reminders() -> None:
+    """An alarm that was sent in the future is sent again."""
     status, _ = passed(failing(), NOON + 365 * DAY)
     assert only(passed(status, NOON)[1]).title.startswith("backupd PROBLEM: still")
 
 
-def test_what_is_not_red_is_a_note_and_what_may_be_meant_is_told_once() -> None:
-    """A vanished file, and a bucket that refuses deletions."""
+def test_an_alarm_that_is_not_red_is_a_note_and_what_may_be_intended_is_sent_once() -> None:
+    """Examples are a vanished file, and a bucket that refuses deletions."""
     refused = PruneResult(database="app", store=DISK, error=StoreRefusedError("no deletions", hint="allow them"))
     status = with_vanished(with_prune(never_due(healthy("app", "b")), refused, at=NOON), ["b"], at=NOON)
     status, sent = passed(status, NOON)
@@ -142,7 +154,7 @@ def test_what_is_not_red_is_a_note_and_what_may_be_meant_is_told_once() -> None:
 
 
 def test_a_store_that_is_down_for_a_thousand_tenants_is_one_message() -> None:
-    """That somebody can read."""
+    """The message is short enough to read."""
     names = [f"tenant-{number}" for number in range(1000)]
     status, sent = passed(failing(*names), NOON)
     notice = only(sent)
@@ -155,8 +167,8 @@ def test_a_store_that_is_down_for_a_thousand_tenants_is_one_message() -> None:
     assert only(sent).title == f"backupd: over: tenant-0 in {BUCKET}, and 999 more"
 
 
-def test_each_target_gets_everything_once_whatever_the_others_get() -> None:
-    """What did not arrive is tried again, there and nowhere else."""
+def test_each_target_gets_everything_once_independently_of_the_others() -> None:
+    """A message that did not arrive is sent again to that target alone."""
     both = ("mail", "chat")
     status, sent = passed(failing(), NOON, targets=both, lost=("chat",))
     assert set(sent) == {"mail", "chat"}
@@ -171,16 +183,16 @@ def test_each_target_gets_everything_once_whatever_the_others_get() -> None:
     assert status.alarms == {}
 
 
-def test_what_nobody_heard_of_ends_without_a_word() -> None:
-    """Its beginning did not arrive before it was over."""
+def test_an_alarm_that_reached_no_target_ends_silently() -> None:
+    """An alarm whose first notification did not arrive before it was over ends without a notification."""
     status, sent = passed(failing(), NOON, lost=("mail",))
     assert sent
     status, sent = passed(mended(status, at=NOON), NOON + MINUTE)
     assert (sent, status.alarms) == ({}, {})
 
 
-def test_what_comes_back_before_its_end_was_told_never_ended() -> None:
-    """Nobody hears of either."""
+def test_an_alarm_that_returns_before_its_end_was_sent_never_ended() -> None:
+    """An alarm that returns before its end was sent never ended, and no target is sent either."""
     status, _ = passed(failing(), NOON)
     status, sent = passed(mended(status, at=NOON), NOON + MINUTE, lost=("mail",))
     assert only(sent).is_good
@@ -192,16 +204,16 @@ def test_what_comes_back_before_its_end_was_told_never_ended() -> None:
 
 
 def test_a_new_target_hears_of_what_is_on_and_an_old_one_is_forgotten() -> None:
-    """After a reload."""
+    """After a reload a new target is notified of current alarms, and a former one is forgotten."""
     status, _ = passed(failing(), NOON)
     status, sent = passed(status, NOON + MINUTE, targets=("chat",))
     assert set(sent) == {"chat"}
     assert only(sent).title.startswith("backupd PROBLEM: failing")
-    assert set(status.alarms[f"not-current app {BUCKET}"].told) == {"chat"}
+    assert set(status.alarms[f"not-current app {BUCKET}"].deliveries) == {"chat"}
 
 
 def test_without_targets_nothing_is_remembered() -> None:
-    """And the status is not even written."""
+    """The status is not even written."""
     status = failing()
     assert passed(status, NOON, targets=())[0] is status
     known, _ = passed(status, NOON)
@@ -209,20 +221,20 @@ def test_without_targets_nothing_is_remembered() -> None:
 
 
 def test_the_same_alarms_change_nothing() -> None:
-    """No write for each look."""
+    """Unchanged alarms leave the status as it is, so that it is not written each time."""
     status, _ = passed(failing(), NOON)
     assert passed(status, NOON + MINUTE)[0] is status
 
 
 def test_an_alarm_of_a_database_that_was_taken_out_ends_in_those_words() -> None:
-    """It did not get well."""
+    """The end of an alarm says that its database is no longer configured, not that it is well."""
     status, _ = passed(failing("a", "app"), NOON)
     _, sent = passed(without_others(status, {"a"}), NOON + MINUTE)
     assert only(sent).body == f"Over: app in {BUCKET}: it is not configured any more."
 
 
 def test_an_alarm_of_a_file_that_vanished_ends_in_those_words() -> None:
-    """In the same message."""
+    """The message about a file that vanished has the end of its other alarm, too."""
     status, _ = passed(failing("app"), NOON)
     status, sent = passed(with_vanished(status, ["app"], at=NOON), NOON + MINUTE)
     assert only(sent).title == "backupd note: vanished: app"
@@ -230,8 +242,8 @@ def test_an_alarm_of_a_file_that_vanished_ends_in_those_words() -> None:
     assert passed(status, NOON + 2 * MINUTE)[1] == {}
 
 
-def test_a_file_that_comes_back_is_told_and_one_that_is_forgotten_is_not() -> None:
-    """A week later nobody remembers it."""
+def test_a_file_that_returns_is_sent_and_one_that_is_forgotten_is_not() -> None:
+    """A vanished file is forgotten after a week."""
     status, _ = passed(with_vanished(never_due(healthy("a", "app")), ["app"], at=NOON), NOON)
     _, sent = passed(never_due(mended(status, at=NOON)), NOON + MINUTE)
     assert only(sent).title == "backupd: over: app"
@@ -239,25 +251,25 @@ def test_a_file_that_comes_back_is_told_and_one_that_is_forgotten_is_not() -> No
     assert (sent, status.alarms) == ({}, {})
 
 
-def test_damage_after_a_failed_drill_is_told_and_not_as_its_end() -> None:
-    """It got worse."""
+def test_damage_after_a_failed_drill_is_sent_and_does_not_end_it() -> None:
+    """Damage after a damaged source is sent as a problem that became worse, not as the end of the first."""
     status = never_due(healthy())
-    status, _ = passed(with_drill(status, Drill("damaged-source", error=DOWN), at=NOON), NOON)
-    status, sent = passed(with_drill(status, Drill("damaged-store", error=DOWN), at=NOON), NOON + MINUTE)
+    status, _ = passed(with_drill(status, drilled("damaged-source", error=DOWN), at=NOON), NOON)
+    status, sent = passed(with_drill(status, drilled("damaged-store", error=DOWN), at=NOON), NOON + MINUTE)
     assert only(sent).title == f"backupd PROBLEM: damaged: drill of app in {DISK}"
     assert "Over" not in only(sent).body
     assert list(status.alarms) == [f"damaged app {DISK}"]
 
 
 @pytest.mark.parametrize("remind_after", [30 * DAY])
-def test_whoever_wants_fewer_reminders_gets_fewer(remind_after: timedelta) -> None:
-    """The limit of a day is for what grows, not for what is asked for."""
+def test_remind_after_may_be_longer_than_a_day(remind_after: timedelta) -> None:
+    """The limit of a day is for intervals that grow, not for the configured one."""
     status = with_config_problem(never_due(healthy()), DOWN, at=NOON)
-    alarms = judge(status, now=NOON, alive_at=NOON)
+    alarms = alarms_of(status, NOON)
     status = with_alarms(status, alarms, {"mail"}, now=NOON)
     notice = notice_for("mail", status, alarms, now=NOON, remind_after=remind_after)
     assert notice is not None
-    status = with_told(status, "mail", notice, now=NOON)
+    status = with_delivered(status, "mail", notice, now=NOON)
     for days, expected in ((29, False), (30, True)):
         again = notice_for("mail", status, alarms, now=NOON + days * DAY, remind_after=remind_after)
         assert (again is not None) is expected

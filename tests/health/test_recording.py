@@ -9,10 +9,11 @@ from harness.statuses import (
     DISK,
     DOWN,
     HOUR,
+    LATER,
     MINUTE,
     NOON,
-    Drill,
     created,
+    drilled,
     failed,
     healthy,
     recorded,
@@ -44,17 +45,15 @@ from backupd.health.recording import (
     with_snapshots,
 )
 from backupd.health.values import LastRun, Totals
-from backupd.holds import Hold
-from backupd.prune.results import PruneResult
+from backupd.prune.pruning import PruneResult
+from backupd.retention.holds import Hold
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-LATER = NOON + HOUR
-
 
 def store(status: Status, url: str = DISK, database: str = "app") -> StoreHealth:
-    """One database in one store."""
+    """The health of one database in one store."""
     return status.databases[database].stores[url]
 
 
@@ -77,13 +76,13 @@ def test_a_proof_is_due_after_the_last_one_in_whatever_store() -> None:
     assert with_plans(status, {"app": daily}, at=LATER).databases["app"].proof_due_by == NOON + 48 * HOUR
     over = NOON + 49 * HOUR
     assert with_plans(status, {"app": daily}, at=over).databases["app"].proof_due_by == NOON + 48 * HOUR
-    drill = Drill("proven", store=BUCKET, id=snapshot_id())
+    drill = drilled("proven", store=BUCKET, id=snapshot_id())
     proven = with_drill(status, drill, at=LATER, proof_due_by=LATER + 48 * HOUR)
     assert proven.databases["app"].proof_due_by == LATER + 48 * HOUR
-    by_hand = with_drill(status, Drill("intact", store=BUCKET, id=snapshot_id()), at=LATER)
+    by_hand = with_drill(status, drilled("intact", store=BUCKET, id=snapshot_id()), at=LATER)
     assert by_hand.databases["app"].proof_due_by == NOON + 48 * HOUR
     assert with_plans(by_hand, {"app": daily}, at=over).databases["app"].proof_due_by == LATER + 48 * HOUR
-    failing = with_drill(status, Drill("failed", error=DOWN), at=LATER, proof_due_by=LATER + 48 * HOUR)
+    failing = with_drill(status, drilled("failed", error=DOWN), at=LATER, proof_due_by=LATER + 48 * HOUR)
     assert failing.databases["app"].proof_due_by == NOON + 48 * HOUR
 
 
@@ -98,7 +97,7 @@ def test_a_new_plan_makes_nothing_late_that_was_not() -> None:
 
 
 def test_a_new_plan_says_when_proofs_are_due() -> None:
-    """Whether drills come more or less often than before, were never done yet, or are not done any more."""
+    """A new plan says when a proof is due, if drills come more or less often, were never done, or have ended."""
 
     def every(hours: int) -> Plan:
         return replace(plan(), proof_due_after=lambda moment: moment + hours * HOUR)
@@ -113,16 +112,16 @@ def test_a_new_plan_says_when_proofs_are_due() -> None:
     assert due(with_plans(longer, {"app": every(1000)}, at=NOON + 999 * HOUR, are_new=True)) == NOON + 1000 * HOUR
     assert due(with_plans(longer, {"app": every(3)}, at=LATER, are_new=True)) == NOON + 3 * HOUR
     assert due(with_plans(longer, {"app": every(3)}, at=NOON + 10 * HOUR, are_new=True)) == NOON + 13 * HOUR
-    failing = with_drill(status, Drill("failed", error=DOWN), at=LATER)
+    failing = with_drill(status, drilled("failed", error=DOWN), at=LATER)
     without = with_plans(failing, {"app": replace(plan(), next_drill_at=None)}, at=LATER, are_new=True)
     assert (due(without), store(without).drill_failure) == (None, None)
-    damaged = with_drill(status, Drill("damaged-store", error=DOWN), at=LATER)
+    damaged = with_drill(status, drilled("damaged-store", error=DOWN), at=LATER)
     without = with_plans(damaged, {"app": replace(plan(), next_drill_at=None)}, at=LATER, are_new=True)
     assert store(without).drill_failure is not None
 
 
 def test_a_clock_that_was_ahead_leaves_no_deadline_behind() -> None:
-    """It is put right, and everything is planned again: nothing is due only in that future."""
+    """A clock that was ahead and is corrected leaves nothing that is due only in that future."""
     daily = replace(plan(DISK), proof_due_after=lambda moment: moment + 48 * HOUR)
     status = with_plans(Status(), {"app": daily}, at=NOON + 9000 * HOUR, are_new=True)
     status = with_plans(status, {"app": daily}, at=NOON, are_new=True)
@@ -131,7 +130,7 @@ def test_a_clock_that_was_ahead_leaves_no_deadline_behind() -> None:
 
 
 def test_no_proof_is_due_where_no_drill_is() -> None:
-    """None is scheduled, or the keys of this machine may read no pack."""
+    """No proof is due where no drill is scheduled, or where this machine's keys may read no pack."""
     daily = replace(plan(), proof_due_after=lambda moment: moment + 48 * HOUR)
     status = with_plans(healthy(), {"app": daily}, at=NOON)
     for without in (replace(daily, next_drill_at=None), replace(daily, put_only=frozenset(daily.stores))):
@@ -139,7 +138,7 @@ def test_no_proof_is_due_where_no_drill_is() -> None:
 
 
 def test_a_snapshot_makes_its_store_current() -> None:
-    """Of the moment when the attempt began."""
+    """A snapshot makes its store current as of the moment when the attempt began."""
     status = recorded(Status(), created(at=NOON + 2 * MINUTE))
     assert status.databases["app"].path == "/app/app.db"
     assert not status.databases["app"].is_scheduled
@@ -188,8 +187,8 @@ def test_failures_are_counted_from_the_first_and_move_no_due_time() -> None:
     assert store(recorded(status, created(store=BUCKET), at=LATER), BUCKET).failure is None
 
 
-def test_a_store_that_failed_from_the_beginning_is_due_all_the_same() -> None:
-    """It was never current, and should have been."""
+def test_store_that_always_failed_has_a_due_time() -> None:
+    """A store that was never current is due at the time of its first failure."""
     status = recorded(Status(), failed(), due_by=LATER)
     assert store(recorded(status, failed(), at=LATER, due_by=LATER + HOUR), BUCKET).due_by == LATER
 
@@ -231,7 +230,7 @@ def test_a_round_without_changes_is_recorded_at_once() -> None:
 
 
 def test_stores_that_could_not_be_asked_have_failed() -> None:
-    """A whole round of them, in one change."""
+    """A store that could not be asked in a round has failed for the databases concerned, and for no others."""
     after = with_down(healthy("a", "b"), {"a": [(BUCKET, DOWN)], "z": [(BUCKET, DOWN)]}, at=LATER)
     failure = store(after, BUCKET, "a").failure
     assert failure is not None
@@ -241,13 +240,13 @@ def test_stores_that_could_not_be_asked_have_failed() -> None:
 
 
 def test_manifests_are_seen() -> None:
-    """Of databases that are known; each that was is not asked for again soon."""
+    """A manifest that was seen is recorded for databases that are known, and ignored for others."""
     assert store(with_seen(healthy(), DISK, ["app", "other"], at=LATER)).seen_at == LATER
 
 
 def test_another_run_that_is_at_work_is_no_failure() -> None:
     """`backupd now` of a large database, beside the daemon: it is not late yet, and would say so in time."""
-    busy = AnotherRunError("another backupd is at work on app", hint="wait until it has finished")
+    busy = AnotherRunError("another backupd is working on app", hint="wait until it has finished")
     status = recorded(healthy(), failed(error=busy), at=LATER)
     assert store(status, BUCKET).failure is None
     assert store(status, BUCKET).totals == store(healthy(), BUCKET).totals
@@ -257,11 +256,11 @@ def test_another_run_that_is_at_work_is_no_failure() -> None:
     assert store(recorded(down, failed(error=busy), at=LATER), BUCKET).failure == store(down, BUCKET).failure
     pruned = with_prune(down, PruneResult(database="app", store=DISK, error=busy), at=LATER)
     assert pruned.databases == down.databases
-    assert with_drill(down, Drill("failed", error=busy), at=LATER).databases == down.databases
+    assert with_drill(down, drilled("failed", error=busy), at=LATER).databases == down.databases
 
 
 def test_a_hold_is_as_old_as_its_beginning() -> None:
-    """And over with the first prune that is not held."""
+    """A hold keeps its beginning, and ends with the first prune that is not held."""
     held = PruneResult(database="app", store=DISK, hold=Hold("it has shrunk", hint="accept it"))
     status = with_prune(with_prune(healthy(), held, at=NOON), held, at=LATER)
     hold = store(status).hold
@@ -284,9 +283,9 @@ def test_a_prune_that_fails_is_no_failed_snapshot() -> None:
 
 def test_a_drill_proves_or_finds_damage() -> None:
     """Damage stays until a drill succeeds, whatever else goes wrong with the next ones."""
-    proven = with_drill(healthy(), Drill("proven", id=snapshot_id()), at=LATER)
+    proven = with_drill(healthy(), drilled("proven", id=snapshot_id()), at=LATER)
     assert (store(proven).proven_id, store(proven).proven_at) == (str(snapshot_id()), LATER)
-    damaged = with_drill(proven, Drill("damaged-store", id=snapshot_id(), findings=("page 3 differs",)), at=LATER)
+    damaged = with_drill(proven, drilled("damaged-store", id=snapshot_id(), findings=("page 3 differs",)), at=LATER)
     failure = store(damaged).drill_failure
     assert failure is not None
     assert "page 3 differs" in failure.message
@@ -294,17 +293,17 @@ def test_a_drill_proves_or_finds_damage() -> None:
     assert store(damaged).is_damaged
     assert store(damaged).fingerprint is None
     assert (store(damaged).proven_id, store(damaged).proven_at) == (None, None)  # that snapshot proves nothing now
-    unreachable = with_drill(damaged, Drill("failed", error=DOWN), at=LATER + HOUR)
+    unreachable = with_drill(damaged, drilled("failed", error=DOWN), at=LATER + HOUR)
     assert store(unreachable).drill_failure == replace(failure, last_at=LATER + HOUR, count=2)
     assert store(unreachable).is_damaged
-    again = with_drill(unreachable, Drill("proven", id=snapshot_id()), at=LATER + HOUR)
+    again = with_drill(unreachable, drilled("proven", id=snapshot_id()), at=LATER + HOUR)
     assert (store(again).is_damaged, store(again).drill_failure) == (False, None)
 
 
 def test_a_drill_that_cannot_look_leaves_a_damaged_source_as_it_was() -> None:
-    """What was found before is not better for it."""
-    damaged = with_drill(healthy(), Drill("damaged-source", id=snapshot_id(), findings=("row 7",)), at=NOON)
-    health = store(with_drill(damaged, Drill("failed", error=DOWN), at=LATER))
+    """A drill that fails leaves a damaged source damaged, with its findings."""
+    damaged = with_drill(healthy(), drilled("damaged-source", id=snapshot_id(), findings=("row 7",)), at=NOON)
+    health = store(with_drill(damaged, drilled("failed", error=DOWN), at=LATER))
     assert health.is_source_damaged
     assert health.drill_failure is not None
     assert ("row 7" in health.drill_failure.message, health.drill_failure.count) == (True, 2)
@@ -313,7 +312,7 @@ def test_a_drill_that_cannot_look_leaves_a_damaged_source_as_it_was() -> None:
 @pytest.mark.parametrize("outcome", ["failed", "damaged-source"])
 def test_a_drill_that_fails_for_another_reason_leaves_the_store_undamaged(outcome: str) -> None:
     """A store that is down, or a database that was broken before it was captured."""
-    health = store(with_drill(healthy(), Drill(outcome, error=DOWN), at=LATER))
+    health = store(with_drill(healthy(), drilled(outcome, error=DOWN), at=LATER))
     assert health.drill_failure is not None
     assert health.drill_failure.message == DOWN.message
     assert (health.is_damaged, health.fingerprint) == (False, "1:2:3")
@@ -321,9 +320,9 @@ def test_a_drill_that_fails_for_another_reason_leaves_the_store_undamaged(outcom
 
 def test_a_damaged_source_ends_the_damage_of_the_store() -> None:
     """Every byte was read, and was right: what is wrong now is the database, and no store has to be mended."""
-    damaged = with_drill(healthy(), Drill("damaged-store", id=snapshot_id(), findings=("page 3 differs",)), at=NOON)
+    damaged = with_drill(healthy(), drilled("damaged-store", id=snapshot_id(), findings=("page 3 differs",)), at=NOON)
     assert store(damaged).is_damaged
-    health = store(with_drill(damaged, Drill("damaged-source", id=snapshot_id(), findings=("row 7",)), at=LATER))
+    health = store(with_drill(damaged, drilled("damaged-source", id=snapshot_id(), findings=("row 7",)), at=LATER))
     assert not health.is_damaged
     assert health.drill_failure is not None
     assert "row 7" in health.drill_failure.message
@@ -331,14 +330,14 @@ def test_a_damaged_source_ends_the_damage_of_the_store() -> None:
 
 
 def test_a_drill_that_sqlite_cannot_check_in_full_proves_the_bytes() -> None:
-    """Every one was there, and the store's record of the drill says the same."""
-    status = with_drill(healthy(), Drill("failed", error=DOWN), at=NOON)
-    health = store(with_drill(status, Drill("not-checkable", id=snapshot_id()), at=LATER))
+    """A drill that SQLite cannot check in full counts as a proof, because every byte was there."""
+    status = with_drill(healthy(), drilled("failed", error=DOWN), at=NOON)
+    health = store(with_drill(status, drilled("not-checkable", id=snapshot_id()), at=LATER))
     assert (health.drill_failure, health.proven_at, health.is_damaged) == (None, LATER, False)
 
 
 def test_a_plan_says_when_each_store_is_due() -> None:
-    """From when it was current; a changed schedule counts at once, and a new store from now on."""
+    """A store is due from when it was current, a new one from now on; a changed schedule counts at once."""
     status = with_plans(healthy(stores=(DISK,)), {"app": plan(), "new": plan()}, at=LATER)
     app = status.databases["app"]
     assert (app.is_scheduled, app.next_run_at, app.next_drill_at) == (True, LATER, LATER + HOUR)
@@ -375,7 +374,7 @@ def test_a_daemon_that_restarts_all_the_time_is_late_in_the_end() -> None:
 
 
 def test_what_is_not_configured_any_more_is_forgotten() -> None:
-    """And what vanished is, too, when no entry could find it any more."""
+    """A database that is no longer configured is forgotten; one that vanished is, after a week."""
     status = with_vanished(healthy("a", "b", "c"), ["b", "unknown"], at=NOON)
     assert status.databases["b"].vanished_at == NOON
     assert with_vanished(status, ["b"], at=LATER) == status
@@ -386,7 +385,7 @@ def test_what_is_not_configured_any_more_is_forgotten() -> None:
 
 
 @pytest.mark.parametrize("way", ["plan", "snapshot"])
-def test_a_file_that_comes_back_is_looked_after_again(way: str) -> None:
+def test_file_that_comes_back_is_backed_up_again(way: str) -> None:
     """Found by its pattern, or backed up by hand."""
     status = with_vanished(healthy(), ["app"], at=NOON)
     back = with_plans(status, {"app": plan()}, at=LATER) if way == "plan" else recorded(status, created())
@@ -394,7 +393,7 @@ def test_a_file_that_comes_back_is_looked_after_again(way: str) -> None:
 
 
 def test_what_vanished_is_forgotten_after_a_week_of_rounds() -> None:
-    """A daemon that runs for years plans nothing anew."""
+    """A daemon that runs for years plans nothing again."""
     status = with_vanished(healthy("a", "b"), ["b"], at=NOON)
     assert with_vanished(status, [], at=NOON + 6 * 24 * HOUR) is status
     assert set(with_vanished(status, [], at=NOON + 8 * 24 * HOUR).databases) == {"a"}
@@ -412,8 +411,8 @@ def test_entries_that_are_not_configured_any_more_are_forgotten() -> None:
     assert without_other_entries(Status(), []) == Status()
 
 
-def test_what_runs() -> None:
-    """For people who look."""
+def test_running_database_is_recorded() -> None:
+    """A running database is recorded with its start, until it ends."""
     status = with_running(healthy(), "app", since=NOON)
     assert status.databases["app"].running_since == NOON
     assert with_running(status, "app", since=None).databases["app"].running_since is None
@@ -434,7 +433,7 @@ def test_a_daemon_that_starts_finds_nothing_running() -> None:
 
 
 def test_problems_of_the_configuration_last_from_their_beginning() -> None:
-    """Until they are over."""
+    """A problem of the configuration keeps its beginning, until it is over."""
     status = with_config_problem(with_config_problem(healthy(), DOWN, at=NOON), DOWN, at=LATER)
     status = with_entry_problem(with_entry_problem(status, "/data/*.db", DOWN, at=NOON), "/data/*.db", DOWN, at=LATER)
     assert status.daemon is not None
@@ -447,7 +446,7 @@ def test_problems_of_the_configuration_last_from_their_beginning() -> None:
 
 
 def test_nothing_is_remembered_of_a_daemon_that_never_was() -> None:
-    """Only a daemon has a configuration to refuse."""
+    """No problem is recorded where no daemon has run that could have a configuration."""
     for change in (
         with_config_problem(Status(), DOWN, at=NOON),
         with_entry_problem(Status(), "/data/*.db", DOWN, at=NOON),
@@ -457,6 +456,6 @@ def test_nothing_is_remembered_of_a_daemon_that_never_was() -> None:
 
 
 def test_a_result_without_an_id_keeps_the_snapshot_that_is_known() -> None:
-    """Nothing to capture: the newest snapshot stays named."""
+    """A run that found nothing to capture keeps the id of the newest snapshot."""
     unchanged = BackupResult(database="app", store=DISK, outcome=Outcome.UNCHANGED)
     assert store(recorded(healthy(), unchanged, at=LATER)).snapshot_id == str(snapshot_id())

@@ -10,17 +10,30 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
-from harness.statuses import BUCKET, DISK, DOWN, HOUR, MINUTE, NOON, Drill, created, failed, healthy, recorded
+from harness.statuses import (
+    BUCKET,
+    DISK,
+    DOWN,
+    HOUR,
+    MINUTE,
+    NOON,
+    alarms_of,
+    created,
+    drilled,
+    failed,
+    healthy,
+    recorded,
+)
 
 from backupd.errors import DamageError, StoreUnavailableError, TargetUnwritableError, UnsupportedFormatError
 from backupd.health import Status, StatusFile
 from backupd.health.codec import values
-from backupd.health.judging import judge
-from backupd.health.notices import notice_for, with_alarms, with_told
+from backupd.health.notifications import notice_for, with_alarms, with_delivered
 from backupd.health.planning import with_config_problem, with_daemon_stopped, with_entry_problem, with_running
 from backupd.health.recording import with_drill, with_prune
-from backupd.holds import Hold
-from backupd.prune.results import PruneResult
+from backupd.health.values import DatabaseHealth, StoreHealth
+from backupd.prune.pruning import PruneResult
+from backupd.retention.holds import Hold
 from backupd.state import StateDirectory
 
 if TYPE_CHECKING:
@@ -50,39 +63,39 @@ StatusFile(StateDirectory(Path(sys.argv[1]))).update(lambda status: replace(stat
 
 
 def full_status() -> Status:
-    """One in which every field of every value is set."""
+    """A status in which every field of every value is set."""
     status = recorded(healthy(), failed(), at=NOON + HOUR)
     status = recorded(status, failed(), at=NOON + HOUR)
     status = with_prune(status, PruneResult(database="app", store=DISK, hold=Hold("shrunk", hint="look")), at=NOON)
     status = with_prune(status, PruneResult(database="app", store=BUCKET, error=DOWN), at=NOON)
-    status = with_drill(status, Drill("proven"), at=NOON)
-    status = with_drill(status, Drill("damaged-store", findings=("page 3",)), at=NOON)
+    status = with_drill(status, drilled("proven"), at=NOON)
+    status = with_drill(status, drilled("damaged-store", findings=("page 3",)), at=NOON)
     status = with_running(status, "app", since=NOON)
     status = with_config_problem(status, DOWN, at=NOON)
     status = with_entry_problem(status, "/data/*.db", DOWN, at=NOON)
     app = replace(status.databases["app"], is_scheduled=True, next_run_at=NOON, next_drill_at=NOON)
     status = replace(status, databases={"app": app, "größer": replace(app, vanished_at=NOON)}, written_at=NOON)
-    alarms = judge(status, now=NOON, alive_at=NOON)
+    alarms = alarms_of(status, NOON)
     status = with_alarms(status, alarms, {"mail"}, now=NOON)
     notice = notice_for("mail", status, alarms, now=NOON, remind_after=HOUR)
     assert notice is not None
-    status = with_alarms(with_told(status, "mail", notice, now=NOON), (), {"mail"}, now=NOON)
+    status = with_alarms(with_delivered(status, "mail", notice, now=NOON), (), {"mail"}, now=NOON)
     return with_daemon_stopped(status, at=NOON)
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> StatusFile:
-    """One that is not there yet."""
+    """A status file that does not exist yet."""
     return StatusFile(StateDirectory(tmp_path / "state"))
 
 
 def reopened(file: StatusFile) -> StatusFile:
-    """The same file for somebody who knows nothing of it."""
+    """Open the status file as a process does that has not read it yet."""
     return StatusFile(file._state)
 
 
 def forgetting_when(status: Status | None) -> Status:
-    """The same, without the time when it was written."""
+    """The status without the time when it was written."""
     assert status is not None
     return replace(status, written_at=None)
 
@@ -138,13 +151,13 @@ def test_json_has_every_key_whether_it_is_known_or_not() -> None:
 
 
 def test_reading_creates_nothing(file: StatusFile, tmp_path: Path) -> None:
-    """Whoever only asks may be another user."""
+    """A reader may be another user."""
     assert (file.find(), file.read(), file.alive_at()) == (None, Status(), None)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_file_is_private_and_alone(file: StatusFile, tmp_path: Path) -> None:
-    """It tells where databases are; and no half-written one stays."""
+    """The status file is private, because it contains paths, and no partial file stays beside it."""
     file.update(lambda _: healthy())
     file.touch()
     assert (tmp_path / "state/status.json").stat().st_mode & 0o777 == 0o600
@@ -152,7 +165,7 @@ def test_the_file_is_private_and_alone(file: StatusFile, tmp_path: Path) -> None
 
 
 def test_updates_of_several_processes_are_never_lost(file: StatusFile) -> None:
-    """The daemon, and people beside it."""
+    """Updates by several processes at once are all in the status file."""
     processes = [
         subprocess.Popen([sys.executable, "-c", _ADD_DATABASES, str(file._state.root), name]) for name in "abcd"
     ]
@@ -165,7 +178,7 @@ def test_updates_of_several_processes_are_never_lost(file: StatusFile) -> None:
 
 
 def test_a_kill_while_writing_leaves_the_old_content(file: StatusFile) -> None:
-    """And the next update cleans up."""
+    """The next update cleans up."""
     before = file.update(lambda _: healthy())
     killed = subprocess.run([sys.executable, "-c", _DIE_WHILE_WRITING, str(file._state.root)], check=False)
     assert killed.returncode == -9
@@ -177,7 +190,7 @@ def test_a_kill_while_writing_leaves_the_old_content(file: StatusFile) -> None:
 
 
 def test_a_full_disk_leaves_the_old_content_and_no_sign_of_life(tmp_path: Path) -> None:
-    """What could not be written is said, and when there is room it can be."""
+    """The error is reported, and the next write succeeds when there is room."""
     with small_disk(tmp_path / "disk"):
         file = StatusFile(StateDirectory(tmp_path / "disk"))
         before = file.update(lambda _: healthy())
@@ -217,8 +230,8 @@ def test_a_full_disk_leaves_the_old_content_and_no_sign_of_life(tmp_path: Path) 
         b"[" * 100_000,
     ],
 )
-def test_what_is_no_status_counts_as_none_and_is_kept(file: StatusFile, content: bytes, capsys) -> None:
-    """A daemon goes on, and somebody may want to see what it was."""
+def test_a_file_that_is_not_a_status_counts_as_none_and_is_kept(file: StatusFile, content: bytes, capsys) -> None:
+    """The daemon continues, and the file can be examined."""
     file.update(lambda _: healthy())
     path = file._state.root / "status.json"
     path.write_bytes(content)
@@ -233,7 +246,7 @@ def test_what_is_no_status_counts_as_none_and_is_kept(file: StatusFile, content:
 
 
 def test_a_file_that_is_lost_while_the_daemon_runs_is_written_back(file: StatusFile, capsys) -> None:
-    """With the daemon in it: nothing that was wrong is over because of that, and who asks from outside hears of it."""
+    """A status file that is lost while the daemon runs is written again with all that was wrong."""
     before = file.update(lambda _: with_entry_problem(full_status(), "/data/*.db", DOWN, at=NOON))
     path = file._state.root / "status.json"
     for damage in (path.unlink, lambda: path.write_bytes(b"{")):
@@ -243,9 +256,9 @@ def test_a_file_that_is_lost_while_the_daemon_runs_is_written_back(file: StatusF
         assert forgetting_when(reopened(file).find()) == forgetting_when(before)
         before = file.read()
     assert path.with_name("status.json.unreadable").read_bytes() == b"{"
-    told = capsys.readouterr().err
-    assert told.count("status.json is gone") == 1
-    assert told.count("cannot be read") == 1
+    reported = capsys.readouterr().err
+    assert reported.count("status.json is gone") == 1
+    assert reported.count("cannot be read") == 1
 
 
 def test_a_change_after_the_loss_starts_from_what_was_known(file: StatusFile) -> None:
@@ -260,14 +273,14 @@ def test_a_change_after_the_loss_starts_from_what_was_known(file: StatusFile) ->
 
 
 def test_a_change_that_changes_nothing_writes_a_lost_file_back(file: StatusFile) -> None:
-    """Although what is known is as it was."""
+    """The status in memory has not changed."""
     before = file.update(lambda _: healthy())
     (file._state.root / "status.json").unlink()
     file.update(lambda status: status)
     assert forgetting_when(reopened(file).read()) == forgetting_when(before)
 
 
-def test_a_file_that_another_began_anew_gets_the_daemon_back(file: StatusFile) -> None:
+def test_a_file_that_another_process_began_gets_the_daemon_back(file: StatusFile) -> None:
     """`backupd now` beside it came first, and knows nothing of what was wrong."""
     before = file.update(lambda _: recorded(recorded(healthy(), failed()), failed()))
     (file._state.root / "status.json").unlink()
@@ -278,11 +291,11 @@ def test_a_file_that_another_began_anew_gets_the_daemon_back(file: StatusFile) -
     found = reopened(file).read()
     assert found.daemon == before.daemon
     assert found.databases.keys() == {"app", "by-hand"}
-    assert judge(found, now=NOON, alive_at=NOON) == judge(before, now=NOON, alive_at=NOON) != ()
+    assert alarms_of(found, NOON) == alarms_of(before, NOON) != ()
 
 
 def test_a_daemon_that_starts_on_a_file_without_one_keeps_what_is_in_it(file: StatusFile) -> None:
-    """Somebody used `backupd now` before."""
+    """`backupd now` was used before."""
     file.update(lambda _: replace(healthy(), daemon=None))
     other = reopened(file)
     other.read()
@@ -325,7 +338,7 @@ def test_what_cannot_be_read_is_not_written_over(file: StatusFile) -> None:
 
 
 def test_a_status_of_a_newer_version_is_not_guessed_at(file: StatusFile) -> None:
-    """After a downgrade."""
+    """A status of a newer version, as after a downgrade, is refused and not guessed at."""
     file.update(lambda _: healthy())
     path = file._state.root / "status.json"
     path.write_text(path.read_text().replace('"version":1', '"version":2', 1))
@@ -344,8 +357,8 @@ def test_keys_that_are_not_known_do_no_harm(file: StatusFile) -> None:
     assert file.read() == written
 
 
-def test_what_others_wrote_is_read(file: StatusFile) -> None:
-    """Although nothing is read twice."""
+def test_changes_of_other_processes_are_read(file: StatusFile) -> None:
+    """An unchanged file is not read twice."""
     file.update(lambda _: healthy())
     other = reopened(file)
     other.update(lambda status: recorded(status, created("other")))
@@ -361,7 +374,7 @@ def test_a_change_that_changes_nothing_writes_nothing(file: StatusFile) -> None:
 
 
 def test_only_the_daemon_leaves_signs_of_life(file: StatusFile) -> None:
-    """What somebody does by hand beside a hung daemon is none."""
+    """A command beside a hung daemon leaves none."""
     file.update(lambda _: healthy())
     assert file.alive_at() is None
     file.touch()
@@ -375,7 +388,7 @@ def test_only_the_daemon_leaves_signs_of_life(file: StatusFile) -> None:
 
 
 def test_a_state_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
-    """With what to do about it."""
+    """A state directory that cannot be used is named in an error with a hint."""
     (tmp_path / "state").write_text("a file in the way")
     file = StatusFile(StateDirectory(tmp_path / "state"))
     for attempt in (file.find, file.touch, file.alive_at, lambda: file.update(lambda _: healthy())):
@@ -386,7 +399,7 @@ def test_a_state_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 
 
 def test_what_root_writes_belongs_to_the_owner_of_the_directory(tmp_path: Path) -> None:
-    """A daemon that is not root has to read what somebody did with `docker exec`."""
+    """A daemon that is not root has to read what was written by `docker exec`."""
     if os.geteuid() != 0:
         pytest.skip("only root can give files away")
     state = tmp_path / "state"
@@ -395,3 +408,17 @@ def test_what_root_writes_belongs_to_the_owner_of_the_directory(tmp_path: Path) 
     StatusFile(StateDirectory(state)).update(lambda _: healthy())
     owner = (state / "status.json").stat()
     assert (owner.st_uid, owner.st_gid) == (1000, 1001)
+
+
+def test_change_that_makes_no_difference_writes_nothing(tmp_path: Path) -> None:
+    """The file of a thousand databases is not written again for a prune that found nothing, or a run that is over."""
+    file = StatusFile(StateDirectory(tmp_path))
+    health = DatabaseHealth(path="/app.db", stores={"s": StoreHealth()})
+    file.update(lambda status: replace(status, databases={"app": health}))
+    before = (tmp_path / "status.json").stat()
+    now = datetime(2026, 11, 22, tzinfo=UTC)
+    pruned = PruneResult(database="app", store="s")
+    file.update(lambda status: with_running(with_prune(status, pruned, at=now), "app", since=None))
+    assert os.path.samestat(before, (tmp_path / "status.json").stat())
+    file.update(lambda status: with_running(status, "app", since=now))
+    assert not os.path.samestat(before, (tmp_path / "status.json").stat())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from harness.cli import CommandLine
 from harness.daemon import wait_until
+from harness.extent import slow
 from harness.pages import DOCS, blocks_of, section
 from harness.place import change_rows, content_digest, create_database
 from harness.roles import PREFIX, Keys, Role, keys_for
@@ -62,8 +63,9 @@ def keys(seaweed: S3Server) -> Keys:
     return keys_for(Role.PUT_ONLY, seaweed, _bucket(seaweed))
 
 
+@slow
 def test_snapshots_are_incremental_while_the_state_lasts(tmp_path: Path, keys: Keys) -> None:
-    """Without it every page is stored again, with one warning that says why; and so it goes on from there."""
+    """Snapshots are incremental while the state lasts; without it one full snapshot warns and starts again."""
     backupd = _site(tmp_path, keys).backupd
     first = backupd.json("now")["snapshots"][0]
     change_rows(tmp_path / "app.db", "changed")
@@ -71,7 +73,7 @@ def test_snapshots_are_incremental_while_the_state_lasts(tmp_path: Path, keys: K
     elsewhere = CommandLine(tmp_path, state="another state")
     change_rows(tmp_path / "app.db", "changed again")
     full = elsewhere.run("now")
-    (warning,) = full.told("warning")
+    (warning,) = full.reported("warning")
     assert "put_only" in warning
     assert "keep state_dir" in warning
     change_rows(tmp_path / "app.db", "changed once more")
@@ -80,6 +82,7 @@ def test_snapshots_are_incremental_while_the_state_lasts(tmp_path: Path, keys: K
     assert last["stored_bytes"] < first["stored_bytes"] / 2
 
 
+@slow
 def test_without_the_setting_each_refusal_names_it(tmp_path: Path, seaweed: S3Server) -> None:
     """Keys that are put-only by accident, or not yet said to be: nothing lies, and every hint says put_only."""
     keys = keys_for(Role.PUT_ONLY, seaweed, _bucket(seaweed))
@@ -96,32 +99,33 @@ def test_without_the_setting_each_refusal_names_it(tmp_path: Path, seaweed: S3Se
         _require_hint(refused, "set `put_only = true`")
 
 
+@slow
 def test_what_needs_other_keys_says_which(tmp_path: Path, keys: Keys) -> None:
     """Restoring, pruning and forgetting: refused in words that say what to do, and a plan of a prune works."""
     backupd = _site(tmp_path, keys, retention={"keep_last": 1, "daily": 0, "after_snapshot": True}).backupd
     for title in ("a", "b"):
         change_rows(tmp_path / "app.db", title)
-        assert backupd.run("now").told("warning") == []
+        assert backupd.run("now").reported("warning") == []
     assert "2 snapshots" not in backupd.run("prune", "--dry-run").stderr
-    for arguments, told in (
+    for arguments, reported in (
         (("restore", "latest", "--to", "x.db"), "the policy for restores"),
         (("prune",), "run backupd prune elsewhere"),
         (("forget", "latest~1"), "keys that may delete"),
     ):
-        _require_hint(backupd.run(*arguments, code=_REFUSED), told)
+        _require_hint(backupd.run(*arguments, code=_REFUSED), reported)
     assert len(backupd.json("list")["snapshots"]) == 2
     with closing(keys.client()) as client:
         listed = client.list_objects_v2(Bucket=keys.bucket, Prefix=f"{PREFIX}/")["Contents"]
     assert not [each["Key"] for each in listed if "/trash/" in each["Key"]]
 
 
-def _require_hint(refused: Finished, told: str) -> None:
-    assert len(refused.told("error")) == 1, refused
-    assert any(told in hint for hint in refused.told("hint")), refused
+def _require_hint(refused: Finished, reported: str) -> None:
+    assert len(refused.reported("error")) == 1, refused
+    assert any(reported in hint for hint in refused.reported("hint")), refused
 
 
-def test_the_daemon_promises_nothing_that_it_cannot_do(tmp_path: Path, keys: Keys) -> None:
-    """It takes snapshots; drills and prunes are not planned, none is tried, and nothing alarms."""
+def test_the_daemon_plans_neither_drills_nor_prunes(tmp_path: Path, keys: Keys) -> None:
+    """The daemon takes snapshots, plans neither drills nor prunes, and stays green."""
     site = _site(tmp_path, keys, schedule={"drills": "* * * * *", "prunes": "* * * * *"})
     with site.daemon() as daemon:
         daemon.wait_for("snapshot", outcome="created")
@@ -163,8 +167,9 @@ def test_doctor_tries_what_the_keys_can_do(tmp_path: Path, seaweed: S3Server) ->
     assert key in checks["delete"][1]
 
 
+@slow
 def test_doctor_warns_of_what_does_not_protect(tmp_path: Path, seaweed: S3Server) -> None:
-    """A bucket without versions; and keys that can do more than put_only says. A lock is told too."""
+    """A bucket without versions; and keys that can do more than put_only says. A lock is reported too."""
     unversioned = _checks(_site(tmp_path / "a", keys_for(Role.PUT_ONLY, seaweed, _bucket(seaweed, has_versions=False))))
     assert unversioned["versioning"][0] == "warning"
     assert "protects nothing" in unversioned["versioning"][1]
@@ -176,6 +181,7 @@ def test_doctor_warns_of_what_does_not_protect(tmp_path: Path, seaweed: S3Server
     assert (locked["object lock"][0], locked["versioning"][0]) == ("ok", "ok")
 
 
+@slow
 def test_a_thief_gets_no_data_and_destroys_nothing_for_good(
     tmp_path: Path,
     seaweed: S3Server,
@@ -183,7 +189,7 @@ def test_a_thief_gets_no_data_and_destroys_nothing_for_good(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With the stolen keys everything is overwritten; by the versions of before, everything restores."""
+    """Stolen keys read and delete nothing, and what they overwrite is restored from older versions."""
     backupd = _site(tmp_path, keys).backupd
     digests = {}
     for title in ("first", "second"):
@@ -203,15 +209,15 @@ def test_a_thief_gets_no_data_and_destroys_nothing_for_good(
             thief.put_object(Bucket=keys.bucket, Key=key, Body=b"garbage")
     _site(tmp_path / "rescuer", Keys(seaweed, keys.bucket), put_only=False)
     rescuer = CommandLine(tmp_path / "rescuer")
-    assert rescuer.run("restore", "app@latest", "--to", "x.db", code=_DAMAGED).told("error")
+    assert rescuer.run("restore", "app@latest", "--to", "x.db", code=_DAMAGED).reported("error")
     recovering = keys_for(Role.RECOVER, seaweed, keys.bucket).server
     script = _script_of_page(tmp_path, recovering, monkeypatch)
     with pytest.raises(SystemExit) as ended:
         script(keys.bucket, f"{PREFIX}/")
     assert ended.value.code is None
-    told = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
-    assert [what.startswith("put again") for _, what in told] == [False] * len(listed) + [True] * len(listed)
-    assert max(at for at, _ in told[: len(listed)]) < moment.isoformat() <= told[len(listed)][0]
+    reported = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert [what.startswith("put again") for _, what in reported] == [False] * len(listed) + [True] * len(listed)
+    assert max(at for at, _ in reported[: len(listed)]) < moment.isoformat() <= reported[len(listed)][0]
     script(keys.bucket, f"{PREFIX}/", moment.isoformat(), str(tmp_path / "recovered"))
     for snapshot_id, digest in digests.items():
         target = tmp_path / f"{snapshot_id}.db"
@@ -220,8 +226,8 @@ def test_a_thief_gets_no_data_and_destroys_nothing_for_good(
 
 
 def _script_of_page(home: Path, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """The script of docs/restore.md, to be called with its arguments, as somebody with these keys would run it."""
-    (script,) = blocks_of(section(DOCS / "restore.md", "## After somebody overwrote the store"), "python")
+    """The script of docs/restore.md, to be called with its arguments, as a user with these keys would run it."""
+    (script,) = blocks_of(section(DOCS / "restore.md", "## After an attacker overwrote the store"), "python")
     file = home / "as_it_was.py"
     file.write_text(script)
     for name, value in {

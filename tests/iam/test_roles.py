@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
 from botocore.exceptions import ClientError
+from harness.checks import check_context
 from harness.cli import CommandLine
+from harness.extent import sampled, slow
 from harness.place import change_rows, content_digest, create_database
 from harness.roles import PREFIX, Keys, Role, keys_by_bucket_policy, keys_for
 from harness.site import new_site
 
 from backupd.config import load
-from backupd.drill import drill
 from backupd.repository import Repository
 from backupd.state import StateDirectory
 from backupd.store import open_store
+from backupd.verify import drill
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,9 +38,9 @@ _OBJECTS = {
     "sweep": f"{PREFIX}/app/sweeps/x.json",
     "deletion": f"{PREFIX}/app/deletions/x.json",
     "drill": f"{PREFIX}/app/drills/x.json",
-    "somebody else's": "others/app/packs/x.zst",
+    "another machine's": "others/app/packs/x.zst",
 }
-_OURS = _OBJECTS.keys() - {"somebody else's"}
+_OURS = _OBJECTS.keys() - {"another machine's"}
 _NOT_PACKS = _OURS - {"pack", "encrypted pack"}
 
 _MAY: dict[Role, dict[str, set[str]]] = {
@@ -113,11 +114,11 @@ def _require_nothing_else(client: S3Client, admin: S3Client, bucket: str, role: 
 
 
 @pytest.mark.parametrize("role", Role)
-@pytest.mark.parametrize("made", [keys_for, keys_by_bucket_policy], ids=["of-a-user", "of-the-bucket"])
+@pytest.mark.parametrize("made", sampled([keys_for, keys_by_bucket_policy]), ids=["of-a-user", "of-the-bucket"])
 def test_each_policy_allows_what_it_says(
     seaweed: S3Server, bucket: str, role: Role, made: Callable[[Role, S3Server, str], Keys]
 ) -> None:
-    """Each verb on each kind of object, as a policy of the user and as one of the bucket."""
+    """Each policy, of a user or of a bucket, allows exactly the verbs that it names on each kind of object."""
     keys = made(role, seaweed, bucket)
     with closing(keys.client()) as client, closing(seaweed.client()) as admin:
         assert _allowed(client, admin, bucket) == _MAY[role]
@@ -156,6 +157,7 @@ def story(seaweed: S3Server, tmp_path_factory: pytest.TempPathFactory) -> _Story
     return _Story(home, seaweed, bucket, content_digest(home / "app.db"))
 
 
+@slow
 def test_keys_for_restores_restore_and_cannot_do_more(story: _Story) -> None:
     """Listed, shown and restored on a machine that has nothing; a snapshot from there is refused."""
     machine = story.machine(Role.RESTORE)
@@ -164,18 +166,17 @@ def test_keys_for_restores_restore_and_cannot_do_more(story: _Story) -> None:
     machine.run("restore", "app@latest", "--to", "restored.db")
     assert content_digest(machine.home / "restored.db") == story.digest
     refused = machine.run("now", "--full", code=10)
-    assert "denies access" in refused.told("error")[0]
+    assert "denies access" in refused.reported("error")[0]
 
 
+@slow
 def test_keys_for_tests_record_what_they_find(story: _Story) -> None:
     """A drill reads everything and leaves its record, which the machine that backs up can read."""
     machine = story.machine(Role.TEST)
     settings = load(machine.home / "backupd.toml", {"HOME": str(machine.home)})
     (entry,) = settings.stores
     state = StateDirectory(machine.state)
-    result = drill(
-        Repository(open_store(entry), state), "app", state, settings, now=datetime.now(UTC), should_stop=lambda: None
-    )
+    result = drill(Repository(open_store(entry), state).archive("app"), check_context())
     assert (result.error, str(result.outcome)) == (None, "proven")
     with closing(keys_for(Role.PUT_ONLY, story.server, story.bucket).client()) as client:
         listed = client.list_objects_v2(Bucket=story.bucket, Prefix=f"{PREFIX}/app/drills/")["Contents"]
@@ -183,6 +184,7 @@ def test_keys_for_tests_record_what_they_find(story: _Story) -> None:
     assert str(result.id) in json.dumps(json.loads(content))
 
 
+@slow
 def test_keys_for_pruning_prune_without_the_database(story: _Story) -> None:
     """Two of three go, on a machine that knows only the database's name; packs are neither read nor written there."""
     machine = story.machine(Role.PRUNE)
@@ -193,5 +195,5 @@ def test_keys_for_pruning_prune_without_the_database(story: _Story) -> None:
     assert "2 snapshots to the trash" in machine.run("prune").stdout
     assert [each["id"] for each in machine.json("list")["snapshots"]] == [newest]
     refused = machine.run("restore", "app@latest", "--to", "stolen.db", code=10)
-    assert "put_only" in refused.told("hint")[0]
+    assert "put_only" in refused.reported("hint")[0]
     assert not (machine.home / "stolen.db").exists()

@@ -16,8 +16,8 @@ from backupd.live.contents import contents_of_image, contents_of_live
 
 
 @pytest.mark.parametrize("journal_mode", ["wal", "delete"])
-def test_rows_schema_and_revision(tmp_path: Path, journal_mode: str) -> None:
-    """All that a person decides by; SQLite's own tables are left out, and an odd name is a name like any other."""
+def test_contents_are_rows_schema_and_revision(tmp_path: Path, journal_mode: str) -> None:
+    """The contents are rows, schema and revision of all tables but SQLite's own, whatever their names."""
     database = tmp_path / "app.db"
     create_database(database, rows=7, journal_mode=journal_mode)
     with closing(sqlite3.connect(database)) as connection, connection:
@@ -49,7 +49,7 @@ def test_counting_holds_no_writer_up_in_rollback_mode(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("journal_mode", ["wal", "delete"])
 def test_table_that_is_an_endless_view_costs_nothing(tmp_path: Path, journal_mode: str) -> None:
-    """Its rows are not counted, it has no revision, and all others are as they are."""
+    """A table that is an endless view is not counted and has no revision, and the others are counted."""
     database = tmp_path / "app.db"
     create_database(database, rows=7, journal_mode=journal_mode)
     endless = "WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM r) SELECT x AS version_num FROM r"
@@ -66,8 +66,8 @@ def test_table_that_is_an_endless_view_costs_nothing(tmp_path: Path, journal_mod
     assert contents.alembic_revisions is None
 
 
-def test_look_that_hangs_is_given_up(tmp_path: Path) -> None:
-    """It is another process that looks, and that is ended at its deadline, whatever it hangs in."""
+def test_reading_that_hangs_is_ended(tmp_path: Path) -> None:
+    """Reading is done by another process, which is ended at its deadline wherever it hangs."""
     database = tmp_path / "app.db"
     create_database(database, rows=7)
     is_over = threading.Event()
@@ -83,22 +83,22 @@ def test_look_that_hangs_is_given_up(tmp_path: Path) -> None:
     stopping = threading.Thread(target=stop)
     stopping.start()
     try:
-        with pytest.raises(BusyError, match=r"app\.db could not be looked at within 0\.5 s"):
+        with pytest.raises(BusyError, match=r"app\.db could not be inspected within 0\.5 s"):
             contents_of_live(database, lock_timeout=0, looking_seconds=0.5)
     finally:
         is_over.set()
         stopping.join()
 
 
-def test_image_is_looked_at_without_leaving_files(tmp_path: Path) -> None:
-    """In WAL mode too, which is what the image of a WAL database says of itself."""
+def test_reading_an_image_leaves_no_files(tmp_path: Path) -> None:
+    """Reading an image, even one in WAL mode, leaves no files beside it."""
     image = tmp_path / "image.db"
     create_database(image, rows=7, journal_mode="wal")
     assert contents_of_image(image).rows == {"report": 7}
     assert [path.name for path in tmp_path.iterdir()] == ["image.db"]
 
 
-def test_what_is_no_database_is_told_apart(tmp_path: Path) -> None:
+def test_file_that_is_no_database_is_reported_as_such(tmp_path: Path) -> None:
     """Garbage, and a database that lost its second half, need a replacement."""
     database = tmp_path / "app.db"
     database.write_bytes(b"garbage" * 1000)

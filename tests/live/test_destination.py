@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from harness.extent import slow
 from harness.place import connected, content_digest, create_database
 
 from backupd.capture.source import pinned
@@ -45,7 +46,7 @@ MODES = pytest.mark.parametrize("journal_mode", ["wal", "delete"])
 
 
 def _nothing(_done: int, _pages: int) -> None:
-    """Progress that nobody looks at."""
+    """Ignore the progress."""
 
 
 def _is_replaced(
@@ -100,7 +101,7 @@ def test_content_changes_and_the_journal_mode_stays(tmp_path: Path, image: Path,
 
 @MODES
 def test_failure_on_the_way_leaves_the_old_content(tmp_path: Path, journal_mode: str) -> None:
-    """Whatever the reason, also after pages have been written."""
+    """A failure leaves the old content, even after pages have been written."""
     live, image = _live(tmp_path, journal_mode), tmp_path / "large.db"
     create_database(image, rows=5000)
     before = content_digest(live)
@@ -115,8 +116,8 @@ def test_failure_on_the_way_leaves_the_old_content(tmp_path: Path, journal_mode:
 
 
 @MODES
-def test_commit_that_slipped_in_is_noticed(tmp_path: Path, image: Path, journal_mode: str) -> None:
-    """Between the safety snapshot and the lock somebody wrote: nothing is replaced."""
+def test_commit_before_the_lock_prevents_the_replacement(tmp_path: Path, image: Path, journal_mode: str) -> None:
+    """When another connection writes between the safety snapshot and the lock, nothing is replaced."""
     live = _live(tmp_path, journal_mode)
     with LiveDatabase(live, lock_timeout=1) as database:
         version = database.version()
@@ -128,7 +129,7 @@ def test_commit_that_slipped_in_is_noticed(tmp_path: Path, image: Path, journal_
 
 @MODES
 def test_writers_wait_and_are_let_go_in_time(tmp_path: Path, journal_mode: str) -> None:
-    """Nobody writes inside the block; a block that takes too long lets them go before its end."""
+    """No writer gets in during the block; a block that takes too long releases them before its end."""
     live = _live(tmp_path, journal_mode)
     statement = "UPDATE report SET title = 'new' WHERE id = 1"
     with LiveDatabase(live, lock_timeout=1) as database:
@@ -176,7 +177,7 @@ def _expect_locked(live: Path, statement: str) -> None:
 
 @MODES
 def test_application_that_keeps_the_lock_is_reported(tmp_path: Path, image: Path, journal_mode: str) -> None:
-    """After the time that was allowed, with the database as it was."""
+    """An application that keeps the lock for longer than allowed is reported."""
     live = _live(tmp_path, journal_mode)
     with connected(live, "BEGIN IMMEDIATE"), LiveDatabase(live, lock_timeout=0.1) as database:
         with pytest.raises(BusyError, match="stayed locked"):
@@ -185,8 +186,9 @@ def test_application_that_keeps_the_lock_is_reported(tmp_path: Path, image: Path
             pass
 
 
+@slow
 def test_reader_that_ends_in_time_is_waited_for(tmp_path: Path, image: Path) -> None:
-    """In rollback mode, for longer than one try takes; other readers get in between, so none waits as long."""
+    """A reader in rollback mode is waited for, without keeping other readers waiting as long."""
     live = _live(tmp_path, "delete")
     with connected(live, "BEGIN", "SELECT count(*) FROM report") as reader:
         ending = threading.Timer(2.5, reader.kill)
@@ -202,7 +204,7 @@ def test_reader_that_ends_in_time_is_waited_for(tmp_path: Path, image: Path) -> 
 
 @MODES
 def test_pause_is_at_least_what_a_writer_waited(tmp_path: Path, image: Path, journal_mode: str) -> None:
-    """It begins when writers have to wait, which is before the content is replaced."""
+    """The pause begins when writers have to wait, which is before the content is replaced."""
     live = _live(tmp_path, journal_mode)
     with LiveDatabase(live, lock_timeout=20) as database, ExitStack() as applications:
         with database.writers_waiting(most_seconds=60):
@@ -227,7 +229,7 @@ def test_pause_goes_on_while_a_lock_is_taken_again_at_once(tmp_path: Path) -> No
 
 
 def test_pause_is_at_least_what_a_reader_waited_and_ends_with_the_commit(tmp_path: Path) -> None:
-    """In rollback mode, a reader gets in when the content is replaced, however long the caller is busy afterwards."""
+    """The pause in rollback mode covers what a reader waited, and ends when the content is replaced."""
     live, image = _live(tmp_path, "delete"), tmp_path / "image.db"
     create_database(image, rows=6, row_bytes=1 << 20)
     readers: list[Callable[[], float]] = []
@@ -250,7 +252,7 @@ def test_pause_is_at_least_what_a_reader_waited_and_ends_with_the_commit(tmp_pat
 def test_pages_stay_in_memory_until_the_commit_as_far_as_a_small_cache_goes(
     tmp_path: Path, megabytes: int, *, is_written_early: bool
 ) -> None:
-    """In rollback mode: each time that the cache is full costs two flushes of the journal, and all others wait."""
+    """Pages stay in memory until the commit as long as they fit into the cache."""
     live, image = tmp_path / "app.db", tmp_path / "image.db"
     create_database(live, rows=megabytes, row_bytes=1 << 20)
     shutil.copy(live, image)
@@ -263,7 +265,7 @@ def test_pages_stay_in_memory_until_the_commit_as_far_as_a_small_cache_goes(
     assert times[-1] > 0
 
 
-def test_page_size_that_sqlite_refuses_is_an_error_in_words(tmp_path: Path) -> None:
+def test_page_size_that_sqlite_refuses_is_an_error_with_its_reason(tmp_path: Path) -> None:
     """SQLite calls it "not an error"."""
     live = _live(tmp_path, "wal")
     image = tmp_path / "image.db"
@@ -277,7 +279,7 @@ def test_page_size_that_sqlite_refuses_is_an_error_in_words(tmp_path: Path) -> N
         _is_replaced(database, image, database.version())
 
 
-def test_empty_database_takes_and_gives_everything(tmp_path: Path, image: Path) -> None:
+def test_empty_database_can_be_restored_and_restored_to(tmp_path: Path, image: Path) -> None:
     """A file of 0 bytes is a database without tables."""
     (tmp_path / "empty.db").touch()
     with LiveDatabase(tmp_path / "empty.db", lock_timeout=1) as database:

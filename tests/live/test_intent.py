@@ -12,10 +12,18 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import pytest
+from harness.extent import slow
 from harness.place import connected, content_digest, create_database
 
 from backupd.errors import AnotherRunError, BusyError, UnsupportedFormatError
-from backupd.live.intent import Replacement, _subject, announced_transaction, finish_interrupted, replace_files
+from backupd.live.files import Replacement
+from backupd.live.intent import (
+    RestoreToken,
+    announced_transaction,
+    finish_interrupted,
+    replace_files,
+    token_note,
+)
 from backupd.state import StateDirectory
 
 if TYPE_CHECKING:
@@ -51,18 +59,20 @@ _DONE = {"app.db": _NEW, "app.db.aside": b"old", "app.db.aside-wal": b"log of th
 _UNDONE = {"app.db": b"old", "app.db-wal": b"log of the old"}
 
 
-def test_files_change_their_names(database: Path) -> None:
+def test_replacement_gives_each_file_its_new_name(database: Path) -> None:
     """The old one and its log are kept together, and nothing else stays."""
     replace_files(database, _replacement(database), _state(database))
     assert _files(database) == _DONE
 
 
-def test_kill_at_every_system_call(database: Path, tmp_path: Path) -> None:
-    """Whatever was done when it came, the database has one whole file, and the next command gives it what it owns."""
+@slow
+def test_kill_at_every_system_call_leaves_the_old_or_the_new_file(database: Path, tmp_path: Path) -> None:
+    """A kill at any system call leaves one whole file, and the next command moves its other files to it."""
     script = """
 import os, signal, sys
 from pathlib import Path
-from backupd.live.intent import Replacement, replace_files
+from backupd.live.intent import replace_files
+from backupd.live.files import Replacement
 from backupd.state import StateDirectory
 database, inode, fatal = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 calls = 0
@@ -125,7 +135,7 @@ def test_failure_takes_everything_back(database: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("journal_mode", ["wal", "delete"])
-def test_application_went_on_with_the_old_file(tmp_path: Path, journal_mode: str) -> None:
+def test_rows_committed_after_a_killed_restore_are_kept(tmp_path: Path, journal_mode: str) -> None:
     """Started after the kill, and killed itself in the middle: what it has committed is there, and nothing is mixed."""
     database = tmp_path / "app.db"
     create_database(database, rows=50, journal_mode=journal_mode)
@@ -150,7 +160,7 @@ def test_application_went_on_with_the_old_file(tmp_path: Path, journal_mode: str
 
 
 def test_running_application_is_left_alone(tmp_path: Path) -> None:
-    """It keeps its file, and nobody asks for it to stop."""
+    """A running application keeps its file when an interrupted replacement is finished."""
     database = tmp_path / "app.db"
     create_database(database, rows=1, journal_mode="wal")
     create_database(tmp_path / "new.db", rows=3)
@@ -162,7 +172,7 @@ def test_running_application_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_file_that_is_another_one_since_is_left_alone(database: Path, tmp_path: Path) -> None:
-    """The volume was copied, or somebody put a file there: the log of the old one must not come beside it."""
+    """The volume was copied, or the file was replaced: the log of the old one must not get beside it."""
     replacement = _replacement(database)
     replace_files(database, replacement, _state(database))
     _write_intent(database, replacement)
@@ -177,7 +187,7 @@ def test_file_that_is_another_one_since_is_left_alone(database: Path, tmp_path: 
 
 
 def test_database_that_is_garbage_since_needs_no_rolling_back(tmp_path: Path) -> None:
-    """Nothing stands in the way of replacing it."""
+    """A database that has become garbage is not rolled back, and the intent is removed."""
     database = tmp_path / "app.db"
     database.write_bytes(b"garbage")
     _write_intent(database, None)
@@ -188,18 +198,18 @@ def test_database_that_is_garbage_since_needs_no_rolling_back(tmp_path: Path) ->
 @pytest.mark.parametrize(
     "values", [{"version": 2, "replacement": None}, {"version": 1}, {"version": 1, "replacement": {}}]
 )
-def test_intent_of_another_backupd_is_named_and_kept(database: Path, values: dict[str, object]) -> None:
+def test_intent_in_an_unknown_format_is_reported_and_kept(database: Path, values: dict[str, object]) -> None:
     """A backupd that does not understand it must not throw it away."""
     intent = _write_intent(database, None)
     intent.write_text(json.dumps({"token": _TOKEN, **values}))
     before = intent.read_bytes()
-    with pytest.raises(UnsupportedFormatError, match="backupd-restoring tells of a restore"):
+    with pytest.raises(UnsupportedFormatError, match="backupd-restoring is of an interrupted restore"):
         finish_interrupted(database, _state(database), lock_timeout=1)
     assert intent.read_bytes() == before
 
 
-def test_restore_beside_an_intent_that_was_left_meanwhile(database: Path) -> None:
-    """Another restore was killed while this one waited for an answer: its record is not overwritten."""
+def test_restore_refuses_to_overwrite_the_intent_of_another_one(database: Path) -> None:
+    """A restore does not overwrite the intent of another one that was killed in the meantime."""
     _write_intent(database, _replacement(database))
     with (
         pytest.raises(BusyError, match="was interrupted in the meantime"),
@@ -210,7 +220,7 @@ def test_restore_beside_an_intent_that_was_left_meanwhile(database: Path) -> Non
 
 
 def test_hot_journal_of_a_killed_restore_is_rolled_back(tmp_path: Path) -> None:
-    """Only that one: a journal without an intent is the application's business."""
+    """A hot journal is rolled back if an intent says that it is a restore's; the application's is left alone."""
     database = tmp_path / "app.db"
     create_database(database, rows=50)
     before = content_digest(database)
@@ -230,14 +240,14 @@ def test_hot_journal_of_a_killed_restore_is_rolled_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"version": 1, "tok'])
 def test_intent_that_was_not_written_whole_had_not_begun(database: Path, content: bytes) -> None:
-    """Nothing is done before it is on the disk."""
+    """An intent that was not written whole is undone, because nothing is done before it is on the disk."""
     (database.parent / ".app.db.backupd-restoring").write_bytes(content)
     (database.parent / ".app.db.backupd-restoring").chmod(0o600)
     finish_interrupted(database, _state(database), lock_timeout=1)
     assert _files(database) == {**_UNDONE, "new.db": _NEW}
 
 
-def test_two_restores_of_one_database(database: Path) -> None:
+def test_second_restore_of_one_database_waits_and_is_refused(database: Path) -> None:
     """The second waits, and says so when it takes too long."""
     with announced_transaction(database, _state(database)), pytest.raises(AnotherRunError, match="another restore"):
         finish_interrupted(database, _state(database), lock_timeout=0.1)
@@ -251,7 +261,7 @@ def test_two_restores_of_one_database(database: Path) -> None:
 def test_what_another_user_could_have_put_there_is_ignored(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], plant: str
 ) -> None:
-    """It is reported once, and the database is not opened for writing: its hot journal stays. A restore can go on."""
+    """An intent that another user could have put there is reported once and ignored, and a restore can continue."""
     database = tmp_path / "app.db"
     create_database(database, rows=50)
     with connected(
@@ -290,7 +300,7 @@ def _plant(intent: Path, plant: str, state: StateDirectory, database: Path) -> N
         case "other token":
             intent.write_text(json.dumps({**values, "token": "0" * 32}))
         case "ended":
-            state.note(_subject(database), f"ended {_TOKEN}")
+            token_note(database, state).write(RestoreToken(_TOKEN, has_ended=True))
         case "pipe":
             intent.unlink()
             os.mkfifo(intent)
@@ -305,7 +315,7 @@ def _plant(intent: Path, plant: str, state: StateDirectory, database: Path) -> N
 def test_a_restore_whose_state_is_lost_is_reported_and_leaves_a_whole_database(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing is opened for writing; the application rolls back by itself."""
+    """A restore whose state is lost is reported and left to the application, which rolls it back."""
     database = tmp_path / "app.db"
     create_database(database, rows=50)
     before = content_digest(database)
@@ -329,7 +339,7 @@ _TOKEN = "0123456789abcdef0123456789abcdef"
 
 def _write_intent(database: Path, replacement: Replacement | None) -> Path:
     """What a restore leaves that was killed after it had said what it does."""
-    _state(database).note(_subject(database), _TOKEN)
+    token_note(database, _state(database)).write(RestoreToken(_TOKEN))
     values = None if replacement is None else asdict(replacement)
     intent = database.with_name(".app.db.backupd-restoring")
     intent.write_text(json.dumps({"version": 1, "token": _TOKEN, "replacement": values}))

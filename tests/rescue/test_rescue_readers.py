@@ -48,14 +48,14 @@ def _names(paths: list[Path]) -> list[Any]:
 
 @pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 1023, 1024, 1025, 2048, 2049, 3072, 5 * 1024 + 1, 100_000])
 def test_blake3_is_blake3(size: int) -> None:
-    """At the boundaries of blocks and chunks, and for trees that are not complete."""
+    """The script's BLAKE3 is right at the boundaries of blocks and chunks, and for incomplete trees."""
     message = hashlib.shake_256(b"message").digest(size)
     assert rescue.blake3(message) == blake3(message).hexdigest()
 
 
 @pytest.mark.parametrize("size", [512, 1024, 2048, 4096, 8192, 16384, 32768, 65536])
 def test_page_hashes_are_page_hashes(size: int) -> None:
-    """Of several pages at once, for every page size."""
+    """The script's hashes of several pages at once are those of backupd, for every page size."""
     pages = [hashlib.shake_256(bytes([number])).digest(size) for number in range(5)]
     assert rescue.page_hashes(b"".join(pages), size) == b"".join(map(page_hash, pages))
 
@@ -71,7 +71,7 @@ def test_limits_are_those_of_the_format() -> None:
 
 @pytest.mark.parametrize("path", _names(_vectors("pack", "valid")))
 def test_valid_packs_are_read(bare: Bare, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-    """As backupd reads them."""
+    """The script reads valid packs as backupd does."""
     monkeypatch.setenv("PATH", str(bare.path))
     index, images = decode_pack(path.read_bytes())
     found = rescue.read_pack(path.read_bytes(), index.page_size, index.pages)
@@ -81,7 +81,7 @@ def test_valid_packs_are_read(bare: Bare, monkeypatch: pytest.MonkeyPatch, path:
 
 @pytest.mark.parametrize("path", _names(_vectors("pack")))
 def test_invalid_packs_are_refused(bare: Bare, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-    """Each breaks one rule of the format."""
+    """Each pack that breaks one rule of the format is refused."""
     monkeypatch.setenv("PATH", str(bare.path))
     content = path.read_bytes()
     size, pages = struct.unpack_from("<II", content, 16) if len(content) >= 24 else (512, 1)
@@ -93,7 +93,7 @@ def test_invalid_packs_are_refused(bare: Bare, monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.parametrize("path", _names(_vectors("manifest")))
 def test_invalid_manifests_are_refused(path: Path) -> None:
-    """All but those that are wrong where a restore does not look, which restore all the same."""
+    """Invalid manifests are refused, except for those whose damage does not concern a restore."""
     content = path.read_bytes()
     if any(path.stem.removeprefix("manifest-").startswith(name) for name in _NOT_LOOKED_AT):
         assert rescue.read_manifest("app/snapshots/x.json", rescue.unsealed("manifest", content)).page_size == 512
@@ -104,7 +104,7 @@ def test_invalid_manifests_are_refused(path: Path) -> None:
 
 @pytest.mark.parametrize("path", _names(_vectors("private", "valid")))
 def test_valid_private_parts_are_read(bare: Bare, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-    """With the key of the vectors, by age."""
+    """A valid private part is read with the key of the vectors."""
     if path.suffix == ".json":
         monkeypatch.setenv("PATH", str(bare.path))
         assert _private_part(path)["page_map"]
@@ -112,7 +112,7 @@ def test_valid_private_parts_are_read(bare: Bare, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("path", _names(_vectors("private")))
 def test_invalid_private_parts_are_refused(bare: Bare, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-    """All but those that are wrong where a restore does not look."""
+    """Invalid private parts are refused, except for those that are wrong where a restore does not look."""
     monkeypatch.setenv("PATH", str(bare.path))
     if path.stem in _PRIVATE_NOT_LOOKED_AT:
         assert _private_part(path)["page_map"]
@@ -127,16 +127,17 @@ def _private_part(path: Path) -> dict[str, Any]:
 
 
 def test_the_golden_encrypted_snapshot_is_restored(bare: Bare, tmp_path: Path) -> None:
-    """What the format promises for ever, to who has the key."""
+    """The golden encrypted snapshot restores byte for byte with its key."""
     repository = shutil.copytree(_VECTORS / "valid/encrypted", tmp_path / "repository")
     shutil.copy(RESCUE, repository)
     finished = bare.start("rescue.py", "restore", "latest", "../x.db", "--identity", _KEY, cwd=repository)
     assert "restored " in finished.stdout, finished
+    assert (tmp_path / "x.db").read_bytes() == bytes([0, 0, 0, 1]) + bytes(508)
 
 
 @pytest.mark.parametrize("path", _names(_vectors("map")))
 def test_invalid_page_maps_are_refused(bare: Bare, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-    """Before anything is allocated for them."""
+    """Each page map that breaks one rule of the format is refused."""
     monkeypatch.setenv("PATH", str(bare.path))
     snapshot = rescue.read_manifest("app/snapshots/x.json", rescue.unsealed("manifest", path.read_bytes()))
     with pytest.raises(rescue.Failure):
@@ -145,7 +146,7 @@ def test_invalid_page_maps_are_refused(bare: Bare, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("path", _names([path for path in _vectors("repository") if path.is_dir()]))
 def test_invalid_repositories_are_refused(bare: Bare, tmp_path: Path, path: Path) -> None:
-    """What does not belong together is not put together."""
+    """An invalid repository restores nothing, unless only a record is invalid, which no restore needs."""
     if not list(path.glob("app/snapshots/*")):
         assert re.search("trash|drill", path.stem)
         return
@@ -203,12 +204,12 @@ def test_pages_are_compared_on_demand(bare: Bare, tmp_path: Path) -> None:
         tmp_path / "store", encode_pack(512, [1], wrong, bytes(512), level=1), digest=image_digest(page_hashes(wrong))
     )
     refused = bare.rescue("restore", "latest", "../x.db", "--check-pages", repository=tmp_path / "store", code=_DAMAGE)
-    assert "it holds other pages than its index says" in refused.stderr
+    assert "its pages do not match its index" in refused.stderr
     assert not (tmp_path / "x.db").exists()
 
 
 def test_a_terminal_gets_no_orders(bare: Bare, tmp_path: Path) -> None:
-    """Tags are somebody's text."""
+    """Tags are text of users."""
     _forged(tmp_path, b"x", tags=("\x1b[2Jgone\r\n\u202efdp",))
     listed = bare.rescue(repository=tmp_path).stdout
     assert "[2Jgone   fdp" in listed
@@ -218,7 +219,7 @@ def test_a_terminal_gets_no_orders(bare: Bare, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["fifo", "link", "link to nothing", "directory", "device"])
 def test_what_is_no_plain_file_is_missing(bare: Bare, tmp_path: Path, kind: str) -> None:
-    """Nothing is read through a link, and nobody waits for a pipe."""
+    """A link, a pipe, a device or a directory counts as a missing object, and none blocks the restore."""
     repository = tmp_path / "store"
     _forged(repository, b"x")
     (file,) = (repository / "app/packs").iterdir()
@@ -239,7 +240,7 @@ def test_what_is_no_plain_file_is_missing(bare: Bare, tmp_path: Path, kind: str)
 
 
 def test_a_database_that_is_a_link_is_none(bare: Bare, tmp_path: Path) -> None:
-    """Only what lies below the root belongs to the repository."""
+    """A database that is a link out of the repository is not listed."""
     _forged(tmp_path, b"x")
     (tmp_path / "app").rename(tmp_path.parent / "elsewhere")
     (tmp_path / "app").symlink_to(tmp_path.parent / "elsewhere")
@@ -260,21 +261,21 @@ def test_a_database_that_is_a_link_is_none(bare: Bare, tmp_path: Path) -> None:
     ids=lambda body: body[:20].decode(),
 )
 def test_odd_json_is_refused(body: bytes) -> None:
-    """In no time and with no traceback."""
+    """Odd JSON is refused with no other exception."""
     sealed = b'{"sha256":"' + hashlib.sha256(body).hexdigest().encode() + b'","manifest":' + body + b"}\n"
     with pytest.raises(rescue.Failure):
         rescue.read_manifest("app/snapshots/x.json", rescue.unsealed("manifest", sealed))
 
 
 def test_odd_base64_is_refused() -> None:
-    """As damage, not as a traceback."""
+    """Text that is not base64 is refused as damage."""
     with pytest.raises(rescue.Failure):
         rescue.from_base64("the page map", "no base64!")
     assert rescue.from_base64("the page map", base64.b64encode(b"fine").decode()) == b"fine"
 
 
 def test_both_objects_are_in_the_package() -> None:
-    """As they are put into a repository."""
+    """The package has both objects, as they are put into a repository."""
     objects = rescue_objects()
     assert list(objects) == [RESTORE_KEY, RESCUE_KEY]
     assert objects[RESCUE_KEY] == RESCUE.read_bytes()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from harness.extent import slow
 from harness.pages import blocks
 from harness.rescuing import RESCUE
 
@@ -49,14 +50,15 @@ def _environ(bare: Bare, home: Path) -> dict[str, str]:
 
 
 def test_every_command_of_the_page_is_tried() -> None:
-    """By one of the two tests below."""
+    """Every block of commands on the page is run by one of the tests below."""
     tried = _commands("rclone", "rescue.py", "backupd", "zstd", "sha256sum")
     assert tried == _BLOCKS
     assert len(_BLOCKS) >= 6
 
 
+@slow
 def test_commands_in_a_repository(bare: Bare, plain: Kept, encrypted: Kept, tmp_path: Path) -> None:
-    """In the order of the page, in a copy of a repository; the one with the key in an encrypted one."""
+    """The page's commands, run in their order in a copied repository, restore the database."""
     place = plain.copy(tmp_path / "plain").place
     private = encrypted.copy(tmp_path / "encrypted")
     assert private.identity is not None
@@ -75,7 +77,7 @@ def test_commands_in_a_repository(bare: Bare, plain: Kept, encrypted: Kept, tmp_
 
 
 def test_damage_is_found_by_the_command_for_it(bare: Bare, plain: Kept, tmp_path: Path) -> None:
-    """One flipped bit, with nothing but sha256sum."""
+    """The page's command finds one flipped bit with nothing but sha256sum."""
     store = plain.copy(tmp_path / "plain").place.store
     (block,) = _commands("sha256sum")
     pack = min((store / "app/packs").iterdir())
@@ -86,8 +88,9 @@ def test_damage_is_found_by_the_command_for_it(bare: Bare, plain: Kept, tmp_path
         _run(block.replace("NAME", "app"), store, _environ(bare, tmp_path))
 
 
+@slow
 def test_a_bucket_is_copied(bare: Bare, plain: Kept, seaweed: S3Server, tmp_path: Path) -> None:
-    """By rclone, all of it, or what one snapshot needs; both copies restore."""
+    """A bucket that the page's rclone commands copy, whole or in part, can be restored."""
     bucket, rclone = seaweed.new_bucket(), shutil.which("rclone", path=str(_VENV))
     assert rclone is not None
     environ = {

@@ -29,7 +29,7 @@ _HOUR = 3600
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Where the store is; not created."""
+    """The path of the store, which is not created."""
     return tmp_path / "store"
 
 
@@ -40,7 +40,7 @@ def store(root: Path) -> DirectoryStore:
 
 
 def put(store: DirectoryStore, key: str, content: bytes | Path = b"content") -> None:
-    """Put with a hash that nobody looks at."""
+    """Put with a hash that is not checked."""
     store.put(key, content, sha256=bytes(32))
 
 
@@ -96,7 +96,7 @@ def test_only_the_owner_may_read(store: DirectoryStore, root: Path):
 
 
 def test_modes_of_existing_directories_stay(store: DirectoryStore, root: Path):
-    """A directory that somebody opened to a group stays as it is."""
+    """A directory that its owner opened to a group stays as it is."""
     (root / "app").mkdir(parents=True)
     root.chmod(0o750)
     (root / "app").chmod(0o2770)
@@ -204,7 +204,9 @@ def test_stale_leftovers_are_removed(root: Path):
 
 def test_source_of_another_file_system(store: DirectoryStore, root: Path):
     """A file comes over whole from where the kernel cannot clone it."""
-    source = Path("/dev/shm") / f"{os.getpid()}-source"  # a tmpfs on every Linux
+    here = root.parent.stat().st_dev
+    elsewhere = next(each for each in (Path("/dev/shm"), Path.home()) if each.stat().st_dev != here)
+    source = elsewhere / f"{os.getpid()}-source"
     content = os.urandom(3 * _MIB + 17)
     try:
         source.write_bytes(content)
@@ -221,7 +223,7 @@ def test_source_that_the_kernel_reports_as_empty(store: DirectoryStore):
 
 
 @pytest.mark.parametrize("as_file", [False, True])
-def test_full_disk(tmp_path: Path, *, as_file: bool):
+def test_full_disk_is_reported_and_keeps_the_old_object(tmp_path: Path, *, as_file: bool):
     """A full disk says how much is free, leaves the old object and nothing else, and works again when there is room."""
     root = tmp_path / "disk"
     source = tmp_path / "source"
@@ -237,7 +239,7 @@ def test_full_disk(tmp_path: Path, *, as_file: bool):
         put(store, "app/b", bytes(2 * _MIB))
 
 
-def test_no_file_left(tmp_path: Path):
+def test_disk_without_free_inodes_is_reported_as_full(tmp_path: Path):
     """A disk without free inodes is a full disk too."""
     root = tmp_path / "disk"
     with mounted(root, "-t", "tmpfs", "-o", "size=4m,nr_inodes=4", "none"):
@@ -250,7 +252,7 @@ def test_no_file_left(tmp_path: Path):
         put(store, "c", b"")
 
 
-def test_read_only_mount(tmp_path: Path):
+def test_read_only_mount_refuses_changes_and_allows_reads(tmp_path: Path):
     """A read-only mount refuses puts and deletes by name, and reads go on."""
     root = tmp_path / "disk"
     with mounted(root, "-t", "tmpfs", "-o", "size=4m", "none"):
@@ -265,7 +267,7 @@ def test_read_only_mount(tmp_path: Path):
     assert "read-only" in (caught.value.hint or "")
 
 
-def as_nobody(code: str, root: Path) -> subprocess.CompletedProcess[str]:
+def as_another_user(code: str, root: Path) -> subprocess.CompletedProcess[str]:
     """Run code with a `store` as a user who owns nothing."""
     if os.geteuid() != 0:
         pytest.skip("changing the user needs root")
@@ -293,11 +295,11 @@ def reachable() -> Iterator[Path]:
         "store.delete('b')",
     ],
 )
-def test_no_permission(reachable: Path, call: str):
+def test_directory_of_another_user_is_refused_with_its_path(reachable: Path, call: str):
     """A directory of another user is refused by its path, with the uid that needs the permission."""
     put(DirectoryStore(reachable), "app/a")
     put(DirectoryStore(reachable), "b")
-    done = as_nobody(
+    done = as_another_user(
         f"from backupd.errors import StoreRefusedError\ntry: {call}\nexcept StoreRefusedError as e: print(e, e.hint)",
         reachable,
     )
@@ -406,7 +408,7 @@ def test_other_errors_mean_unavailable(store: DirectoryStore):
         put(store, "a" * 300)
 
 
-def test_eight_mebibytes(store: DirectoryStore, root: Path, tmp_path: Path):
+def test_large_file_arrives_with_its_hash(store: DirectoryStore, root: Path, tmp_path: Path):
     """A pack from a spool file arrives with its hash."""
     source = tmp_path / "pack"
     source.write_bytes(os.urandom(8 * _MIB))

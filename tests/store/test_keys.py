@@ -22,6 +22,7 @@ from backupd.store.keys import (
     require_safe_prefix,
     retention_key,
     snapshots_prefix,
+    split_key,
     sweeps_prefix,
 )
 
@@ -52,7 +53,7 @@ def test_keys_are_spelled_as_the_format_says():
 
 
 def test_a_listing_shows_deletions_before_packs_and_manifests_before_trash():
-    """And marks after both. The order of keys is part of what makes removing safe beside others."""
+    """The order of keys, deletions to marks, is part of what makes it safe to remove beside others."""
     keys = [
         str(RecordKey(RecordKind.DELETION, "app", _ID)),
         str(PackKey("app", _SHA256.digest())),
@@ -73,21 +74,24 @@ def test_keys_are_parsed_back(database: str, snapshot_id: str, sha256: bytes):
     assert str(encrypted) == f"{pack}.age"
     assert PackKey.parse(str(encrypted)) == encrypted
     assert SnapshotKey.parse(str(pack)) is PackKey.parse(str(snapshot)) is None
+    assert split_key(str(snapshot)) == ("snapshots", snapshot_id)
+    assert split_key(str(pack)) == split_key(str(encrypted)) == ("packs", sha256.hex())
     require_safe_key(str(snapshot))
     require_safe_key(str(pack))
 
 
 @given(st.sampled_from(RecordKind), databases, snapshot_ids)
 def test_keys_of_records_are_parsed_back(kind: RecordKind, database: str, record_id: str):
-    """The same for every kind of record."""
+    """The key of every kind of record is parsed back, and is no key of another kind."""
     record = RecordKey(kind, database, record_id)
     assert RecordKey.parse(str(record)) == record
     assert SnapshotKey.parse(str(record)) is PackKey.parse(str(record)) is None
+    assert split_key(str(record)) == (kind, record_id)
     require_safe_key(str(record))
 
 
 @pytest.mark.parametrize(
-    "stranger",
+    "foreign_key",
     [
         "",
         "/",
@@ -120,11 +124,12 @@ def test_keys_of_records_are_parsed_back(kind: RecordKind, database: str, record
         f"app/packs/{_SHA256.hexdigest()}.tmp",
     ],
 )
-def test_strangers_are_recognized(stranger: str):
+def test_foreign_objects_are_recognized(foreign_key: str):
     """What is not exactly a manifest's, a pack's or a record's key is none of them."""
-    assert SnapshotKey.parse(stranger) is None
-    assert PackKey.parse(stranger) is None
-    assert RecordKey.parse(stranger) is None
+    assert SnapshotKey.parse(foreign_key) is None
+    assert PackKey.parse(foreign_key) is None
+    assert RecordKey.parse(foreign_key) is None
+    assert split_key(foreign_key) is None
 
 
 @given(st.text())
@@ -148,7 +153,7 @@ def test_malformed_names_make_no_key(database: str):
 
 
 def test_malformed_ids_make_no_key():
-    """Neither from an id or a hash of the wrong form."""
+    """An id or a hash of the wrong form makes no key."""
     with pytest.raises(ValueError, match="malformed object key"):
         SnapshotKey("app", "../../backupd")
     with pytest.raises(ValueError, match="malformed object key"):
@@ -161,8 +166,8 @@ def test_prefixes_may_end_anywhere(prefix: str):
     require_safe_prefix(prefix)
 
 
-def test_a_probe_has_a_key_that_nothing_else_has():
-    """It is reserved, belongs to no database, and leaves no directory: there is no slash in it."""
+def test_probe_key_is_unique():
+    """A probe's key is reserved and belongs to no database; it has no slash, so that no directory is left."""
     key = probe_key("0123456789abcdef" * 2)
     assert key == "doctor-0123456789abcdef0123456789abcdef.probe"
     assert is_probe_key(key)

@@ -22,7 +22,9 @@ from botocore.exceptions import ClientError
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from harness.extent import slow
 from harness.loopback import Handler, Loopback, Request, loopback
+from harness.ports import reserved_port
 from moto.backends import get_backend
 
 from backupd.config import StoreSettings
@@ -36,7 +38,7 @@ from backupd.errors import (
 )
 from backupd.store import open_store
 from backupd.store.s3 import S3Store
-from backupd.store.s3_errors import Asked, translate
+from backupd.store.s3_errors import Operation, translate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -98,7 +100,7 @@ def put(store: S3Store, key: str, content: bytes) -> None:
 
 
 def test_put_carries_its_hash_twice_and_no_trailer(tmp_path: Path):
-    """One PUT in plain bytes, with the given hash as checksum and in the signature, from memory and from a file."""
+    """One PUT sends plain bytes, with the given hash as checksum and in the signature."""
     content = os.urandom(_MIB + 1)
     digest = hashlib.sha256(content).digest()
     (tmp_path / "file").write_bytes(content)
@@ -156,7 +158,7 @@ def test_addressing_by_path_and_by_host():
         assert server.requests[0].path.startswith("/bucket?")
     by_host = S3Store(settings_for("http://s3.invalid", addressing_style="virtual"))
     request = {"ClientMethod": "get_object", "Params": {"Bucket": "bucket", "Key": "a"}}
-    assert by_host._client().generate_presigned_url(**request).startswith("http://bucket.s3.invalid/a?")
+    assert by_host._requests._client().generate_presigned_url(**request).startswith("http://bucket.s3.invalid/a?")
 
 
 def test_the_region_is_that_of_the_settings():
@@ -168,14 +170,14 @@ def test_the_region_is_that_of_the_settings():
 
 
 def test_nothing_is_sent_before_the_first_call():
-    """Opening a store asks nobody anything."""
+    """Opening a store makes no request."""
     with loopback(lambda handler, _: handler.answer(200)) as server:
         open_store(settings_for(server.endpoint_url))
         assert server.requests == []
 
 
-def test_credentials_of_the_environment(monkeypatch: pytest.MonkeyPatch):
-    """Without keys in the settings, the usual AWS chain finds them."""
+def test_credentials_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):
+    """Without keys in the settings, the usual AWS chain finds the credentials."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "FROMENVIRONMENT")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     with loopback(lambda handler, _: handler.answer(200)) as server:
@@ -196,8 +198,8 @@ def test_credentials_of_a_profile(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert "nosuch" in error.message
 
 
-def test_no_credentials_at_all():
-    """Without any credentials the hint names the settings, soon."""
+def test_missing_credentials_are_an_error_with_a_hint():
+    """Without credentials the hint names the settings, and no request is sent."""
     with loopback(lambda handler, _: handler.answer(200)) as server:
         error = failure(S3Store(StoreSettings(url="s3://bucket", endpoint_url=server.endpoint_url)))
     assert isinstance(error, StoreRefusedError)
@@ -218,7 +220,7 @@ def _run_by_the_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: s
 
 
 @pytest.mark.parametrize(
-    ("script", "told"),
+    ("script", "reported"),
     [
         ("exit 3", "the program of `credential_process` failed"),
         ("echo '{not JSON'", "Expecting property name"),
@@ -240,21 +242,21 @@ def _run_by_the_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: s
     ],
 )
 def test_a_process_for_credentials_that_gives_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, reported: str
 ):
-    """Whatever it does, and whatever its reader raises then, is an error of this store that speaks of credentials."""
+    """A program that gives no credentials, whatever it does, is an error that names them."""
     _run_by_the_chain(tmp_path, monkeypatch, script)
     with loopback(lambda handler, _: handler.answer(200)) as server:
         error = failure(S3Store(StoreSettings(url="s3://bucket", endpoint_url=server.endpoint_url)))
     assert isinstance(error, StoreRefusedError)
     assert "the credentials cannot be used: " in error.message
-    assert told in error.message
+    assert reported in error.message
     assert "access_key_id" in (error.hint or "")
     assert server.requests == []
 
 
 @pytest.mark.parametrize(
-    ("environ", "told"),
+    ("environ", "reported"),
     [
         ({"AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/x", "AWS_WEB_IDENTITY_TOKEN_FILE": "/nosuch"}, "/nosuch: no"),
         ({"AWS_SHARED_CREDENTIALS_FILE": "{garbage}"}, "Unable to parse config file"),
@@ -271,7 +273,7 @@ def test_a_process_for_credentials_that_gives_none(
     ],
 )
 def test_an_environment_that_cannot_be_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], reported: str
 ):
     """A variable of the AWS tools that is wrong, or names what cannot be read, is an error of this store."""
     garbage = tmp_path / "garbage"
@@ -281,12 +283,12 @@ def test_an_environment_that_cannot_be_used(
     with loopback(lambda handler, _: handler.answer(200)) as server:
         error = failure(S3Store(StoreSettings(url="s3://bucket", endpoint_url=server.endpoint_url)))
     assert isinstance(error, StoreRefusedError)
-    assert told in error.message
+    assert reported in error.message
     assert server.requests == []
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "reported"),
     [
         (lambda path: path.symlink_to(path), "too many levels of symbolic links"),
         (lambda path: path.mkdir(), "is a directory"),
@@ -295,21 +297,21 @@ def test_an_environment_that_cannot_be_used(
 )
 @pytest.mark.parametrize("profile", [None, "backups"])
 def test_a_credentials_file_that_cannot_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], None], told: str, profile: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], None], reported: str, profile: str | None
 ):
-    """It is passed over by botocore; what is wrong is not that there are no credentials, or no such profile."""
+    """A credentials file that cannot be read is named in the error, although botocore passes over it."""
     file = tmp_path / "credentials"
     make(file)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
     error = failure(S3Store(StoreSettings(url="s3://bucket", endpoint_url="http://127.0.0.1:1", profile=profile)))
     assert isinstance(error, StoreRefusedError)
-    assert error.message.endswith(f"the credentials cannot be used: {file}: {told}")
+    assert error.message.endswith(f"the credentials cannot be used: {file}: {reported}")
 
 
+@slow
 def test_a_service_for_credentials_that_is_down(monkeypatch: pytest.MonkeyPatch):
-    """That may pass, and it is not the store that cannot be reached."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    """A service for credentials that is down is an error that may pass, and not one of the store."""
+    port = reserved_port()
     monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{port}/x")
     with loopback(lambda handler, _: handler.answer(200)) as server:
         error = failure(S3Store(StoreSettings(url="s3://bucket", endpoint_url=server.endpoint_url)))
@@ -321,7 +323,7 @@ def test_a_service_for_credentials_that_is_down(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_list_has_as_many_pages_as_it_needs(moto: S3Server):
-    """More objects than one page holds (1,000) are all listed, in order, each once, and only those of the prefix."""
+    """Objects on several pages of a listing are all listed, in order, each once."""
     settings = moto.settings(prefix="some")
     names = [f"app/packs/{number:04}" for number in range(2001)]
     backend = get_backend("s3")["123456789012"]["aws"]
@@ -378,7 +380,7 @@ def drip_body(handler: Handler, _: Request) -> None:
 @pytest.mark.parametrize("answer", [never, drip_head, drip_body])
 @pytest.mark.parametrize("verb", ["get", "put", "list", "delete"])
 def test_the_time_limit_holds(answer: Callable[[Handler, Request], None], verb: str):
-    """Whatever a server does instead of answering, the operation ends at its time limit, retries included."""
+    """An operation with its retries ends at its time limit, whatever a server does instead of answering."""
     with answering(answer, time_limit=timedelta(seconds=0.3), max_attempts=5) as (store, _):
         started = time.monotonic()
         error = failure(store, verb)
@@ -417,12 +419,12 @@ def test_an_abandoned_operation_sends_nothing_more():
         assert len(workers) == len(server.requests) == 1
 
 
-def test_silence_is_noticed_before_the_time_limit():
+def test_hanging_server_is_detected_before_the_time_limit():
     """The read timeout ends an attempt, and its message says how long nothing was heard."""
     with answering(never, read_timeout=timedelta(seconds=0.5)) as (store, server):
         error = failure(store)
     assert isinstance(error, StoreUnavailableError)
-    assert "said nothing for 0.5 s" in error.message
+    assert "sent nothing for 0.5 s" in error.message
     assert len(server.requests) == 2
 
 
@@ -431,7 +433,7 @@ def test_silence_is_noticed_before_the_time_limit():
 
 @pytest.mark.parametrize("verb", ["get", "put", "list", "delete"])
 def test_a_fault_that_passes_is_survived(verb: str):
-    """After a 503 and an aborted connection the third attempt succeeds."""
+    """An operation succeeds at its third attempt, after a 503 and an aborted connection."""
     faults = ["503", "reset"]
 
     def answer(handler: Handler, request: Request) -> None:
@@ -491,7 +493,7 @@ def test_a_body_that_breaks_off_is_asked_for_again():
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        (truncate, "broke off its answer"),
+        (truncate, "did not complete its answer"),
         (reset, "closed the connection|connection reset"),
         (lambda handler, _: handler.error(500, "InternalError"), r"overloaded or out of order \(InternalError\)"),
         (lambda handler, _: handler.error(503, "SlowDown"), "SlowDown"),
@@ -500,7 +502,7 @@ def test_a_body_that_breaks_off_is_asked_for_again():
     ],
 )
 def test_a_fault_that_does_not_pass(answer: Callable[[Handler, Request], None], expected: str):
-    """After its attempts a get says what happened each time, as something that may pass."""
+    """A fault that lasts ends a get after its attempts, as an error that may pass and says what happened."""
     with answering(answer) as (store, server):
         error = failure(store)
     assert isinstance(error, StoreUnavailableError)
@@ -512,15 +514,15 @@ def test_a_fault_that_does_not_pass(answer: Callable[[Handler, Request], None], 
 
 
 _REFUSALS = [
-    (403, "AccessDenied", StoreRefusedError, "denies access", "typing error in s3://bucket/"),
+    (403, "AccessDenied", StoreRefusedError, "denies access", "s3://bucket/prefix for a typing error"),
     (403, "InvalidAccessKeyId", StoreRefusedError, "does not know this access key", "access_key_id"),
     (403, "SignatureDoesNotMatch", StoreRefusedError, "secret key is wrong", "secret_access_key"),
     (400, "ExpiredToken", StoreRefusedError, "token is invalid or expired", "new one"),
     (404, "NoSuchBucket", StoreRefusedError, "bucket bucket does not exist at http://127.0.0.1", "create it"),
     (507, "XMinioStorageFull", StoreFullError, "no space or quota", "quota"),
     (403, "QuotaExceeded", StoreFullError, "no space or quota", "quota"),
-    (400, "BadDigest", StoreUnavailableError, "other bytes than were meant", "network"),
-    (400, "XAmzContentSHA256Mismatch", StoreUnavailableError, "other bytes than were meant", "network"),
+    (400, "BadDigest", StoreUnavailableError, "other bytes than were sent", "network"),
+    (400, "XAmzContentSHA256Mismatch", StoreUnavailableError, "other bytes than were sent", "network"),
     (501, "NotImplemented", StoreRefusedError, "does not implement", "newer"),
     (403, "InvalidObjectState", StoreRefusedError, "archive", "restore it"),
 ]
@@ -528,7 +530,9 @@ _REFUSALS = [
 
 @pytest.mark.parametrize(("status", "code", "kind", "message", "hint"), _REFUSALS)
 @pytest.mark.parametrize("verb", ["get", "put", "list"])
-def test_refusals(verb: str, status: int, code: str, kind: type[StoreError], message: str, hint: str):
+def test_each_refusal_has_its_error_class_and_hint(
+    verb: str, status: int, code: str, kind: type[StoreError], message: str, hint: str
+):
     """Every known refusal has its class, and says what happened and what to do."""
     with answering(lambda handler, _: handler.error(status, code, "the server's own words")) as (store, _):
         error = failure(store, verb)
@@ -547,25 +551,25 @@ def test_refusals(verb: str, status: int, code: str, kind: type[StoreError], mes
     ],
 )
 def test_what_is_denied_names_its_own_right(verb: str, rights: set[str]):
-    """Who reads buckets only is not to be given the right to delete."""
+    """A denied operation names only its own right, so that no right is granted without need."""
     with answering(lambda handler, _: handler.error(403, "AccessDenied")) as (store, _):
         error = failure(store, verb)
     assert set(re.findall(r"s3:[A-Z]\w+", error.hint or "")) == rights
 
 
 def test_the_environment_may_say_where_the_server_is(monkeypatch: pytest.MonkeyPatch):
-    """Then errors name that server; what is known to be Amazon's has Amazon's name."""
+    """Errors name the server of AWS_ENDPOINT_URL, without its password, or Amazon S3 if it is theirs."""
     with loopback(lambda handler, _: handler.error(403, "AccessDenied")) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint_url.replace("//", "//user:password@"))
         error = failure(S3Store(settings_for(None)))
         assert f"{server.endpoint_url} denies access" in error.message
         monkeypatch.delenv("AWS_ENDPOINT_URL")
-        amazon = Asked("get", settings_for(None), "x", lambda: "https://s3.eu-central-1.amazonaws.com")
+        amazon = Operation("get", settings_for(None), "x", lambda: "https://s3.eu-central-1.amazonaws.com")
         assert (amazon.endpoint, amazon._replace(found_endpoint=lambda: None).endpoint) == ("Amazon S3", "Amazon S3")
 
 
 def test_an_unknown_refusal_keeps_its_name():
-    """A code that nobody has heard of stays an error, with the code and the server's words, but no key's id."""
+    """An unknown code stays an error, with the code and the server's words, but no key's id."""
     with answering(lambda handler, _: handler.error(418, "OutOfTea", "AKIAABCDEFGHIJKLMNOP may have\n none")) as (
         store,
         _,
@@ -581,7 +585,7 @@ _HOSTILE = "\x1b[2J\u202e\x85" + "A" * 100_000
 @pytest.mark.parametrize("verb", ["get", "put", "list", "delete"])
 @pytest.mark.parametrize("place", ["code", "message", "region"])
 def test_what_a_server_says_is_short_and_harmless(verb: str, place: str):
-    """No more than a few hundred characters, and no commands for a terminal, get out of an answer into an error."""
+    """An error repeats at most a few hundred characters of a server's answer, and no terminal commands."""
 
     def answer(handler: Handler, _: Request) -> None:
         described = {"Code": "PermanentRedirect", "Message": "", "Region": ""} | {place.title(): _HOSTILE[4:]}
@@ -590,13 +594,13 @@ def test_what_a_server_says_is_short_and_harmless(verb: str, place: str):
 
     with answering(answer) as (store, _):
         error = failure(store, verb)
-    told = f"{error.message}{error.hint}"
-    assert len(told) < 1000
-    assert told.isprintable()
+    reported = f"{error.message}{error.hint}"
+    assert len(reported) < 1000
+    assert reported.isprintable()
 
 
 def test_what_a_credential_process_says_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """There may be secrets in it that nothing here knows."""
+    """An error does not repeat what a credential process says, which may contain secrets."""
     (tmp_path / "config").write_text("[default]\ncredential_process = sh -c 'echo its-Secret/value >&2; exit 3'\n")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     error = failure(S3Store(StoreSettings(url="s3://bucket", endpoint_url="http://127.0.0.1:1")))
@@ -606,7 +610,7 @@ def test_what_a_credential_process_says_is_not_repeated(tmp_path: Path, monkeypa
 
 
 def test_a_credential_process_that_hangs_keeps_no_thread_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """It is named, and what is asked for meanwhile ends in time, in its own thread too."""
+    """A credential process that hangs fails each operation in time, and one thread waits for it."""
     (tmp_path / "config").write_text("[default]\ncredential_process = sleep 20\n")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     limit = timedelta(seconds=0.4)
@@ -628,7 +632,7 @@ def test_a_server_that_redirects_for_ever():
     with answering(answer, max_attempts=1) as (store, _):
         error = failure(store)
     assert isinstance(error, StoreRefusedError)
-    assert "elsewhere, again and again" in error.message
+    assert "endlessly" in error.message
 
 
 @pytest.mark.parametrize("before", [0, 280, 290, 299])
@@ -639,16 +643,16 @@ def test_the_beginning_of_a_secret_is_not_left_where_an_answer_is_cut(before: in
         handler.error(418, "Teapot", "x" * before + _SECRET + "y" * 300)
 
     with answering(answer) as (store, _):
-        told = failure(store).message
-    assert "Teapot" in told
-    assert _SECRET[:4] not in told
+        reported = failure(store).message
+    assert "Teapot" in reported
+    assert _SECRET[:4] not in reported
 
 
 def test_an_error_whose_causes_go_in_a_ring_is_one_like_others():
-    """Some libraries raise an exception from one that came from it."""
+    """An exception whose chain of causes is a ring is translated like any other."""
     one, other = ValueError("one"), OSError("other")
     one.__cause__, other.__cause__ = other, one
-    error = translate(one, Asked("get", settings_for("http://127.0.0.1:1"), "app/a", lambda: None))
+    error = translate(one, Operation("get", settings_for("http://127.0.0.1:1"), "app/a", lambda: None))
     assert isinstance(error, StoreError)
 
 
@@ -702,13 +706,15 @@ def test_an_answer_without_an_end_takes_little_memory(status: int, verb: str):
     ],
     ids=["no key", "no bucket", "signature", "denied", "uri", "404", "page"],
 )
-def test_a_bucket_in_the_endpoint(answer: Callable[[Handler, Request], None], endpoint: str, right: str):
-    """As consoles show it: whatever the server says to that, `endpoint_url` is what is wrong, and the hint has it."""
+def test_a_bucket_in_the_endpoint_is_an_error_with_a_hint(
+    answer: Callable[[Handler, Request], None], endpoint: str, right: str
+):
+    """A bucket in `endpoint_url` is what the error names, whatever the server answers."""
     with loopback(answer) as server:
         store = S3Store(settings_for(endpoint.format(url=server.endpoint_url)))
         error = failure(store, "list")
     assert isinstance(error, StoreRefusedError)
-    assert "the bucket bucket stands in `endpoint_url` too" in error.message
+    assert "the bucket bucket is in `endpoint_url` too" in error.message
     assert error.hint == f"set `endpoint_url` to {right.format(url=server.endpoint_url)}"
 
 
@@ -718,7 +724,7 @@ def test_a_bucket_in_the_host_name_of_the_endpoint():
         port = server.endpoint_url.rpartition(":")[2]
         url, endpoint = "s3://localhost", f"http://localhost.localhost:{port}"
         right = f"http://localhost:{port}"
-        asked = Asked("list", settings_for(endpoint, url=url), "", lambda: None)
+        asked = Operation("list", settings_for(endpoint, url=url), "", lambda: None)
         assert asked.bucket_in_endpoint == (right, False)
         unknown = translate(ClientError({"Error": {"Code": "NoSuchKey"}}, "ListObjectsV2"), asked)
         missing = translate(ClientError({"Error": {"Code": "NoSuchBucket"}}, "ListObjectsV2"), asked)
@@ -730,15 +736,15 @@ def test_a_bucket_in_the_host_name_of_the_endpoint():
 
 
 def test_an_endpoint_without_the_bucket_has_no_such_hint():
-    """Not every path or name in which the bucket's letters stand has the bucket."""
+    """An endpoint that only contains the letters of the bucket's name is not taken for one with the bucket."""
     for endpoint in ("https://mybucket.example", "https://bucketeer.example/buckets", "https://example"):
-        asked = Asked("list", settings_for(endpoint), "", lambda: None)
+        asked = Operation("list", settings_for(endpoint), "", lambda: None)
         assert asked.bucket_in_endpoint is None
 
 
 @pytest.mark.parametrize(("ahead", "words"), [(3, "3 h behind"), (-3, "3 h ahead of"), (72, "3 days behind")])
 @pytest.mark.parametrize("code", ["RequestTimeTooSkewed", "AccessDenied"])
-def test_a_wrong_clock(code: str, ahead: int, words: str):
+def test_refusal_because_of_the_clock_says_by_how_much_it_is_off(code: str, ahead: int, words: str):
     """A refusal by a server whose time is quite another says by how much, whatever code it uses."""
     date = format_datetime(datetime.now(UTC) + timedelta(hours=ahead), usegmt=True)
     with answering(lambda handler, _: handler.error(403, code, "no", Date=date)) as (store, _):
@@ -748,7 +754,7 @@ def test_a_wrong_clock(code: str, ahead: int, words: str):
 
 
 def test_a_wrong_clock_without_a_date():
-    """A server that does not say its time is believed nevertheless."""
+    """An answer without a date is still explained by its code."""
     with answering(lambda handler, _: handler.error(403, "RequestTimeTooSkewed")) as (store, _):
         assert "differ by too much" in failure(store).message
 
@@ -761,7 +767,9 @@ def test_a_wrong_clock_without_a_date():
         (301, "PermanentRedirect", "wrong", {"x_amz_bucket_region": "eu-north-1"}),
     ],
 )
-def test_a_wrong_region(status: int, code: str, message: str, headers: dict[str, str]):
+def test_refusal_because_of_the_region_names_the_right_one(
+    status: int, code: str, message: str, headers: dict[str, str]
+):
     """The hint has the region that the answer names."""
     with answering(lambda handler, _: handler.error(status, code, message, **headers)) as (store, _):
         error = failure(store, "put")
@@ -796,26 +804,25 @@ def test_a_web_page_is_not_a_store(verb: str, status: int):
     with answering(answer) as (store, _):
         error = failure(store, verb)
     assert isinstance(error, StoreRefusedError)
-    assert "is not an S3 server" in error.message
+    assert "does not answer like S3" in error.message
     assert "endpoint_url" in (error.hint or "")
 
 
 def test_an_xml_page_is_not_a_list():
     """A list without the parts that each list has is not an empty list."""
     with answering(lambda handler, _: handler.answer(200, b"<html><body/></html>")) as (store, _):
-        assert "is not an S3 server" in failure(store, "list").message
+        assert "does not answer like S3" in failure(store, "list").message
 
 
-def test_nobody_listens():
+def test_closed_port_is_reported_as_such():
     """A closed port is said to be one."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = reserved_port()
     error = failure(S3Store(settings_for(f"http://127.0.0.1:{port}")))
     assert isinstance(error, StoreUnavailableError)
     assert f"nothing listens at http://127.0.0.1:{port}" in error.message
 
 
-def test_an_unknown_host():
+def test_unknown_host_is_reported_as_such():
     """A name that no name server knows is said to be one."""
     error = failure(S3Store(settings_for("http://nosuch.invalid:9000")))
     assert isinstance(error, StoreUnavailableError)
@@ -868,7 +875,7 @@ def tls(ca_file: Path) -> ssl.SSLContext:
     return context
 
 
-def test_a_private_ca(tls: ssl.SSLContext, ca_file: Path):
+def test_private_ca_is_trusted_only_when_configured(tls: ssl.SSLContext, ca_file: Path):
     """A store with a certificate of its own is trusted with its CA, and only then."""
     content = os.urandom(_MIB)
     with loopback(lambda handler, _: handler.answer(200), tls=tls) as server:
@@ -921,7 +928,7 @@ _LOOPBACK = x509.IPAddress(ip_address("127.0.0.1"))
 def test_a_certificate_that_is_wrong_in_itself(
     tmp_path: Path, name: x509.GeneralName, begins: timedelta, ends: timedelta, host: str, message: str, hint: str
 ):
-    """Each says what is wrong and what to do, and none of them to do without TLS."""
+    """A wrong certificate is an error with a remedy, which is never to use no TLS."""
     file = tmp_path / "certificate.pem"
     context = _certificate(file, name, begins=begins, ends=ends)
     with loopback(lambda handler, _: handler.answer(200), tls=context) as server:
@@ -934,12 +941,12 @@ def test_a_certificate_that_is_wrong_in_itself(
 
 
 def test_a_certificate_of_another_ca(tls: ssl.SSLContext, tmp_path: Path):
-    """With a `ca_bundle`, it is that one which is wrong."""
+    """A certificate of another CA than that of `ca_bundle` is an error that names the bundle."""
     _certificate(tmp_path / "other.pem", _LOOPBACK, begins=-_DAY, ends=_DAY)
     with loopback(lambda handler, _: handler.answer(200), tls=tls) as server:
         error = failure(S3Store(settings_for(server.endpoint_url, ca_bundle=str(tmp_path / "other.pem"))))
     assert "is not trusted: " in error.message
-    assert f"`ca_bundle` ({tmp_path / 'other.pem'}) is not that of the CA" in (error.hint or "")
+    assert f"`ca_bundle` ({tmp_path / 'other.pem'}) does not belong to the CA" in (error.hint or "")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no certificate"])
@@ -964,7 +971,7 @@ def test_a_port_that_says_in_words_that_it_wants_tls():
         _,
     ):
         error = failure(store, "list")
-    assert "is not an S3 server" in error.message
+    assert "does not answer like S3" in error.message
     assert "scheme" in (error.hint or "")
 
 
@@ -1005,7 +1012,7 @@ def test_many_threads_share_one_client(seaweed: S3Server):
     store = S3Store(seaweed.settings())
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(lambda number: put(store, f"{number}", b"x"), range(64)))
-        clients = set(threads.map(lambda _: id(store._client()), range(16)))
+        clients = set(threads.map(lambda _: id(store._requests._client()), range(16)))
     assert len(clients) == 1
     assert len(list(store.list(""))) == 64
 
@@ -1014,7 +1021,7 @@ def test_many_threads_share_one_client(seaweed: S3Server):
 
 
 def test_wrong_keys_at_a_real_server(seaweed: S3Server):
-    """A real server tells a wrong secret from an unknown key, and neither is repeated."""
+    """A real server distinguishes a wrong secret from an unknown key, and neither is repeated."""
     settings = seaweed.settings()
     wrong_secret = settings.model_dump() | {"secret_access_key": _SECRET}
     assert "secret key is wrong" in failure(S3Store(StoreSettings.model_validate(wrong_secret)), "put").message

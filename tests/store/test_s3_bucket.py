@@ -42,7 +42,7 @@ _EXPIRE = {"Expiration": {"Days": 30}}
     ],
 )
 def test_rules_that_do_harm(rule: dict[str, Any]) -> None:
-    """Whatever deletes or archives current objects below the store's prefix, or some of them."""
+    """A rule that deletes or archives current objects below the store's prefix, or some of them, does harm."""
     assert len(harmful_rules([rule], "some/prefix/")) == 1
 
 
@@ -65,21 +65,21 @@ def test_rules_that_do_none(rule: dict[str, Any]) -> None:
     assert harmful_rules([rule], "some/prefix/") == ()
 
 
-def test_what_a_rule_does_is_told() -> None:
-    """With its name, its prefix, and when."""
+def test_the_effect_of_a_rule_is_reported() -> None:
+    """A harmful rule is reported with its name, its prefix, and its time."""
     assert harmful_rules([_rule(ID="tidy", Filter={"Prefix": "so"}, **_EXPIRE)], "some/") == (
         LifecycleRule("tidy", "so", "after 30 days", None),
     )
 
 
 def test_a_bucket_as_it_was_made(moto: S3Server) -> None:
-    """Nothing is versioned, locked, or deleted by rules; the clock is that of this machine."""
+    """A new bucket is not versioned, not locked and has no rules, and the doctor finds it in order."""
     bucket = open_bucket(moto.settings(prefix="some"))
     assert bucket is not None
     assert bucket.versioning() is Versioning.OFF
     assert not bucket.has_object_lock()
     assert bucket.lifecycle_rules() == ()
-    found = [*buckets.findings(Subject("store"), bucket)]
+    found = [*buckets.check_bucket(Subject("store"), bucket)]
     assert [(each.check, each.verdict) for each in found] == [
         ("lifecycle", Verdict.OK),
         ("versioning", Verdict.OK),
@@ -100,7 +100,7 @@ def test_a_bucket_that_keeps_and_deletes_by_itself(kind: str, request: pytest.Fi
             "Rules": [{"ID": "tidy", "Status": "Enabled", "Filter": {"Prefix": "some/"}, **_EXPIRE}]
         },
     )
-    found = {each.check: each for each in buckets.findings(Subject("store"), S3Bucket(settings))}
+    found = {each.check: each for each in buckets.check_bucket(Subject("store"), S3Bucket(settings))}
     assert found["lifecycle"].verdict is Verdict.ERROR
     assert "rule tidy after 30 days, prefix 'some/'" in found["lifecycle"].message
     assert found["versioning"].verdict is Verdict.NOTE
@@ -134,14 +134,14 @@ def test_a_bucket_that_may_not_answer() -> None:
         settings = _settings(server.endpoint_url)
         with pytest.raises(StoreRefusedError):
             S3Bucket(settings).versioning()
-        found = [*buckets.findings(Subject("store"), S3Bucket(settings))]
+        found = [*buckets.check_bucket(Subject("store"), S3Bucket(settings))]
     assert [each.verdict for each in found] == [Verdict.NOTE] * 3
     assert "s3:GetLifecycleConfiguration" in str(found[0].remedy)
 
 
 @pytest.mark.parametrize("ahead", [timedelta(hours=-2), timedelta(0), timedelta(minutes=3)])
 def test_the_clock_of_a_server(ahead: timedelta) -> None:
-    """From the date of its answer, to the second that a date has."""
+    """The clock of a server is read from the date of its answer, to the second."""
 
     def answer(handler: Handler, _request: Request) -> None:
         handler.answer(200, _LIST, Date=format_datetime(datetime.now(UTC) + ahead, usegmt=True))
@@ -153,13 +153,13 @@ def test_the_clock_of_a_server(ahead: timedelta) -> None:
 
 
 def test_a_server_without_a_date() -> None:
-    """Then nothing is known of its clock."""
+    """The clock of a server that sends no date is unknown."""
     with loopback(lambda handler, _: handler.answer(200, _LIST)) as server:
         assert S3Bucket(_settings(server.endpoint_url)).clock_ahead() is None
 
 
 def test_a_directory_has_no_bucket() -> None:
-    """Only S3 stores are asked."""
+    """A directory store has no bucket to be asked about."""
     assert open_bucket(StoreSettings(url="/backups")) is None
 
 

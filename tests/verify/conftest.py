@@ -11,5 +11,5 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def stored(tmp_path: Path) -> Stored:
-    """Nothing in it yet."""
+    """A store with no snapshot yet."""
     return Stored(tmp_path)

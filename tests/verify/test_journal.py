@@ -1,4 +1,4 @@
-"""What a verification that was broken off has noted, and what is believed of that."""
+"""What an interrupted verification has noted, and how much of that is trusted."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ import pytest
 from harness.cli import CommandLine, finish
 from harness.command_line import wait_until
 from harness.damage import flip
+from harness.extent import slow
 from harness.killing import kill
 from harness.place import create_database
 
 from backupd.errors import InterruptedByUserError
 from backupd.format.pack import PackIndex
-from backupd.format.records import DrillOutcome
-from backupd.reference import parse_reference
-from backupd.verify import Level, Outcome
+from backupd.format.records import CheckOutcome
+from backupd.repository.references import parse_reference
+from backupd.verify import Level
 from backupd.verify.journal import GOES_ON_FOR, Journal
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ NOW = datetime(2026, 11, 22, 8, 55, tzinfo=UTC)
 
 
 def index(pages: int, page_size: int = 4096) -> PackIndex:
-    """Some pages with some hashes."""
+    """An index of pages with random hashes."""
     return PackIndex(page_size, struct.pack(f"<{pages}I", *range(1, pages + 1)), os.urandom(16 * pages))
 
 
@@ -41,13 +42,13 @@ def sha(number: int) -> str:
     return hashlib.sha256(bytes([number])).hexdigest()
 
 
-def journal(directory: Path, *, subject: str = "app", now: datetime = NOW, is_anew: bool = False) -> Journal:
-    """One about `subject`."""
-    return Journal(directory, subject, now=now, is_anew=is_anew)
+def journal(directory: Path, *, subject: str = "app", now: datetime = NOW, restart: bool = False) -> Journal:
+    """A journal about `subject`."""
+    return Journal(directory, subject, now=now, restart=restart)
 
 
-def test_what_was_noted_comes_back(tmp_path: Path) -> None:
-    """Also a pack that could not be decrypted, of which only the SHA-256 is known."""
+def test_noted_packs_are_loaded_again(tmp_path: Path) -> None:
+    """Noted packs are loaded again, even one that could not be decrypted and is known by its SHA-256 alone."""
     one, two = index(3), index(2000, 512)
     with journal(tmp_path) as first:
         first.note(sha(1), one)
@@ -59,8 +60,8 @@ def test_what_was_noted_comes_back(tmp_path: Path) -> None:
         assert sha(4) not in again
 
 
-def test_files_are_private(tmp_path: Path) -> None:
-    """Page hashes tell who has the page."""
+def test_journal_files_are_private(tmp_path: Path) -> None:
+    """A page hash shows to others who has the page."""
     with journal(tmp_path) as first:
         first.note(sha(1), index(1))
     assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o600}
@@ -75,8 +76,8 @@ def test_other_subject_has_another_journal(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lost", [1, 20, 150])
-def test_torn_end_is_left_out(tmp_path: Path, lost: int) -> None:
-    """A kill in the middle of a line costs that one, and what comes after it is whole."""
+def test_torn_last_line_is_left_out(tmp_path: Path, lost: int) -> None:
+    """A kill in the middle of a line loses that one, and what is written after it is whole."""
     one, two = index(5), index(6)
     with journal(tmp_path) as first:
         first.note(sha(1), one)
@@ -91,8 +92,8 @@ def test_torn_end_is_left_out(tmp_path: Path, lost: int) -> None:
         assert len(last) == 2
 
 
-def test_index_that_is_not_as_it_was_is_left_out(tmp_path: Path) -> None:
-    """After a power cut a file may have other bytes than were written."""
+def test_index_that_has_changed_is_left_out(tmp_path: Path) -> None:
+    """An index whose bytes have changed, as after a power cut, is not used."""
     with journal(tmp_path) as first:
         first.note(sha(1), index(5))
         first.note(sha(2), index(5))
@@ -108,8 +109,8 @@ def test_index_that_is_not_as_it_was_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"\0" * 500 + b"\n", b"{}\n", b"[]\nx\n", b'{"version": 1, "begun_at": "never"}\n']
 )
-def test_file_that_makes_no_sense_is_begun_anew(tmp_path: Path, content: bytes) -> None:
-    """Nothing is believed of it, and nothing breaks."""
+def test_unreadable_journal_is_started_again(tmp_path: Path, content: bytes) -> None:
+    """An unreadable journal is not used, and is replaced by a new one."""
     with journal(tmp_path) as first:
         first.note(sha(1), index(5))
     (file,) = tmp_path.glob("*.journal")
@@ -121,8 +122,8 @@ def test_file_that_makes_no_sense_is_begun_anew(tmp_path: Path, content: bytes) 
         assert sha(2) in last
 
 
-def test_old_journals_go(tmp_path: Path) -> None:
-    """By when they were begun, however often they went on since; a younger one stays."""
+def test_old_journals_are_removed(tmp_path: Path) -> None:
+    """A journal is removed by when its run began, however often it was continued; a younger one stays."""
     for subject, begun_at in (("old", NOW), ("young", NOW + timedelta(days=1))):
         with journal(tmp_path, subject=subject, now=begun_at) as first:
             first.note(sha(1), index(5))
@@ -137,18 +138,18 @@ def test_old_journals_go(tmp_path: Path) -> None:
         assert (len(again), len(young)) == (0, 1)
 
 
-def test_begun_anew_when_it_is_asked_for(tmp_path: Path) -> None:
-    """And when all is done, nothing is left."""
+def test_restart_forgets_the_journal(tmp_path: Path) -> None:
+    """A restart forgets the journal, and a finished one leaves no file."""
     with journal(tmp_path) as first:
         first.note(sha(1), index(5))
-    with journal(tmp_path, is_anew=True) as again:
+    with journal(tmp_path, restart=True) as again:
         assert len(again) == 0
         again.remove()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_run_that_was_broken_off_goes_on(stored: Stored) -> None:
-    """Packs that were right are not read again, damaged ones are, and every snapshot gets its verdict."""
+def test_interrupted_run_is_continued(stored: Stored) -> None:
+    """Packs that were right are not read again, damaged ones are, and every snapshot gets its outcome."""
     ids = [stored.back_up(is_full=True) for _ in range(10)]
     looks = 0
 
@@ -166,13 +167,13 @@ def test_run_that_was_broken_off_goes_on(stored: Stored) -> None:
     found = stored.verify(store, wants_all=True)
     assert found.packs_known > 0
     assert found.packs_known + found.packs_read == 10
-    assert stored.notes[0].startswith(f"app: going on: {found.packs_known} of 10 packs were read since ")
-    assert [each.outcome for each in found.snapshots] == [Outcome.DAMAGED] + [Outcome.RIGHT] * 9
+    assert stored.notes[0].startswith(f"app: continuing: {found.packs_known} of 10 packs were read since ")
+    assert [each.outcome for each in found.snapshots] == [CheckOutcome.DAMAGED_STORE] + [CheckOutcome.INTACT] * 9
     assert stored.verify(wants_all=True).packs_known == 0
 
 
 def test_pack_that_was_found_damaged_since_is_read_again(stored: Stored) -> None:
-    """What a drill has recorded since a pack was noted as right is damage, until the pack has shown otherwise."""
+    """A pack that a drill has recorded as damaged, after it was noted as right, has to be read again."""
     ids = [stored.back_up(is_full=True) for _ in range(10)]
     looks = 0
 
@@ -189,14 +190,14 @@ def test_pack_that_was_found_damaged_since_is_read_again(stored: Stored) -> None
     assert stored.verify(references=(parse_reference(str(ids[0])),), level=Level.DRILL).exit_code == 20
     found = stored.verify(wants_all=True)
     assert found.packs_known > 0
-    assert [each.outcome for each in found.snapshots] == [Outcome.DAMAGED] + [Outcome.RIGHT] * 9
+    assert [each.outcome for each in found.snapshots] == [CheckOutcome.DAMAGED_STORE] + [CheckOutcome.INTACT] * 9
     recorded = stored.recorded(ids[0])
     assert recorded is not None
-    assert recorded.outcome is DrillOutcome.FAILED
+    assert recorded.outcome is CheckOutcome.DAMAGED_STORE
 
 
-def test_line_that_no_file_can_be_read_by_is_left_out(tmp_path: Path) -> None:
-    """A number may be any after a power cut; a journal never keeps a verification from being done."""
+def test_line_with_an_impossible_offset_is_left_out(tmp_path: Path) -> None:
+    """A line with an impossible offset, as after a power cut, is ignored."""
     with journal(tmp_path) as first:
         first.note(sha(1), index(5))
     (file,) = tmp_path.glob("*.journal")
@@ -207,8 +208,8 @@ def test_line_that_no_file_can_be_read_by_is_left_out(tmp_path: Path) -> None:
             assert len(again) == 0
 
 
-def test_only_the_same_selection_goes_on(stored: Stored) -> None:
-    """Another one, or one that is to begin anew, reads everything."""
+def test_only_the_same_selection_is_continued(stored: Stored) -> None:
+    """Another selection, a sample and a restart read everything again."""
     for _ in range(10):
         stored.back_up(is_full=True)
     looks = 0
@@ -223,11 +224,12 @@ def test_only_the_same_selection_goes_on(stored: Stored) -> None:
         stored.verify(wants_all=True, should_stop=stop)
     assert stored.verify().packs_known == 0
     assert stored.verify(wants_all=True, sample=0.5).packs_known == 0
-    assert stored.verify(wants_all=True, is_anew=True).packs_known == 0
+    assert stored.verify(wants_all=True, restart=True).packs_known == 0
 
 
-def test_killed_run_goes_on_with_the_same_command(tmp_path: Path) -> None:
-    """SIGKILL leaves no time for anything; Ctrl-C says how to go on. Damage is told in the end, whoever found it."""
+@slow
+def test_killed_run_is_continued_by_the_same_command(tmp_path: Path) -> None:
+    """SIGKILL leaves no time for anything; Ctrl-C says how to continue. Damage is reported at the end."""
     backupd = CommandLine(tmp_path)
     create_database(tmp_path / "app.db", rows=21000)
     backupd.run("now", "app.db")
@@ -243,11 +245,13 @@ def test_killed_run_goes_on_with_the_same_command(tmp_path: Path) -> None:
     read_before = _noted(tmp_path)
     process = backupd.start(*command)
     assert process.stderr is not None
-    assert process.stderr.readline().startswith(f"app: going on: {read_before} of {len(packs)} packs were read since ")
+    assert process.stderr.readline().startswith(
+        f"app: continuing: {read_before} of {len(packs)} packs were read since "
+    )
     process.terminate()
     finished = finish(process, code=130)
-    assert finished.told("error")[0].startswith("interrupted after ")
-    assert "goes on from there within 7 days" in finished.told("hint")[0]
+    assert finished.reported("error")[0].startswith("interrupted after ")
+    assert "continues from there within 7 days" in finished.reported("hint")[0]
     last = backupd.json("verify", "--all", code=20)
     assert last["packs_read_before"] >= read_before
     assert last["packs_read_before"] + last["packs_read"] == len(packs)
@@ -256,5 +260,5 @@ def test_killed_run_goes_on_with_the_same_command(tmp_path: Path) -> None:
 
 
 def _noted(home: Path) -> int:
-    """How many packs the journal has, after its first line."""
+    """The number of packs in the journal, after its first line."""
     return sum(file.read_bytes().count(b"\n") - 1 for file in (home / "state/verifications").glob("*.journal"))

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from harness.extent import slow
 from harness.faults import FaultyStore
 
 from backupd.errors import DamageError, NoSuchObjectError
@@ -24,7 +25,7 @@ _MB = 10**6
 
 
 class Clock:
-    """Time that passes when somebody sleeps."""
+    """A clock that only sleeping moves."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -36,8 +37,8 @@ class Clock:
         return Meter(rate, clock=lambda: self.now, sleep=self.sleep)
 
 
-def test_rate_is_kept() -> None:
-    """Whatever the sizes are."""
+def test_reads_of_any_size_keep_the_rate() -> None:
+    """Reads of any size keep the rate."""
     clock = Clock()
     meter = clock.meter(10 * _MB)
     for size in [1, 8 * _MB, 100, 3 * _MB] * 10:
@@ -45,8 +46,8 @@ def test_rate_is_kept() -> None:
     assert clock.now - 100 == pytest.approx(110.00101 / 10, rel=0.001)
 
 
-def test_pause_is_not_made_up_for() -> None:
-    """An hour without a read does not allow a burst."""
+def test_pause_allows_no_burst() -> None:
+    """An hour without a read is not made up for."""
     clock = Clock()
     meter = clock.meter(1 * _MB)
     meter.count(_MB, is_pack=True)
@@ -57,7 +58,7 @@ def test_pause_is_not_made_up_for() -> None:
 
 
 def test_threads_share_the_rate(tmp_path: Path) -> None:
-    """Four of them together are no faster than one may be."""
+    """Four of them together are no faster than one alone may be."""
     store = DirectoryStore(tmp_path)
     content = os.urandom(_MB)
     store.put(PACK, content, sha256=b"")
@@ -74,7 +75,7 @@ def test_threads_share_the_rate(tmp_path: Path) -> None:
 
 
 def test_large_object_is_read_in_pieces(tmp_path: Path) -> None:
-    """So that the line is not full for as long as a pack takes; what comes out is the same."""
+    """The network is not full for as long as a pack takes; the content is the same."""
     store = FaultyStore(DirectoryStore(tmp_path))
     metered = MeteredStore(store, Clock().meter(800_000))
     for size in (0, 199_999, 200_000, 200_001, 1_000_000):
@@ -89,21 +90,22 @@ def test_large_object_is_read_in_pieces(tmp_path: Path) -> None:
 
 
 def test_every_read_is_counted(tmp_path: Path) -> None:
-    """Packs by themselves, because what of them is to come is known."""
+    """Packs by themselves, because their total is known before."""
     store = DirectoryStore(tmp_path)
     store.put(PACK, bytes(1000), sha256=b"")
     store.put("backupd.json", bytes(10), sha256=b"")
-    told = []
-    meter = Meter(on_read=lambda: told.append(meter.read_bytes))
+    reported = []
+    meter = Meter(on_read=lambda: reported.append(meter.read_bytes))
     metered = MeteredStore(store, meter)
     metered.get(PACK, limit_bytes=1000)
     metered.get_range(PACK, offset=900, length=500)
     metered.get("backupd.json", limit_bytes=10)
-    assert (meter.read_bytes, meter.pack_bytes, told) == (1110, 1100, [1000, 1100, 1110])
+    assert (meter.read_bytes, meter.pack_bytes, reported) == (1110, 1100, [1000, 1100, 1110])
 
 
+@slow
 def test_verification_keeps_the_rate(stored: Stored) -> None:
-    """As measured from outside; a busy machine may be slower."""
+    """A verification keeps the rate, as measured from outside; a busy machine may be slower."""
     stored.back_up(rows=700)
     found = stored.verify(rate=_MB)
     assert found.duration_seconds > 1.5

@@ -22,7 +22,7 @@ def _now() -> datetime:
 
 
 class User(db.Model):
-    """Who orders."""
+    """A customer who places orders."""
 
     __tablename__ = "users"
 

@@ -1,4 +1,4 @@
-"""How Alembic gets at the service's database."""
+"""The environment of Alembic: it connects migrations to the service's database."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def clock_behind(world: World, chosen: Random) -> Iterator[Felt]:
 
 @contextmanager
 def clock_a_day_behind(world: World, chosen: Random) -> Iterator[Felt]:
-    """The host's clock jumps a day back, where the S3 server refuses its signatures, and ahead again."""
+    """The host's clock jumps a day back, so that the S3 server refuses its signatures, and ahead again."""
     with _clock(world, -86_400) as felt:
         yield felt
 

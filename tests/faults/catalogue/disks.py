@@ -60,7 +60,7 @@ def full_store(world: World, chosen: Random) -> Iterator[Felt]:
 
 @contextmanager
 def full_target(world: World, chosen: Random) -> Iterator[Felt]:
-    """Not a byte is left where somebody restores to: there is no file, or a whole one."""
+    """Not a byte is left on the target of a restore: there is no file, or a complete one."""
     with _filled(world.targets):
         world.try_restore(world.disk, chosen)
         yield lambda: True
@@ -87,20 +87,20 @@ def write_error_in_now(world: World, chosen: Random) -> Iterator[Felt]:
 
 @contextmanager
 def no_space_in_now(world: World, chosen: Random) -> Iterator[Felt]:
-    """The same with ENOSPC."""
+    """One write, fsync, rename or truncation of a `backupd now` fails with ENOSPC."""
     yield _broken(world, chosen, "ENOSPC", _CALLS, "now", "--full")
 
 
 @contextmanager
 def write_error_in_a_removal(world: World, chosen: Random) -> Iterator[Felt]:
-    """The same with EIO in a `backupd forget`, which moves a snapshot to the trash."""
+    """One system call of a `backupd forget`, which moves a snapshot to the trash, fails with EIO."""
     database = chosen.choice(sorted(world.writers))
     yield _broken(world, chosen, "EIO", _CALLS_OF_A_REMOVAL, "forget", f"{database}@latest~1")
 
 
 @contextmanager
 def write_error_in_a_restore(world: World, chosen: Random) -> Iterator[Felt]:
-    """The same with EIO in a `backupd restore` to a file: it is there as a whole, or not at all."""
+    """One system call of a `backupd restore` to a file fails with EIO: it is complete, or does not exist."""
     target = world.targets / "broken.db"
     database = chosen.choice(sorted(world.writers))
     felt = _broken(world, chosen, "EIO", _CALLS_OF_A_RESTORE, "restore", f"{database}@latest", "--to", str(target))
@@ -109,8 +109,10 @@ def write_error_in_a_restore(world: World, chosen: Random) -> Iterator[Felt]:
 
 
 FAULTS = (
-    # Nothing can be noted there either: what tells is that nobody is current in time.
-    Fault(full_state, stops=("disk", "s3"), told_within_seconds=SCHEDULE_SECONDS + GRACE_SECONDS + 20, needs="disks"),
+    # The failure cannot be noted there either: health turns red because no database is current in time.
+    Fault(
+        full_state, stops=("disk", "s3"), reported_within_seconds=SCHEDULE_SECONDS + GRACE_SECONDS + 20, needs="disks"
+    ),
     Fault(full_store, stops=("disk",), needs="disks"),
     Fault(full_target, needs="disks"),
     Fault(write_error_in_now, needs="strace"),

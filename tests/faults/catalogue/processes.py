@@ -35,7 +35,7 @@ def kill_of_the_daemon(world: World, chosen: Random) -> Iterator[Felt]:
 
 @contextmanager
 def kill_of_a_capture(world: World, chosen: Random) -> Iterator[Felt]:
-    """The process that reads the database is killed; the daemon goes on."""
+    """The process that reads the database is killed; the daemon continues."""
     world.request_snapshots()
     time.sleep(chosen.uniform(0, 0.1))
     yield _kill_child(world)
@@ -85,7 +85,7 @@ def kill_of_a_prune(world: World, chosen: Random) -> Iterator[Felt]:
 
 @contextmanager
 def kill_of_a_restore(world: World, chosen: Random) -> Iterator[Felt]:
-    """`backupd restore` to a file is killed at a random moment: the file is there as a whole, or not at all."""
+    """`backupd restore` to a file is killed at a random moment: the file is complete, or does not exist."""
     target = world.targets / "killed.db"
     database = chosen.choice(sorted(world.writers))
     felt = _killed(world, chosen, "restore", f"{database}@latest", "--to", str(target))
@@ -106,7 +106,7 @@ def kill_of_the_application(world: World, chosen: Random) -> Iterator[Felt]:
 
 @contextmanager
 def kill_of_the_s3_server(world: World, chosen: Random) -> Iterator[Felt]:
-    """The S3 server is killed in the middle of a run, and started again with what it had on its disk."""
+    """The S3 server is killed in the middle of a run, and started again with the content of its disk."""
     world.request_snapshots()
     time.sleep(chosen.uniform(0, _LONGEST_SECONDS))
     world.server.kill()

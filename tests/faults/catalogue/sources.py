@@ -25,7 +25,7 @@ def _one(world: World, chosen: Random) -> Writer:
 
 @contextmanager
 def replaced_source(world: World, chosen: Random) -> Iterator[Felt]:
-    """Another database comes in the place of the file, by rename."""
+    """Another database replaces the file, by rename."""
     writer = _one(world, chosen)
     writer.kill()
     writer.create()
@@ -35,7 +35,7 @@ def replaced_source(world: World, chosen: Random) -> Iterator[Felt]:
 
 @contextmanager
 def missing_source(world: World, chosen: Random) -> Iterator[Felt]:
-    """The file of the first database is not there, and comes back."""
+    """The file of the first database is missing, and comes back."""
     writer = world.writers["rollback"]
     writer.stop()
     away = writer.path.with_suffix(".away")
@@ -47,7 +47,7 @@ def missing_source(world: World, chosen: Random) -> Iterator[Felt]:
 
 @contextmanager
 def truncated_source(world: World, chosen: Random) -> Iterator[Felt]:
-    """The file loses its second half, and is put back as it was."""
+    """The file loses its second half, and is restored."""
     writer = _one(world, chosen)
     writer.stop()
     copy = Path(shutil.copy(writer.path, writer.path.with_suffix(".copy")))
@@ -59,7 +59,7 @@ def truncated_source(world: World, chosen: Random) -> Iterator[Felt]:
 
 @contextmanager
 def garbage_as_source(world: World, chosen: Random) -> Iterator[Felt]:
-    """The file holds something else than a database, and is put back as it was."""
+    """The file has content that is no database, and is restored."""
     writer = world.writers["rollback"]
     writer.stop()
     copy = Path(shutil.copy(writer.path, writer.path.with_suffix(".copy")))
@@ -71,7 +71,7 @@ def garbage_as_source(world: World, chosen: Random) -> Iterator[Felt]:
 
 @contextmanager
 def locked_source(world: World, chosen: Random) -> Iterator[Felt]:
-    """Somebody keeps an exclusive lock on the database in rollback-journal mode."""
+    """A process keeps an exclusive lock on the database in rollback-journal mode."""
     writer = world.writers["rollback"]
     with closing(sqlite3.connect(writer.path, timeout=30, isolation_level=None)) as connection:
         connection.execute("BEGIN EXCLUSIVE")
@@ -81,7 +81,7 @@ def locked_source(world: World, chosen: Random) -> Iterator[Felt]:
 
 @contextmanager
 def vacuumed_source(world: World, chosen: Random) -> Iterator[Felt]:
-    """VACUUM writes every page anew, while a capture runs."""
+    """VACUUM rewrites every page, while a capture runs."""
     world.request_snapshots()
     _one(world, chosen).tell("VACUUM")
     yield lambda: True
@@ -113,7 +113,7 @@ def changed_page_size(world: World, chosen: Random) -> Iterator[Felt]:
 
 @contextmanager
 def grown_source(world: World, chosen: Random) -> Iterator[Felt]:
-    """A blob of 24 MB of zeros makes the file many times as large, and is deleted again: then snapshots shrink."""
+    """A blob of 24 MB of zeros makes the file many times larger, and is deleted again: then snapshots shrink."""
     writer = _one(world, chosen)
     writer.tell("CREATE TABLE IF NOT EXISTS ballast (blob BLOB)", "INSERT INTO ballast VALUES (zeroblob(24000000))")
     yield lambda: True
@@ -122,7 +122,7 @@ def grown_source(world: World, chosen: Random) -> Iterator[Felt]:
 
 @contextmanager
 def dropped_tables(world: World, chosen: Random) -> Iterator[Felt]:
-    """Tables that snapshots have are dropped: rotation is held until somebody accepts that."""
+    """Tables that snapshots have are dropped: rotation is held until that is accepted."""
     writer = _one(world, chosen)
     writer.tell("CREATE TABLE IF NOT EXISTS dropped (id INTEGER PRIMARY KEY)", "INSERT INTO dropped VALUES (NULL)")
     world.run("now", writer.name)

@@ -1,4 +1,4 @@
-"""What happens to what is stored: by other hands, by a disk, or by whoever brought back yesterday's copy."""
+"""What happens to what is stored: by another program, by a disk, or by an older copy that is brought back."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _swapped(world: World, other: Path) -> Path:
 
 @contextmanager
 def older_copy_of_the_directory(world: World, chosen: Random) -> Iterator[Felt]:
-    """The directory store becomes the copy of itself that was made before the last snapshots."""
+    """The directory store is replaced by a copy from before the last snapshots."""
     older = _copied(world)
     for _ in range(2):
         world.snapshot()
@@ -44,7 +44,7 @@ def older_copy_of_the_directory(world: World, chosen: Random) -> Iterator[Felt]:
 
 @contextmanager
 def older_copy_of_the_bucket(world: World, chosen: Random) -> Iterator[Felt]:
-    """The bucket's content becomes what it was before the last snapshots."""
+    """The bucket's content is replaced by a copy from before the last snapshots."""
     with closing(world.server.server.client()) as client:
         older = world.stored_objects(client)
         for _ in range(2):
@@ -58,7 +58,7 @@ def older_copy_of_the_bucket(world: World, chosen: Random) -> Iterator[Felt]:
 
 @contextmanager
 def empty_directory(world: World, chosen: Random) -> Iterator[Felt]:
-    """The directory store is empty, as when its disk is not mounted; then the one from before is back."""
+    """The directory store is empty, as when its disk is not mounted; then its content is back."""
     empty = world.store.with_name("empty")
     empty.mkdir(mode=0o700)
     before = _swapped(world, empty)
@@ -83,7 +83,7 @@ def _flip(file: Path, chosen: Random) -> None:
 
 @contextmanager
 def flipped_bit_in_a_pack(world: World, chosen: Random) -> Iterator[Felt]:
-    """One bit of a stored pack is wrong, in the directory store. Nobody mends it but backupd."""
+    """One bit of a stored pack is wrong, in the directory store. Only backupd repairs it."""
     _flip(_pack(world, chosen), chosen)
     yield lambda: True
 
@@ -94,7 +94,7 @@ def flipped_bit_in_a_manifest(world: World, chosen: Random) -> Iterator[Felt]:
     database = chosen.choice(sorted(world.writers))
     manifest = max((world.store / database / "snapshots").glob("*.json"))
     _flip(manifest, chosen)
-    # While a manifest cannot be read nothing is swept: somebody has to take it away.
+    # While a manifest cannot be read nothing is swept: it has to be removed by hand.
     world.mends.append(lambda: manifest.unlink(missing_ok=True))
     yield lambda: True
 

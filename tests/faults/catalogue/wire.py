@@ -71,7 +71,7 @@ def reset_after_a_request(world: World, chosen: Random) -> Iterator[Felt]:
 
 @contextmanager
 def stall(world: World, chosen: Random) -> Iterator[Felt]:
-    """Every request is taken, and none answered."""
+    """Every request is accepted, and none is answered."""
     with _failing(world, answers.stall) as felt:
         yield felt
 
@@ -108,7 +108,7 @@ def delete_that_fails(world: World, chosen: Random) -> Iterator[Felt]:
 
 @contextmanager
 def truncated_body(world: World, chosen: Random) -> Iterator[Felt]:
-    """Of every object half of the body comes, then the connection ends; restores from there must fail."""
+    """Half of the body of every object arrives, then the connection ends; restores from there must fail."""
     with _failing(world, answers.truncate, _is("GET")) as felt:
         world.try_restore(world.s3, chosen)
         yield felt
@@ -116,7 +116,7 @@ def truncated_body(world: World, chosen: Random) -> Iterator[Felt]:
 
 @contextmanager
 def wrong_body(world: World, chosen: Random) -> Iterator[Felt]:
-    """In every object that is read one bit is wrong; restores from there must fail."""
+    """One bit of every object that is read is wrong; restores from there must fail."""
     with _failing(world, answers.flip_a_bit, _is("GET")) as felt:
         world.try_restore(world.s3, chosen)
         yield felt
@@ -124,7 +124,7 @@ def wrong_body(world: World, chosen: Random) -> Iterator[Felt]:
 
 @contextmanager
 def stale_listing(world: World, chosen: Random) -> Iterator[Felt]:
-    """Every LIST shows what it showed before, whatever was put or deleted since."""
+    """Every LIST shows its earlier result, whatever was put or deleted since."""
     with _failing(world, answers.list_as_before, _is_listing) as felt:
         yield felt
 
@@ -164,7 +164,7 @@ def delete_that_is_not_done(world: World, chosen: Random) -> Iterator[Felt]:
 
 @contextmanager
 def hiccups(world: World, chosen: Random) -> Iterator[Felt]:
-    """One request in six fails, each in another way."""
+    """One request in six fails, each in a different way."""
 
     def fail_somehow(exchange: Exchange) -> None:
         chosen.choice(_ERRORS)(exchange)

@@ -1,4 +1,4 @@
-"""For processes under a clock of their own: `time.sleep` that works there.
+"""Make `time.sleep` work in processes under a clock of their own.
 
 libfaketime makes an error of it (EINVAL) when monotonic time is left alone. Waiting for a lock goes by that as well.
 """

@@ -1,0 +1,286 @@
+"""One database in one repository: the object through which its snapshots are read and written."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, TypeVar
+
+from backupd.errors import (
+    BackupdError,
+    DamageError,
+    NoSuchObjectError,
+    StoreUnavailableError,
+    UnreadableObjectError,
+    UnsupportedFormatError,
+)
+from backupd.format import FormatError, NewerFormatError
+from backupd.format.manifest import MAX_MANIFEST_BYTES, Manifest, SealedManifest, decode_manifest, open_manifest
+from backupd.format.pack import decode_pack, index_bytes, parse_index
+from backupd.format.records import MAX_RECORD_BYTES
+from backupd.repository import commit, history, proofs
+from backupd.repository.commit import require_readable
+from backupd.repository.history import DamagedManifest, Listing
+from backupd.state.catalog import Catalog
+from backupd.store import canonical_url
+from backupd.store.keys import PackKey, RecordKey, SnapshotKey, clock_key, database_prefix, sweeps_prefix
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from datetime import datetime
+    from pathlib import Path
+
+    from backupd.format import SnapshotId
+    from backupd.format.manifest import AnyManifest, PackEntry
+    from backupd.format.pack import PackIndex
+    from backupd.format.pagemap import PageMap
+    from backupd.repository import Repository
+    from backupd.repository.history import History, Holdings, Trash
+    from backupd.repository.proofs import Proofs
+    from backupd.store import StoredObject
+    from backupd.store.keys import RecordKind
+
+_T = TypeVar("_T")
+_CLOCK_CONTENT = b"{}\n"
+
+
+class Archive:
+    """One database in one repository: its snapshots, what was removed, and what checks have found.
+
+    Methods that ask the store raise the errors of `Store`. Without a `Listing`, a method makes the listing it needs.
+    """
+
+    def __init__(self, repository: Repository, database: str) -> None:
+        self.repository = repository
+        self.database = database
+        self.catalog = Catalog(repository.state.database, self._local_key, self._local_directory, self._report_lost)
+
+    @property
+    def url(self) -> str:
+        """The URL of the store, for messages."""
+        return self.repository.url
+
+    @contextmanager
+    def lock(self, *, timeout: float) -> Iterator[None]:
+        """Keep out other runs that share the state directory, waiting at most `timeout` seconds. Raises `BusyError`."""
+        with self.repository.state.lock(f"{self.database} in {canonical_url(self.url)}", timeout=timeout):
+            yield
+
+    def listing(self) -> Listing:
+        """List everything that the store has of this database."""
+        return Listing.of(self.database, self.repository.store.list(database_prefix(self.database)))
+
+    def shows(self, snapshot_id: str) -> bool:
+        """Whether the store has the manifest of this snapshot now, and a reader accepts it. One request."""
+        key = str(SnapshotKey(self.database, snapshot_id))
+        try:
+            require_readable(key, self.repository.store.get(key, limit_bytes=MAX_MANIFEST_BYTES), url=self.url)
+        except (NoSuchObjectError, DamageError, UnreadableObjectError):
+            return False
+        return True
+
+    def history(self, listing: Listing | None = None) -> History:
+        """Read all manifests, from the catalog where that is safe; those that vanish meanwhile are left out.
+
+        Raises `NoSuchObjectError` when the store is no repository.
+        """
+        return history.read_history(self, listing)
+
+    def trash(self, listing: Listing) -> Trash:
+        """Read all trash entries that `listing` shows. Raises `UnsupportedFormatError`."""
+        return history.read_trash(self, listing)
+
+    def holdings(self) -> Holdings:
+        """List the database, and read all manifests and trash entries. Raises `UnsupportedFormatError`."""
+        return history.read_holdings(self)
+
+    def proofs(self, listing: Listing | None = None) -> Proofs:
+        """Read what checks of the snapshots have found, each record from the store once and then from the catalog."""
+        return proofs.read_proofs(self, listing)
+
+    def manifest(self, snapshot_id: SnapshotId) -> AnyManifest:
+        """Read one manifest from the store. Raises `DamageError`, `UnsupportedFormatError`, `NoSuchObjectError`."""
+        found = self.load_manifest(snapshot_id)
+        if isinstance(found, DamagedManifest):
+            hint = f"restore another snapshot; backupd list {self.database} shows them"
+            raise found.error(self.url, hint=hint)
+        return found
+
+    def load_manifest(self, snapshot_id: SnapshotId) -> AnyManifest | DamagedManifest:
+        """Read one manifest from the store. Raises `NoSuchObjectError`."""
+        try:
+            return self._opened_if_possible(self._get_manifest(snapshot_id)[1])
+        except FormatError as error:
+            is_newer = isinstance(error, NewerFormatError)
+            return DamagedManifest(self.database, snapshot_id, str(error), is_newer=is_newer)
+
+    def manifest_as_stored(self, snapshot_id: SnapshotId) -> bytes:
+        """Read the bytes of a manifest and check them. Raises `DamageError` and `NoSuchObjectError`."""
+        try:
+            return self._get_manifest(snapshot_id)[0]
+        except FormatError as error:
+            raise DamageError(
+                f"the manifest of snapshot {snapshot_id} in {self.url} is damaged: {error}",
+                hint=f"it was left where it is; backupd list {self.database} shows what there is",
+            ) from error
+
+    def _get_manifest(self, snapshot_id: SnapshotId) -> tuple[bytes, AnyManifest]:
+        content = self.repository.store.get(self._manifest_key(snapshot_id), limit_bytes=MAX_MANIFEST_BYTES)
+        found = decode_manifest(content)
+        history.require_own(found, self.database, snapshot_id)
+        return content, found
+
+    def _opened_if_possible(self, found: AnyManifest) -> AnyManifest:
+        """Give `found` its private part, if that is in the catalog or there is a key for it. Raises `FormatError`."""
+        if isinstance(found, Manifest):
+            return found
+        if private := self.catalog.private_part(found.id):
+            with suppress(FormatError):
+                return open_manifest(found, private)
+        if not self.repository.encryption.can_decrypt:
+            return found
+        try:
+            private = self._decrypted(found)
+        except BackupdError as error:
+            # Other snapshots may be for other keys; a caller that needs this one in full gets the error.
+            self.repository.report_once("what is encrypted cannot be read", reason=error.message)
+            return found
+        opened = open_manifest(found, private)
+        self.catalog.keep_private_part(found.id, private)
+        return opened
+
+    def opened(self, manifest: AnyManifest) -> Manifest:
+        """Give `manifest` its private part. Raises `IdentityNeededError` when that cannot be decrypted here."""
+        return open_manifest(manifest, self._decrypted(manifest)) if isinstance(manifest, SealedManifest) else manifest
+
+    def _decrypted(self, sealed: SealedManifest) -> bytes:
+        what = f"the manifest of snapshot {sealed.id} of {sealed.database} in {self.url}"
+        return self.repository.encryption.decrypt(sealed.private.ciphertext, what=what)
+
+    def page_map(self, manifest: Manifest) -> PageMap:
+        """Decode the page map of `manifest`. Raises `DamageError`."""
+        try:
+            return manifest.decode_map()
+        except FormatError as error:
+            raise DamageError(
+                f"the manifest of snapshot {manifest.id} in {self.url} is damaged: {error}",
+                hint=f"restore another snapshot; backupd list {manifest.database} shows them",
+            ) from error
+
+    def pack_key(self, pack: PackEntry) -> str:
+        """The key under which the store holds `pack`."""
+        return str(PackKey(self.database, bytes.fromhex(pack.sha256), is_encrypted=pack.encryption is not None))
+
+    def pack(self, pack: PackEntry) -> tuple[PackIndex, bytes]:
+        """Read the index and the page images of `pack`, and check its SHA-256 and zstd's checksum.
+
+        Raises `DamageError` when it is missing or is not what was written, and `IdentityNeededError` when it cannot be
+        decrypted here; its SHA-256 is right then.
+        """
+        key = self.pack_key(pack)
+        try:
+            content = self.repository.store.get(key, limit_bytes=pack.most_bytes)
+        except NoSuchObjectError as error:
+            raise DamageError(f"pack {key} is missing from {self.url}") from error
+        if hashlib.sha256(content).hexdigest() != pack.sha256:
+            raise DamageError(f"pack {key} in {self.url} does not have the SHA-256 that names it")
+        if pack.encryption is not None:
+            content = self.repository.encryption.decrypt(content, what=f"pack {key} in {self.url}")
+        try:
+            return decode_pack(content)
+        except FormatError as error:
+            raise DamageError(f"pack {key} in {self.url} cannot be read: {error}") from error
+
+    def index(self, pack: PackEntry) -> PackIndex:
+        """Read the index of `pack`; of an encrypted pack, all of it.
+
+        Raises `FormatError`, `NoSuchObjectError`, and for an encrypted pack what `pack` raises.
+        """
+        if pack.encryption is not None:
+            return self.pack(pack)[0]
+        key = self.pack_key(pack)
+        return parse_index(self.repository.store.get_range(key, offset=0, length=index_bytes(pack.pages)))
+
+    def record(self, stored: StoredObject, decode: Callable[[bytes], _T], *, limit_bytes: int = MAX_RECORD_BYTES) -> _T:
+        """Decode the record `stored`, from the catalog when that has it as it was listed.
+
+        Raises `FormatError`, `NoSuchObjectError` and `UnsupportedFormatError`.
+        """
+        content = self.catalog.record(stored)
+        if content is not None:
+            with suppress(FormatError):
+                return decode(content)
+        content = self.repository.store.get(stored.key, limit_bytes=limit_bytes)
+        try:
+            value = decode(content)
+        except NewerFormatError as error:
+            raise UnsupportedFormatError(
+                f"{stored.key} in {self.url} was written by a newer backupd: {error}",
+                hint="install the newer version; nothing was changed",
+            ) from error
+        self.catalog.keep_record(stored, content)
+        return value
+
+    def forget_records(self, listing: Listing) -> None:
+        """Drop what the catalog has of records that `listing` does not show."""
+        kinds = (listing.trash, listing.drills, listing.findings)
+        self.catalog.drop_records({stored.key for kind in kinds for stored in kind.values()})
+
+    def store_time(self) -> datetime:
+        """Ask for the present time by the store's clock, by putting an object and listing it."""
+        key = clock_key(self.database)
+        self.repository.put_object(key, _CLOCK_CONTENT)
+        times = {stored.key: stored.modified_at for stored in self.repository.store.list(sweeps_prefix(self.database))}
+        if key not in times:
+            raise StoreUnavailableError(
+                f"{self.url} took {key}, and does not show it",
+                hint="try again; if this repeats, the store loses what it acknowledges",
+            )
+        return times[key]
+
+    def put_pack(self, pack: PackEntry, file: Path) -> None:
+        """Upload one pack. Never skipped because its name exists: that heals a damaged object."""
+        self.repository.ensure_created()
+        self.repository.store.put(self.pack_key(pack), file, sha256=bytes.fromhex(pack.sha256))
+
+    def commit(self, manifest: Manifest, hashes: Path) -> None:
+        """Make the snapshot exist, after all its packs have been put; `hashes` is the file of its page hashes.
+
+        Atomic, as `commit.commit` describes. Raises `LostPacksError`, `LostManifestError`, `UnreadableObjectError`.
+        """
+        commit.commit(self, manifest, hashes)
+
+    def publish(self, manifest: AnyManifest, content: bytes) -> None:
+        """Put the bytes of a manifest, after a listing has shown all its packs and no sweep that deletes one.
+
+        Raises `LostPacksError`.
+        """
+        commit.publish(self, manifest, content)
+
+    def put_record(self, kind: RecordKind, record_id: SnapshotId, content: bytes) -> None:
+        """Put one record. Raises `UnreadableObjectError`."""
+        self.repository.put_object(str(RecordKey(kind, self.database, str(record_id))), content)
+
+    def delete_record(self, kind: RecordKind, record_id: SnapshotId) -> None:
+        """Delete one record; nothing happens when it does not exist."""
+        self.repository.store.delete(str(RecordKey(kind, self.database, str(record_id))))
+
+    def delete_manifest(self, snapshot_id: SnapshotId) -> None:
+        """Delete the manifest of a snapshot, which then exists only by its trash entry."""
+        self.repository.store.delete(self._manifest_key(snapshot_id))
+
+    def delete_listed(self, stored: StoredObject) -> None:
+        """Delete a pack or a record that a listing has shown."""
+        self.repository.store.delete(stored.key)
+
+    def _manifest_key(self, snapshot_id: SnapshotId) -> str:
+        return str(SnapshotKey(self.database, str(snapshot_id)))
+
+    def _local_key(self) -> tuple[str, str]:
+        return self.repository.local_key(), self.database
+
+    def _local_directory(self) -> Path:
+        return self.repository.state.cache(*self._local_key())
+
+    def _report_lost(self, reason: str) -> None:
+        self.repository.report_once("nothing can be cached", reason=reason)

@@ -1,0 +1,197 @@
+"""Retention: which snapshots a policy keeps. Pure: values in, decisions out. `holds` prevents every removal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from backupd.config.values import format_duration
+from backupd.format.manifest import SnapshotKind
+from backupd.format.records import CheckOutcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from datetime import datetime
+
+    from backupd.config import RetentionSettings
+    from backupd.format import SnapshotId
+    from backupd.format.manifest import AnySummary
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether a snapshot stays, and why in a few words; one that stays may have several reasons."""
+
+    manifest: AnySummary
+    is_kept: bool
+    reasons: tuple[str, ...]
+
+
+def decide(
+    manifests: Sequence[AnySummary],
+    policy: RetentionSettings | None,
+    *,
+    now: datetime,
+    known: Mapping[SnapshotId, CheckOutcome],
+    undeleted: Collection[SnapshotId],
+) -> list[Decision]:
+    """Decide for each of `manifests` (one database in one store, oldest first) whether it stays, in their order.
+
+    A snapshot stays when any rule keeps it. Whatever the rules say, these stay: the newest of any kind, the newest
+    regular one, by what checks have found (`known`) the newest proven one and, when it is newer, the newest intact one,
+    the `undeleted`, and all of them without a policy or with an empty one. `now` is aware; ages count from the newest
+    regular snapshot if that is older.
+
+    Snapshots that are known to be damaged take no place from others: the rules choose among the others as if those were
+    not there. They themselves go when the rules would have them go anyway, and no sooner: a damaged copy may be the
+    only one of its time, and most of it can be read.
+    """
+    reasons: dict[SnapshotId, list[str]] = {manifest.id: [] for manifest in manifests}
+    for snapshot_id, reason in _kept(manifests, policy, now, known, undeleted):
+        reasons[snapshot_id].append(reason)
+    return [
+        Decision(manifest, bool(reasons[manifest.id]), tuple(reasons[manifest.id]) or ("no rule keeps it",))
+        for manifest in manifests
+    ]
+
+
+def _kept(
+    manifests: Sequence[AnySummary],
+    policy: RetentionSettings | None,
+    now: datetime,
+    known: Mapping[SnapshotId, CheckOutcome],
+    undeleted: Collection[SnapshotId],
+) -> Iterator[tuple[SnapshotId, str]]:
+    """Every reason to keep a snapshot, in the order in which they are shown."""
+    newest_first = sorted(manifests, key=lambda manifest: manifest.order, reverse=True)
+    yield from _newest(newest_first, known)
+    for manifest in newest_first:
+        if manifest.id in undeleted:
+            yield manifest.id, "undeleted by hand"
+    if policy is None or policy.is_empty:
+        yield from ((manifest.id, "no policy") for manifest in newest_first)
+        return
+    damaged = {snapshot_id for snapshot_id, outcome in known.items() if outcome.is_damage}
+    others = [manifest for manifest in newest_first if manifest.id not in damaged]
+    counted_from = min(_counted_from(others, now), _counted_from(newest_first, now))
+    yield from _by_rules(others, policy, counted_from)
+    if damaged:
+        for snapshot_id, reason in _by_rules(newest_first, policy, counted_from):
+            if snapshot_id in damaged:
+                yield snapshot_id, f"{reason} (damaged)"
+
+
+def _by_rules(
+    newest_first: Sequence[AnySummary], policy: RetentionSettings, counted_from: datetime
+) -> Iterator[tuple[SnapshotId, str]]:
+    regular = _regular(newest_first)
+    for position, manifest in enumerate(regular[: policy.keep_last], 1):
+        yield manifest.id, f"last {position}"
+    moments = [(manifest.id, _local(manifest.id.taken_at, policy)) for manifest in regular]
+    for count, rule, period in _calendar(policy):
+        periods = ((snapshot_id, period(local)) for snapshot_id, local in moments)
+        yield from _newest_of_each(periods, count, rule)
+    yield from _young_enough(newest_first, policy, counted_from)
+
+
+def _newest(
+    newest_first: Sequence[AnySummary], known: Mapping[SnapshotId, CheckOutcome]
+) -> Iterator[tuple[SnapshotId, str]]:
+    if newest_first:
+        yield newest_first[0].id, "newest"
+    # After a safety snapshot, the newest regular one is what `latest` means.
+    regular = _regular(newest_first)
+    if regular and regular[0] is not newest_first[0]:
+        yield regular[0].id, "newest regular"
+    proofs = [(manifest.id, known.get(manifest.id)) for manifest in newest_first]
+    found = next((position for position, (_, outcome) in enumerate(proofs) if outcome is CheckOutcome.PROVEN), None)
+    if found is not None:
+        yield proofs[found][0], "newest proven"
+    for snapshot_id, outcome in proofs[:found]:
+        if outcome is CheckOutcome.INTACT:
+            yield snapshot_id, "newest intact"
+            break
+
+
+def _regular(newest_first: Iterable[AnySummary]) -> list[AnySummary]:
+    return [manifest for manifest in newest_first if manifest.kind is SnapshotKind.REGULAR]
+
+
+def _calendar(policy: RetentionSettings) -> Iterator[tuple[int, str, Callable[[datetime], str]]]:
+    """The calendar rules: how many periods each keeps, its name, and the function that names the period of a time."""
+    yield policy.hourly, "hourly", _hour
+    yield policy.daily, "daily", _day
+    yield policy.weekly, "weekly", _week
+    yield policy.monthly, "monthly", _month
+    yield policy.yearly, "yearly", _year
+
+
+def _local(moment: datetime, policy: RetentionSettings) -> datetime:
+    try:
+        return moment.astimezone(policy.zone)
+    except (OverflowError, OSError, ValueError):
+        return moment  # a clock gone mad: in the first or last hours that there are, every zone may be out of them
+
+
+def _hour(local: datetime) -> str:
+    # With its offset: when the clocks go back, an hour comes twice, and is two.
+    return local.isoformat(sep=" ", timespec="hours")
+
+
+def _day(local: datetime) -> str:
+    return local.date().isoformat()
+
+
+def _week(local: datetime) -> str:
+    year, week, _ = local.isocalendar()
+    return f"{year:04}-W{week:02}"
+
+
+def _month(local: datetime) -> str:
+    return local.date().isoformat()[:7]
+
+
+def _year(local: datetime) -> str:
+    return local.date().isoformat()[:4]
+
+
+def _newest_of_each(
+    periods: Iterable[tuple[SnapshotId, str]], count: int, rule: str
+) -> Iterator[tuple[SnapshotId, str]]:
+    """The newest of each of the last `count` periods that have one; `periods` of snapshots, newest first.
+
+    Which period is last follows from the order of the snapshots, not from its name: a snapshot that a wrong clock
+    dated years ahead would otherwise stay in the last year for years.
+    """
+    newest: dict[str, SnapshotId] = {}
+    for snapshot_id, period in periods if count else ():
+        newest.setdefault(period, snapshot_id)
+        if len(newest) == count:
+            break
+    for period, snapshot_id in newest.items():
+        yield snapshot_id, f"{rule} {period}"
+
+
+def _counted_from(newest_first: Sequence[AnySummary], now: datetime) -> datetime:
+    """The time from which ages count: that of the newest snapshot, so that nothing gets older while none is taken."""
+    newest = next(iter(_regular(newest_first) or newest_first), None)
+    return now if newest is None else min(now, newest.id.taken_at)
+
+
+def _young_enough(
+    newest_first: Sequence[AnySummary], policy: RetentionSettings, counted_from: datetime
+) -> Iterator[tuple[SnapshotId, str]]:
+    for manifest in newest_first:
+        age = counted_from - manifest.id.taken_at
+        is_regular = manifest.kind is SnapshotKind.REGULAR
+        if policy.within is not None and is_regular and age <= policy.within:
+            yield manifest.id, f"within {format_duration(policy.within)}"
+        # What a safety snapshot holds may be what its user fled from, so no other rule lets it stand for a period.
+        if age <= policy.tagged and not (is_regular and not manifest.tags):
+            yield manifest.id, "tagged" if is_regular else "before a restore"
+
+
+def newest_regular(manifests: Iterable[AnySummary]) -> AnySummary | None:
+    """The newest regular snapshot, whose shrinking `--accept-shrink` accepts."""
+    regular = (manifest for manifest in manifests if manifest.kind is SnapshotKind.REGULAR)
+    return max(regular, key=lambda manifest: manifest.order, default=None)

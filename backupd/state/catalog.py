@@ -1,0 +1,350 @@
+"""The catalog of an archive: what its objects said when they were read, so that a run reads only what is new.
+
+Manifests, records and private parts are rows of the state database; page hashes are files, because they are mapped. An
+object counts as known while the store lists it with the size and the time that it had. All of it may be lost: the
+objects are then read again. So nothing here raises because the state can be neither read nor written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import zlib
+from array import array
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from backupd.format import SnapshotId
+from backupd.format.manifest import PackEntry, SealedSummary, SnapshotKind, SourceFacts, Summary, Writer
+from backupd.state import UNUSABLE_STATE
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from backupd.format.manifest import AnySummary
+    from backupd.state.database import StateDatabase
+    from backupd.store import StoredObject
+
+_T = TypeVar("_T")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_HASHES = ".hashes"
+_COLUMNS = (
+    "sequence, base, kind, tags, page_size, page_count, changed_pages, stored_bytes,"
+    " image_digest, free_pages, schema_version, facts, packs, checksum"
+)
+_PACK_COLUMNS = "sha256, stored_bytes, pages, encryption"
+_KINDS = {str(kind): kind for kind in SnapshotKind}
+
+
+class Catalog:
+    """What is known of one database in one repository."""
+
+    def __init__(
+        self,
+        database: StateDatabase,
+        place: Callable[[], tuple[str, str]],
+        directory: Callable[[], Path],
+        on_failure: Callable[[str], None],
+    ) -> None:
+        """`place` gives the key of the repository and the name of the database; what it raises passes through here.
+
+        `directory` gives a directory that exists, for the files. `on_failure` gets the reason when nothing can be kept.
+        """
+        self._database = database
+        self._place = place
+        self._directory = directory
+        self._on_failure = on_failure
+
+    def summaries(
+        self, listed: Mapping[SnapshotId, StoredObject], *, keys: str | None
+    ) -> tuple[dict[SnapshotId, AnySummary], bool]:
+        """Return what is known of the manifests that the store lists as in `listed`, and whether others are known.
+
+        With `keys`, the digest of the secret keys that there are, encrypted ones that were not tried with these count
+        as unknown.
+        """
+        ids = {str(snapshot_id): snapshot_id for snapshot_id in listed}
+
+        def read(connection: sqlite3.Connection, archive: int) -> tuple[dict[SnapshotId, AnySummary], bool]:
+            reader = _Reader(connection, archive, ids)
+            found, has_others = {}, False
+            for text, size, modified_at, tried, *values in connection.execute(
+                f"SELECT id, size, modified_at, tried_with, {_COLUMNS} FROM manifests WHERE archive = ?",  # noqa: S608
+                (archive,),
+            ):
+                snapshot_id = ids.get(text)
+                if snapshot_id is None:
+                    has_others = True
+                elif (size, modified_at) == _seen(listed[snapshot_id]):
+                    summary = reader.summary(snapshot_id, values)
+                    is_untried = isinstance(summary, SealedSummary) and keys is not None and tried != keys
+                    if summary is not None and not is_untried:
+                        found[snapshot_id] = summary
+            return found, has_others
+
+        return self._read(read) or ({}, False)
+
+    def keep_summaries(
+        self, read: Mapping[SnapshotId, AnySummary], listed: Mapping[SnapshotId, StoredObject], *, keys: str | None
+    ) -> None:
+        """Keep what was `read` of manifests that the store lists as in `listed`, and forget what it does not list.
+
+        `keys` is the digest of the secret keys with which that was done.
+        """
+
+        def write(connection: sqlite3.Connection, archive: int) -> None:
+            _forget(connection, archive, {*map(str, listed)})
+            rows = _PackRows(connection, archive)
+            for snapshot_id, summary in read.items():
+                known = [rows.of(pack) for pack in summary.packs]
+                values = [*_values(summary), array("I", [row for row, _ in known]).tobytes()]
+                checksum = _checksum([str(snapshot_id), *values], [each for _, each in known])
+                row = (archive, str(snapshot_id), *_seen(listed[snapshot_id]), keys, *values, checksum)
+                marks = ", ".join("?" * len(row))
+                connection.execute(f"INSERT OR REPLACE INTO manifests VALUES ({marks})", row)  # noqa: S608
+
+        self._write(write)
+
+    def private_part(self, snapshot_id: SnapshotId) -> bytes | None:
+        """Return the private part of an encrypted manifest, in clear."""
+        return self._content("SELECT content FROM private_parts WHERE archive = ? AND id = ?", str(snapshot_id))
+
+    def keep_private_part(self, snapshot_id: SnapshotId, content: bytes) -> None:
+        """Keep the private part of an encrypted manifest."""
+        self._put("INSERT OR REPLACE INTO private_parts VALUES (?, ?, ?)", str(snapshot_id), content)
+
+    def record(self, stored: StoredObject) -> bytes | None:
+        """Return the content of a record, if it was kept as it is listed."""
+        statement = "SELECT content FROM records WHERE archive = ? AND key = ? AND size = ? AND modified_at = ?"
+        return self._content(statement, stored.key, *_seen(stored))
+
+    def keep_record(self, stored: StoredObject, content: bytes) -> None:
+        """Keep the content of a record, unless another one was put since it was listed."""
+        if len(content) == stored.size_bytes:
+            self._put("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?)", stored.key, *_seen(stored), content)
+
+    def drop_records(self, present: Collection[str]) -> None:
+        """Forget the records whose keys are not `present`."""
+
+        def write(connection: sqlite3.Connection, archive: int) -> None:
+            known = connection.execute("SELECT key FROM records WHERE archive = ?", (archive,))
+            gone = [(archive, key) for (key,) in known if key not in present]
+            connection.executemany("DELETE FROM records WHERE archive = ? AND key = ?", gone)
+
+        self._write(write)
+
+    def hashes(self, snapshot_id: SnapshotId) -> Path:
+        """The file for the page hashes of a snapshot, present or not. Raises `TargetUnwritableError`."""
+        return self._directory() / f"{snapshot_id}{_HASHES}"
+
+    def keep_hashes(self, snapshot_id: SnapshotId, source: Path) -> None:
+        """Give `source`, a finished file of the spool, a second name here; files of other snapshots are removed."""
+        with self._losing_is_fine():
+            file = self.hashes(snapshot_id)
+            _link_atomically(source, file)
+            for other in file.parent.iterdir():
+                if other.suffix == _HASHES and other.name != file.name:
+                    other.unlink(missing_ok=True)
+
+    def _content(self, statement: str, *values: object) -> bytes | None:
+        row = self._read(lambda connection, archive: connection.execute(statement, (archive, *values)).fetchone())
+        return None if row is None else row[0]
+
+    def _put(self, statement: str, *values: object) -> None:
+        self._write(lambda connection, archive: connection.execute(statement, (archive, *values)))
+
+    def _read(self, work: Callable[[sqlite3.Connection, int], _T]) -> _T | None:
+        place = self._place()
+
+        def read(connection: sqlite3.Connection) -> _T | None:
+            archive = _archive(connection, place)
+            return None if archive is None else work(connection, archive)
+
+        with self._losing_is_fine():
+            return self._database.read(read)
+        return None
+
+    def _write(self, work: Callable[[sqlite3.Connection, int], object]) -> None:
+        place = self._place()
+
+        def write(connection: sqlite3.Connection) -> None:
+            archive = _archive(connection, place)
+            if archive is None:
+                connection.execute("INSERT INTO archives (repository, database) VALUES (?, ?)", place)
+                archive = _archive(connection, place)
+            work(connection, cast("int", archive))
+
+        with self._losing_is_fine():
+            self._database.write(write)
+
+    @contextmanager
+    def _losing_is_fine(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, *UNUSABLE_STATE) as error:
+            self._on_failure(str(error))
+
+
+def write_atomically(file: Path, content: bytes | memoryview) -> None:
+    """Write a file of page hashes. It needs no fsync: it proves itself when it is read."""
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    try:
+        temporary.write_bytes(content)
+        temporary.rename(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class _Reader:
+    """Makes summaries of rows. What many of them have in common is made once.
+
+    A row with another checksum than it was written with counts as absent, and so does one of whose packs that is true,
+    or that are others than those it was written with: a damaged disk must not change what a prune removes.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, archive: int, ids: Mapping[str, SnapshotId]) -> None:
+        rows = connection.execute(f"SELECT id, checksum, {_PACK_COLUMNS} FROM packs WHERE archive = ?", (archive,))  # noqa: S608
+        self._packs = {
+            row: (
+                PackEntry(sha256=sha256, stored_bytes=stored_bytes, pages=pages, encryption=encryption or None),
+                checksum,
+            )
+            for row, checksum, sha256, stored_bytes, pages, encryption in rows
+            if checksum == _checksum((sha256, stored_bytes, pages, encryption))
+        }
+        self._ids = ids
+        self._facts: dict[str, tuple[str, dict[str, Any], Writer | str]] = {}
+        self._sources: dict[tuple[str, int, int], SourceFacts] = {}
+
+    def summary(self, snapshot_id: SnapshotId, values: list[Any]) -> AnySummary | None:
+        checksum = values.pop()
+        try:
+            known = [self._packs[row] for row in array("I", values[-1])]
+        except (KeyError, ValueError):
+            return None
+        if checksum != _checksum([str(snapshot_id), *values], [each for _, each in known]):
+            return None
+        sequence, base, kind, tags, page_size, page_count, changed_pages, stored_bytes, *private, facts, _ = values
+        entries = tuple([pack for pack, _ in known])
+        database, source, writer = self._facts.get(facts) or self._decoded(facts)
+        head = {
+            "id": snapshot_id,
+            "sequence": sequence,
+            "base": None if base is None else self._ids.get(base) or SnapshotId(base),
+            "database": database,
+            "kind": _KINDS[kind],
+            "tags": tuple(json.loads(tags)) if tags else (),
+            "page_size": page_size,
+            "page_count": page_count,
+            "changed_pages": changed_pages,
+            "stored_bytes": stored_bytes,
+            "packs": entries,
+        }
+        if isinstance(writer, str):
+            return SealedSummary(**head, writer_id=writer)
+        image_digest, free_pages, schema_version = private
+        key = (facts, free_pages, schema_version)
+        facts_then = self._sources.get(key)
+        if facts_then is None:
+            made = SourceFacts(**source, free_pages=free_pages, schema_version=schema_version)
+            facts_then = self._sources.setdefault(key, made)
+        return Summary(**head, image_digest=image_digest, source=facts_then, writer=writer)
+
+    def _decoded(self, text: str) -> tuple[str, dict[str, Any], Writer | str]:
+        database, source, writer = json.loads(text)
+        for key in ("tables", "alembic_revisions"):
+            if source.get(key) is not None:
+                source[key] = tuple(source[key])
+        decoded = (database, source, writer if isinstance(writer, str) else Writer(**writer))
+        return self._facts.setdefault(text, decoded)
+
+
+def _values(summary: AnySummary) -> list[object]:
+    """The values of a row without the packs, in the order of the columns."""
+    base = None if summary.base is None else str(summary.base)
+    tags = json.dumps(summary.tags) if summary.tags else ""
+    sizes = (summary.page_size, summary.page_count, summary.changed_pages, summary.stored_bytes)
+    head = (summary.sequence, base, str(summary.kind), tags, *sizes)
+    if isinstance(summary, SealedSummary):
+        return [*head, None, None, None, json.dumps([summary.database, {}, summary.writer_id])]
+    source = asdict(summary.source)
+    private = (summary.image_digest, source.pop("free_pages"), source.pop("schema_version"))
+    return [*head, *private, json.dumps([summary.database, source, asdict(summary.writer)])]
+
+
+class _PackRows:
+    """The rows of packs, added when they are missing."""
+
+    def __init__(self, connection: sqlite3.Connection, archive: int) -> None:
+        self._connection = connection
+        self._archive = archive
+        self._rows: dict[PackEntry, tuple[int, int]] = {}
+
+    def of(self, pack: PackEntry) -> tuple[int, int]:
+        """The id of the row of `pack`, and its checksum."""
+        return self._rows.get(pack) or self._rows.setdefault(pack, self._find(pack))
+
+    def _find(self, pack: PackEntry) -> tuple[int, int]:
+        values = (pack.sha256, pack.stored_bytes, pack.pages, pack.encryption or "")
+        checksum = _checksum(values)
+        self._connection.execute(
+            f"INSERT INTO packs (archive, checksum, {_PACK_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608
+            f" ON CONFLICT (archive, {_PACK_COLUMNS}) DO UPDATE SET checksum = excluded.checksum",
+            (self._archive, checksum, *values),
+        )
+        # Not RETURNING: the SQLite of some long-lived distributions is too old for it.
+        row = self._connection.execute(
+            f"SELECT id FROM packs WHERE (archive, {_PACK_COLUMNS}) = (?, ?, ?, ?, ?)",  # noqa: S608
+            (self._archive, *values),
+        ).fetchone()
+        return int(row[0]), checksum
+
+
+def _forget(connection: sqlite3.Connection, archive: int, present: Collection[str]) -> None:
+    """Remove the rows of snapshots that are not `present`, and then those of packs that no other one needs."""
+    for table in ("manifests", "private_parts"):
+        ids = connection.execute(f"SELECT id FROM {table} WHERE archive = ?", (archive,))  # noqa: S608
+        # The listing may be older than a private part that another run has just kept, and that cannot be read again.
+        newest = max(present, default="") if table == "private_parts" else None
+        gone = [(archive, text) for (text,) in ids if text not in present and (newest is None or text <= newest)]
+        connection.executemany(f"DELETE FROM {table} WHERE archive = ? AND id = ?", gone)  # noqa: S608
+        if gone and table == "manifests":
+            needed: set[int] = set()
+            for (packs,) in connection.execute("SELECT packs FROM manifests WHERE archive = ?", (archive,)):
+                needed.update(array("I", packs))
+            known = connection.execute("SELECT id FROM packs WHERE archive = ?", (archive,))
+            unneeded = [(row,) for (row,) in known if row not in needed]
+            connection.executemany("DELETE FROM packs WHERE id = ?", unneeded)
+
+
+def _archive(connection: sqlite3.Connection, place: tuple[str, str]) -> int | None:
+    row = connection.execute("SELECT id FROM archives WHERE repository = ? AND database = ?", place).fetchone()
+    return None if row is None else row[0]
+
+
+def _checksum(values: Iterable[object], of_packs: Sequence[int] = ()) -> int:
+    return zlib.crc32(array("I", of_packs), zlib.crc32(repr([*values]).encode()))
+
+
+def _seen(stored: StoredObject) -> tuple[int, int]:
+    """Size and time (microseconds) of an object as it was listed."""
+    return stored.size_bytes, (stored.modified_at - _EPOCH) // _MICROSECOND
+
+
+def _link_atomically(source: Path, file: Path) -> None:
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    try:
+        try:
+            os.link(source, temporary)  # one file system: the spool is in the state directory too
+        except OSError:
+            shutil.copyfile(source, temporary)
+        temporary.rename(file)
+    finally:
+        temporary.unlink(missing_ok=True)
