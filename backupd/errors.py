@@ -7,6 +7,7 @@ log, stdout and stderr.
 from __future__ import annotations
 
 import errno
+import os
 import re
 import threading
 from enum import IntEnum
@@ -209,8 +210,8 @@ _LIMITS = {
     errno.EMFILE: ("backupd has reached its limit of open files and connections", _FILES),
     errno.ENFILE: ("this machine has reached its limit of open files", "close other programs, or raise fs.file-max"),
 }
-# Messages of the dynamic loader when it cannot map a library, and of pthread_create in C code.
-_LOADER_MESSAGES = ("failed to map segment", "cannot allocate memory", "cannot apply additional memory protection")
+# Messages of the dynamic loader when it has no memory to map a library; other limits it tells in the system's words.
+_NO_MEMORY = ("failed to map segment", "cannot apply additional memory protection")
 
 
 def limit_reached(error: BaseException) -> LimitReachedError | None:
@@ -226,15 +227,24 @@ def limit_reached(error: BaseException) -> LimitReachedError | None:
             return LimitReachedError(
                 "no thread can be started: a limit of processes or memory is reached", hint=_THREADS
             )
-        is_memory = isinstance(each, MemoryError)
-        if isinstance(each, ImportError) and any(words in str(each).lower() for words in _LOADER_MESSAGES):
-            is_memory = True
-        number = errno.ENOMEM if is_memory else each.errno if isinstance(each, OSError) else None
+        number = _number_of(each)
         # As a deeper cause, EAGAIN means a lock that is held, or a socket without data.
         if number in _LIMITS and (number != errno.EAGAIN or each is error):
             message, hint = _LIMITS[number]
             return LimitReachedError(message, hint=hint)
     return None
+
+
+def _number_of(error: BaseException) -> int | None:
+    """Return the number of the system's error in an exception; of an ImportError, only one that stands for a limit."""
+    if isinstance(error, MemoryError):
+        return errno.ENOMEM
+    if isinstance(error, ImportError):
+        message = str(error)
+        if any(words in message for words in _NO_MEMORY):
+            return errno.ENOMEM
+        return next((number for number in _LIMITS if message.endswith(os.strerror(number))), None)
+    return error.errno if isinstance(error, OSError) else None
 
 
 def as_backupd_error(error: BaseException) -> BackupdError:
