@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, Self
 
 FORMAT_VERSION: Final = 1
 
@@ -39,25 +38,27 @@ def lock_page(page_size: int) -> int:
     return (1 << 30) // page_size + 1
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class SnapshotId:
+class SnapshotId(str):
     """The id of a snapshot: its time (UTC, milliseconds) and 32 random bits, such as `20261122T085557123Z-7f3a91c2`.
 
     Ids sort by time, for display only: the newest snapshot is the one with the highest `sequence` in its manifest.
+    Raises `FormatError` for any other text.
     """
 
-    text: str
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        if not _SNAPSHOT_ID.fullmatch(self.text):
-            raise FormatError(f"{self.text!r} is not a snapshot id")
+    def __new__(cls, text: str) -> Self:  # noqa: D102  (what the class says)
+        if not _SNAPSHOT_ID.fullmatch(text):
+            raise FormatError(f"{text!r} is not a snapshot id")
+        snapshot_id = super().__new__(cls, text)
         try:
-            _ = self.taken_at
+            _ = snapshot_id.taken_at
         except ValueError as error:
-            raise FormatError(f"{self.text!r} is not a snapshot id: no such date") from error
+            raise FormatError(f"{text!r} is not a snapshot id: no such date") from error
+        return snapshot_id
 
     @classmethod
-    def new(cls, taken_at: datetime, random_bits: int) -> SnapshotId:
+    def new(cls, taken_at: datetime, random_bits: int) -> Self:
         """Return the id of a snapshot taken at `taken_at` (aware), with the low 32 of `random_bits`."""
         utc = taken_at.astimezone(UTC)
         milliseconds = utc.microsecond // 1000
@@ -66,7 +67,4 @@ class SnapshotId:
     @property
     def taken_at(self) -> datetime:
         """The time of the snapshot, aware, UTC, to the millisecond."""
-        return datetime.fromisoformat(f"{self.text[:15]}.{self.text[15:18]}+00:00")
-
-    def __str__(self) -> str:
-        return self.text
+        return datetime.fromisoformat(f"{self[:15]}.{self[15:18]}+00:00")
