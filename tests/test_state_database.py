@@ -309,10 +309,10 @@ def test_a_log_that_was_left_behind_is_not_taken_for_that_of_a_new_file(
     assert keys(database) == keys(other) == {"b", "c"}
 
 
-def test_a_process_that_was_has_not_finished_is_not_waited_for_again(
+def test_a_process_that_has_not_finished_is_not_waited_for_again(
     database: StateDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run writes several notes: it is held up once by a process that hangs."""
+    """A run reads and writes several notes: it is held up once by a process that hangs."""
     monkeypatch.setattr("backupd.state.database._BUSY_TIMEOUT_SECONDS", 1.0)
     put(database, "a")
     with closing(sqlite3.connect(tmp_path / "state/.state.db", isolation_level=None)) as holder:
@@ -321,6 +321,7 @@ def test_a_process_that_was_has_not_finished_is_not_waited_for_again(
         for _ in range(5):
             with pytest.raises(AnotherRunError):
                 put(database, "b")
+            assert keys(database) == {"a"}
         assert time.monotonic() - began < 4
     put(database, "b")
     assert keys(database) == {"a", "b"}

@@ -15,14 +15,16 @@ import click
 
 from backupd.cli import output
 from backupd.cli.verbs import Invocation, Verb, global_options
-from backupd.errors import BackupdError, ExitCode
+from backupd.errors import BackupdError, ExitCode, UsageError
 
 if TYPE_CHECKING:
     from backupd.cli.output import Cells
     from backupd.health.alarms import Alarm
     from backupd.health.values import DatabaseHealth, Status, StoreHealth
+    from backupd.state.runs import Run
 
 _UNHEALTHY = 1
+_RUNS_SHOWN = 20
 _NEVER_RAN = "backupd run has not run here yet"
 
 
@@ -30,12 +32,13 @@ _NEVER_RAN = "backupd run has not run here yet"
     "status",
     cls=Verb,
     short_help="Show how every database is doing.",
-    examples=("backupd status", "backupd status --json"),
+    examples=("backupd status", "backupd status --runs", "backupd status --json"),
 )
 @click.option("--check", is_flag=True, help="Print one line, and exit with 0 if all is well or 1: for health checks.")
+@click.option("--runs", is_flag=True, help="List the latest runs instead; with --json, those of the last 90 days.")
 @global_options
 @click.pass_obj
-def command(invocation: Invocation, *, check: bool) -> int:
+def command(invocation: Invocation, *, check: bool, runs: bool) -> int:
     """Show how every database is doing in every store, and below that what is wrong, and what to do about it.
 
     A database is current in a store when its state was captured there, or nothing had changed since; it is late when
@@ -43,10 +46,17 @@ def command(invocation: Invocation, *, check: bool) -> int:
     like have done is known, and nothing is ever late.
 
     With --check, the exit code is 0 while `backupd run` is alive and every database is current, and 1 otherwise.
+
+    With --runs, every attempt at a snapshot is a line: what came of it, how long it took, and why it failed. Older runs
+    are thinned: after two days one an hour is kept of each outcome, after two weeks one a day.
     """
     from backupd.logs import log
 
     log.configure(is_quiet=invocation.is_quiet)
+    if runs:
+        if check:
+            raise UsageError("--check and --runs exclude each other", hint="ask for one after the other")
+        return _show_runs(_Found(_state_dir(invocation)), is_json=invocation.is_json)
     if not check:
         return _show(_Found(_state_dir(invocation)), is_json=invocation.is_json)
     try:
@@ -207,7 +217,48 @@ def _daemon(found: _Found) -> str:
     )
 
 
-def _runs(found: _Found) -> bool:
+def _show_runs(found: _Found, *, is_json: bool) -> int:
+    from itertools import groupby
+
+    from backupd.state import StateDirectory
+    from backupd.state.runs import read_runs
+
+    # Nothing is made where nothing was done.
+    runs = read_runs(StateDirectory(found.state_dir), latest=None if is_json else _RUNS_SHOWN) if found.is_known else []
+    if is_json:
+        output.print_document({"runs": [_run_values(run) for run in runs]})
+        return ExitCode.DONE
+    if not runs:
+        output.print_line(f"no run is remembered in {found.state_dir}")
+        return ExitCode.DONE
+    groups = [
+        (f"{database} in {store}", [_run_cells(run) for run in group])
+        for (database, store), group in groupby(runs, key=lambda run: (run.database, run.store))
+    ]
+    headings = ("STARTED", "OUTCOME", ">TOOK", ">CHANGED", ">STORED", ">SIZE", "REASON")
+    output.print_result(output.table(headings, groups))
+    return ExitCode.DONE
+
+
+def _run_cells(run: Run) -> Cells:
+    return (
+        output.local_time(run.started_at),
+        run.outcome,
+        f"{run.duration_seconds:.1f} s",
+        "-" if run.changed_pages is None else output.count(run.changed_pages, "page"),
+        output.size(run.stored_bytes),
+        "-" if run.page_count is None or run.page_size is None else output.size(run.page_count * run.page_size),
+        run.message or "",
+    )
+
+
+def _run_values(run: Run) -> dict[str, Any]:
+    from backupd.health.codec import utc_text
+
+    return {**run._asdict(), "started_at": utc_text(run.started_at)}
+
+
+def _is_running(found: _Found) -> bool:
     return found.status.daemon is not None and found.status.daemon.stopped_at is None
 
 
@@ -219,7 +270,7 @@ def _cells(name: str, database: DatabaseHealth, url: str, health: StoreHealth, f
         "never" if health.current_at is None else output.age(health.current_at, found.now),
         health.snapshot_id or "-",
         _proven(health, found.now),
-        "-" if database.next_run_at is None or not _runs(found) else output.local_time(database.next_run_at),
+        "-" if database.next_run_at is None or not _is_running(found) else output.local_time(database.next_run_at),
     )
 
 

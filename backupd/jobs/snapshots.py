@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 from backupd.backup import KnownState, back_up
@@ -12,6 +13,7 @@ from backupd.errors import BackupdError, InterruptedByUserError
 from backupd.health.planning import with_put_only
 from backupd.health.recording import with_snapshots
 from backupd.state import FailedSnapshot, failed_snapshot
+from backupd.state.runs import Run, record_runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -72,11 +74,31 @@ def take_snapshot(
         found = with_put_only(found, configured.name, {store.url: store.is_put_only for store in stores})
         return also(found)
 
-    try:
-        context.status.update(recorded)
-    except BackupdError as error:
-        results = [_with_warning(result, error) for result in results]
+    for record in (partial(context.status.update, recorded), partial(_remember, context.state, lasting, started_at)):
+        try:
+            record()
+        except BackupdError as error:
+            results = [_with_warning(result, error) for result in results]
     return results
+
+
+def _remember(state: StateDirectory, results: Sequence[BackupResult], started_at: datetime) -> None:
+    runs = [
+        Run(
+            database=result.database,
+            store=result.store,
+            started_at=started_at,
+            duration_seconds=result.duration_seconds,
+            outcome=str(result.outcome),
+            changed_pages=result.changed_pages,
+            page_count=result.page_count,
+            page_size=result.page_size,
+            stored_bytes=result.stored_bytes,
+            message=None if result.error is None else result.error.message,
+        )
+        for result in results
+    ]
+    record_runs(state, runs)
 
 
 def _known_states(configured: ConfiguredDatabase, context: JobContext) -> dict[str, KnownState]:

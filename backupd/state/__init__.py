@@ -3,7 +3,8 @@
 writer                              id of this installation, which manifests record
 locks/<digest>.lock                 one run at a time
 spool/<run>/  spool/<run>.lock      finished packs on their way to the stores
-.state.db                           what is known of the stores, and records for later runs: see `Catalog` and `Note`
+.state.db                           what is known of the stores, notes for later runs, and past runs: see `Catalog`,
+                                    `Note` and `Run`
 cache/<repository>-<place>/<database>/  the page hashes of the newest snapshot
 verifications/<digest>.*            what an interrupted verification has read
 """

@@ -24,7 +24,7 @@ from backupd.state import UNUSABLE_STATE
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from pathlib import Path
 
     from backupd.format.manifest import AnySummary
@@ -35,9 +35,16 @@ _T = TypeVar("_T")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _HASHES = ".hashes"
-_COLUMNS = (
-    "sequence, base, kind, tags, page_size, page_count, changed_pages, stored_bytes,"
-    " image_digest, free_pages, schema_version, facts, packs, checksum"
+_COLUMNS = "head, facts, packs, checksum"
+_OWN_VALUES = (
+    "sequence",
+    "base",
+    "kind",
+    "tags",
+    "page_size",
+    "page_count",
+    "changed_pages",
+    "stored_bytes",
 )
 _PACK_COLUMNS = "sha256, stored_bytes, pages, encryption"
 _KINDS = {str(kind): kind for kind in SnapshotKind}
@@ -75,7 +82,7 @@ class Catalog:
         def read(connection: sqlite3.Connection, archive: int) -> tuple[dict[SnapshotId, AnySummary], bool]:
             reader = _Reader(connection, archive, ids)
             found, has_others = {}, False
-            for text, size, modified_at, tried, *values in connection.execute(
+            for text, size, modified_at, tried, *row in connection.execute(
                 f"SELECT id, size, modified_at, tried_with, {_COLUMNS} FROM manifests WHERE archive = ?",  # noqa: S608
                 (archive,),
             ):
@@ -83,7 +90,7 @@ class Catalog:
                 if snapshot_id is None:
                     has_others = True
                 elif (size, modified_at) == _seen(listed[snapshot_id]):
-                    summary = reader.summary(snapshot_id, values)
+                    summary = reader.summary(snapshot_id, *row)
                     is_untried = isinstance(summary, SealedSummary) and keys is not None and tried != keys
                     if summary is not None and not is_untried:
                         found[snapshot_id] = summary
@@ -103,12 +110,14 @@ class Catalog:
             _forget(connection, archive, {*map(str, listed)})
             rows = _PackRows(connection, archive)
             for snapshot_id, summary in read.items():
-                known = [rows.of(pack) for pack in summary.packs]
-                values = [*_values(summary), array("I", [row for row, _ in known]).tobytes()]
-                checksum = _checksum([str(snapshot_id), *values], [each for _, each in known])
-                row = (archive, str(snapshot_id), *_seen(listed[snapshot_id]), keys, *values, checksum)
-                marks = ", ".join("?" * len(row))
-                connection.execute(f"INSERT OR REPLACE INTO manifests VALUES ({marks})", row)  # noqa: S608
+                head, facts = _texts(summary)
+                packs = array("Q", map(rows.of, summary.packs)).tobytes()
+                seen = _seen(listed[snapshot_id])
+                row = (archive, str(snapshot_id), *seen, keys, head, facts, packs)
+                connection.execute(
+                    "INSERT OR REPLACE INTO manifests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (*row, _checksum(snapshot_id, head, facts, packs=packs)),
+                )
 
         self._write(write)
 
@@ -212,50 +221,46 @@ class _Reader:
     def __init__(self, connection: sqlite3.Connection, archive: int, ids: Mapping[str, SnapshotId]) -> None:
         rows = connection.execute(f"SELECT id, checksum, {_PACK_COLUMNS} FROM packs WHERE archive = ?", (archive,))  # noqa: S608
         self._packs = {
-            row: (
-                PackEntry(sha256=sha256, stored_bytes=stored_bytes, pages=pages, encryption=encryption or None),
-                checksum,
+            _pack_number(row, checksum): PackEntry(
+                sha256=sha256, stored_bytes=stored_bytes, pages=pages, encryption=encryption or None
             )
             for row, checksum, sha256, stored_bytes, pages, encryption in rows
-            if checksum == _checksum((sha256, stored_bytes, pages, encryption))
+            if checksum == _checksum(sha256, str(stored_bytes), str(pages), encryption)
         }
         self._ids = ids
         self._facts: dict[str, tuple[str, dict[str, Any], Writer | str]] = {}
         self._sources: dict[tuple[str, int, int], SourceFacts] = {}
 
-    def summary(self, snapshot_id: SnapshotId, values: list[Any]) -> AnySummary | None:
-        checksum = values.pop()
+    def summary(self, snapshot_id: SnapshotId, head: str, facts: str, packs: bytes, checksum: int) -> AnySummary | None:
+        if checksum != _checksum(snapshot_id, head, facts, packs=packs):
+            return None
         try:
-            known = [self._packs[row] for row in array("I", values[-1])]
-        except (KeyError, ValueError):
+            entries = tuple([self._packs[number] for number in array("Q", packs)])
+        except KeyError:
             return None
-        if checksum != _checksum([str(snapshot_id), *values], [each for _, each in known]):
-            return None
-        sequence, base, kind, tags, page_size, page_count, changed_pages, stored_bytes, *private, facts, _ = values
-        entries = tuple([pack for pack, _ in known])
+        values, *private = json.loads(head)
+        values["kind"] = _KINDS[values["kind"]]
+        values["tags"] = tuple(values["tags"])
+        if values["base"] is not None:
+            values["base"] = self._ids.get(values["base"]) or SnapshotId(values["base"])
         database, source, writer = self._facts.get(facts) or self._decoded(facts)
-        head = {
-            "id": snapshot_id,
-            "sequence": sequence,
-            "base": None if base is None else self._ids.get(base) or SnapshotId(base),
-            "database": database,
-            "kind": _KINDS[kind],
-            "tags": tuple(json.loads(tags)) if tags else (),
-            "page_size": page_size,
-            "page_count": page_count,
-            "changed_pages": changed_pages,
-            "stored_bytes": stored_bytes,
-            "packs": entries,
-        }
         if isinstance(writer, str):
-            return SealedSummary(**head, writer_id=writer)
+            return SealedSummary(id=snapshot_id, database=database, packs=entries, writer_id=writer, **values)
         image_digest, free_pages, schema_version = private
         key = (facts, free_pages, schema_version)
         facts_then = self._sources.get(key)
         if facts_then is None:
             made = SourceFacts(**source, free_pages=free_pages, schema_version=schema_version)
             facts_then = self._sources.setdefault(key, made)
-        return Summary(**head, image_digest=image_digest, source=facts_then, writer=writer)
+        return Summary(
+            id=snapshot_id,
+            database=database,
+            packs=entries,
+            writer=writer,
+            image_digest=image_digest,
+            source=facts_then,
+            **values,
+        )
 
     def _decoded(self, text: str) -> tuple[str, dict[str, Any], Writer | str]:
         database, source, writer = json.loads(text)
@@ -266,17 +271,14 @@ class _Reader:
         return self._facts.setdefault(text, decoded)
 
 
-def _values(summary: AnySummary) -> list[object]:
-    """The values of a row without the packs, in the order of the columns."""
-    base = None if summary.base is None else str(summary.base)
-    tags = json.dumps(summary.tags) if summary.tags else ""
-    sizes = (summary.page_size, summary.page_count, summary.changed_pages, summary.stored_bytes)
-    head = (summary.sequence, base, str(summary.kind), tags, *sizes)
+def _texts(summary: AnySummary) -> tuple[str, str]:
+    """A summary without its id and packs, as two texts of JSON: its own values, and those that most snapshots share."""
+    own = {name: getattr(summary, name) for name in _OWN_VALUES}
     if isinstance(summary, SealedSummary):
-        return [*head, None, None, None, json.dumps([summary.database, {}, summary.writer_id])]
+        return json.dumps([own]), json.dumps([summary.database, {}, summary.writer_id])
     source = asdict(summary.source)
-    private = (summary.image_digest, source.pop("free_pages"), source.pop("schema_version"))
-    return [*head, *private, json.dumps([summary.database, source, asdict(summary.writer)])]
+    head = [own, summary.image_digest, source.pop("free_pages"), source.pop("schema_version")]
+    return json.dumps(head), json.dumps([summary.database, source, asdict(summary.writer)])
 
 
 class _PackRows:
@@ -285,15 +287,15 @@ class _PackRows:
     def __init__(self, connection: sqlite3.Connection, archive: int) -> None:
         self._connection = connection
         self._archive = archive
-        self._rows: dict[PackEntry, tuple[int, int]] = {}
+        self._numbers: dict[PackEntry, int] = {}
 
-    def of(self, pack: PackEntry) -> tuple[int, int]:
-        """The id of the row of `pack`, and its checksum."""
-        return self._rows.get(pack) or self._rows.setdefault(pack, self._find(pack))
+    def of(self, pack: PackEntry) -> int:
+        """The number of `pack` in the rows of manifests."""
+        return self._numbers.get(pack) or self._numbers.setdefault(pack, self._find(pack))
 
-    def _find(self, pack: PackEntry) -> tuple[int, int]:
+    def _find(self, pack: PackEntry) -> int:
         values = (pack.sha256, pack.stored_bytes, pack.pages, pack.encryption or "")
-        checksum = _checksum(values)
+        checksum = _checksum(*map(str, values))
         self._connection.execute(
             f"INSERT INTO packs (archive, checksum, {_PACK_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608
             f" ON CONFLICT (archive, {_PACK_COLUMNS}) DO UPDATE SET checksum = excluded.checksum",
@@ -304,7 +306,12 @@ class _PackRows:
             f"SELECT id FROM packs WHERE (archive, {_PACK_COLUMNS}) = (?, ?, ?, ?, ?)",  # noqa: S608
             (self._archive, *values),
         ).fetchone()
-        return int(row[0]), checksum
+        return _pack_number(row[0], checksum)
+
+
+def _pack_number(row: int, checksum: int) -> int:
+    """The number by which rows of manifests name a row of packs: it changes with what the row says."""
+    return row << 32 | checksum
 
 
 def _forget(connection: sqlite3.Connection, archive: int, present: Collection[str]) -> None:
@@ -318,9 +325,9 @@ def _forget(connection: sqlite3.Connection, archive: int, present: Collection[st
         if gone and table == "manifests":
             needed: set[int] = set()
             for (packs,) in connection.execute("SELECT packs FROM manifests WHERE archive = ?", (archive,)):
-                needed.update(array("I", packs))
-            known = connection.execute("SELECT id FROM packs WHERE archive = ?", (archive,))
-            unneeded = [(row,) for (row,) in known if row not in needed]
+                needed.update(array("Q", packs))
+            known = connection.execute("SELECT id, checksum FROM packs WHERE archive = ?", (archive,))
+            unneeded = [(row,) for row, checksum in known if _pack_number(row, checksum) not in needed]
             connection.executemany("DELETE FROM packs WHERE id = ?", unneeded)
 
 
@@ -329,8 +336,8 @@ def _archive(connection: sqlite3.Connection, place: tuple[str, str]) -> int | No
     return None if row is None else row[0]
 
 
-def _checksum(values: Iterable[object], of_packs: Sequence[int] = ()) -> int:
-    return zlib.crc32(array("I", of_packs), zlib.crc32(repr([*values]).encode()))
+def _checksum(*texts: str, packs: bytes = b"") -> int:
+    return zlib.crc32(packs, zlib.crc32("\0".join(texts).encode()))
 
 
 def _seen(stored: StoredObject) -> tuple[int, int]:

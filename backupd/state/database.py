@@ -31,6 +31,7 @@ _BUSY_TIMEOUT_SECONDS = 10.0
 _BUSY_AGAIN_SECONDS = 0.1
 """How long to wait for a process for which this one has already waited that long."""
 
+_READ, _WRITE = "BEGIN", "BEGIN IMMEDIATE"
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
 """The last one is also that of a table or a column that is not there, because its name was damaged."""
@@ -45,7 +46,7 @@ _UNUSABLE = {
     sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_READONLY,
 }
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 CREATE TABLE notes (kind TEXT, key TEXT, record TEXT NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID;
 CREATE TABLE archives (
@@ -58,11 +59,13 @@ CREATE TABLE packs (
 );
 CREATE TABLE manifests (
     archive INTEGER, id TEXT, size INTEGER NOT NULL, modified_at INTEGER NOT NULL, tried_with TEXT,
-    sequence INTEGER NOT NULL, base TEXT, kind TEXT NOT NULL, tags TEXT NOT NULL, page_size INTEGER NOT NULL,
-    page_count INTEGER NOT NULL, changed_pages INTEGER NOT NULL, stored_bytes INTEGER NOT NULL,
-    image_digest TEXT, free_pages INTEGER, schema_version INTEGER,
-    facts TEXT NOT NULL, packs BLOB NOT NULL, checksum INTEGER NOT NULL,
+    head TEXT NOT NULL, facts TEXT NOT NULL, packs BLOB NOT NULL, checksum INTEGER NOT NULL,
     PRIMARY KEY (archive, id)
+) WITHOUT ROWID;
+CREATE TABLE runs (
+    database TEXT, store TEXT, started_at INTEGER, duration REAL NOT NULL, outcome TEXT NOT NULL,
+    changed_pages INTEGER, page_count INTEGER, page_size INTEGER, stored_bytes INTEGER NOT NULL, message TEXT,
+    PRIMARY KEY (database, store, started_at)
 ) WITHOUT ROWID;
 CREATE TABLE private_parts (archive INTEGER, id TEXT, content BLOB NOT NULL, PRIMARY KEY (archive, id));
 CREATE TABLE records (
@@ -89,7 +92,7 @@ class StateDatabase:
 
     def read(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
         """Return what `work` reads, all of it in one state. Raises as `write` does."""
-        return self._run("BEGIN", work)
+        return self._run(_READ, work)
 
     def write(self, work: Callable[[sqlite3.Connection], _T], *, is_durable: bool = False) -> _T:
         """Return what `work` returns after its changes: all of them are made, or none. It may be called twice.
@@ -98,7 +101,7 @@ class StateDatabase:
         written (also for a full disk), `AnotherRunError` when another process holds it for ten seconds, and
         `LimitReachedError` when no more files can be opened.
         """
-        return self._run("BEGIN IMMEDIATE", work, is_durable=is_durable)
+        return self._run(_WRITE, work, is_durable=is_durable)
 
     def _run(self, begin: str, work: Callable[[sqlite3.Connection], _T], *, is_durable: bool = False) -> _T:
         with self._turn:
@@ -132,7 +135,8 @@ class StateDatabase:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
-        self._is_busy = False
+        if begin != _READ:  # a reader need not wait for what a writer waits for
+            self._is_busy = False
         return result
 
     def _opened(self) -> sqlite3.Connection:
