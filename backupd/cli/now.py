@@ -58,7 +58,8 @@ def command(
     even read when the times of its files and the store show that.
 
     After that, snapshots of configured databases that no rule keeps are removed, as by `backupd prune`, unless
-    retention.after_snapshot is false. A snapshot does not count as failed when that fails.
+    retention.after_snapshot is false. A snapshot does not count as failed when that fails. Where nothing has changed,
+    that is done only once the newest snapshot is a day old.
     """
     from backupd.backup import SnapshotRequest, exit_code_of
     from backupd.capture.worker import Workers

@@ -155,8 +155,9 @@ def log_snapshot(result: BackupResult) -> None:
 def prune_after_snapshot(results: Sequence[BackupResult], stores: Sequence[ConfiguredStore], context: Context) -> None:
     """Prune each store after its snapshot, where the policy of the database wants that."""
     by_url = {store.url: store for store in stores}
+    status = context.status.read()
     for result in results:
-        if is_pruned_after(result, by_url[result.store]):
+        if is_pruned_after(result, by_url[result.store], status):
             context.pruner.prune(result.database, by_url[result.store], context.runs.abandoned.check)
 
 

@@ -30,23 +30,32 @@ if TYPE_CHECKING:
 # Pruning itself stops after some 20 s of work, and leaves the rest to the next time.
 _PATIENCE = timedelta(minutes=2)
 _CHECK_SECONDS = 0.5
+_DAY = timedelta(days=1)
 
 
-def is_pruned_after(result: BackupResult, store: ConfiguredStore) -> bool:
-    """Whether a prune follows a successful snapshot, by the policy of its database in that store.
+def is_pruned_after(result: BackupResult, store: ConfiguredStore, status: Status) -> bool:
+    """Whether a prune follows a snapshot that succeeded, by the policy of its database in that store.
 
-    Never where the keys may not delete: another machine prunes there.
+    Never where the keys may not delete: another machine prunes there. A run that found nothing new fills no store: for
+    a day after the newest snapshot none follows it, unless the last prune failed or was held.
     """
     policy = store.policy(result.database)
-    return result.error is None and policy is not None and policy.after_snapshot and not store.is_put_only
+    if result.error is not None or policy is None or not policy.after_snapshot or store.is_put_only:
+        return False
+    known = status.databases.get(result.database)
+    health = known.stores.get(store.url) if known else None
+    if result.has_made_snapshot or health is None or health.snapshot_at is None:
+        return True
+    is_owed = health.hold is not None or health.prune_failure is not None
+    return is_owed or datetime.now(UTC) - health.snapshot_at > _DAY
 
 
 def prune_after(result: BackupResult, store: ConfiguredStore, status: StatusFile) -> PruneResult | None:
-    """Prune what has just been backed up; None when its policy does not want that, or the snapshot failed.
+    """Prune what has just been backed up; None when `is_pruned_after` says no.
 
     Expected failures are in the result. None is a failure of the snapshot.
     """
-    if not is_pruned_after(result, store):
+    if not is_pruned_after(result, store, status.read()):
         return None
     return prune_database(result.database, store, status)
 

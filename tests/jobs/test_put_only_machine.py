@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from harness.statuses import BUCKET, DISK, HOUR, NOON, alarms_of, healthy, with_health
 
+from backupd.backup import BackupResult, Outcome
 from backupd.config import RetentionSettings, ScheduleSettings, Settings, StoreSettings
 from backupd.daemon.timetable import is_drill_missed
 from backupd.doctor.directories import StateFacts, check_state
 from backupd.doctor.findings import Verdict
 from backupd.doctor.unattended import check_schedules
+from backupd.health import Status
 from backupd.health.planning import Plan, with_plans
-from backupd.health.values import Failure, Problem
+from backupd.health.values import DatabaseHealth, Failure, Problem, StoreHealth
 from backupd.jobs.configured import ConfiguredStore
 from backupd.jobs.prunes import is_pruned_after
 from backupd.repository import Repository
@@ -24,8 +26,6 @@ from backupd.system.mounts import Host, Mount
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from backupd.health import Status
 
 _PUT_ONLY = StoreSettings(url=BUCKET, put_only=True)
 _DAYS = timedelta(days=30)
@@ -48,10 +48,30 @@ def test_nothing_is_pruned_after_a_snapshot(tmp_path: Path) -> None:
     """The policy would want it; the keys cannot."""
     repository = Repository(open_store(StoreSettings(url=str(tmp_path))), StateDirectory(tmp_path / "state"))
     policy = RetentionSettings(after_snapshot=True)
-    result: Any = type("Result", (), {"database": "app", "error": None})
+    result = BackupResult(database="app", store=str(tmp_path), outcome=Outcome.CREATED)
     for put_only in (False, True):
         store = ConfiguredStore(repository, {"app": policy}, _DAYS, is_put_only=put_only)
-        assert is_pruned_after(result, store) is not put_only
+        assert is_pruned_after(result, store, Status()) is not put_only
+
+
+def test_a_run_that_found_nothing_new_is_followed_by_a_prune_once_a_day_has_passed(tmp_path: Path) -> None:
+    """The last prune still holds then; one that failed or was held is made up for, and so is one that is not known."""
+    repository = Repository(open_store(StoreSettings(url=str(tmp_path))), StateDirectory(tmp_path / "state"))
+    store = ConfiguredStore(repository, {"app": RetentionSettings()}, _DAYS)
+    now = datetime.now(UTC)
+
+    def follows(outcome: Outcome, **health: Any) -> bool:
+        known = StoreHealth(**{"snapshot_at": now - HOUR, **health})
+        status = Status(databases={"app": DatabaseHealth(path="/app.db", stores={str(tmp_path): known})})
+        return is_pruned_after(BackupResult(database="app", store=str(tmp_path), outcome=outcome), store, status)
+
+    assert follows(Outcome.CREATED)
+    assert not follows(Outcome.UNCHANGED)
+    assert follows(Outcome.UNCHANGED, snapshot_at=now - 25 * HOUR)
+    assert follows(Outcome.UNCHANGED, snapshot_at=None)
+    assert follows(Outcome.UNCHANGED, hold=Problem(since=now, message="it shrank"))
+    failure = Failure(since=now, count=1, last_at=now, message="refused", exit_code=10, is_refusal=True)
+    assert follows(Outcome.UNCHANGED, prune_failure=failure)
 
 
 def test_failures_of_prunes_and_drills_end_when_the_keys_become_put_only() -> None:
