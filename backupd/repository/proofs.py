@@ -75,6 +75,8 @@ class Proofs:
         own = self._found.get(manifest.id)
         if own is not None and own.drill.outcome.is_damage:
             return own.known
+        if not self._damaged:  # as nearly always, and there are many packs to look up
+            return None if own is None else own.known
         damaging = [self._damaged[pack.sha256] for pack in manifest.packs if pack.sha256 in self._damaged]
         last = max(damaging, key=lambda found: found.order, default=None)
         if last is None or (own is not None and own.order > last.order):
