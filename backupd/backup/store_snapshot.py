@@ -157,6 +157,8 @@ class StoreSnapshot:
         if base is not None and not needs_snapshot and image.is_image_of(base.manifest):
             manifest, outcome = base.manifest, Outcome.UNCHANGED
             changed = stored = replaced = 0
+            # They are the same; but the digests of blocks, which the first snapshot lacks, are beside them now.
+            self.archive.catalog.keep_hashes(manifest.id, image.hashes)
         else:
             manifest = assemble_manifest(image, baseline, request, packs, writer, self.archive.database)
             self.archive.commit(manifest, image.hashes)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from backupd.capture.database_files import reject_sparse_image
 from backupd.capture.packer import Packer, PackWriter, Stream
 from backupd.capture.sink import completed_first_page
+from backupd.capture.table import BLOCK_BYTES, known_blocks
 from backupd.encryption import Encryption
 from backupd.errors import BusyError, UsageError
 from backupd.format import MAX_IMAGE_PAGES
@@ -21,6 +22,7 @@ from backupd.format import MAX_IMAGE_PAGES
 if TYPE_CHECKING:
     from backupd.capture.header import Header
     from backupd.capture.limits import CaptureRequest, StreamBase
+    from backupd.capture.table import KnownBlocks
 
 _ALIVE_SECONDS = 1.0
 _REPORTED_BYTES = 2 << 20
@@ -86,8 +88,10 @@ class Output:
         self._reject_size(page_size, page_count)
         self.page_size, self.page_count = page_size, page_count
         if self._packer is None:
-            streams = [self._stream(number, base) for number, base in enumerate(self._streams)]
-            self._packer = Packer(page_size, page_count, streams, self.writer, self.spool / "hashes")
+            bases = [self._base_hashes(base) for base in self._streams]
+            streams = [self._stream(number, hashes) for number, hashes in enumerate(bases)]
+            known = self._known_blocks(bases)
+            self._packer = Packer(page_size, page_count, streams, self.writer, self.spool / "hashes", known)
         self._packer.resize(page_count)
         self._packer.table.put_lock_page(page_size)
         return self._packer
@@ -111,16 +115,29 @@ class Output:
                 hint="try again",
             )
 
-    def _stream(self, number: int, base: StreamBase) -> Stream:
-        """The stream for one base; a base with another page size counts as no base."""
-        relocate: frozenset[int] = frozenset()
-        expected: bytes | mmap.mmap = b""
+    def _base_hashes(self, base: StreamBase) -> bytes | mmap.mmap:
+        """The page hashes of a base; one with another page size counts as no base."""
         if base.page_size == self.page_size and base.hashes:
             with open(base.hashes, "rb") as file:
                 if os.fstat(file.fileno()).st_size:
-                    expected = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            relocate = frozenset(page for page in base.relocate if page <= self.page_count)
-        return Stream(number, expected, relocate, self.spool)
+                    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return b""
+
+    def _stream(self, number: int, hashes: bytes | mmap.mmap) -> Stream:
+        pages = self._streams[number].relocate if hashes else ()
+        relocate = frozenset(page for page in pages if page <= self.page_count)
+        return Stream(number, hashes, relocate, self.spool)
+
+    def _known_blocks(self, bases: list[bytes | mmap.mmap]) -> KnownBlocks | None:
+        """The blocks of the base that has the most of them; None without a base, and where a block is one page."""
+        if self.page_size == BLOCK_BYTES:
+            return None
+        known = [
+            known_blocks(Path(base.hashes), hashes)
+            for base, hashes in zip(self._streams, bases, strict=True)
+            if base.hashes and hashes
+        ]
+        return max(known, key=lambda blocks: len(blocks.digests), default=None)
 
     def progress(self, pages: int) -> None:
         """Report every 2 MiB how many pages of the image have been read; those that are read again do not count."""

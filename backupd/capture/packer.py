@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from pathlib import Path
 
-    from backupd.capture.table import Pages
+    from backupd.capture.table import KnownBlocks, Pages
 
 _WORKERS = 2
 _RAW_PACKS_IN_MEMORY = 2
@@ -46,10 +46,21 @@ class Packer:
     each page up to the last page count.
     """
 
-    def __init__(self, page_size: int, page_count: int, streams: list[Stream], writer: PackWriter, file: Path) -> None:
-        """`file` becomes the page hashes of the image, 16 bytes a page; `page_count` is at least 1."""
+    def __init__(
+        self,
+        page_size: int,
+        page_count: int,
+        streams: list[Stream],
+        writer: PackWriter,
+        file: Path,
+        known: KnownBlocks | None = None,
+    ) -> None:
+        """`file` becomes the page hashes of the image, 16 bytes a page; `page_count` is at least 1.
+
+        `known` are the blocks of one of the bases.
+        """
         self.page_size = page_size
-        self.table = HashTable(file, page_count)
+        self.table = HashTable(file, page_count, page_size=page_size, known=known)
         self._streams = streams
         self._writer = writer
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import apsw
 
+from backupd.capture.table import BLOCK_BYTES
 from backupd.errors import SourceUnusableError
 from backupd.format import lock_page
 
@@ -45,11 +46,16 @@ class _PageFile:
         self._images: list[bytes] = []
         self.first_page = b""
 
-    def take(self) -> tuple[list[int], list[bytes]]:
-        """Return numbers and images of the pages written since the last call, except page 1."""
-        taken = [offset // self._page_size + 1 for offset in self._offsets], self._images
-        self._offsets, self._images = [], []
-        return taken
+    def take(self, pages_per_block: int = 1) -> tuple[list[int], list[bytes]]:
+        """Return numbers and images of the pages written since the last call, except page 1.
+
+        Those after the end of a block are left to the next call, so that it gets their block whole.
+        """
+        numbers = [offset // self._page_size + 1 for offset in self._offsets]
+        end = len(numbers) - numbers[-1] % pages_per_block if numbers else 0
+        images = self._images[:end] if end > 0 else []
+        self._offsets, self._images = self._offsets[len(images) :], self._images[len(images) :]
+        return numbers[: len(images)], images
 
     def xRead(self, amount: int, offset: int) -> bytes:
         return self.first_page[offset : offset + amount]
@@ -128,8 +134,8 @@ def stream_pages(
     """Copy `source`, which has at least one page, into `pages_written`, and return page 1.
 
     Each step runs inside the context `held`, which makes all steps see one committed state where no transaction spans
-    them. After a step `pages_written` gets its pages, roughly in order, except page 1 and the lock-byte page; a page
-    that comes twice replaces its first image. `stepped` then gets the number of pages that remain. An exception from
+    them. `pages_written` gets the pages, roughly in order, except page 1 and the lock-byte page; a page that comes
+    twice replaces its first image. `stepped` then gets the number of pages that remain. An exception from
     any of them ends the copy and propagates. Raises `SourceUnusableError` when SQLite left a page out.
     """
     file = _PageFile(page_size)
@@ -149,7 +155,7 @@ def stream_pages(
                 with held():
                     backup.step(pages_per_step)
                 delivered.extend(bytes(backup.page_count + 1 - len(delivered)))
-                numbers, images = file.take()
+                numbers, images = file.take(BLOCK_BYTES // page_size)
                 _mark(delivered, numbers)
                 pages_written(numbers, images)
                 passed.move_to((backup.page_count - backup.remaining) * page_size)
@@ -157,7 +163,7 @@ def stream_pages(
     finally:
         destination.close()
         vfs.unregister()
-    numbers, images = file.take()  # those that the destination wrote only when it was closed
+    numbers, images = file.take()  # what was left, and what the destination wrote only when it was closed
     _mark(delivered, numbers)
     pages_written(numbers, images)
     _reject_missing_pages(delivered, page_size)

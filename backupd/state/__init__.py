@@ -5,7 +5,7 @@ locks/<digest>.lock                 one run at a time
 spool/<run>/  spool/<run>.lock      finished packs on their way to the stores
 .state.db                           what is known of the stores, notes for later runs, and past runs: see `Catalog`,
                                     `Note` and `Run`
-cache/<repository>-<place>/<database>/  the page hashes of the newest snapshot
+cache/<repository>-<place>/<database>/  the page hashes of the newest snapshot, and what a capture left beside them
 verifications/<digest>.*            what an interrupted verification has read
 """
 

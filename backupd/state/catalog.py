@@ -154,12 +154,16 @@ class Catalog:
         return self._directory() / f"{snapshot_id}{_HASHES}"
 
     def keep_hashes(self, snapshot_id: SnapshotId, source: Path) -> None:
-        """Give `source`, a finished file of the spool, a second name here; files of other snapshots are removed."""
+        """Give `source`, a finished file of the spool, a second name here; files of other snapshots are removed.
+
+        What lies beside it and has its name with an ending comes too.
+        """
         with self._losing_is_fine():
             file = self.hashes(snapshot_id)
-            _link_atomically(source, file)
+            for each in source.parent.glob(f"{source.name}*"):
+                _link_atomically(each, file.with_name(f"{file.name}{each.name.removeprefix(source.name)}"))
             for other in file.parent.iterdir():
-                if other.suffix == _HASHES and other.name != file.name:
+                if _HASHES in other.name and not other.name.startswith(file.name):
                     other.unlink(missing_ok=True)
 
     def _content(self, statement: str, *values: object) -> bytes | None:
