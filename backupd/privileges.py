@@ -108,7 +108,7 @@ def settings_of_user(settings: Settings, uid: int) -> Settings:
     """
     if not settings.run_as_owner:
         return settings
-    return settings.model_copy(update={"state_dir": settings.state_dir / str(uid)})
+    return settings.replaced(state_dir=settings.state_dir / str(uid))
 
 
 def must_change_user(settings: Settings) -> bool:

@@ -48,7 +48,7 @@ def taken(root: Path, settings: Settings, *stores: str) -> list[BackupResult]:
 def test_copy_of_a_store_continues_with_a_history_of_its_own(tmp_path: Path, *, is_encrypted: bool) -> None:
     """What is known of one is never taken for what is known of the other, and neither has everything stored again."""
     recipients = [generate_identity(datetime.now(UTC))[0]] if is_encrypted else []
-    settings = Settings.model_validate({"encryption": {"recipients": recipients}})
+    settings = Settings.read({"encryption": {"recipients": recipients}})
     taken(tmp_path, settings, "first")
     shutil.copytree(tmp_path / "first", tmp_path / "second")
     taken(tmp_path, settings, "first")

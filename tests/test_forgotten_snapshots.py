@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from backupd.format.records import TrashEntry
     from backupd.store import Store
 
-_KEEP_ALL = LAST_ONE.model_copy(update={"keep_last": 100})
+_KEEP_ALL = LAST_ONE.replaced(keep_last=100)
 
 
 @pytest.fixture

@@ -207,7 +207,7 @@ def test_upload_that_hangs_with_a_full_spool_holds_up_no_other(setting: Setting)
     for number in range(60):
         setting.change("app", str(number))
     with _silent(setting, "put", "/packs/") as store:
-        settings = Settings.model_validate({"packs": {"spool_limit": "1MB"}})
+        settings = Settings.read({"packs": {"spool_limit": "1MB"}})
         started = time.monotonic()
         failed, created = back_up(
             Database(name="app", path=setting.root / "app.db"),
@@ -356,8 +356,8 @@ def test_other_databases_ask_again_after_a_rest(tmp_path: Path) -> None:
 
 def test_longer_time_limit_is_kept() -> None:
     """A limit of half an hour for one request says that the line is slow."""
-    bucket = StoreSettings.model_validate({"url": "s3://bucket/prefix", "time_limit": "30m"})
+    bucket = StoreSettings.read({"url": "s3://bucket/prefix", "time_limit": "30m"})
     assert Patience().longest_for(S3Store(bucket), [bucket]) > 1800
     assert Patience().longest_for(S3Store(bucket), []) == Patience().longest
-    brief = StoreSettings.model_validate({"url": "s3://bucket/prefix", "time_limit": "1s"})
+    brief = StoreSettings.read({"url": "s3://bucket/prefix", "time_limit": "1s"})
     assert Patience().longest_for(S3Store(brief), [brief]) == Patience().longest

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("_hooks_come")
 
-_KEEP_ALL = LAST_ONE.model_copy(update={"keep_last": 100})
+_KEEP_ALL = LAST_ONE.replaced(keep_last=100)
 _FEWEST_STEPS_OF_PRUNE = 45
 
 

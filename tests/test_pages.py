@@ -16,6 +16,7 @@ from harness.pages import DOCS, PAGES, README, ROOT, anchors, blocks, code_spans
 
 from backupd.config import Settings, load
 from backupd.config.loading import read_variables
+from backupd.config.tables import REQUIRED
 from backupd.errors import ExitCode
 from backupd.health import DatabaseHealth, Status, StoreHealth, alarms, codec
 from backupd.health.metrics import metrics_text
@@ -23,6 +24,8 @@ from backupd.health.metrics import metrics_text
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from backupd.config.tables import Key
 
 _OPERATIONS = DOCS / "operations.md"
 _CONFIGURATION = DOCS / "configuration.md"
@@ -196,31 +199,27 @@ def _events_in_code() -> Iterator[str]:
 
 def test_keys_and_defaults_are_those_of_the_code() -> None:
     """Every key has its line, and the default that it has where that is a value."""
-    defaults = _defaults()
+    keys = dict(_keys())
     listed = {key: cells[1] for cells in rows(section(_CONFIGURATION, "## Every key")) for key in code_spans(cells[0])}
-    assert set(listed) == set(defaults)
+    assert set(listed) == set(keys)
     # Where the state is depends on who runs it.
-    values = {key: _written(value) for key, value in defaults.items() if value is not None and key != "state_dir"}
     reported = {key: cell.strip("`") for key, cell in listed.items() if cell.startswith("`") and key != "state_dir"}
-    assert reported == values
+    assert {key: _read(keys[key], text) for key, text in reported.items()} == {
+        name: key.default
+        for name, key in keys.items()
+        if name != "state_dir" and key.default is not None and key.default is not REQUIRED and key.table is None
+    }
 
 
-def _defaults() -> dict[str, object]:
-    """The default of each key; keys of databases and stores are without the name of their table."""
-    given = {"databases": {"path": "/app.db"}, "stores": {"url": "s3://bucket"}}
-    reported = {"notifications": {"url": "json://host"}, "heartbeats": {"url": "https://host"}}
-    settings = Settings.model_validate({key: [entry] for key, entry in {**given, **reported}.items()})
-    found: dict[str, object] = {}
-    for key, value in settings.model_dump(mode="json").items():
-        table = value[0] if isinstance(value, list) else value
-        if not isinstance(table, dict):
-            found[key] = value
+def _keys() -> Iterator[tuple[str, Key]]:
+    """Each key by its name on the page; those of databases and stores are without the name of their table."""
+    for name, key in Settings.keys.items():
+        if key.table is None:
+            yield name, key
             continue
-        prefix = "" if key in given else f"{key}."
-        needed = {**given, **reported}.get(key, {})
-        found |= {f"{prefix}{inner}": None if inner in needed else default for inner, default in table.items()}
-    return found
+        for inner, inner_key in key.table.keys.items():
+            yield inner if name in {"databases", "stores"} else f"{name}.{inner}", inner_key
 
 
-def _written(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _read(key: Key, text: str) -> object:
+    return key.read([] if text == "[]" else text)

@@ -30,7 +30,7 @@ from pathlib import Path
 from backupd.config import Settings
 from backupd.privileges import become_owner, must_change_user, restart, why_still_root
 
-settings = Settings.model_validate(json.loads(sys.argv[1]))
+settings = Settings.read(json.loads(sys.argv[1]))
 os.setuid(int(os.environ.pop("UID_OF_THE_TEST", "0")))
 own = become_owner(settings)
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -165,7 +165,7 @@ def test_root_that_stays_keeps_the_rights_over_what_is_not_its_own(home, of_anot
 def test_root_that_gave_rights_up_ends_when_it_needs_them(home, monkeypatch):
     """A process that gave up rights which it needs again ends, so that it is started again from outside."""
     _database(home / "instance/app.db", 0, 0)
-    settings = Settings.model_validate(_settings(home))
+    settings = Settings.read(_settings(home))
     monkeypatch.setattr("backupd.privileges._given_up", 1 << 1)
     assert not must_change_user(settings)
     database = _database(home / "instance/new.db")
@@ -287,7 +287,7 @@ def test_root_starts_again_as_the_owner_of_a_database_that_came_later(home):
 def test_who_is_not_root_any_more_ends_and_says_why(home, monkeypatch):
     """A supervisor must restart it; the message names the new owner of the database."""
     database = _database(home / "instance/app.db")
-    settings = Settings.model_validate(_settings(home))
+    settings = Settings.read(_settings(home))
     monkeypatch.setattr(os, "geteuid", lambda: _ANOTHER)
     assert must_change_user(settings)
     with pytest.raises(SourceUnusableError, match=f"{database} now belongs to uid {_UID}.* as uid {_ANOTHER}"):
@@ -298,7 +298,7 @@ def test_a_process_with_a_chosen_user_does_not_restart(tmp_path, monkeypatch):
     """A database of another user is then an error of its own, and no reason to restart endlessly."""
     monkeypatch.setattr("backupd.privileges._WAS_STARTED_AS_ROOT", False)
     (tmp_path / "app.db").touch()
-    settings = Settings.model_validate(_settings(tmp_path, "app.db"))
+    settings = Settings.read(_settings(tmp_path, "app.db"))
     monkeypatch.setattr(os, "geteuid", lambda: _ANOTHER)
     assert not must_change_user(settings)
     assert become_owner(settings).state_dir == tmp_path / f"state/{_ANOTHER}"

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from backupd.errors import BackupdError
 
 _FEWEST_CALLS = 20
-_KEEP_ALL = LAST_ONE.model_copy(update={"keep_last": 100})
+_KEEP_ALL = LAST_ONE.replaced(keep_last=100)
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +291,7 @@ def test_without_a_policy_nothing_is_removed(ripe: Ripe) -> None:
 
 def test_empty_policy_only_completes_forgotten_snapshots(ripe: Ripe) -> None:
     """An empty policy removes no snapshot, and frees what was forgotten by hand after its grace."""
-    empty = LAST_ONE.model_copy(update={"keep_last": 0})
+    empty = LAST_ONE.replaced(keep_last=0)
     result = ripe.rotation.prune(policy=empty)
     assert (result.removed, result.purged, result.deleted_packs) == ((), (ripe.purged,), 1)
     assert ripe.rotation.assert_every_snapshot_restores() == [*ripe.removed, ripe.newest]
@@ -346,7 +346,7 @@ def test_an_interrupted_removal_starts_again(ripe: Ripe) -> None:
 
 def test_stale_trash_beside_a_snapshot_stays(ripe: Ripe) -> None:
     """A trash entry beside its snapshot stays, because another host may be about to delete the manifest."""
-    first, keep_all = ripe.removed[0], LAST_ONE.model_copy(update={"keep_last": 100})
+    first, keep_all = ripe.removed[0], LAST_ONE.replaced(keep_last=100)
     ripe.rotation.forget(first)
     trashed = ripe.rotation.root / f"app/trash/{first}.json"
     ripe.rotation.put(f"app/snapshots/{first}.json", TrashEntry.decode(trashed.read_bytes()).content)
@@ -528,7 +528,7 @@ def test_a_newest_snapshot_that_lost_much_holds_everything(ripe: Ripe, statement
 def test_a_second_loss_holds_again(ripe: Ripe) -> None:
     """What was accepted is one snapshot, not every loss to come."""
     rotation = ripe.rotation
-    keep_two = LAST_ONE.model_copy(update={"keep_last": 2})
+    keep_two = LAST_ONE.replaced(keep_last=2)
     _shrink(rotation, "DELETE FROM report WHERE id > 10", "VACUUM")
     assert rotation.prune(policy=keep_two, accepts_shrink=True).hold is None
     _shrink(rotation, "DELETE FROM report", "VACUUM")

@@ -274,7 +274,7 @@ def test_a_stricter_policy_never_keeps_more(manifests, policy, data):
         key: age and max(_HOUR, age * data.draw(st.floats(0, 1)))
         for key, age in {"within": policy.within, "tagged": policy.tagged}.items()
     }
-    stricter = policy.model_copy(update={**counts, **shorter})
+    stricter = policy.replaced(**counts, **shorter)
     if not stricter.is_empty:
         assert {manifest.id for manifest in kept(manifests, stricter)} <= {
             manifest.id for manifest in kept(manifests, policy) if not policy.is_empty
@@ -286,7 +286,7 @@ def test_rules_are_a_union(manifests, policy, proven_choice):
     """A snapshot stays exactly when one of the rules alone would keep it."""
     proven = _chosen(manifests, proven_choice)
     alone = [{**_NOTHING, "within": None, key: getattr(policy, key)} for key in (*_COUNTS, "within")]
-    singles = [policy.model_copy(update=values) for values in alone]
+    singles = [policy.replaced(**values) for values in alone]
     singles = [single for single in singles if not single.is_empty]
     by_any = [kept(manifests, single, proven=proven) for single in singles]
     together = kept(manifests, policy, proven=proven)

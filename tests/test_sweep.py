@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from harness.s3_server import S3Server
 
 _DELETION = "app/deletions/20261122T000000000Z-00000000.json"
-_KEEP_ALL = LAST_ONE.model_copy(update={"keep_last": 100})
+_KEEP_ALL = LAST_ONE.replaced(keep_last=100)
 _FEWEST_CALLS_OF_A_CAPTURE = 5
 _S3_TAKES_SECONDS = 60
 
@@ -225,7 +225,7 @@ def test_a_bucket_is_rotated_to_its_end(rotation: Rotation, seaweed: S3Server) -
     """Snapshots on a real S3 server are removed, purged and swept until their packs are deleted."""
     store = open_store(seaweed.settings(prefix="backups"))
     state = rotation.host("a")
-    no_grace = LAST_ONE.model_copy(update={"grace": timedelta(milliseconds=1)})
+    no_grace = LAST_ONE.replaced(grace=timedelta(milliseconds=1))
     for content in ("base", "x", "y"):
         rotation.become(content)
         assert rotation.back_up(store=store).outcome is Outcome.CREATED

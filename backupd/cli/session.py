@@ -218,7 +218,7 @@ def _with_identity(settings: Settings, file: Path | None) -> Settings:
         return settings
     identity_file = absolute_path(file)
     read_identities(identity_file)
-    return settings.model_copy(update={"identity_file": identity_file})
+    return settings.replaced(identity_file=identity_file)
 
 
 def _is_same(store: StoreSettings, given: StoreSettings) -> bool:

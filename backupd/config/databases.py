@@ -6,12 +6,11 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Self
-
-from pydantic import BeforeValidator, model_validator
+from typing import Annotated
 
 from backupd.config.policies import RetentionSettings, ScheduleSettings
-from backupd.config.values import InvalidValueError, Table, absolute_path
+from backupd.config.tables import Table
+from backupd.config.values import InvalidValueError, absolute_path
 from backupd.errors import MissingDatabaseError, SourceUnusableError, UsageError, missing_database
 from backupd.system.trust import Way, way_of
 
@@ -95,7 +94,7 @@ class DatabaseSettings(Table):
     `name` is None when it comes from the path. A wildcard character that stands for itself is in brackets: `[[]`.
     """
 
-    path: Annotated[str, BeforeValidator(_absolute_pattern)]
+    path: Annotated[str, _absolute_pattern]
     name: str | None = None
     retention: RetentionSettings | None = None
     schedule: ScheduleSettings | None = None
@@ -105,8 +104,8 @@ class DatabaseSettings(Table):
         """Whether `path` is a pattern, which may match several files."""
         return _has_wildcard(self.path)
 
-    @model_validator(mode="after")
-    def _check_the_name(self) -> Self:
+    def check(self) -> None:
+        """Raise `InvalidValueError` for a pattern that cannot be used, or a file that cannot be named."""
         if self.is_glob and "**" in self.path:
             raise InvalidValueError("'**' is not supported in a path", hint="write one entry for each depth")
         if self.is_glob and self.name is not None:
@@ -116,7 +115,6 @@ class DatabaseSettings(Table):
             )
         if not self.is_glob:
             self.database_at(*self.paths())
-        return self
 
     @property
     def shown_path(self) -> str:

@@ -8,15 +8,13 @@ import shlex
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
-
-from pydantic import SecretStr, ValidationError
-from pydantic.fields import FieldInfo
+from typing import Any
 
 from backupd.config.problems import Origin, check_variable, combined_error, permission_hint, variable_name
 from backupd.config.settings import ENTRIES, Settings, default_state_dir, home_directory, tables_in
 from backupd.config.stores import SCHEME
-from backupd.config.values import InvalidValueError, Table, absolute_path
+from backupd.config.tables import InvalidTableError, Key, Table
+from backupd.config.values import InvalidValueError, Secret, absolute_path
 from backupd.errors import UsageError
 from backupd.system.trust import is_foreign, is_writable_by_others, way_of
 
@@ -62,12 +60,10 @@ def load(config_file: Path | None = None, environ: Mapping[str, str] = os.enviro
     if "state_dir" not in tree:
         tree["state_dir"] = default_state_dir(environ, is_root=os.geteuid() == 0)
     try:
-        return Settings.model_validate(tree, context={"source": source})
-    except ValidationError as error:
+        return Settings.from_file(source, tree)
+    except InvalidTableError as error:
         origin = Origin(source, in_file, frozenset(variables))
-        problems = [origin.problem(details) for details in error.errors(include_url=False)]
-    # Raised outside of `except`: pydantic's error holds the values, and must not become this one's context.
-    raise combined_error(problems)
+        raise combined_error([origin.error_of(problem) for problem in error.problems]) from None
 
 
 def _is_service_link(name: str, value: str) -> bool:
@@ -217,7 +213,7 @@ def _reject_unknown_variable(name: str) -> None:
 
 
 def _reject_other_encoding(name: str, value: str) -> None:
-    """Raise `InvalidValueError` for bytes that are not UTF-8: Python has them as surrogates, which pydantic refuses."""
+    """Raise `InvalidValueError` for bytes that are not UTF-8: Python has them as surrogates."""
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise InvalidValueError(f"{name}: the value is not UTF-8 text", hint="write paths and names in UTF-8")
 
@@ -251,14 +247,14 @@ def _how_to_make_readable(error: Exception) -> str | None:
     return permission_hint() if isinstance(error, PermissionError) else None
 
 
-def _variables_of(table: type[Table] = Settings, *location: int | str) -> Iterator[tuple[str, FieldInfo]]:
+def _variables_of(table: type[Table] = Settings, *location: int | str) -> Iterator[tuple[str, Key]]:
     inner = tables_in(table)
-    for key, field in table.model_fields.items():
-        if key in inner:
-            position = [0] if key in ENTRIES else []
-            yield from _variables_of(inner[key], *location, key, *position)
+    for name, key in table.keys.items():
+        if name in inner:
+            position = [0] if key.is_list else []
+            yield from _variables_of(inner[name], *location, name, *position)
         else:
-            yield variable_name(*location, key), field
+            yield variable_name(*location, name), key
 
 
 def _overlaid_with_variables(tree: dict[str, Any], variables: Mapping[str, str]) -> dict[str, Any]:
@@ -298,8 +294,4 @@ def _table_overlaid(table: Any, overlay: Mapping[str, Any]) -> Any:
 
 
 _KNOWN = frozenset(name for name, _ in _variables_of())
-_SECRET_FILES = frozenset(
-    f"{name}_FILE"
-    for name, field in _variables_of()
-    if field.annotation is SecretStr or SecretStr in get_args(field.annotation)
-)
+_SECRET_FILES = frozenset(f"{name}_FILE" for name, key in _variables_of() if key.type is Secret)

@@ -1,16 +1,15 @@
 """Schedules and retention policies, in general or for one database or store."""
 
 from datetime import timedelta, tzinfo
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
-
+from backupd.config.tables import Table
 from backupd.config.values import (
     Count,
     Duration,
     InvalidValueError,
-    Table,
     TimeZone,
+    at_least,
     format_duration,
     zone_from_name,
 )
@@ -44,16 +43,10 @@ def _schedule_or_never(value: object) -> Schedule | None:
     return None if value is None or value == _NEVER else _schedule(value)
 
 
-def _as_text(schedule: Any) -> str:
-    return _NEVER if schedule is None else str(schedule)
-
-
-Snapshots = Annotated[Count, Field(ge=0)]
-Age = Annotated[Duration, AfterValidator(_reject_minutes_meant_as_months)]
-Times = Annotated[Schedule, BeforeValidator(_schedule), PlainSerializer(_as_text, when_used="json")]
-TimesOrNever = Annotated[
-    Schedule | None, BeforeValidator(_schedule_or_never), PlainSerializer(_as_text, when_used="json")
-]
+Snapshots = Annotated[Count, at_least(0)]
+Age = Annotated[Duration, _reject_minutes_meant_as_months]
+Times = Annotated[Schedule, _schedule]
+TimesOrNever = Annotated[Schedule | None, _schedule_or_never]
 
 
 class RetentionSettings(Table):

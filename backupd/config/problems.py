@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from backupd.config.settings import ENTRIES, Settings, tables_in
+from backupd.config.tables import MissingKeyError, NotATableError, UnknownKeyError
 from backupd.config.values import InvalidValueError, stray_characters
 from backupd.errors import UsageError
 
@@ -16,11 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from pydantic_core import ErrorDetails
-
-    from backupd.config.values import Table
-
-Location = tuple[int | str, ...]
+    from backupd.config.tables import Location, Problem, Table
 
 # A list of public keys may have one per line.
 _MULTILINE_VARIABLE = "BACKUPD_ENCRYPTION__RECIPIENTS"
@@ -82,16 +79,18 @@ class Origin:
     in_file: Mapping[str, Any]
     variables: frozenset[str]
 
-    def problem(self, details: ErrorDetails) -> InvalidValueError:
-        """Translate one error of pydantic. It repeats a value only where one of our own rules did."""
-        location = details["loc"]
-        if details["type"] == "extra_forbidden":
-            return self._unknown_key(location)
-        if details["type"] == "missing":
-            return self._missing_key(location)
-        if isinstance(own := details.get("ctx", {}).get("error"), UsageError):
-            return InvalidValueError(f"{self._place(location)}: {own.message}", hint=own.hint)
-        return InvalidValueError(f"{self._place(location)}: {_rule(details)}")
+    def error_of(self, problem: Problem) -> InvalidValueError:
+        """Return the error of a problem, with the place of its value."""
+        location, error = problem
+        match error:
+            case UnknownKeyError():
+                return self._unknown_key(location)
+            case MissingKeyError():
+                return self._missing_key(location)
+            case NotATableError():
+                names = (part for part in location if isinstance(part, str))
+                return InvalidValueError(f"{self._place(location)}: must be a table, headed {_heading(*names)}")
+        return InvalidValueError(f"{self._place(location)}: {error.message}", hint=error.hint)
 
     def _unknown_key(self, location: Location) -> InvalidValueError:
         *outer, key = location
@@ -99,15 +98,15 @@ class Origin:
         table: type[Table] = Settings
         for name in names:
             table = tables_in(table)[name]
-        likely = difflib.get_close_matches(str(key), table.model_fields, n=1)
-        if names and key in Settings.model_fields:
+        likely = difflib.get_close_matches(str(key), table.keys, n=1)
+        if names and key in Settings.keys:
             hint = f"{key!r} belongs above the first line in brackets"
         elif owners := {*_owners(key, table, *names), *_owners(key, Settings)}:
             hint = f"{key!r} belongs under {' or '.join(sorted(owners))}"
         elif likely:
             hint = f"did you mean {likely[0]!r}?"
         else:
-            hint = f"known here: {', '.join(table.model_fields)}"
+            hint = f"known here: {', '.join(table.keys)}"
         return InvalidValueError(f"unknown key {_key(location)!r} in {self.source}", hint=hint)
 
     def _missing_key(self, location: Location) -> InvalidValueError:
@@ -140,17 +139,8 @@ def _key(location: Sequence[int | str]) -> str:
 
 def _owners(key: int | str, table: type[Table], *names: str) -> list[str]:
     """Return the headings of the tables inside `table`, itself headed by `names`, that have the key."""
-    return [_heading(*names, name) for name, inner in tables_in(table).items() if key in inner.model_fields]
+    return [_heading(*names, name) for name, inner in tables_in(table).items() if key in inner.keys]
 
 
 def _heading(*names: str) -> str:
     return f"[[{names[0]}]]" if len(names) == 1 and names[0] in ENTRIES else f"[{'.'.join(names)}]"
-
-
-def _rule(details: ErrorDetails) -> str:
-    if details["type"] in {"tuple_type", "model_type"}:
-        names = (part for part in details["loc"] if isinstance(part, str))
-        return f"must be a table, headed {_heading(*names)}"
-    if details["type"] in {"string_too_short", "too_short"}:
-        return "must not be empty"
-    return details["msg"].replace("Input should be", "must be")

@@ -5,26 +5,29 @@ import re
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Self
 from urllib.parse import urlsplit
-
-from pydantic import AfterValidator, Field, PrivateAttr, SecretStr, model_validator
 
 from backupd.config.databases import DatabaseSettings
 from backupd.config.discovery import reject_duplicates
 from backupd.config.policies import RetentionSettings, ScheduleSettings
 from backupd.config.stores import EncryptionSettings, StoreSettings
+from backupd.config.tables import Table, computed
 from backupd.config.values import (
     AbsolutePath,
     Count,
     Duration,
+    HiddenText,
     InvalidValueError,
-    SecretIfAny,
+    Secret,
     Size,
-    Table,
     Text,
     Wait,
+    at_least,
+    at_most,
     format_size,
+    read_secret,
+    read_text,
 )
 from backupd.encryption import Encryption
 from backupd.errors import keep_secret_url
@@ -47,40 +50,38 @@ def _checked_listen(text: str) -> str:
     return text
 
 
-def _long_enough(token: SecretStr | None) -> SecretStr | None:
-    if token is None:
-        return None
-    if len(token.get_secret_value()) < _SHORTEST_TOKEN or not token.get_secret_value().isprintable():
+def _long_enough(token: Secret) -> Secret:
+    if len(token.reveal()) < _SHORTEST_TOKEN or not token.reveal().isprintable():
         raise InvalidValueError(
             f"must have {_SHORTEST_TOKEN} or more printable characters", hint="make one with: openssl rand -hex 32"
         )
     return token
 
 
-def _checked_target(url: SecretStr) -> SecretStr:
+def _checked_target(url: Secret) -> Secret:
     # No message repeats the URL: it usually contains a secret.
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", url.get_secret_value())
-    if scheme is None or not url.get_secret_value().isprintable():
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", url.reveal())
+    if scheme is None or not url.reveal().isprintable():
         raise InvalidValueError("must be an apprise URL", hint="write it like mailto://user:password@example.org")
-    keep_secret_url(url.get_secret_value(), is_host_public=scheme[1].lower() in SCHEMES_WITH_A_HOST)
+    keep_secret_url(url.reveal(), is_host_public=scheme[1].lower() in SCHEMES_WITH_A_HOST)
     return url
 
 
-def _checked_heartbeat(url: SecretStr) -> SecretStr:
+def _checked_heartbeat(url: Secret) -> Secret:
     try:
-        parts = urlsplit(url.get_secret_value())
+        parts = urlsplit(url.reveal())
     except ValueError:
         raise InvalidValueError("must be an http:// or https:// URL with a host") from None
-    if parts.scheme not in {"http", "https"} or not parts.hostname or not url.get_secret_value().isprintable():
+    if parts.scheme not in {"http", "https"} or not parts.hostname or not url.reveal().isprintable():
         raise InvalidValueError("must be an http:// or https:// URL with a host")
-    keep_secret_url(url.get_secret_value())
+    keep_secret_url(url.reveal())
     return url
 
 
 class DaemonSettings(Table):
     """Settings for runs and retries of `backupd run`."""
 
-    concurrent_runs: Annotated[Count, Field(ge=1, le=64)] = 2
+    concurrent_runs: Annotated[Count, at_least(1), at_most(64)] = 2
     stop_timeout: Wait = timedelta(seconds=7)
     retry_after: Wait = timedelta(seconds=30)
 
@@ -95,8 +96,8 @@ class HealthSettings(Table):
 class HttpSettings(Table):
     """The HTTP server for health, metrics and requests. `listen` is `host:port`, or empty for no server."""
 
-    listen: Annotated[str, AfterValidator(_checked_listen)] = "127.0.0.1:9620"
-    token: Annotated[SecretIfAny, AfterValidator(_long_enough)] = None
+    listen: Annotated[str, read_text, _checked_listen] = "127.0.0.1:9620"
+    token: Annotated[HiddenText, _long_enough] | None = None
 
     @property
     def address(self) -> tuple[str, int] | None:
@@ -108,13 +109,13 @@ class HttpSettings(Table):
 class NotificationSettings(Table):
     """One target of notifications, as an apprise URL."""
 
-    url: Annotated[SecretStr, AfterValidator(_checked_target)]
+    url: Annotated[Secret, read_secret, _checked_target]
 
 
 class HeartbeatSettings(Table):
     """One URL that is requested at each run: of `database`, or of every database."""
 
-    url: Annotated[SecretStr, AfterValidator(_checked_heartbeat)]
+    url: Annotated[Secret, read_secret, _checked_heartbeat]
     database: Text | None = None
 
 
@@ -127,7 +128,7 @@ def _reject_missing_unit(size_bytes: int) -> int:
     return size_bytes
 
 
-Limit = Annotated[Size, AfterValidator(_reject_missing_unit)]
+Limit = Annotated[Size, _reject_missing_unit]
 
 
 class CaptureSettings(Table):
@@ -142,9 +143,9 @@ class CaptureSettings(Table):
 class PackSettings(Table):
     """Settings for the compression, spooling and upload of packs. `spool_limit` is in bytes."""
 
-    compression_level: Annotated[Count, Field(ge=1, le=19)] = 2
+    compression_level: Annotated[Count, at_least(1), at_most(19)] = 2
     spool_limit: Limit = 256 * 10**6
-    upload_threads: Annotated[Count, Field(ge=1, le=64)] = 4
+    upload_threads: Annotated[Count, at_least(1), at_most(64)] = 4
 
 
 def home_directory(environ: Mapping[str, str]) -> Path | None:
@@ -178,7 +179,7 @@ def default_state_dir(environ: Mapping[str, str], *, is_root: bool) -> Path:
 class Settings(Table):
     """Everything that can be configured, with defaults. `load` fills it from a file and the environment."""
 
-    state_dir: AbsolutePath = Field(default_factory=lambda: default_state_dir(os.environ, is_root=os.geteuid() == 0))
+    state_dir: AbsolutePath = computed(default_factory=lambda: default_state_dir(os.environ, is_root=os.geteuid() == 0))
     run_as_owner: bool = False
     identity_file: AbsolutePath | None = None
     databases: tuple[DatabaseSettings, ...] = ()
@@ -194,17 +195,18 @@ class Settings(Table):
     notifications: tuple[NotificationSettings, ...] = ()
     heartbeats: tuple[HeartbeatSettings, ...] = ()
 
-    _source: Path | None = PrivateAttr(default=None)
-
-    def model_post_init(self, context: Any, /) -> None:
-        """Store the name of the file that `load` read, which it passes in pydantic's validation context."""
-        if context is not None:
-            self._source = context["source"]
+    @classmethod
+    def from_file(cls, source: Path | None, values: Mapping[str, object]) -> Self:
+        """Return the settings of `values`, which came from this file. Raises `InvalidTableError`."""
+        settings = cls.read(values)
+        vars(settings)["_source"] = source
+        return settings
 
     @property
     def source(self) -> Path | None:
         """The file that these settings came from; None when there was none."""
-        return self._source
+        source: Path | None = vars(self).get("_source")
+        return source
 
     @property
     def stores_or_default(self) -> tuple[StoreSettings, ...]:
@@ -232,8 +234,8 @@ class Settings(Table):
         """Return the schedule for the databases of `entry`, whose own keys win."""
         return self.schedule.overridden_by(entry.schedule)
 
-    @model_validator(mode="after")
-    def _reject_duplicates(self) -> Self:
+    def check(self) -> None:
+        """Raise `InvalidValueError` for two entries for the same files, or the same store."""
         # What patterns find changes while backupd runs, and is checked then.
         reject_duplicates(entry for entry in self.databases if not entry.is_glob)
         _reject_shared_patterns(entry.path for entry in self.databases if entry.is_glob)
@@ -242,7 +244,6 @@ class Settings(Table):
             first = by_url.setdefault(store.url, store)
             if first is not store:
                 _reject_shared_url(first, store)
-        return self
 
 
 def _reject_shared_patterns(patterns: Iterable[str]) -> None:
@@ -268,17 +269,11 @@ def _reject_shared_url(first: StoreSettings, second: StoreSettings) -> None:
 
 def tables_in(table: type[Table]) -> Mapping[str, type[Table]]:
     """Return the tables inside a table by their keys, optional and repeated ones included."""
-    inner = {key: _table_in(field.annotation) for key, field in table.model_fields.items()}
-    return {key: found for key, found in inner.items() if found is not None}
-
-
-def _table_in(annotation: Any) -> type[Table] | None:
-    innermost = (get_args(annotation) or (annotation,))[0]
-    return innermost if isinstance(innermost, type) and issubclass(innermost, Table) else None
+    return {name: key.table for name, key in table.keys.items() if key.table is not None}
 
 
 TABLES = tables_in(Settings)
 """All tables of the file by their keys."""
 
-ENTRIES = frozenset(key for key in TABLES if get_args(Settings.model_fields[key].annotation))
+ENTRIES = frozenset(name for name in TABLES if Settings.keys[name].is_list)
 """The keys of the tables that can be repeated, such as [[stores]]."""

@@ -3,21 +3,21 @@
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 from urllib.parse import unquote
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
-
 from backupd.config.policies import RetentionSettings
+from backupd.config.tables import Table
 from backupd.config.values import (
     AbsolutePath,
     Count,
+    HiddenText,
     InvalidValueError,
-    SecretIfAny,
-    Table,
     Text,
     Wait,
     absolute_path,
+    at_least,
+    read_text,
 )
 from backupd.encryption import InvalidRecipientError, check_recipient
 from backupd.errors import keep_secret
@@ -100,17 +100,17 @@ class StoreSettings(Table):
     `s3://bucket/prefix` without a slash at its end. It never contains a secret.
     """
 
-    url: Annotated[str, AfterValidator(_normal_store_url)]
+    url: Annotated[str, read_text, _normal_store_url]
     retention: RetentionSettings | None = None
 
-    endpoint_url: Annotated[str, AfterValidator(_http_url)] | None = None
+    endpoint_url: Annotated[str, read_text, _http_url] | None = None
     region: Text | None = None
     addressing_style: Literal["auto", "path", "virtual"] = "auto"
 
     profile: Text | None = None
     access_key_id: Text | None = None
-    secret_access_key: SecretIfAny = None
-    session_token: SecretIfAny = None
+    secret_access_key: HiddenText | None = None
+    session_token: HiddenText | None = None
     ca_bundle: AbsolutePath | None = None
     put_only: bool = False
     """The credentials may put, list, and get everything but packs; they cannot delete, nor read packs."""
@@ -122,7 +122,7 @@ class StoreSettings(Table):
     time_limit: Wait = timedelta(minutes=5)
     connect_timeout: Wait = timedelta(seconds=10)
     read_timeout: Wait = timedelta(seconds=60)
-    max_attempts: Annotated[Count, Field(ge=1)] = 5
+    max_attempts: Annotated[Count, at_least(1)] = 5
 
     @property
     def is_s3(self) -> bool:
@@ -152,11 +152,17 @@ class StoreSettings(Table):
         bucket, _, prefix = self.url.removeprefix("s3://").partition("/")
         return bucket, prefix
 
-    @model_validator(mode="after")
-    def _reject_keys_that_have_no_effect(self) -> Self:
-        given = self.model_fields_set - {"url", "retention"}
+    def check(self) -> None:
+        """Raise `InvalidValueError` for keys without effect, or half of the credentials; keep the key id secret."""
+        self._reject_keys_that_have_no_effect()
+        self._reject_half_of_the_credentials()
+        # Many MinIO buckets have the name of the access key that is made for them.
+        keep_secret(self.access_key_id, public=f"{self.url} {self.endpoint_url}")
+
+    def _reject_keys_that_have_no_effect(self) -> None:
+        given = self.given - {"url", "retention"}
         if given and not self.is_s3:
-            keys = ", ".join(key for key in type(self).model_fields if key in given)
+            keys = ", ".join(key for key in self.keys if key in given)
             raise InvalidValueError(
                 f"a directory has no use for {keys}", hint="these keys are for s3:// stores; take them out"
             )
@@ -164,10 +170,8 @@ class StoreSettings(Table):
             raise InvalidValueError(
                 "sse_kms_key_id is set, but not used", hint='set server_side_encryption = "aws:kms" as well'
             )
-        return self
 
-    @model_validator(mode="after")
-    def _reject_half_of_the_credentials(self) -> Self:
+    def _reject_half_of_the_credentials(self) -> None:
         if (self.access_key_id is None) != (self.secret_access_key is None):
             given, missing = "access_key_id", "secret_access_key"
             if self.access_key_id is None:
@@ -175,13 +179,6 @@ class StoreSettings(Table):
             raise InvalidValueError(f"{given} is set without {missing}", hint=f"set {missing}, or neither")
         if self.session_token is not None and self.access_key_id is None:
             raise InvalidValueError("session_token is set without access_key_id and secret_access_key")
-        return self
-
-    @model_validator(mode="after")
-    def _keep_the_key_id(self) -> Self:
-        # Many MinIO buckets have the name of the access key that is made for them.
-        keep_secret(self.access_key_id, public=f"{self.url} {self.endpoint_url}")
-        return self
 
 
 def store_from_url(url: str) -> StoreSettings:
@@ -211,4 +208,4 @@ def _recipients(value: object) -> object:
 class EncryptionSettings(Table):
     """Public keys to encrypt to, each of whose secret keys decrypts everything; none means no encryption."""
 
-    recipients: Annotated[tuple[str, ...], BeforeValidator(_recipients)] = ()
+    recipients: Annotated[tuple[str, ...], _recipients] = ()

@@ -2,13 +2,12 @@
 
 import difflib
 import re
+from collections.abc import Callable
 from datetime import timedelta, tzinfo
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
-
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, SecretStr
 
 from backupd.errors import UsageError, keep_secret
 
@@ -18,6 +17,11 @@ _DURATION = re.compile(
 _SIZE = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?) ?([kmgt]?i?b)", re.IGNORECASE)
 # Control characters, zero-width marks, and what reverses text. A path may have all else, even bytes that are no text.
 _STRAY = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+_NUMBER = re.compile(r"[+-]?[0-9]{1,20}")
+_SWITCHES: dict[str | int, bool] = {
+    **dict.fromkeys((True, "true", "yes", "on", "1", "t", "y"), True),
+    **dict.fromkeys((False, "false", "no", "off", "0", "f", "n"), False),
+}
 _LONGEST = timedelta(days=365_000)
 # Systems and libraries count the milliseconds of a timeout in 31 bits.
 _LONGEST_WAIT = timedelta(days=24)
@@ -36,21 +40,29 @@ _BYTES_BY_LOWER_CASE_UNIT = {unit.lower(): size_bytes for unit, size_bytes in _U
 
 
 class InvalidValueError(UsageError, ValueError):
-    """A configuration value is not valid.
-
-    It is a `ValueError` as well, because pydantic collects those: all wrong keys are reported at once.
-    """
+    """A configuration value is not valid."""
 
 
-class Table(BaseModel):
-    """Base of the configuration's tables: immutable, without unknown keys or values in pydantic's errors."""
+class Secret:
+    """A text that is not shown where it is printed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    __slots__ = ("_text",)
 
-    def overridden_by(self, *overrides: Self | None) -> Self:
-        """Return this table with the keys that are set in each of `overrides`; a later one wins."""
-        written = {key: getattr(table, key) for table in (self, *overrides) if table for key in table.model_fields_set}
-        return type(self)(**written)
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """Return the text itself."""
+        return self._text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._text == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}('**********')"
 
 
 def parse_duration(text: str) -> timedelta:
@@ -138,17 +150,61 @@ def _known_time_zone(name: str) -> str:
     return name
 
 
-def _checked_text(text: str) -> str:
+def read_text(value: object) -> str:
+    """Return `value` if it is text, or raise `InvalidValueError`."""
+    if not isinstance(value, str):
+        raise InvalidValueError("must be a text in quotes")
+    return value
+
+
+def read_switch(value: object) -> bool:
+    """Return a boolean, or that of a word such as variables have. Raises `InvalidValueError` for anything else."""
+    word = value.lower() if isinstance(value, str) else value
+    if not isinstance(word, str | int) or word not in _SWITCHES:
+        raise InvalidValueError("must be true or false")
+    return _SWITCHES[word]
+
+
+def at_least(least: int) -> Callable[[int], int]:
+    """Return a reader that accepts whole numbers from `least` on."""
+
+    def checked(number: int) -> int:
+        if number < least:
+            raise InvalidValueError(f"must be at least {least}")
+        return number
+
+    return checked
+
+
+def at_most(most: int) -> Callable[[int], int]:
+    """Return a reader that accepts whole numbers up to `most`."""
+
+    def checked(number: int) -> int:
+        if number > most:
+            raise InvalidValueError(f"must be at most {most}")
+        return number
+
+    return checked
+
+
+def _checked_text(value: object) -> str:
+    text = read_text(value)
+    if not text:
+        raise InvalidValueError("must not be empty")
     problem = stray_characters(text)
     if problem is not None or not text.isprintable():
         raise InvalidValueError(problem or "must not contain an unprintable character")
     return text
 
 
-def _checked_secret(secret: SecretStr | None) -> SecretStr | None:
-    if secret is not None:
-        _checked_text(secret.get_secret_value())
-        keep_secret(secret.get_secret_value())
+def read_secret(value: object) -> Secret:
+    """Return a text as a secret. Raises `InvalidValueError` for anything else."""
+    return value if isinstance(value, Secret) else Secret(read_text(value))
+
+
+def _checked_secret(value: object) -> Secret:
+    secret = read_secret(value)
+    keep_secret(_checked_text(secret.reveal()))
     return secret
 
 
@@ -187,20 +243,25 @@ def _size(value: object) -> int:
     return value
 
 
-def _count(value: object) -> object:
-    # pydantic would accept `true` as 1 and 3.0 as 3.
-    if isinstance(value, bool | float):
+def _count(value: object) -> int:
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidValueError("must be a whole number")
     return value
 
 
-Duration = Annotated[timedelta, BeforeValidator(_duration), PlainSerializer(format_duration, when_used="json")]
-Wait = Annotated[Duration, AfterValidator(_wait)]
+def _time_zone(value: object) -> str:
+    return _known_time_zone(read_text(value))
+
+
+Duration = Annotated[timedelta, _duration]
+Wait = Annotated[Duration, _wait]
 """A duration for which the system can wait."""
-Size = Annotated[int, BeforeValidator(_size), PlainSerializer(format_size, when_used="json")]
-Count = Annotated[int, BeforeValidator(_count)]
-AbsolutePath = Annotated[Path, BeforeValidator(absolute_path)]
-Text = Annotated[str, Field(min_length=1), AfterValidator(_checked_text)]
-SecretIfAny = Annotated[SecretStr | None, Field(min_length=1), AfterValidator(_checked_secret)]
+Size = Annotated[int, _size]
+Count = Annotated[int, _count]
+AbsolutePath = Annotated[Path, absolute_path]
+Text = Annotated[str, _checked_text]
+HiddenText = Annotated[Secret, _checked_secret]
 """A secret, masked in all output from the moment it is read."""
-TimeZone = Annotated[str, AfterValidator(_known_time_zone)]
+TimeZone = Annotated[str, _time_zone]

@@ -113,7 +113,7 @@ class HttpServer:
             case "GET" | "HEAD", _:
                 return _refusal(HTTPStatus.NOT_FOUND, "nothing is here", hint="there are /healthz and /metrics")
             case "POST", "/snapshots" if context.settings.http.token is not None:
-                return self._snapshots(environ, context, context.settings.http.token.get_secret_value())
+                return self._snapshots(environ, context, context.settings.http.token.reveal())
             case "POST", _:
                 hint = "POST /snapshots needs http.token to be set"
                 return _refusal(HTTPStatus.NOT_FOUND, "nothing is here", hint=hint)

@@ -66,13 +66,11 @@ def with_short_limits(settings: StoreSettings) -> StoreSettings:
     """The settings of a store with shorter time limits, so that one that hangs is reported within a minute."""
     if not settings.is_s3:
         return settings
-    return settings.model_copy(
-        update={
-            "time_limit": min(settings.time_limit, _TIME_LIMIT),
-            "connect_timeout": min(settings.connect_timeout, _ANSWER_LIMIT),
-            "read_timeout": min(settings.read_timeout, _ANSWER_LIMIT),
-            "max_attempts": min(settings.max_attempts, _MOST_ATTEMPTS),
-        }
+    return settings.replaced(
+        time_limit=min(settings.time_limit, _TIME_LIMIT),
+        connect_timeout=min(settings.connect_timeout, _ANSWER_LIMIT),
+        read_timeout=min(settings.read_timeout, _ANSWER_LIMIT),
+        max_attempts=min(settings.max_attempts, _MOST_ATTEMPTS),
     )
 
 

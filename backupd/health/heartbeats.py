@@ -79,7 +79,7 @@ class Heartbeats:
         """Send to these URLs from now on."""
         urls: dict[str | None, list[str]] = {}
         for each in settings:
-            urls.setdefault(each.database, []).append(each.url.get_secret_value())
+            urls.setdefault(each.database, []).append(each.url.reveal())
         self._urls = urls
 
     def started(self, database: str | None) -> None:
@@ -152,13 +152,13 @@ def warn_of_unknown_databases(settings: Iterable[HeartbeatSettings], names: Coll
 
 def send_once(settings: HeartbeatSettings, body: str) -> str | None:
     """Send the heartbeat of a success now. Return what went wrong, in words without the URL, or None."""
-    problem = _sent(_Beat(settings.url.get_secret_value(), "", body))
+    problem = _sent(_Beat(settings.url.reveal(), "", body))
     return None if problem is None else problem.words
 
 
 def host_of(settings: HeartbeatSettings) -> str:
     """Return scheme and host of the URL, without its secret part."""
-    return _host(settings.url.get_secret_value())
+    return _host(settings.url.reveal())
 
 
 def _sent(beat: _Beat) -> _Problem | None:

@@ -58,19 +58,19 @@ class AppriseTarget:
     @property
     def key(self) -> str:
         """The beginning of the digest of the URL."""
-        return hashlib.sha256(self.settings.url.get_secret_value().encode()).hexdigest()[:12]
+        return hashlib.sha256(self.settings.url.reveal().encode()).hexdigest()[:12]
 
     @property
     def name(self) -> str:
         """The scheme, and the host where that cannot be a token."""
-        parts = urlsplit(self.settings.url.get_secret_value())
+        parts = urlsplit(self.settings.url.reveal())
         return f"{parts.scheme}://{parts.hostname}" if parts.scheme in SCHEMES_WITH_A_HOST else f"{parts.scheme}://..."
 
     def send(self, title: str, body: str, *, is_good: bool) -> bool:
         """Send one message, and return whether it arrived. What apprise says of a failure may contain the URL."""
         apprise = _apprise()
         messenger = apprise.Apprise(asset=apprise.AppriseAsset(app_id="backupd", app_desc="SQLite backups"))
-        if not messenger.add(self.settings.url.get_secret_value()):
+        if not messenger.add(self.settings.url.reveal()):
             return False
         kind = apprise.NotifyType.SUCCESS if is_good else apprise.NotifyType.WARNING
         try:

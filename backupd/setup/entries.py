@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from backupd.config import DatabaseSettings, check_database_name, discover_databases
+from backupd.config.tables import InvalidTableError
 from backupd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -86,9 +85,9 @@ def entries_from(texts: Sequence[str]) -> list[Entry]:
 def _written_pattern(text: str, path: Path) -> Entry:
     try:
         settings = DatabaseSettings(path=str(path))
-    except ValidationError as error:
-        reason = error.errors()[0].get("ctx", {}).get("error")
-        raise UsageError(f"{text}: {reason}", hint=getattr(reason, "hint", None)) from None
+    except InvalidTableError as error:
+        reason = error.problems[0].error
+        raise UsageError(f"{text}: {reason.message}", hint=reason.hint) from None
     return Entry(str(path), None, settings.paths())
 
 

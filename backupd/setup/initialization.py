@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from pydantic import ValidationError
-
 from backupd.config import ScheduleSettings, StoreSettings, load, store_from_url
+from backupd.config.tables import InvalidTableError
 from backupd.errors import UsageError
 from backupd.schedules import Schedule
 from backupd.setup.entries import Entry, entries_for, entries_from, moved_names
@@ -270,9 +269,7 @@ def _endpoint_if_any(text: str) -> str | None:
 def _checked(kind: type[_Table], **values: str) -> _Table:
     """Validate the values of a table. Raises the `UsageError` of the rule that they break."""
     try:
-        return kind(**values)
-    except ValidationError as error:
-        reason = error.errors()[0].get("ctx", {}).get("error")
-        if isinstance(reason, UsageError):
-            raise UsageError(reason.message, hint=reason.hint) from None
-        raise
+        return kind.read(values)
+    except InvalidTableError as error:
+        reason = error.problems[0].error
+        raise UsageError(reason.message, hint=reason.hint) from None

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from botocore.credentials import Credentials
     from botocore.httpsession import URLLib3Session
     from mypy_boto3_s3 import S3Client
-    from pydantic import SecretStr
 
     from backupd.config import StoreSettings
+    from backupd.config.values import Secret
 
 # Eight threads use one store at once; abandoned requests may keep connections for a while.
 _POOL_CONNECTIONS = 16
@@ -251,5 +251,5 @@ class _Beginning:
                 return
 
 
-def _revealed(secret: SecretStr | None) -> str | None:
-    return None if secret is None else secret.get_secret_value()
+def _revealed(secret: Secret | None) -> str | None:
+    return None if secret is None else secret.reveal()

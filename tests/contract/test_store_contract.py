@@ -309,4 +309,4 @@ def test_a_wrong_hash_is_noticed(store: Store):
 def test_url_is_what_the_user_wrote(store: Store, settings: StoreSettings):
     """The URL names the store, and no secret."""
     assert store.url == settings.url
-    assert settings.secret_access_key is None or settings.secret_access_key.get_secret_value() not in store.url
+    assert settings.secret_access_key is None or settings.secret_access_key.reveal() not in store.url

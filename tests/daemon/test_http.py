@@ -51,7 +51,7 @@ class Setting:
         self.port = port
         settings = self.placed.context.settings
         values = {"listen": f"{host}:{port}" if port > 0 else ""} | ({"token": token} if token else {})
-        http = type(settings.http).model_validate(values)
+        http = type(settings.http).read(values)
         self.server.reconfigure(self.placed.with_settings(http=http))
         return port
 

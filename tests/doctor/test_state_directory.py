@@ -58,11 +58,9 @@ def test_state_that_does_not_last_is_a_note() -> None:
 def test_state_is_worth_keeping_where_packs_cannot_be_read_back(*, has_key: bool) -> None:
     """With encryption and no key, one finding says that losing the state directory costs a full snapshot."""
     settings = load(None, {"HOME": "/"})
-    settings = settings.model_copy(
-        update={
-            "encryption": EncryptionSettings(recipients=(generate_identity(datetime.now(UTC))[0],)),
-            "identity_file": Path("/key") if has_key else None,
-        }
+    settings = settings.replaced(
+        encryption=EncryptionSettings(recipients=(generate_identity(datetime.now(UTC))[0],)),
+        identity_file=Path("/key") if has_key else None,
     )
     found = {each.check: each for each in check_state(_STATE, settings, _MACHINE, largest_bytes=0)}
     assert [*found] == (["writable", "space"] if has_key else ["writable", "lasts", "space"])

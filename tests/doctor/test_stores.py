@@ -185,7 +185,7 @@ def test_a_server_that_never_answers_is_one_error(state: StateDirectory) -> None
         never.wait(20)
 
     with loopback(silent) as server:
-        settings = StoreSettings.model_validate(
+        settings = StoreSettings.read(
             {
                 "url": "s3://bucket/prefix",
                 "endpoint_url": server.endpoint_url,

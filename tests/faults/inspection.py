@@ -52,7 +52,7 @@ class Inspection:
         server = self._world.server.server
         keys = {"access_key_id": server.access_key_id, "secret_access_key": server.secret_access_key}
         values = {"url": url} if endpoint_url is None else {"url": url, "endpoint_url": endpoint_url, **keys}
-        store, state = open_store(StoreSettings.model_validate(values)), StateDirectory(self._scratch / "state")
+        store, state = open_store(StoreSettings.read(values)), StateDirectory(self._scratch / "state")
         return Repository(store, state, self._world.encryption)
 
     def listed(self) -> list[Named]:

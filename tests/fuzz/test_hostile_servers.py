@@ -25,7 +25,7 @@ _MOST_GROWN_BYTES = 100 << 20
 
 
 def _settings(server: Loopback, **others: object) -> StoreSettings:
-    return StoreSettings.model_validate(
+    return StoreSettings.read(
         {
             "url": "s3://bucket/team/app",
             "endpoint_url": server.endpoint_url,

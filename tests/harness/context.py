@@ -119,7 +119,7 @@ class PlacedContext:
 
     def with_settings(self, **changes: Any) -> Context:
         """The context under a configuration that differs in these keys."""
-        settings = self.context.settings.model_copy(update=changes)
+        settings = self.context.settings.replaced(**changes)
         return replace(self.context, settings=settings, discovery=self.discovery(settings, self.context.status))
 
     @property

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 GRACE = timedelta(days=3)
 LAST_ONE = RetentionSettings(keep_last=1, daily=0, weekly=0, monthly=0, grace=GRACE)
-NO_RULE_FOR_TAGS = LAST_ONE.model_copy(update={"tagged": timedelta(0)})
+NO_RULE_FOR_TAGS = LAST_ONE.replaced(tagged=timedelta(0))
 
 
 @dataclass(slots=True)
@@ -190,7 +190,7 @@ def make_ripe(home: Path) -> Ripe:
     home.mkdir()
     rotation = Rotation(home)
     first, of_x, third = rotation.snapshot("base"), rotation.snapshot("x"), rotation.snapshot("base")
-    keep_all = LAST_ONE.model_copy(update={"keep_last": 100})
+    keep_all = LAST_ONE.replaced(keep_last=100)
     rotation.forget(of_x)
     for _ in range(3):  # it is purged, its packs are found, their grace passes
         rotation.age()

@@ -71,7 +71,7 @@ class S3Server:
 
     def settings(self, *, prefix: str = "", **others: object) -> StoreSettings:
         """Settings of a store in a new bucket."""
-        return StoreSettings.model_validate(
+        return StoreSettings.read(
             {
                 "url": f"s3://{self.new_bucket()}/{prefix}",
                 "endpoint_url": self.endpoint_url,

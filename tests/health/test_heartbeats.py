@@ -12,9 +12,9 @@ from harness.loopback import loopback
 from harness.ports import reserved_port
 from harness.sink import Received, Sink, sink
 from harness.statuses import DOWN
-from pydantic import SecretStr
 
 from backupd.config.settings import HeartbeatSettings
+from backupd.config.values import Secret
 from backupd.errors import SourceUnusableError, StoreUnavailableError
 from backupd.health.heartbeats import Heartbeats, send_once, unknown_databases, warn_of_unknown_databases
 
@@ -33,7 +33,7 @@ def server() -> Iterator[Sink]:
 
 def heartbeat(url: str, database: str | None = None) -> HeartbeatSettings:
     """The settings of a heartbeat, as configured."""
-    return HeartbeatSettings(url=SecretStr(url), database=database)
+    return HeartbeatSettings(url=Secret(url), database=database)
 
 
 def test_a_round_that_succeeds_starts_and_ends_well(server: Sink) -> None:

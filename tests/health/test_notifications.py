@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 from harness.sink import Sink, sink
 from harness.statuses import BUCKET, HOUR, MINUTE, NOON, alarms_of, created, failed, healthy, recorded
-from pydantic import SecretStr
 
 from backupd.config.settings import NotificationSettings
+from backupd.config.values import Secret
 from backupd.errors import StoreUnavailableError
 from backupd.health import Status, StatusFile
 from backupd.health.notifications import AppriseTarget, Notifications
@@ -90,7 +90,7 @@ def healthy_for_years(status: Status) -> Status:
 
 def test_each_notification_arrives_exactly_once_over_http(file: StatusFile, server: Sink) -> None:
     """Through apprise: the failure, and the recovery, however often it is looked at."""
-    settings = NotificationSettings(url=SecretStr(f"json://user:secret@127.0.0.1:{server.port}/hook"))
+    settings = NotificationSettings(url=Secret(f"json://user:secret@127.0.0.1:{server.port}/hook"))
     notifications = Notifications(file, [AppriseTarget(settings)], remind_after=HOUR)
     for minutes in range(3):
         look(notifications, file, minutes)
@@ -111,7 +111,7 @@ def test_each_notification_arrives_exactly_once_over_http(file: StatusFile, serv
 
 def test_names_that_are_not_text_are_sent_with_escapes(file: StatusFile, server: Sink) -> None:
     """A file's name may be any bytes, and what is sent is UTF-8."""
-    target = AppriseTarget(NotificationSettings(url=SecretStr(f"json://127.0.0.1:{server.port}/hook")))
+    target = AppriseTarget(NotificationSettings(url=Secret(f"json://127.0.0.1:{server.port}/hook")))
     notifications = Notifications(file, [target], remind_after=HOUR)
     error = StoreUnavailableError("/data/\udcff.db went wrong", hint="look at /data/\udcff.db")
     for minutes in range(4):
@@ -222,7 +222,7 @@ def test_new_targets_after_a_reload_get_the_alarms_that_are_on(file: StatusFile)
 def test_sending_never_waits_for_a_target(file: StatusFile, server: Sink) -> None:
     """A run continues while a server does not answer, and a quick end is not waited for."""
     server.gate.clear()
-    settings = NotificationSettings(url=SecretStr(f"json://127.0.0.1:{server.port}/hook"))
+    settings = NotificationSettings(url=Secret(f"json://127.0.0.1:{server.port}/hook"))
     notifications = Notifications(file, [AppriseTarget(settings)], remind_after=HOUR)
     fail_twice(file)
     alarms = alarms_of(file.read(), NOON)
@@ -281,7 +281,7 @@ def test_a_bug_in_sending_does_not_end_it(file: StatusFile, capsys) -> None:
 )
 def test_no_part_of_a_url_that_may_be_secret_is_shown(url: str, name: str) -> None:
     """The host of a URL is shown only where it cannot be a token, and the rest never."""
-    target = AppriseTarget(NotificationSettings(url=SecretStr(url)))
+    target = AppriseTarget(NotificationSettings(url=Secret(url)))
     assert target.name == name
     assert "secret" not in target.name.removeprefix("secret-nonsense")
     assert "secret" not in target.key
@@ -292,9 +292,9 @@ def test_a_target_that_refuses_is_logged_without_its_url(file: StatusFile, serve
     """Neither backupd nor apprise logs the URL of a target that refuses."""
     server.code = 403
     settings = [
-        NotificationSettings(url=SecretStr(f"json://user:secret@127.0.0.1:{server.port}/secret")),
-        NotificationSettings(url=SecretStr("nosuch://secret")),
-        NotificationSettings(url=SecretStr("json://user:secret@127.0.0.1:1/secret")),
+        NotificationSettings(url=Secret(f"json://user:secret@127.0.0.1:{server.port}/secret")),
+        NotificationSettings(url=Secret("nosuch://secret")),
+        NotificationSettings(url=Secret("json://user:secret@127.0.0.1:1/secret")),
     ]
     notifications = Notifications(file, [AppriseTarget(each) for each in settings], remind_after=HOUR)
     fail_twice(file)

@@ -93,7 +93,7 @@ def test_a_store_that_is_opened_again_keeps_what_was_learned_of_it(settings, tmp
     before[0][1].create_if_missing()
     known = before[0][1].id
     same, _ = open_repositories(settings.stores, state, before=before)
-    changed = settings.stores[0].model_copy(update={"put_only": True})
+    changed = settings.stores[0].replaced(put_only=True)
     (other,) = open_repositories([changed], state, before=before)
     assert (same[1].id, other[1].id) == (known, None)
     assert same[1].store is not before[0][1].store

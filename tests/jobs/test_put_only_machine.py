@@ -126,4 +126,4 @@ def test_a_state_directory_that_goes_is_a_warning(tmp_path: Path) -> None:
 
 def _with_full_keys(store: StoreSettings) -> StoreSettings:
     """Return the same store with keys that may do everything."""
-    return store.model_copy(update={"put_only": False})
+    return store.replaced(put_only=False)

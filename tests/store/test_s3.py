@@ -28,6 +28,7 @@ from harness.ports import reserved_port
 from moto.backends import get_backend
 
 from backupd.config import StoreSettings
+from backupd.config.values import Secret
 from backupd.errors import (
     DamageError,
     NoSuchObjectError,
@@ -54,7 +55,7 @@ _LIST = b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"
 
 def settings_for(endpoint_url: str | None, **others: object) -> StoreSettings:
     """Settings with keys, and time limits for tests that do not want to wait."""
-    return StoreSettings.model_validate(
+    return StoreSettings.read(
         {
             "url": "s3://bucket/prefix",
             "endpoint_url": endpoint_url,
@@ -1023,10 +1024,10 @@ def test_many_threads_share_one_client(seaweed: S3Server):
 def test_wrong_keys_at_a_real_server(seaweed: S3Server):
     """A real server distinguishes a wrong secret from an unknown key, and neither is repeated."""
     settings = seaweed.settings()
-    wrong_secret = settings.model_dump() | {"secret_access_key": _SECRET}
-    assert "secret key is wrong" in failure(S3Store(StoreSettings.model_validate(wrong_secret)), "put").message
-    wrong_id = settings.model_dump() | {"access_key_id": "KEYIDKEYIDKEYIDKEYID"}
-    assert "does not know this access key" in failure(S3Store(StoreSettings.model_validate(wrong_id)), "put").message
+    wrong_secret = settings.replaced(secret_access_key=Secret(_SECRET))
+    assert "secret key is wrong" in failure(S3Store(wrong_secret), "put").message
+    wrong_id = settings.replaced(access_key_id="KEYIDKEYIDKEYIDKEYID")
+    assert "does not know this access key" in failure(S3Store(wrong_id), "put").message
 
 
 @pytest.mark.parametrize("server", ["seaweed", "moto"])
@@ -1034,7 +1035,7 @@ def test_wrong_keys_at_a_real_server(seaweed: S3Server):
 def test_a_missing_bucket_at_a_real_server(server: str, verb: str, request: pytest.FixtureRequest):
     """A missing bucket is not taken for a missing object."""
     settings = request.getfixturevalue(server).settings()
-    error = failure(S3Store(settings.model_copy(update={"url": "s3://nosuch-bucket"})), verb)
+    error = failure(S3Store(settings.replaced(url="s3://nosuch-bucket")), verb)
     assert not isinstance(error, NoSuchObjectError)
     assert "bucket nosuch-bucket does not exist" in error.message
 
@@ -1045,7 +1046,7 @@ def test_a_bucket_in_the_endpoint_of_a_real_server(server: str, request: pytest.
     """Servers take objects there, under a name that begins with the bucket's; a listing says what is wrong."""
     settings = request.getfixturevalue(server).settings()
     right = settings.endpoint_url
-    store = S3Store(settings.model_copy(update={"endpoint_url": f"{right}/{settings.bucket}"}))
+    store = S3Store(settings.replaced(endpoint_url=f"{right}/{settings.bucket}"))
     if has_stored:
         put(store, "app/a", b"content")
     error = failure(store, "list")

@@ -112,7 +112,7 @@ def test_a_bucket_with_object_lock(moto: S3Server) -> None:
     """A default retention holds every object; a bucket that merely could lock holds none of ours."""
     client = moto.client()
     client.create_bucket(Bucket="locked-bucket", ObjectLockEnabledForBucket=True)
-    settings = moto.settings().model_copy(update={"url": "s3://locked-bucket"})
+    settings = moto.settings().replaced(url="s3://locked-bucket")
     assert not S3Bucket(settings).has_object_lock()
     client.put_object_lock_configuration(
         Bucket="locked-bucket",
@@ -164,7 +164,7 @@ def test_a_directory_has_no_bucket() -> None:
 
 
 def _settings(endpoint_url: str) -> StoreSettings:
-    return StoreSettings.model_validate(
+    return StoreSettings.read(
         {
             "url": "s3://bucket/prefix",
             "endpoint_url": endpoint_url,

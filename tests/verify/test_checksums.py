@@ -138,5 +138,5 @@ def _asked(answer: Callable[[Handler, Request], None]) -> Iterator[Callable[[], 
             "secret_access_key": "secret",
             "max_attempts": 1,
         }
-        store = open_store(StoreSettings.model_validate(settings))
+        store = open_store(StoreSettings.read(settings))
         yield lambda: store.facts("app/packs/a")
