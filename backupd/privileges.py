@@ -186,7 +186,7 @@ def owner_of(entries: Iterable[DatabaseSettings]) -> Owner | None:
 
 
 def _ways_to_databases(entries: Iterable[DatabaseSettings]) -> Iterator[tuple[Path, Way]]:
-    from backupd.config.discovery import ways_to_databases  # noqa: PLC0415  (a health check imports this: pydantic is slow)
+    from backupd.config.discovery import ways_to_databases  # noqa: PLC0415  (a health check imports this, and needs no database)
 
     return ways_to_databases(entries, _ROOT)
 

@@ -5,13 +5,13 @@ import shutil
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 from harness.extent import in_parts, part_of
 from harness.faults import FaultyStore, ForgetfulStore
+from msgspec.structs import replace
 
 from backupd.backup import BackupResult, Outcome, Progress, SnapshotRequest, back_up
 from backupd.config import CaptureSettings, Database, Settings

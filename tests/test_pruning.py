@@ -5,7 +5,6 @@ import shutil
 import sqlite3
 import threading
 from contextlib import closing
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ import pytest
 from harness.extent import in_parts, part_of
 from harness.faults import DeadlyStore, FaultyStore, HookedStore, Killed, PretendingStore, RefusingStore
 from harness.rotation import GRACE, LAST_ONE, Ripe, Rotation, make_ripe
+from msgspec.structs import replace
 
 from backupd.backup import Outcome
 from backupd.concurrency import Pace

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from types import MappingProxyType
@@ -13,6 +12,7 @@ import pytest
 from harness.extent import sampled, slow
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from backupd.config import RetentionSettings
 from backupd.format import SnapshotId

@@ -13,7 +13,7 @@ from harness.rotation import GRACE, LAST_ONE, Ripe, Rotation, make_ripe
 from backupd.backup import Outcome
 from backupd.concurrency import Pace
 from backupd.errors import LostPacksError
-from backupd.format.records import DeletionRecord, FoundPack, SweepRecord
+from backupd.format.records import DeletionRecord, FoundPack, Moment, SweepRecord
 from backupd.prune import prune
 from backupd.prune.sweep import StoreClock, Sweep
 from backupd.repository import Repository
@@ -140,7 +140,7 @@ def test_a_record_that_was_contradicted_counts_for_nothing(rotation: Rotation) -
     rotation.forget(of_x)
     rotation.age(GRACE * 2 / 3)
     listed = rotation.repository().archive("app").holdings().listing.packs
-    packs = tuple(FoundPack(sha256=each, modified_at=listed[each].modified_at) for each in (pack, orphan))
+    packs = tuple(FoundPack(sha256=each, modified_at=Moment.of(listed[each].modified_at)) for each in (pack, orphan))
     old = "app/sweeps/20261101T000000000Z-00000000.json"
     rotation.put(old, SweepRecord(packs=packs).encode())
     assert rotation.prune(policy=_KEEP_ALL).error is None
@@ -194,7 +194,7 @@ def test_what_was_found_is_recorded_with_its_time(ripe: Ripe) -> None:
     (new,) = ripe.rotation.names("sweeps") - before - {"clock"}
     finding = SweepRecord.decode((ripe.rotation.root / f"app/sweeps/{new}.json").read_bytes())
     (stored,) = [each for each in ripe.rotation.store.list("app/packs/") if ripe.orphan in each.key]
-    assert [(each.sha256, each.modified_at) for each in finding.packs] == [(ripe.orphan, stored.modified_at)]
+    assert [(each.sha256, each.modified_at) for each in finding.packs] == [(ripe.orphan, Moment.of(stored.modified_at))]
 
 
 def test_one_object_from_the_future_makes_nothing_old(rotation: Rotation) -> None:

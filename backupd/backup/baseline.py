@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from backupd.backup.relocation import pages_to_relocate
@@ -264,7 +265,7 @@ def _find_usable_base(
 def _whole(archive: Archive, found: Summary) -> Manifest:
     """Read the page map of a snapshot too, and so all of its manifest, unless that was done just now."""
     manifest = found if isinstance(found, Manifest) else archive.opened(archive.manifest(found.id))
-    return replace(manifest, sequence=found.sequence)  # as it counts
+    return msgspec.structs.replace(manifest, sequence=found.sequence)  # as it counts
 
 
 def _readable_proofs(archive: Archive, listing: Listing) -> tuple[Proofs, BackupdError | None]:

@@ -16,5 +16,5 @@ The walk of a capture, from the side that the rest of backupd uses to the packs 
     packer, table   hash each page, compare it with the base, and compress what changed into packs in the spool
 
 `limits` has the request and the bounds, `side_files` keeps SQLite from creating or deleting files that it should not.
-Nothing here knows what a store is. Of these modules only `process` imports pydantic: the child must start fast.
+Nothing here knows what a store is. Of these modules only `process` imports msgspec: the child must start fast.
 """

@@ -1,6 +1,6 @@
 """The request for a capture, and its limits: seconds under a lock, bytes in one step.
 
-Imported by both sides, so it loads neither SQLite nor pydantic.
+Imported by both sides, so it loads neither SQLite nor msgspec.
 """
 
 from __future__ import annotations

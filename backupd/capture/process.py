@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import msgspec
+
 from backupd.capture.limits import WHOLE_BYTES, died, held_too_long
 from backupd.capture.worker import Worker
 from backupd.errors import BusyError
 from backupd.format.manifest import SourceFacts
-from backupd.format.seal import adapter
 from backupd.system.processes import error_from_json
 
 if TYPE_CHECKING:
@@ -266,7 +267,7 @@ def _event(kind: str, values: dict[str, Any]) -> Event | None:
         case "pinned":
             facts = values.pop("facts")
             is_schema_readable, left_out = facts.pop("is_schema_readable"), tuple(facts.pop("left_out"))
-            source = adapter(SourceFacts).validate_python(facts)
+            source = msgspec.convert(facts, SourceFacts)
             return Pinned(**values, facts=source, is_schema_readable=is_schema_readable, left_out=left_out)
         case "pages":
             return PagesCaptured(*(values[pages] * values["page_size"] for pages in ("captured", "page_count")))

@@ -47,8 +47,6 @@ def run_and_exit() -> NoReturn:
     os.umask(_PRIVATE_UMASK)
     # numpy's linear algebra would start a thread per core that only spins, and page maps do not use it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # pydantic would look through all installed packages for plugins that change how it validates.
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     _raise_on_signals()
     try:
         code = exit_code_of(sys.argv[1:])
@@ -181,7 +179,7 @@ def reported(error: Exception) -> BackupdError:
     known = as_backupd_error(error)
     if known is error or isinstance(known, LimitReachedError):
         return known
-    if _received:  # pydantic swallows what a handler raises within it, and fails otherwise
+    if _received:  # a library may swallow what a handler raises within it, and fail otherwise
         raise KeyboardInterrupt from error
     if isinstance(error, ImportError) and not (error.name or "").startswith("backupd"):
         from backupd.system.processes import not_loaded  # rare

@@ -95,7 +95,7 @@ class _Found:
 
 
 def _state_dir(invocation: Invocation) -> Path:
-    """The state directory. The variable wins, so that no file need be read; pydantic alone would take 0.2 s."""
+    """The state directory. The variable wins, so that no file need be read."""
     from backupd.privileges import active_state_dir
 
     if named := os.environ.get("BACKUPD_STATE_DIR"):

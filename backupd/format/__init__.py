@@ -42,12 +42,12 @@ class SnapshotId(str):
     """The id of a snapshot: its time (UTC, milliseconds) and 32 random bits, such as `20261122T085557123Z-7f3a91c2`.
 
     Ids sort by time, for display only: the newest snapshot is the one with the highest `sequence` in its manifest.
-    Raises `FormatError` for any other text.
     """
 
     __slots__ = ()
 
-    def __new__(cls, text: str) -> Self:  # noqa: D102  (what the class says)
+    def __new__(cls, text: str) -> Self:
+        """Take `text` as an id. Raises `FormatError` for one of another form, or with a time that does not exist."""
         if not _SNAPSHOT_ID.fullmatch(text):
             raise FormatError(f"{text!r} is not a snapshot id")
         snapshot_id = super().__new__(cls, text)

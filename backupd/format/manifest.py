@@ -6,17 +6,16 @@ import base64
 import binascii
 import hashlib
 import secrets
-from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
-from pydantic_core import PydanticSerializationError
+import msgspec
+from msgspec import Meta
 
-from backupd.format import FORMAT_VERSION, MAX_IMAGE_PAGES, FormatError, SnapshotId, is_page_size
+from backupd.format import MAX_IMAGE_PAGES, FormatError, SnapshotId, is_page_size
 from backupd.format.pack import MAX_ENCRYPTED_PACK_BYTES, MAX_PACK_BYTES, MAX_RAW_BYTES
-from backupd.format.seal import Digest, Id, Name, Text, adapter, decode_sealed_as, encode_sealed, validated
+from backupd.format.seal import Digest, Name, Text, Value, decode_sealed_as, encode_sealed, validated, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,12 +25,6 @@ if TYPE_CHECKING:
 
 MAX_MANIFEST_BYTES = 1 << 28
 """A reader's limit on one manifest. Usual ones have a few kB."""
-
-
-def _reject_invalid_page_size(size: int) -> int:
-    if not is_page_size(size):
-        raise ValueError(f"{size} is not a page size")
-    return size
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -48,9 +41,9 @@ def highest_sequence(put_at: datetime, now: datetime) -> int:
     return ALWAYS_COUNTED_SEQUENCES + max(0, milliseconds)
 
 
-Count = Annotated[int, Field(ge=0, lt=1 << 63)]
-Sequence = Annotated[int, Field(ge=1, lt=1 << 53)]
-Int32 = Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)]
+Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+Sequence = Annotated[int, Meta(ge=1, lt=1 << 53)]
+Int32 = Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
 
 
 class SnapshotKind(StrEnum):
@@ -60,14 +53,13 @@ class SnapshotKind(StrEnum):
     BEFORE_RESTORE = "before-restore"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackEntry:
+class PackEntry(Value, frozen=True):
     """A pack that a snapshot names: SHA-256 of the object (hex), its size, and its number of pages."""
 
     sha256: Digest
-    stored_bytes: Annotated[int, Field(ge=1, le=MAX_ENCRYPTED_PACK_BYTES)]
-    pages: Annotated[int, Field(ge=1, le=MAX_RAW_BYTES // 512)]
-    encryption: Annotated[Literal["age"] | None, Field(exclude_if=lambda value: value is None)] = None
+    stored_bytes: Annotated[int, Meta(ge=1, le=MAX_ENCRYPTED_PACK_BYTES)]
+    pages: Annotated[int, Meta(ge=1, le=MAX_RAW_BYTES // 512)]
+    encryption: Literal["age"] | None = None
     """The encryption of the object; None when there is none."""
 
     def __post_init__(self) -> None:
@@ -80,8 +72,7 @@ class PackEntry:
         return MAX_PACK_BYTES if self.encryption is None else MAX_ENCRYPTED_PACK_BYTES
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceFacts:
+class SourceFacts(Value, frozen=True):
     """Properties of the database in the captured state. None where its schema could not be read in time."""
 
     journal_mode: Text
@@ -99,8 +90,7 @@ class SourceFacts:
     """Rows of `alembic_version`, sorted; None when there is no such table."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Writer:
+class Writer(Value, frozen=True):
     """The installation that took the snapshot, and the file it took it of; a restore gives back owner and mode."""
 
     id: Text
@@ -109,27 +99,25 @@ class Writer:
     path: str
     uid: Count
     gid: Count
-    mode: Annotated[int, Field(ge=0, le=0o7777)]
+    mode: Annotated[int, Meta(ge=0, le=0o7777)]
     backupd_version: Text
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Head:
+class _Head(Value, frozen=True):
     """The part of a manifest that is never encrypted."""
 
-    format: Literal[1] = FORMAT_VERSION
-    id: Id
+    id: SnapshotId
     sequence: Sequence
     """One more than that of the base. The newest snapshot has the highest one; ids decide between equals.
 
     `read_history` limits it to `highest_sequence`.
     """
-    base: Id | None
+    base: SnapshotId | None
     database: Name
     kind: SnapshotKind
     tags: tuple[Text, ...]
-    page_size: Annotated[int, AfterValidator(_reject_invalid_page_size)]
-    page_count: Annotated[int, Field(ge=0, le=MAX_IMAGE_PAGES)]
+    page_size: int
+    page_count: Annotated[int, Meta(ge=0, le=MAX_IMAGE_PAGES)]
     changed_pages: Count
     """Number of pages that differ from the base."""
     stored_bytes: Count
@@ -146,8 +134,7 @@ class _Head:
         return (self.sequence, self.id)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary(_Head):
+class Summary(_Head, frozen=True):
     """All that a manifest says but the page map: what is known of a snapshot without reading it again."""
 
     image_digest: Digest
@@ -161,8 +148,7 @@ class Summary(_Head):
         return self.writer.id
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest(Summary):
+class Manifest(Summary, frozen=True):
     """A snapshot. It does not depend on others: `packs` has every pack that a restore needs."""
 
     page_map: str
@@ -176,33 +162,25 @@ class Manifest(Summary):
         )
 
 
-def _decoded(text: str) -> bytes:
-    return base64.b64decode(text, validate=True)
-
-
-def _reject_invalid_base64(text: str) -> str:
-    try:
-        _decoded(text)
-    except binascii.Error as error:
-        raise ValueError(f"not base64: {error}") from error
-    return text
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrivatePart:
+class PrivatePart(Value, frozen=True):
     """The private part of a manifest as it is stored: the SHA-256 of its JSON, and the encrypted JSON in base64."""
 
     sha256: Digest
-    age: Annotated[str, AfterValidator(_reject_invalid_base64)]
+    age: str
+
+    def __post_init__(self) -> None:
+        try:
+            _ = self.ciphertext
+        except binascii.Error as error:
+            raise ValueError(f"not base64: {error}") from error
 
     @property
     def ciphertext(self) -> bytes:
         """The age file."""
-        return _decoded(self.age)
+        return base64.b64decode(self.age, validate=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SealedSummary(_Head):
+class SealedSummary(_Head, frozen=True):
     """All that an encrypted manifest says to those who have no identity."""
 
     packs: tuple[PackEntry, ...]
@@ -210,8 +188,7 @@ class SealedSummary(_Head):
     """Random, made once per state directory."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SealedManifest(SealedSummary):
+class SealedManifest(SealedSummary, frozen=True):
     """A snapshot with an encrypted private part, which `open_manifest` adds to make a `Manifest`."""
 
     private: PrivatePart
@@ -221,11 +198,10 @@ AnyManifest = Manifest | SealedManifest
 AnySummary = Summary | SealedSummary
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Private:
+class _Private(Value, frozen=True):
     """The part of a manifest that encryption hides from all who have no identity."""
 
-    nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}\z")]
+    nonce: Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
     """Random: without it, the SHA-256 would confirm a correct guess of all the rest."""
     image_digest: Digest
     page_map: str
@@ -240,9 +216,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 def manifest_values(manifest: AnyManifest) -> dict[str, Any]:
     """Return all values of a manifest as JSON has them, without a private part that is still encrypted."""
-    excluded = {"private"} if isinstance(manifest, SealedManifest) else None
-    values: dict[str, Any] = adapter(type(manifest)).dump_python(manifest, mode="json", exclude=excluded)
-    return values
+    return {key: value for key, value in values_of(manifest).items() if key != "private"}
 
 
 def encrypt_manifest(manifest: Manifest, encrypt: Callable[[bytes], bytes]) -> tuple[bytes, bytes]:
@@ -254,8 +228,8 @@ def encrypt_manifest(manifest: Manifest, encrypt: Callable[[bytes], bytes]) -> t
         nonce=secrets.token_hex(16), **_values(manifest, ("image_digest", "page_map", "source", "writer"))
     )
     try:
-        plaintext = adapter(_Private).dump_json(private)
-    except PydanticSerializationError as error:
+        plaintext = msgspec.json.encode(private)
+    except UnicodeEncodeError as error:
         raise FormatError(f"private part: {error}") from error
     sealed = SealedManifest(
         **_values(manifest, _HEAD),
@@ -270,7 +244,10 @@ def encrypt_manifest(manifest: Manifest, encrypt: Callable[[bytes], bytes]) -> t
 
 def decode_manifest(data: bytes) -> AnyManifest:
     """Decode a manifest. Raises `FormatError` for every damage, `NewerFormatError` for a version above 1."""
-    return decode_sealed_as("manifest", _kind_of, data)
+    manifest = decode_sealed_as("manifest", _kind_of, data)
+    if not is_page_size(manifest.page_size):
+        raise FormatError(f"page_size: {manifest.page_size} is not a page size")
+    return manifest
 
 
 def _kind_of(values: dict[str, Any]) -> type[AnyManifest]:
@@ -295,10 +272,10 @@ def open_manifest(sealed: SealedManifest, plaintext: bytes) -> Manifest:
 def summary_of(manifest: AnySummary) -> AnySummary:
     """Return what `manifest` says without its page map and its private part."""
     kind = Summary if isinstance(manifest, Summary) else SealedSummary
-    return manifest if type(manifest) is kind else kind(**_values(manifest, tuple(each.name for each in fields(kind))))
+    return manifest if type(manifest) is kind else kind(**_values(manifest, kind.__struct_fields__))
 
 
-_HEAD = tuple(field.name for field in fields(_Head))
+_HEAD = _Head.__struct_fields__
 
 
 def _values(value: object, names: tuple[str, ...]) -> dict[str, Any]:

@@ -6,16 +6,16 @@ FORMAT.md, "Records", is the specification.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, PlainSerializer, PlainValidator
+import msgspec
+from msgspec import Meta
 
-from backupd.format import FORMAT_VERSION, FormatError, NewerFormatError, SnapshotId
+from backupd.format import FormatError, NewerFormatError, SnapshotId
 from backupd.format.manifest import AnyManifest, Sequence, decode_manifest
-from backupd.format.seal import Digest, Id, Name, Text, decode_sealed, encode_sealed
+from backupd.format.seal import Digest, Name, Text, Value, decode_sealed, encode_sealed
 
 MAX_RECORD_BYTES = 1 << 24
 """A reader's limit on one record that is not a trash entry."""
@@ -34,19 +34,31 @@ DELETION_COUNTS_FOR = timedelta(hours=1)
 _MOMENT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")
 
 
-def _format_moment(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
+class Moment(str):
+    """A time as records have it: in UTC, to the microsecond, such as `2026-11-25T03:00:00.123456Z`."""
 
+    __slots__ = ()
 
-def _parse_moment(value: object) -> datetime:
-    if isinstance(value, datetime):
-        return value
-    if not isinstance(value, str) or not _MOMENT.fullmatch(value):
-        raise ValueError(f"{value!r} is not a time")
-    return datetime.fromisoformat(value)
+    def __new__(cls, text: str) -> Self:
+        """Take `text` as a time. Raises `FormatError` for one of another form, or that does not exist."""
+        if not _MOMENT.fullmatch(text):
+            raise FormatError(f"{text!r} is not a time")
+        moment = super().__new__(cls, text)
+        try:
+            _ = moment.time
+        except ValueError as error:
+            raise FormatError(f"{text!r} is not a time: {error}") from error
+        return moment
 
+    @classmethod
+    def of(cls, time: datetime) -> Self:
+        """Return the text of `time` (aware)."""
+        return cls(time.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z")
 
-Moment = Annotated[datetime, PlainValidator(_parse_moment), PlainSerializer(_format_moment)]
+    @property
+    def time(self) -> datetime:
+        """The time itself, aware, UTC."""
+        return datetime.fromisoformat(self)
 
 
 class CheckOutcome(StrEnum):
@@ -81,34 +93,21 @@ class CheckOutcome(StrEnum):
         return self in {CheckOutcome.PROVEN, CheckOutcome.NOT_CHECKABLE}
 
 
-_WORDS = {
-    CheckOutcome.PROVEN: "proven",
-    CheckOutcome.INTACT: "intact",
-    CheckOutcome.DAMAGED_STORE: "failed",
-    CheckOutcome.DAMAGED_SOURCE: "damaged-source",
+_Word = Literal["proven", "intact", "failed", "damaged-source"]
+_OUTCOMES: dict[_Word, CheckOutcome] = {
+    "proven": CheckOutcome.PROVEN,
+    "intact": CheckOutcome.INTACT,
+    "failed": CheckOutcome.DAMAGED_STORE,
+    "damaged-source": CheckOutcome.DAMAGED_SOURCE,
 }
-_OUTCOMES = {word: outcome for outcome, word in _WORDS.items()}
-RECORDED_OUTCOMES = tuple(_WORDS)
+_WORDS = {outcome: word for word, outcome in _OUTCOMES.items()} | {CheckOutcome.NOT_CHECKABLE: "proven"}
+RECORDED_OUTCOMES = tuple(_OUTCOMES.values())
 """The outcomes that a record can have when it is read."""
 
 
-def _format_outcome(outcome: CheckOutcome) -> str:
-    return _WORDS[CheckOutcome.PROVEN if outcome is CheckOutcome.NOT_CHECKABLE else outcome]
-
-
-def _parse_outcome(value: object) -> CheckOutcome:
-    if not isinstance(value, str) or value not in _OUTCOMES:
-        raise ValueError(f"{value!r} is not an outcome")
-    return _OUTCOMES[value]
-
-
-RecordedOutcome = Annotated[CheckOutcome, PlainValidator(_parse_outcome), PlainSerializer(_format_outcome)]
-
-
-class _Record:
+class _Record(Value, frozen=True):
     """A value that is stored as a sealed object of the name `sealed_as`."""
 
-    __slots__ = ()
     sealed_as: ClassVar[str]
 
     def encode(self) -> bytes:
@@ -121,46 +120,69 @@ class _Record:
         return decode_sealed(cls.sealed_as, cls, data)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drill(_Record):
-    """The record of the last check of one snapshot: a drill, or a verification that found damage or healed packs."""
-
+class _Drill(_Record, frozen=True):
     sealed_as: ClassVar[str] = "drill"
 
-    format: Literal[1] = FORMAT_VERSION
-    snapshot: Id
+    snapshot: SnapshotId
     database: Name
-    outcome: RecordedOutcome
+    outcome: _Word
     at: Moment
-    damaged_packs: Annotated[
-        tuple[Digest, ...], Field(max_length=MAX_RECORD_PACKS, exclude_if=lambda packs: not packs)
-    ] = ()
+    damaged_packs: Annotated[tuple[Digest, ...], Meta(max_length=MAX_RECORD_PACKS)] = ()
+
+
+class Drill(msgspec.Struct, frozen=True, kw_only=True):
+    """The record of the last check of one snapshot: a drill, or a verification that found damage or healed packs."""
+
+    snapshot: SnapshotId
+    database: str
+    outcome: CheckOutcome
+    at: datetime
+    damaged_packs: tuple[str, ...] = ()
     """The SHA-256 of packs that were damaged or missing. The object has no such key without them."""
 
+    def encode(self) -> bytes:
+        """Encode the record as a sealed object. Raises KeyError for an outcome that is not recorded."""
+        body = _Drill(
+            snapshot=self.snapshot,
+            database=self.database,
+            outcome=_WORDS[self.outcome],
+            at=Moment.of(self.at),
+            damaged_packs=self.damaged_packs,
+        )
+        return body.encode()
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Accepted:
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Decode a record. Raises `FormatError`."""
+        body = _Drill.decode(data)
+        return cls(
+            snapshot=body.snapshot,
+            database=body.database,
+            outcome=_OUTCOMES[body.outcome],
+            at=body.at.time,
+            damaged_packs=body.damaged_packs,
+        )
+
+
+class Accepted(Value, frozen=True):
     """The newest regular snapshot at the time when a user accepted that the database has shrunk."""
 
-    snapshot: Id
+    snapshot: SnapshotId
     sequence: Sequence
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shrink:
+class Shrink(Value, frozen=True):
     """A snapshot that has lost much data, and the reason, worded to follow its id."""
 
-    snapshot: Id
+    snapshot: SnapshotId
     reason: Text
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetentionRecord(_Record):
+class RetentionRecord(_Record, frozen=True):
     """Whether a database has shrunk suddenly, and which loss was accepted, for every host that prunes it."""
 
     sealed_as: ClassVar[str] = "retention"
 
-    format: Literal[1] = FORMAT_VERSION
     accepted_shrink: Accepted | None
     held: Shrink | None
     """A loss that is not accepted yet: as long as it is recorded, no rule removes any snapshot."""
@@ -175,46 +197,38 @@ class RetentionRecord(_Record):
 EMPTY_RETENTION_RECORD = RetentionRecord(accepted_shrink=None, held=None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FoundPack:
+class FoundPack(Value, frozen=True):
     """A pack as a listing showed it. If it is put again, its time differs, and it counts as another one."""
 
     sha256: Digest
     modified_at: Moment
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SweepRecord(_Record):
+class SweepRecord(_Record, frozen=True):
     """Packs that one sweep found, and that no manifest and no trash entry names."""
 
     sealed_as: ClassVar[str] = "sweep"
 
-    format: Literal[1] = FORMAT_VERSION
-    packs: Annotated[tuple[FoundPack, ...], Field(min_length=1, max_length=MAX_RECORD_PACKS)]
+    packs: Annotated[tuple[FoundPack, ...], Meta(min_length=1, max_length=MAX_RECORD_PACKS)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeletionRecord(_Record):
+class DeletionRecord(_Record, frozen=True):
     """Packs, by SHA-256, that a sweep is about to delete."""
 
     sealed_as: ClassVar[str] = "deletion"
 
-    format: Literal[1] = FORMAT_VERSION
-    packs: Annotated[tuple[Digest, ...], Field(min_length=1, max_length=MAX_RECORD_PACKS)]
+    packs: Annotated[tuple[Digest, ...], Meta(min_length=1, max_length=MAX_RECORD_PACKS)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Trash(_Record):
+class _Trash(_Record, frozen=True):
     sealed_as: ClassVar[str] = "trash"
 
-    format: Literal[1] = FORMAT_VERSION
     removed_at: Moment
     reason: Text
     manifest: str
 
 
-@dataclass(frozen=True, slots=True)
-class TrashEntry:
+class TrashEntry(msgspec.Struct, frozen=True):
     """A removed snapshot: the time (aware), the reason, and its manifest, with the exact bytes."""
 
     removed_at: datetime
@@ -224,7 +238,9 @@ class TrashEntry:
 
     def encode(self) -> bytes:
         """Encode the entry as a sealed object."""
-        return _Trash(removed_at=self.removed_at, reason=self.reason, manifest=self.content.decode()).encode()
+        return _Trash(
+            removed_at=Moment.of(self.removed_at), reason=self.reason, manifest=self.content.decode()
+        ).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
@@ -232,7 +248,7 @@ class TrashEntry:
         body = _Trash.decode(data)
         content = body.manifest.encode()
         try:
-            return cls(body.removed_at, body.reason, content, decode_manifest(content))
+            return cls(body.removed_at.time, body.reason, content, decode_manifest(content))
         except NewerFormatError:
             raise
         except FormatError as error:

@@ -7,39 +7,39 @@ import json
 import re
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
+import msgspec
+from msgspec import Meta
 
-from backupd.format import FORMAT_VERSION, FormatError, NewerFormatError, SnapshotId
+from backupd.format import FORMAT_VERSION, FormatError, NewerFormatError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _T = TypeVar("_T")
 _END = b"}\n"
-_adapters: dict[type[Any], TypeAdapter[Any]] = {}
+_decoders: dict[type[Any], msgspec.json.Decoder[Any]] = {}
 
-Id = Annotated[
-    SnapshotId,
-    PlainValidator(lambda value: value if isinstance(value, SnapshotId) else SnapshotId(str(value))),
-    PlainSerializer(str),
-]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\z")]
-Text = Annotated[str, Field(max_length=4096)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\z")]
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Text = Annotated[str, Meta(max_length=4096)]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")]
 """The name of a database."""
 
 
-def adapter(kind: type[Any]) -> TypeAdapter[Any]:
-    """The validator and serializer of a dataclass, made when it is first needed: all of them take 50 ms of CPU."""
-    return _adapters.get(kind) or _adapters.setdefault(kind, TypeAdapter(kind))
+class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of what sealed objects consist of. JSON lacks the keys of fields that have their default."""
 
 
-def encode_sealed(name: str, value: object, *, last: Sequence[str] = ()) -> bytes:
-    """Encode `value`, a dataclass, as a sealed object called `name`: JSON in ASCII, one key per line.
+def values_of(value: Value) -> dict[str, Any]:
+    """Return the values of a sealed object as JSON has them, with the version of the format."""
+    return {"format": FORMAT_VERSION, **msgspec.to_builtins(value, enc_hook=str)}
+
+
+def encode_sealed(name: str, value: Value, *, last: Sequence[str] = ()) -> bytes:
+    """Encode `value` as a sealed object called `name`: JSON in ASCII, one key per line.
 
     The keys stand in the order of the fields, but for those in `last`, which come after all others.
     """
-    values: dict[str, Any] = adapter(type(value)).dump_python(value, mode="json")
+    values = values_of(value)
     moved = {key: values.pop(key) for key in last}
     lines = (f"{json.dumps(key)}: {json.dumps(each)}" for key, each in {**values, **moved}.items())
     body = ("{\n" + ",\n".join(lines) + "\n}").encode("ascii")
@@ -74,13 +74,24 @@ def validated(body: bytes, kind_for: Callable[[Any], type[_T]]) -> _T:
     """Parse JSON as the kind that `kind_for` chooses for its values. Raises `FormatError`."""
     try:
         values = json.loads(body.decode(), object_pairs_hook=_reject_repeated_keys, parse_constant=_reject_constant)
-        value: _T = adapter(kind_for(values)).validate_json(body, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise FormatError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    except (ValueError, RecursionError) as error:
+        value: _T = _decoder(kind_for(values)).decode(body)
+    except msgspec.ValidationError as error:
+        reason, _, place = str(error).partition(" - at `$")
+        raise FormatError(f"{place.strip('.`')}: {reason}".removeprefix(": ")) from error
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise error if isinstance(error, FormatError) else FormatError(f"not JSON: {error}") from error
     return value
+
+
+def _decoder(kind: type[Any]) -> msgspec.json.Decoder[Any]:
+    return _decoders.get(kind) or _decoders.setdefault(kind, msgspec.json.Decoder(kind, dec_hook=_of_kind))
+
+
+def _of_kind(kind: type[Any], text: Any) -> Any:
+    """Return the id, or other value that is written as text, that `text` stands for."""
+    if not isinstance(text, str):
+        raise FormatError(f"{text!r} is not text")
+    return kind(text)
 
 
 def _reject_other_version(name: str, version: object) -> None:

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import TypeAdapter, ValidationError
+import msgspec
 
 from backupd.errors import AnotherRunError, BusyError, NotADatabaseError, TargetUnwritableError, UnsupportedFormatError
 from backupd.live.files import (
@@ -261,10 +261,10 @@ def _read(descriptor: int) -> dict[str, Any]:
 def _intent(values: dict[str, Any], file: Path) -> _Intent:
     """Parse `values` of the file. Only the names of its paths count, so that none leads to another directory."""
     try:
-        intent = _names_only(TypeAdapter(_Intent).validate_python(values))
+        intent = _names_only(msgspec.convert(values, _Intent))
         if intent.version != _VERSION:
             raise ValueError("of another version")  # noqa: TRY301
-    except (ValidationError, ValueError) as error:
+    except (msgspec.ValidationError, ValueError) as error:
         raise UnsupportedFormatError(
             f"{file} is of an interrupted restore, and in the format of another version of backupd",
             hint="run the backupd that restored; or look at the files beside it, and remove it when all is well",

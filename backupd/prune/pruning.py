@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from backupd.concurrency import Pace
 from backupd.errors import BackupdError, DamageError, NoSuchObjectError, UnsupportedFormatError
@@ -225,7 +227,7 @@ class _Pruning:
         manifests = holdings.history.manifests
         newest = newest_regular(manifests)
         shrink = record.held or find_shrink(manifests, accepted=record.accepted_order)
-        updated = replace(record, held=shrink)
+        updated = msgspec.structs.replace(record, held=shrink)
         if self._options.accepts_shrink and shrink is not None and newest is not None:
             self._accepted = newest.id
             updated = RetentionRecord(accepted_shrink=Accepted(snapshot=newest.id, sequence=newest.sequence), held=None)

@@ -18,6 +18,7 @@ from backupd.format.records import (
     MAX_RECORD_PACKS,
     DeletionRecord,
     FoundPack,
+    Moment,
     SweepRecord,
 )
 from backupd.prune.trash import not_deleted
@@ -162,7 +163,9 @@ class Sweep:
         is_too_soon = newest is not None and self._now - newest < self._grace / _FINDINGS_IN_A_GRACE
         new = sorted(unnamed.keys() - known)[:MAX_RECORD_PACKS]
         if new and not is_too_soon:
-            packs = tuple(FoundPack(sha256=sha256, modified_at=unnamed[sha256].modified_at) for sha256 in new)
+            packs = tuple(
+                FoundPack(sha256=sha256, modified_at=Moment.of(unnamed[sha256].modified_at)) for sha256 in new
+            )
             self._archive.put_record(RecordKind.SWEEP, self._new_id(), SweepRecord(packs=packs).encode())
 
     def _delete(self, victims: dict[str, StoredObject]) -> None:
@@ -208,4 +211,4 @@ class Sweep:
 
 
 def _is_as_found(stored: StoredObject | None, found: FoundPack) -> bool:
-    return stored is not None and stored.modified_at == found.modified_at
+    return stored is not None and stored.modified_at == found.modified_at.time

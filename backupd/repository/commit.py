@@ -13,7 +13,6 @@ import json
 import re
 import time
 from contextlib import contextmanager
-from dataclasses import fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -174,9 +173,9 @@ def _encode_restorable(manifest: Manifest, encryption: Encryption, *, url: str) 
 
 
 def _require_same(manifest: Manifest, found: Manifest) -> None:
-    for each in fields(manifest):
-        if getattr(found, each.name) != getattr(manifest, each.name):
-            raise FormatError(f"{each.name}: a reader finds something else than was written")
+    for name in manifest.__struct_fields__:
+        if getattr(found, name) != getattr(manifest, name):
+            raise FormatError(f"{name}: a reader finds something else than was written")
 
 
 def require_readable(key: str, content: bytes, *, url: str) -> None:

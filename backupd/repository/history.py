@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Self, TypeVar
 
+import msgspec
+
 from backupd.concurrency import worker_threads
 from backupd.errors import BusyError, DamageError, NoSuchObjectError, UnsupportedFormatError
 from backupd.format import FormatError, SnapshotId
@@ -277,7 +279,7 @@ def read_trash(archive: Archive, listing: Listing) -> Trash:
             stored = listing.trash[snapshot_id]
             entry = archive.record(stored, TrashEntry.decode, limit_bytes=MAX_TRASH_BYTES)
             require_own(entry.manifest, archive.database, snapshot_id)
-            return replace(entry, manifest=_as_counted(entry.manifest, stored, now))
+            return msgspec.structs.replace(entry, manifest=_as_counted(entry.manifest, stored, now))
         except FormatError as error:
             return DamagedManifest(archive.database, snapshot_id, str(error))
         except NoSuchObjectError:
@@ -300,7 +302,7 @@ def _as_counted(manifest: _S, stored: StoredObject, now: datetime) -> _S:
     if manifest.sequence <= ALWAYS_COUNTED_SEQUENCES:
         return manifest
     highest = highest_sequence(stored.modified_at, now)
-    return manifest if manifest.sequence <= highest else replace(manifest, sequence=highest)
+    return manifest if manifest.sequence <= highest else msgspec.structs.replace(manifest, sequence=highest)
 
 
 def _why_implausible(manifest: AnySummary, stored: StoredObject, now: datetime) -> str | None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from backupd.backup import SnapshotRequest, back_up
 from backupd.errors import BackupdError, NoMatchingSnapshotError, NoSuchSnapshotError, UsageError
+from backupd.format import SnapshotId  # noqa: TC001  (a note reads the types of its record)
 from backupd.format.manifest import SnapshotKind
-from backupd.format.seal import Id  # noqa: TC001  (pydantic reads the types of a record)
 from backupd.repository.references import find_snapshot, whole
 from backupd.restore.placing import resolve_target
 from backupd.state import Note
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backupd.config import Database, Settings
-    from backupd.format import SnapshotId
     from backupd.repository import Repository
     from backupd.repository.references import WholeSnapshot
     from backupd.restore.in_place import InPlaceResult
@@ -55,7 +54,7 @@ class LastRestore:
     kind: ClassVar[str] = "last-restore"
 
     ending: Ending
-    safety_snapshot: Id | None = None
+    safety_snapshot: SnapshotId | None = None
     """What undoes it."""
     kept_as: str | None = None
     """The old file, if it was replaced."""

@@ -85,7 +85,7 @@ class Schedule:
 
 
 class InvalidScheduleError(UsageError, ValueError):
-    """A text is not a schedule. It is a `ValueError` as well, because pydantic collects those."""
+    """A text is not a schedule."""
 
 
 @dataclass(frozen=True, slots=True)

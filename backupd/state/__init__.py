@@ -21,7 +21,6 @@ import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
 from datetime import datetime
-from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from backupd.errors import AnotherRunError, LimitReachedError, TargetUnwritableError, limit_reached
@@ -229,19 +228,23 @@ class Note(Generic[_R]):
 
     def read(self) -> _R | None:
         """The record that was written last, or None."""
+        import msgspec  # noqa: PLC0415  (`status --check` uses the state directory, and must start fast)
+
         select = "SELECT record FROM notes WHERE kind = ? AND key = ?"
         row = self._database.read(lambda connection: connection.execute(select, self._place).fetchone())
         if row is None:
             return None
         try:
-            record: _R = _adapter(self._record).validate_python(json.loads(row[0]))
-        except (ValueError, TypeError, RecursionError):  # pydantic's error is a ValueError
+            record = msgspec.convert(json.loads(row[0]), self._record, dec_hook=lambda kind, text: kind(text))
+        except (ValueError, TypeError, RecursionError, msgspec.ValidationError):
             return None
         return record if all(map(_is_comparable, _values(record))) else None
 
     def write(self, record: _R, *, is_durable: bool = False) -> None:
         """Leave `record` in place of what was there. With `is_durable`, it survives a loss of power."""
-        values = _adapter(self._record).dump_python(record, mode="json")
+        import msgspec  # noqa: PLC0415  (as above)
+
+        values = msgspec.to_builtins(record, enc_hook=str)
         # In ASCII: a path or a message may have bytes that are no text.
         row = (*self._place, json.dumps(values))
         self._database.write(
@@ -254,13 +257,6 @@ class Note(Generic[_R]):
         if self.read() is not None:
             delete = "DELETE FROM notes WHERE kind = ? AND key = ?"
             self._database.write(lambda connection: connection.execute(delete, self._place))
-
-
-@cache
-def _adapter(record: type[Any]) -> Any:
-    from pydantic import TypeAdapter  # noqa: PLC0415  (`status --check` uses the state directory, and must start fast)
-
-    return TypeAdapter(record)
 
 
 def _values(record: _Record) -> list[Any]:

@@ -14,9 +14,10 @@ import shutil
 import zlib
 from array import array
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from msgspec.structs import asdict
 
 from backupd.format import SnapshotId
 from backupd.format.manifest import PackEntry, SealedSummary, SnapshotKind, SourceFacts, Summary, Writer

@@ -16,7 +16,7 @@ from backupd.logs import log
 if TYPE_CHECKING:
     from harness.command_line import CommandLine
 
-SLOW_TO_IMPORT = {"apsw", "blake3", "boto3", "numpy", "pydantic", "rich", "structlog", "zstandard", "backupd.config"}
+SLOW_TO_IMPORT = {"apsw", "blake3", "boto3", "msgspec", "numpy", "rich", "structlog", "zstandard", "backupd.config"}
 VERBS = ("now", "list", "status", "show", "restore", "init", "doctor", "run", "completion")
 
 
@@ -183,7 +183,7 @@ def test_a_library_that_reaches_a_limit_is_no_broken_installation(loader: str, l
 
 
 def test_interruption_that_a_library_swallows_is_no_bug(cli: CommandLine) -> None:
-    """A signal within pydantic ends a validation with another error; the run was interrupted all along."""
+    """A signal within a library ends its call with another error; the run was interrupted all along."""
     program = (
         "import os, signal, sys, pathlib, backupd.cli as cli\n"
         "def resolve(*_, **__):\n"

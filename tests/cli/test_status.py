@@ -206,7 +206,7 @@ def test_health_check_imports_little_and_is_fast(cli: CommandLine, state: Path) 
     output = _cost(cli)
     seconds, modules = float(output[1]), set(output[2].split())
     heavy = {
-        "pydantic",
+        "msgspec",
         "numpy",
         "boto3",
         "botocore",

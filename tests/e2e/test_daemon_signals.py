@@ -55,7 +55,7 @@ def test_sigterm_while_starting_ends_the_daemon_cleanly(tmp_path: Path, moment: 
     site.configure()
     process = site.backupd.start("run")
     loaded = Path(f"/proc/{process.pid}/maps")
-    wait_until(lambda: "pydantic_core" in loaded.read_text() if moment == "importing" else site.state.exists())
+    wait_until(lambda: "msgspec" in loaded.read_text() if moment == "importing" else site.state.exists())
     process.terminate()
     _, stderr = process.communicate(timeout=60)
     assert process.returncode in {0, INTERRUPTED}

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from harness.cli import CommandLine
 from harness.extent import slow
 from harness.loopback import loopback
 from harness.place import change_rows, content_digest, create_database
+from msgspec.structs import replace
 
 from backupd.format import SnapshotId
 from backupd.format.manifest import decode_manifest, encode_manifest

@@ -9,7 +9,6 @@ from harness.extent import examples
 from harness.manifests import digests, manifests, snapshot_ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic_core import PydanticSerializationError
 
 from backupd.format import FormatError, SnapshotId
 from backupd.format.manifest import Manifest, encode_manifest
@@ -20,6 +19,7 @@ from backupd.format.records import (
     DeletionRecord,
     Drill,
     FoundPack,
+    Moment,
     RetentionRecord,
     Shrink,
     SweepRecord,
@@ -65,7 +65,7 @@ def test_records_of_drills_have_words_of_their_own(outcome: CheckOutcome, word: 
 def test_outcomes_that_say_too_little_cannot_be_recorded(outcome: CheckOutcome):
     """An outcome that neither proves a snapshot nor finds it damaged cannot be recorded."""
     drill = Drill(snapshot=SnapshotId.new(NOON, 1), database="app", outcome=outcome, at=NOON)
-    with pytest.raises(PydanticSerializationError):
+    with pytest.raises(KeyError):
         drill.encode()
 
 
@@ -92,7 +92,7 @@ def test_verdicts_round_trip(accepted: Accepted | None, held: Shrink | None):
 @given(st.lists(st.tuples(digests, moments), min_size=1, max_size=5))
 def test_lists_of_packs_round_trip(packs: list[tuple[str, datetime]]):
     """The packs that a sweep found, and those that it deletes, round-trip."""
-    finding = SweepRecord(packs=tuple(FoundPack(sha256=sha256, modified_at=at) for sha256, at in packs))
+    finding = SweepRecord(packs=tuple(FoundPack(sha256=sha256, modified_at=Moment.of(at)) for sha256, at in packs))
     deletion = DeletionRecord(packs=tuple(sha256 for sha256, _ in packs))
     assert SweepRecord.decode(finding.encode()) == finding
     assert DeletionRecord.decode(deletion.encode()) == deletion

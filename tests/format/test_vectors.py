@@ -8,7 +8,6 @@ import shutil
 import sqlite3
 import subprocess
 from contextlib import closing
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import zstandard
+from msgspec.structs import replace
 
 import backupd.format
 from backupd.capture.facts import schema_digest
@@ -41,6 +41,7 @@ from backupd.format.records import (
     DeletionRecord,
     Drill,
     FoundPack,
+    Moment,
     RetentionRecord,
     SweepRecord,
     TrashEntry,
@@ -109,15 +110,15 @@ _NOT_SEALED = "the object is not a sealed manifest"
 _NO_VERSION = "format: the manifest does not name its version"
 _INVALID_MANIFESTS = {
     "array": _NO_VERSION,
-    "base-malformed": "base: Value error, 'none' is not a snapshot id",
+    "base-malformed": "base: 'none' is not a snapshot id",
     "byte-after-the-end": _NOT_SEALED,
     "byte-order-mark": "not JSON: Unexpected UTF-8 BOM",
-    "changed-pages-negative": "changed_pages: Input should be greater than or equal to 0",
-    "database-101-characters": "database: String should match pattern",
-    "database-dots": "database: String should match pattern",
-    "database-empty": "database: String should match pattern",
-    "database-line-feed": "database: String should match pattern",
-    "database-slash": "database: String should match pattern",
+    "changed-pages-negative": "changed_pages: Expected `int` >= 0",
+    "database-101-characters": "database: Expected `str` matching regex '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\\\\Z'",
+    "database-dots": "database: Expected `str` matching regex '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\\\\Z'",
+    "database-empty": "database: Expected `str` matching regex '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\\\\Z'",
+    "database-line-feed": "database: Expected `str` matching regex '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\\\\Z'",
+    "database-slash": "database: Expected `str` matching regex '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\\\\Z'",
     "format-0": _NO_VERSION,
     "format-2": "the manifest is of format version 2",
     "format-fraction": _NO_VERSION,
@@ -125,48 +126,48 @@ _INVALID_MANIFESTS = {
     "format-true": _NO_VERSION,
     "id-impossible-date": "'20260229T085557123Z-7f3a91c2' is not a snapshot id: no such date",
     "id-leap-second": "'20161231T235960000Z-7f3a91c2' is not a snapshot id: no such date",
-    "id-malformed": "id: Value error, '20261122T085557Z-7f3a91c2' is not a snapshot id",
-    "id-number": "id: Value error, '20261122' is not a snapshot id",
-    "id-upper-case": "id: Value error, '20261122T085557123Z-7F3A91C2' is not a snapshot id",
-    "image-digest-short": "image_digest: String should match pattern",
-    "image-digest-upper-case": "image_digest: String should match pattern",
-    "kind-unknown": "kind: Input should be 'regular' or 'before-restore'",
-    "lone-surrogate": "Invalid JSON: unexpected end of hex escape",
-    "missing-key": "base: Field required",
+    "id-malformed": "id: '20261122T085557Z-7f3a91c2' is not a snapshot id",
+    "id-number": "id: 20261122 is not text",
+    "id-upper-case": "id: '20261122T085557123Z-7F3A91C2' is not a snapshot id",
+    "image-digest-short": "image_digest: Expected `str` matching regex '^[0-9a-f]{64}\\\\Z'",
+    "image-digest-upper-case": "image_digest: Expected `str` matching regex '^[0-9a-f]{64}\\\\Z'",
+    "kind-unknown": "kind: Invalid enum value 'irregular'",
+    "lone-surrogate": "not JSON: JSON is malformed: unexpected end of escaped utf-16 surrogate pair (byte 835)",
+    "missing-key": "Object missing required field `base`",
     "not-a-number": "not JSON: NaN is not a number",
     "not-json": "not JSON: Expecting ',' delimiter",
     "not-sealed": _NOT_SEALED,
     "not-utf-8": "not JSON: 'utf-8' codec can't decode byte 0xff",
-    "pack-no-bytes": "packs.0.stored_bytes: Input should be greater than or equal to 1",
-    "pack-no-pages": "packs.0.pages: Input should be greater than or equal to 1",
-    "pack-sha256-malformed": "packs.0.sha256: String should match pattern",
-    "pack-too-many-bytes": "packs.0: Value error, a pack has at most 17563672 bytes",
-    "pack-too-many-pages": "packs.0.pages: Input should be less than or equal to 32768",
-    "packs-object": "packs: Input should be a valid array",
-    "page-count-negative": "page_count: Input should be greater than or equal to 0",
-    "page-count-too-high": "page_count: Input should be less than or equal to 67108864",
-    "page-map-null": "page_map: Input should be a valid string",
-    "page-size-1000": "page_size: Value error, 1000 is not a page size",
-    "page-size-131072": "page_size: Value error, 131072 is not a page size",
+    "pack-no-bytes": "packs[0].stored_bytes: Expected `int` >= 1",
+    "pack-no-pages": "packs[0].pages: Expected `int` >= 1",
+    "pack-sha256-malformed": "packs[0].sha256: Expected `str` matching regex '^[0-9a-f]{64}\\\\Z'",
+    "pack-too-many-bytes": "packs[0]: a pack has at most 17563672 bytes",
+    "pack-too-many-pages": "packs[0].pages: Expected `int` <= 32768",
+    "packs-object": "packs: Expected `array`, got `object`",
+    "page-count-negative": "page_count: Expected `int` >= 0",
+    "page-count-too-high": "page_count: Expected `int` <= 67108864",
+    "page-map-null": "page_map: Expected `str`, got `null`",
+    "page-size-1000": "1000 is not a page size",
+    "page-size-131072": "131072 is not a page size",
     "repeated-key": "a key is repeated in one object",
     "repeated-key-inside": "a key is repeated in one object",
     "seal-upper-case": _NOT_SEALED,
     "seal-wrong": "the manifest does not match the SHA-256 of its seal",
     "sealed-with-spaces": _NOT_SEALED,
-    "sequence-0": "sequence: Input should be greater than or equal to 1",
-    "sequence-fraction": "sequence: Input should be a valid integer",
-    "sequence-text": "sequence: Input should be a valid integer",
-    "sequence-too-high": "sequence: Input should be less than 9007199254740992",
-    "source-null": "source: Input should be an object",
-    "source-schema-digest-malformed": "source.schema_digest: String should match pattern",
-    "source-tables-number": "source.tables.0: Input should be a valid string",
-    "source-user-version-33-bits": "source.user_version: Input should be less than 2147483648",
-    "stored-bytes-2-to-63": "stored_bytes: Input should be less than 9223372036854775808",
-    "tag-4097-characters": "tags.0: String should have at most 4096 characters",
-    "tags-text": "tags: Input should be a valid array",
+    "sequence-0": "sequence: Expected `int` >= 1",
+    "sequence-fraction": "sequence: Expected `int`, got `float`",
+    "sequence-text": "sequence: Expected `int`, got `str`",
+    "sequence-too-high": "sequence: Expected `int` <= 9007199254740991",
+    "source-null": "source: Expected `object`, got `null`",
+    "source-schema-digest-malformed": "source.schema_digest: Expected `str` matching regex '^[0-9a-f]{64}\\\\Z'",
+    "source-tables-number": "source.tables[0]: Expected `str`, got `int`",
+    "source-user-version-33-bits": "source.user_version: Expected `int` <= 2147483647",
+    "stored-bytes-2-to-63": "stored_bytes: Expected `int` <= 9223372036854775807",
+    "tag-4097-characters": "tags[0]: Expected `str` of length <= 4096",
+    "tags-text": "tags: Expected `array`, got `str`",
     "truncated": _NOT_SEALED,
-    "writer-mode-too-high": "writer.mode: Input should be less than or equal to 4095",
-    "writer-uid-negative": "writer.uid: Input should be greater than or equal to 0",
+    "writer-mode-too-high": "writer.mode: Expected `int` <= 4095",
+    "writer-uid-negative": "writer.uid: Expected `int` >= 0",
 }
 
 _MAP_NOT_READ = "the page map cannot be read: "
@@ -190,58 +191,58 @@ _INVALID_MAPS = {
 _NO_TIME = "is not a time"
 _INVALID_RECORDS = {
     "deletion-format-2": "the deletion is of format version 2",
-    "deletion-no-packs": "packs: Tuple should have at least 1 item",
+    "deletion-no-packs": "packs: Expected `array` of length >= 1",
     "deletion-not-json": "not JSON: Expecting ',' delimiter",
-    "deletion-pack-object": "packs.0: Input should be a valid string",
-    "deletion-pack-upper-case": "packs.0: String should match pattern",
-    "drill-database-slash": "database: String should match pattern",
+    "deletion-pack-object": "packs[0]: Expected `str`, got `object`",
+    "deletion-pack-upper-case": "packs[0]: Expected `str` matching regex '^[0-9a-f]{64}\\\\Z'",
+    "drill-database-slash": "database: Expected `str` matching regex '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\\\\Z'",
     "drill-format-0": "format: the drill does not name its version",
-    "drill-missing-key": "at: Field required",
+    "drill-missing-key": "Object missing required field `at`",
     "drill-not-sealed": "the object is not a sealed drill",
-    "drill-outcome-unknown": "outcome: Value error, 'perhaps' is not an outcome",
-    "drill-damaged-pack-malformed": "damaged_packs.0: String should match pattern",
-    "drill-damaged-packs-null": "damaged_packs: Input should be a valid array",
-    "drill-snapshot-malformed": "snapshot: Value error, 'latest' is not a snapshot id",
+    "drill-outcome-unknown": "outcome: Invalid enum value 'perhaps'",
+    "drill-damaged-pack-malformed": "damaged_packs[0]: Expected `str` matching regex '^[0-9a-f]{64}\\\\Z'",
+    "drill-damaged-packs-null": "damaged_packs: Expected `array`, got `null`",
+    "drill-snapshot-malformed": "snapshot: 'latest' is not a snapshot id",
     "retention-accepted-shrink-malformed": "'all' is not a snapshot id",
-    "retention-accepted-shrink-sequence-0": "accepted_shrink.sequence: Input should be greater than or equal to 1",
+    "retention-accepted-shrink-sequence-0": "accepted_shrink.sequence: Expected `int` >= 1",
     "retention-format-2": "the retention is of format version 2",
-    "retention-held-missing-key": "held.reason: Field required",
-    "retention-held-text": "held: Input should be an object",
-    "retention-missing-key": "held: Field required",
+    "retention-held-missing-key": "held: Object missing required field `reason`",
+    "retention-held-text": "held: Expected `object | null`, got `str`",
+    "retention-missing-key": "Object missing required field `held`",
     "retention-repeated-key": "a key is repeated in one object",
     "sweep-array": "format: the sweep does not name its version",
     "sweep-format-text": "format: the sweep does not name its version",
-    "sweep-no-packs": "packs: Tuple should have at least 1 item",
-    "sweep-pack-malformed": "packs.0.sha256: String should match pattern",
-    "sweep-pack-without-time": "packs.0.modified_at: Field required",
+    "sweep-no-packs": "packs: Expected `array` of length >= 1",
+    "sweep-pack-malformed": "packs[0].sha256: Expected `str` matching regex '^[0-9a-f]{64}\\\\Z'",
+    "sweep-pack-without-time": "packs[0]: Object missing required field `modified_at`",
     "trash-format-2": "the trash is of format version 2",
     "trash-format-true": "format: the trash does not name its version",
     "trash-manifest-damaged": "manifest: the manifest does not match the SHA-256 of its seal",
     "trash-manifest-format-2": "the manifest is of format version 2",
-    "trash-manifest-object": "manifest: Input should be a valid string",
-    "trash-missing-key": "reason: Field required",
+    "trash-manifest-object": "manifest: Expected `str`, got `object`",
+    "trash-missing-key": "Object missing required field `reason`",
     "trash-not-sealed": "the object is not a sealed trash",
-    "trash-reason-4097-characters": "reason: String should have at most 4096 characters",
-    "trash-removed-at-impossible": "removed_at: Value error, day is out of range for month",
+    "trash-reason-4097-characters": "reason: Expected `str` of length <= 4096",
+    "trash-removed-at-impossible": "removed_at: '2026-02-29T03:00:00.123456Z' is not a time: day is",
     "trash-removed-at-local": _NO_TIME,
-    "trash-removed-at-number": _NO_TIME,
+    "trash-removed-at-number": "removed_at: 1795575600 is not text",
     "trash-removed-at-seconds": _NO_TIME,
     "trash-seal-wrong": "the trash does not match the SHA-256 of its seal",
     "trash-truncated": "the object is not a sealed trash",
 }
 _INVALID_PRIVATE = {
-    "encryption-unknown": "packs.0.encryption: Input should be 'age'",
-    "missing-writer-id": "writer_id: Field required",
-    "not-base64": "private.age: Value error, not base64",
-    "number": "private: Input should be an object",
+    "encryption-unknown": "packs[0].encryption: Invalid enum value 'none'",
+    "missing-writer-id": "Object missing required field `writer_id`",
+    "not-base64": "private: not base64: Only base64 data is allowed",
+    "number": "private: Expected `object`, got `int`",
     "of-another-snapshot": "the private part does not belong to this manifest",
-    "pack-too-many-bytes": "packs.0.stored_bytes: Input should be less than or equal to 17633528",
-    "part-missing-key": "private part: source: Field required",
-    "part-nonce-malformed": "private part: nonce: String should match pattern",
+    "pack-too-many-bytes": "packs[0].stored_bytes: Expected `int` <= 17633528",
+    "part-missing-key": "private part: Object missing required field `source`",
+    "part-nonce-malformed": "private part: nonce: Expected `str` matching regex '^[0-9a-f]{32}\\\\Z'",
     "part-not-json": "private part: not JSON",
-    "part-page-map-number": "private part: page_map: Input should be a valid string",
+    "part-page-map-number": "private part: page_map: Expected `str`, got `int`",
     "part-repeated-key": "private part: a key is repeated in one object",
-    "sha256-malformed": "private.sha256: String should match pattern",
+    "sha256-malformed": "private.sha256: Expected `str` matching regex '^[0-9a-f]{64}\\\\Z'",
 }
 _CODECS: dict[str, tuple[Callable[[bytes], object], Callable[[Any], bytes]]] = {
     "deletion": (DeletionRecord.decode, DeletionRecord.encode),
@@ -481,9 +482,9 @@ def test_valid_records_say_what_they_say():
     assert (str(both.held.snapshot), both.held.reason[:13]) == ("20261122T093000999Z-ffffffff", "has 4 kB in u")
     assert RetentionRecord.decode(files["retention-minimal"]) == EMPTY_RETENTION_RECORD
     (found,) = SweepRecord.decode(files["sweep-one-pack"]).packs
-    assert (found.sha256, found.modified_at.isoformat()) == (
+    assert (found.sha256, found.modified_at) == (
         trash.manifest.packs[0].sha256,
-        "2026-11-22T12:00:00+00:00",
+        "2026-11-22T12:00:00.000000Z",
     )
     assert DeletionRecord.decode(files["deletion-two-packs"]).packs == (found.sha256, "0" * 64)
 
@@ -502,7 +503,7 @@ def test_damaged_packs_have_an_end():
     drill = Drill.decode((_VALID / "drill-failed-packs.json").read_bytes())
     longest = replace(drill, damaged_packs=("0" * 64,) * 100_000)
     assert Drill.decode(longest.encode()) == longest
-    with pytest.raises(FormatError, match="at most 100000 items"):
+    with pytest.raises(FormatError, match="length <= 100000"):
         Drill.decode(replace(drill, damaged_packs=("0" * 64,) * 100_001).encode())
 
 
@@ -511,11 +512,11 @@ def test_records_of_packs_have_an_end(codec: tuple[Any, str | None]):
     """The longest list is read; one that is longer by one is rejected."""
     kind, pack = codec
     decode, encode = _CODECS["deletion" if pack else "sweep"]
-    packs = (pack or FoundPack(sha256="0" * 64, modified_at=datetime(2026, 11, 22, tzinfo=UTC)),) * 100_000
+    packs = (pack or FoundPack(sha256="0" * 64, modified_at=Moment.of(datetime(2026, 11, 22, tzinfo=UTC))),) * 100_000
     longest = encode(kind(packs=packs))
     assert len(longest) <= MAX_RECORD_BYTES
     assert decode(longest) == kind(packs=packs)
-    with pytest.raises(FormatError, match="at most 100000 items"):
+    with pytest.raises(FormatError, match="length <= 100000"):
         decode(encode(replace(kind(packs=packs), packs=(*packs, packs[0]))))
 
 

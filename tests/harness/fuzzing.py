@@ -6,7 +6,6 @@ Whatever else comes out of one of them is a bug: it would end a command with a t
 from __future__ import annotations
 
 import base64
-import dataclasses
 import hashlib
 import json
 import struct
@@ -15,6 +14,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from backupd.encryption import Encryption, read_identities
 from backupd.errors import DamageError, IdentityNeededError, UnsupportedFormatError, UsageError
@@ -85,7 +86,7 @@ def _private_part(data: bytes) -> None:
     assert isinstance(found, SealedManifest)
     with suppress(FormatError):
         opened = open_manifest(found, data)
-        assert dataclasses.replace(opened, source=opened.source).id == whole.id
+        assert msgspec.structs.replace(opened, source=opened.source).id == whole.id
         opened.decode_map()
 
 

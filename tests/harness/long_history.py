@@ -9,11 +9,11 @@ import hashlib
 import itertools
 import sqlite3
 from contextlib import closing
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec.structs import replace
 
 from backupd.backup import SnapshotRequest, back_up
 from backupd.backup.assembly import WrittenPack, assemble

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from backupd.backup import BackupResult, Outcome, SnapshotRequest, back_up
 from backupd.config import Database, RetentionSettings, Settings
-from backupd.format.records import CheckOutcome, DeletionRecord, Drill, FoundPack, SweepRecord
+from backupd.format.records import CheckOutcome, DeletionRecord, Drill, FoundPack, Moment, SweepRecord
 from backupd.prune import PruneOptions, PruneResult, forget, prune
 from backupd.repository import Repository
 from backupd.restore import restore_to_file
@@ -205,7 +205,7 @@ def make_ripe(home: Path) -> Ripe:
     rotation.put(f"app/packs/{orphan}.zst", b"orphan")
     named = rotation.repository().archive("app").holdings()
     stored = named.listing.packs[min(named.named_packs)]
-    contradicted = FoundPack(sha256=min(named.named_packs), modified_at=stored.modified_at)
+    contradicted = FoundPack(sha256=min(named.named_packs), modified_at=Moment.of(stored.modified_at))
     gone, of_trash = "20200101T000000000Z-00000000", str(purged)
     rotation.put(f"app/sweeps/{gone}.json", SweepRecord(packs=(contradicted,)).encode())
     rotation.put(f"app/deletions/{gone}.json", DeletionRecord(packs=(min(named.named_packs),)).encode())

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 from contextlib import closing, suppress
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +22,7 @@ from harness.checks import check_context
 from harness.command_line import wait_until
 from harness.damage import flip
 from harness.faults import FaultyStore
+from msgspec.structs import replace
 
 from backupd.backup import SnapshotRequest, back_up
 from backupd.config import CaptureSettings, Database, RetentionSettings, Settings

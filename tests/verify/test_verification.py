@@ -9,7 +9,6 @@ import shutil
 import sqlite3
 from collections import Counter
 from contextlib import closing
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,6 +17,7 @@ from harness.checks import check_context
 from harness.damage import flip
 from harness.faults import FaultyStore
 from harness.stored import Stored
+from msgspec.structs import replace
 
 from backupd.encryption import Encryption, generate_identity
 from backupd.errors import DamageError, ExitCode, NoSuchSnapshotError, StoreRefusedError, StoreUnavailableError
