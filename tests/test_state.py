@@ -4,10 +4,10 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, ClassVar
 
+import msgspec
 import pytest
 from harness.notes import change_notes
 
@@ -36,21 +36,19 @@ with StateDirectory(Path(sys.argv[1])).lock("app", timeout=0):
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(msgspec.Struct, frozen=True):
     """A record with a value of each type that records use."""
 
     kind: ClassVar[str] = "failure"
 
     at: datetime
     message: str
-    reasons: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, str] = msgspec.field(default_factory=dict)
     names: tuple[str, ...] = ()
     number: int | None = None
 
 
-@dataclass(frozen=True)
-class Other:
+class Other(msgspec.Struct, frozen=True):
     """A record of another kind."""
 
     kind: ClassVar[str] = "other"

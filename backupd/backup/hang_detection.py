@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+import msgspec
+
 from backupd.errors import StoreUnavailableError
 from backupd.store import StoreWrapper
 
@@ -25,8 +27,7 @@ if TYPE_CHECKING:
 _SLACK_SECONDS = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
+class Patience(msgspec.Struct, frozen=True):
     """How many seconds a store may leave all requests unanswered before it is given up."""
 
     longest: float = 310.0

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
+
+import msgspec
 
 from backupd import __version__
 from backupd.backup.assembly import Image
@@ -33,8 +34,7 @@ _COMPARISON_MAY_WAIT = timedelta(days=1)
 _UNNOTICED_SECONDS = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Stream:
+class Stream(msgspec.Struct, frozen=True):
     """One stream of packs, and the stores that take it: those that need the same pages stored."""
 
     base: StreamBase
@@ -149,8 +149,7 @@ def _wal_bytes(path: str) -> int:
         return 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Compared:
+class _Compared(msgspec.Struct, frozen=True):
     """The note about one database: when it was compared last, and since when the comparison has been due.
 
     A difference counts for one device and one version of backupd, because either may be its cause.

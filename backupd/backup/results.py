@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
+
+import msgspec
 
 from backupd.errors import ExitCode
 from backupd.format.manifest import SnapshotKind, Summary
@@ -30,8 +31,7 @@ if TYPE_CHECKING:
 _CLOCK_TOLERANCE = timedelta(minutes=1)
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotRequest:
+class SnapshotRequest(msgspec.Struct, frozen=True):
     """The properties asked of a new snapshot. Any of them makes a snapshot even when nothing changed."""
 
     tags: tuple[str, ...] = ()
@@ -44,16 +44,14 @@ class SnapshotRequest:
         return bool(self.tags) or self.is_full or self.kind is not SnapshotKind.REGULAR
 
 
-@dataclass(frozen=True, slots=True)
-class KnownState:
+class KnownState(msgspec.Struct, frozen=True):
     """A state of a database that a store has: what `stat` said of its files then, and the snapshot that holds it."""
 
     fingerprint: str
     snapshot_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotJob:
+class SnapshotJob(msgspec.Struct, frozen=True):
     """One database, and how a snapshot of it is taken in every store."""
 
     database: Database
@@ -65,8 +63,7 @@ class SnapshotJob:
     on_progress: Callable[[Progress], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(msgspec.Struct, frozen=True):
     """Progress of a capture, in bytes of page images, and the bytes of packs that all stores have taken."""
 
     captured_bytes: int
@@ -82,8 +79,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True)
-class UploadCheck:
+class UploadCheck(msgspec.Struct, frozen=True):
     """Proof that a store showed all `packs` of a snapshot, `stored_bytes` together, and its manifest as written."""
 
     packs: int
@@ -99,8 +95,7 @@ class UploadCheck:
         return {"packs": self.packs, "stored_bytes": self.stored_bytes}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackupResult:
+class BackupResult(msgspec.Struct, frozen=True, kw_only=True):
     """The result of a snapshot of one database in one store.
 
     `id` is that of the new snapshot, of the newest one when nothing changed, and None when it failed.
@@ -211,8 +206,7 @@ def _take_turns(manifests: Sequence[AnySummary], me: Writer) -> bool:
     return any(any(is_me) and not is_me[-1] for is_me in (by_id, by_place))
 
 
-@dataclass(frozen=True, slots=True)
-class _Recipients:
+class _Recipients(msgspec.Struct, frozen=True):
     """The public keys that all packs of a database's newest snapshot were written for; none if not encrypted."""
 
     kind: ClassVar[str] = "recipients"
@@ -262,8 +256,7 @@ def _recipients_text(manifest: Manifest, url: str, *, was_encrypted: bool, is_en
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _ReportedManifests:
+class _ReportedManifests(msgspec.Struct, frozen=True):
     """The manifests of a database in a store that were reported as passed over: why, by their snapshots' ids."""
 
     kind: ClassVar[str] = "passed-over-manifests"
@@ -271,8 +264,7 @@ class _ReportedManifests:
     reasons: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class PassedOver:
+class PassedOver(msgspec.Struct, frozen=True):
     """Manifests in a store that no snapshot builds on: what was found, and what to do about it.
 
     `news` is a warning for each that was not reported before.

@@ -6,9 +6,10 @@ import math
 import threading
 from concurrent.futures import wait
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from backupd.backup.assembly import WrittenPack, assemble_manifest, describe_writer
 from backupd.backup.baseline import Baseline, find_baseline

@@ -7,7 +7,6 @@ import json
 import math
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -32,8 +31,7 @@ _SILENT_SECONDS = 30.0
 _LATE_SECONDS = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Pinned:
+class Pinned(msgspec.Struct, frozen=True):
     """The committed state that is captured. In WAL mode nothing is copied yet, in rollback mode everything.
 
     It was current at `taken_at`, seconds since the epoch. `uid`, `gid` and `mode` are those of the file.
@@ -51,16 +49,14 @@ class Pinned:
     """A sentence about each fact that would have taken too long to read."""
 
 
-@dataclass(frozen=True, slots=True)
-class PagesCaptured:
+class PagesCaptured(msgspec.Struct, frozen=True):
     """Bytes of page images that have been read so far, and the size of the image as far as it is known."""
 
     captured_bytes: int
     image_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class PackReady:
+class PackReady(msgspec.Struct, frozen=True):
     """A finished pack of stream `stream`, in `file`. Of two packs that hold one page, the higher `order` counts.
 
     `page_numbers` are those in its index: u32 little-endian, ascending.
@@ -73,32 +69,27 @@ class PackReady:
     page_numbers: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class HeldUp:
+class HeldUp(msgspec.Struct, frozen=True):
     """Whether the capture waits for packs to be compressed and to leave the spool. In WAL mode the state is pinned."""
 
     is_waiting: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Captured:
+class Captured(msgspec.Struct, frozen=True):
     """The database is no longer in use. Packs may still follow."""
 
 
-@dataclass(frozen=True, slots=True)
-class Locked:
+class Locked(msgspec.Struct, frozen=True):
     """In rollback mode: writers wait since `at` on the monotonic clock."""
 
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Released:
+class Released(msgspec.Struct, frozen=True):
     """In rollback mode: writers no longer wait."""
 
 
-@dataclass(frozen=True, slots=True)
-class Compared:
+class Compared(msgspec.Struct, frozen=True):
     """Whether the unlocked reading equals what the backup API gives; None when comparing would have taken too long."""
 
     is_same: bool | None

@@ -4,8 +4,9 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from backupd.config.databases import Database, DatabaseSettings, reject_led_away
 from backupd.config.values import InvalidValueError
@@ -13,8 +14,7 @@ from backupd.errors import BackupdError, SourceUnusableError, UsageError
 from backupd.system.trust import Way, is_foreign, status_of, way_of
 
 
-@dataclass(frozen=True, slots=True)
-class DiscoveredDatabases:
+class DiscoveredDatabases(msgspec.Struct, frozen=True):
     """The databases that were found, and why other files are not used; each with the entry that it comes from.
 
     `entries_by_name` includes files that are not used because another one has their name. `problems_by_name` has the
@@ -30,8 +30,7 @@ class DiscoveredDatabases:
     """The patterns that match no file."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Candidate:
+class _Candidate(msgspec.Struct, frozen=True):
     """A path that matches an entry, and where it leads."""
 
     entry: DatabaseSettings

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from backupd.config.settings import ENTRIES, Settings, tables_in
 from backupd.config.tables import MissingKeyError, NotATableError, UnknownKeyError
@@ -71,8 +72,7 @@ def combined_error(problems: Sequence[UsageError]) -> UsageError:
     return UsageError(first.message, hint=f"{first.hint}; {also}" if first.hint else also)
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(msgspec.Struct, frozen=True):
     """The sources of the values: the file, its content as it was read, and the names of the variables that are set."""
 
     source: Path | None

@@ -18,9 +18,11 @@ config-refused   a changed configuration was refused
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+from msgspec.structs import replace
 
 from backupd.errors import ExitCode
 
@@ -39,8 +41,7 @@ _ATTEMPTS_THAT_MAY_FAIL = 1
 _CLOCKS_MAY_DIFFER_BY = timedelta(minutes=5)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Alarm:
+class Alarm(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that is wrong. `message` says what, about what, and since when; `hint` what to do."""
 
     key: str
@@ -60,8 +61,7 @@ class Alarm:
     """No reminders of it are sent."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Subject:
+class _Subject(msgspec.Struct, frozen=True):
     """What an alarm is about: the daemon, one database, or one database in one store (a URL)."""
 
     name: str | None = None

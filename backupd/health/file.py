@@ -13,9 +13,10 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from backupd.errors import BackupdError, DamageError, TargetUnwritableError, UnsupportedFormatError
 from backupd.health.codec import Encoder, NewerStatusError, UnreadableStatusError, decode

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
+
+from msgspec.structs import replace
 
 from backupd.config.settings import SCHEMES_WITH_A_HOST
 from backupd.errors import BackupdError

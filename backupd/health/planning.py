@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
 
 from backupd.health.values import (
     DaemonHealth,
@@ -31,8 +33,7 @@ if TYPE_CHECKING:
 _VANISHED_ARE_REMEMBERED_FOR = timedelta(days=7)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The plan of the daemon for one database."""
 
     path: os.PathLike[str] | str

@@ -5,8 +5,9 @@ Times are aware and UTC. `at` is when the attempt began: the state that it saved
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from backupd.errors import AnotherRunError, InterruptedByUserError, SourceUnusableError
 from backupd.format.records import CheckOutcome

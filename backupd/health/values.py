@@ -5,8 +5,10 @@ All times are aware and in UTC. The names are public: the status file and `backu
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+from msgspec.structs import replace
 
 from backupd.errors import StoreRefusedError
 
@@ -20,8 +22,7 @@ VERSION = 1
 """The version of the status file."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
     """Attempts that failed in a row. The message and the hint are those of the last one."""
 
     since: datetime
@@ -36,8 +37,7 @@ class Failure:
     """The store refused, which may be intended: a bucket may refuse deletions."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """Something that is wrong until a person, or the next run, corrects it."""
 
     since: datetime
@@ -47,8 +47,7 @@ class Problem:
     """It ends with the next drill that succeeds."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LastRun:
+class LastRun(msgspec.Struct, frozen=True, kw_only=True):
     """The last attempt at a snapshot, however it ended. Sizes are None when it failed before they were known."""
 
     started_at: datetime
@@ -66,8 +65,7 @@ class LastRun:
         return None if self.page_count is None or self.page_size is None else self.page_count * self.page_size
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Totals:
+class Totals(msgspec.Struct, frozen=True, kw_only=True):
     """Counts since the status file was created."""
 
     snapshots: int = 0
@@ -78,8 +76,7 @@ class Totals:
 NOTHING_YET = Totals()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreHealth:
+class StoreHealth(msgspec.Struct, frozen=True, kw_only=True):
     """The health of one database in one store."""
 
     current_at: datetime | None = None
@@ -135,8 +132,7 @@ class StoreHealth:
         return max((*self.proofs_at, *failed_at), default=None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DatabaseHealth:
+class DatabaseHealth(msgspec.Struct, frozen=True, kw_only=True):
     """The health of one database, by the URLs of its stores."""
 
     path: str
@@ -151,11 +147,10 @@ class DatabaseHealth:
     """Reading the file without SQLite gave other bytes than SQLite reads."""
     vanished_at: datetime | None = None
     """When a pattern no longer found the file; None while it does, and for a path without wildcards."""
-    stores: Mapping[str, StoreHealth] = field(default_factory=dict)
+    stores: Mapping[str, StoreHealth] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DaemonHealth:
+class DaemonHealth(msgspec.Struct, frozen=True, kw_only=True):
     """The daemon that runs, or ran last."""
 
     pid: int
@@ -165,20 +160,18 @@ class DaemonHealth:
     """When it ended regularly; None while it runs, and after it was killed."""
     config_problem: Problem | None = None
     """Why a changed configuration was refused: the one before is in force."""
-    entry_problems: Mapping[str, Failure] = field(default_factory=dict)
+    entry_problems: Mapping[str, Failure] = msgspec.field(default_factory=dict)
     """By the pattern of a [[databases]] entry: why it gives no databases."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     """The notifications of one alarm that reached one target."""
 
     at: datetime
     times: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AlarmState:
+class AlarmState(msgspec.Struct, frozen=True, kw_only=True):
     """An alarm that is on, or that is over while a target has not been notified of its end yet."""
 
     raised_at: datetime
@@ -186,7 +179,7 @@ class AlarmState:
     """What it is about in a few words, for when it is over."""
     database: str | None = None
     ended_at: datetime | None = None
-    deliveries: Mapping[str, Delivery] = field(default_factory=dict)
+    deliveries: Mapping[str, Delivery] = msgspec.field(default_factory=dict)
     """By the key of a target. A target that is missing here knows nothing of the alarm."""
 
     @property
@@ -200,16 +193,15 @@ class AlarmState:
         return max((delivery.times for delivery in self.deliveries.values()), default=0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
+class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that is known at one moment."""
 
     version: int = VERSION
     written_at: datetime | None = None
     """None: nothing was ever written."""
     daemon: DaemonHealth | None = None
-    databases: Mapping[str, DatabaseHealth] = field(default_factory=dict)
-    alarms: Mapping[str, AlarmState] = field(default_factory=dict)
+    databases: Mapping[str, DatabaseHealth] = msgspec.field(default_factory=dict)
+    alarms: Mapping[str, AlarmState] = msgspec.field(default_factory=dict)
 
     @property
     def paths(self) -> dict[str, str]:

@@ -6,10 +6,12 @@ Each outcome is recorded in the status; some of them are reported only once.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from backupd.concurrency import has_ended, start_call
 from backupd.errors import BackupdError, PutOnlyError, StoreRefusedError, StoreUnavailableError

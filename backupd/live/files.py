@@ -11,8 +11,9 @@ import os
 import secrets
 import stat
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from backupd.errors import AnotherRunError, BusyError, TargetUnwritableError
 from backupd.system.files import flush_directory, try_lock
@@ -221,8 +222,7 @@ def is_named(descriptor: int, path: Path) -> bool:
     return os.path.samestat(os.fstat(descriptor), named)
 
 
-@dataclass(frozen=True, slots=True)
-class Replacement:
+class Replacement(msgspec.Struct, frozen=True):
     """Names in the directory of a database, and how they change when its file is replaced.
 
     `image` (a path relative to it), whose inode is `inode`, becomes the database; the old file keeps the name `aside`;

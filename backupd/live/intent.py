@@ -17,7 +17,6 @@ import os
 import secrets
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -49,15 +48,13 @@ _VERSION = 1
 _MOST_BYTES = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
-class _Intent:
+class _Intent(msgspec.Struct, frozen=True):
     version: int
     token: str
     replacement: Replacement | None
 
 
-@dataclass(frozen=True, slots=True)
-class RestoreToken:
+class RestoreToken(msgspec.Struct, frozen=True):
     """The last restore that this state directory started in a database, by the token in its file.
 
     It `has_ended` when all that was left to do was to remove that file.
@@ -69,8 +66,7 @@ class RestoreToken:
     has_ended: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _IgnoredFile:
+class _IgnoredFile(msgspec.Struct, frozen=True):
     """A file of an interrupted restore that was reported, and ignored."""
 
     kind: ClassVar[str] = "ignored-file"
@@ -160,7 +156,7 @@ def _announced(database: Path, replacement: Replacement | None, state: StateDire
         token = secrets.token_hex(16)
         try:
             token_note(database, state).write(RestoreToken(token), is_durable=True)
-            os.pwrite(descriptor, json.dumps(asdict(_Intent(_VERSION, token, replacement))).encode(), 0)
+            os.pwrite(descriptor, json.dumps(msgspec.to_builtins(_Intent(_VERSION, token, replacement))).encode(), 0)
             os.fsync(descriptor)
             flush_directory(file.parent)
         except BaseException:

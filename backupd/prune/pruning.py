@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC
 from typing import TYPE_CHECKING
 
@@ -30,8 +29,7 @@ if TYPE_CHECKING:
     from backupd.repository.history import Holdings
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PruneOptions:
+class PruneOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of one prune beside the policy."""
 
     is_dry_run: bool = False
@@ -45,8 +43,7 @@ class PruneOptions:
     """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PruneResult:
+class PruneResult(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of a prune of one database in one store; of a dry run, what would be done, by this host's clock."""
 
     database: str

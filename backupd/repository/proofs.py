@@ -6,8 +6,9 @@ a pack counts as damaged.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from backupd.concurrency import worker_threads
 from backupd.errors import NoSuchObjectError, UnsupportedFormatError
@@ -27,16 +28,14 @@ if TYPE_CHECKING:
 _READERS = 8
 
 
-@dataclass(frozen=True, slots=True)
-class KnownOutcome:
+class KnownOutcome(msgspec.Struct, frozen=True):
     """The known outcome for one snapshot, and when (aware, UTC) the check began that found it."""
 
     outcome: CheckOutcome
     at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
+class _Found(msgspec.Struct, frozen=True):
     """The record of a check, and when the store got it, by the store's clock."""
 
     drill: Drill
@@ -52,12 +51,11 @@ class _Found:
         return self.put_at, self.drill.at
 
 
-@dataclass(frozen=True, slots=True)
-class Proofs:
+class Proofs(msgspec.Struct, frozen=True):
     """The outcomes of checks of one database in one store, at the time of one listing."""
 
-    _found: Mapping[SnapshotId, _Found] = field(default_factory=dict)
-    _damaged: Mapping[str, _Found] = field(default_factory=dict)
+    _found: Mapping[SnapshotId, _Found] = msgspec.field(default_factory=dict)
+    _damaged: Mapping[str, _Found] = msgspec.field(default_factory=dict)
     """The latest record that names each damaged pack, by SHA-256 (hex), without packs that were put again since."""
     unreadable: frozenset[SnapshotId] = frozenset()
     """Snapshots whose record cannot be read, or is of another snapshot: they may be proven."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, ClassVar
+
+import msgspec
 
 from backupd.errors import StoreError, StoreRefusedError
 from backupd.logs import log
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
     from backupd.store import Store
 
 
-@dataclass(frozen=True, slots=True)
-class _RescueObjects:
+class _RescueObjects(msgspec.Struct, frozen=True):
     """The rescue objects that were put into a repository, by the SHA-256 of their content."""
 
     kind: ClassVar[str] = "rescue-objects"

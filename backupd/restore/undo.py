@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import socket
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
+
+import msgspec
 
 from backupd.backup import SnapshotRequest, back_up
 from backupd.errors import BackupdError, NoMatchingSnapshotError, NoSuchSnapshotError, UsageError
@@ -47,8 +48,7 @@ _WITHOUT_WAY_BACK = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LastRestore:
+class LastRestore(msgspec.Struct, frozen=True, kw_only=True):
     """The record of the last restore of a database into a file."""
 
     kind: ClassVar[str] = "last-restore"
@@ -114,8 +114,7 @@ def _write(note: Note[LastRestore], record: LastRestore, warn: Warn) -> None:
         warn(error.message)  # the restore itself is done
 
 
-@dataclass(frozen=True, slots=True)
-class SafetySnapshots:
+class SafetySnapshots(msgspec.Struct, frozen=True):
     """Takes snapshots of a database that is about to be replaced: into all of `repositories`, and at least into one."""
 
     database: Database

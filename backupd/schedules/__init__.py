@@ -6,9 +6,10 @@ Parsing is strict, and suggests what was most likely meant.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Self
+
+import msgspec
 
 from backupd.errors import UsageError
 from backupd.schedules.times import CronTimes, IntervalTimes, TimeZoneProblem, named_time_zone, time_zone_problem
@@ -38,14 +39,13 @@ _LOOSE_INTERVAL = re.compile(
 _CLOCK_TIME = re.compile(r"(?:(?:daily|every ?day)(?: at)? |at )?([0-9]{1,2})[:.]([0-5][0-9])(?:[:.][0-9]{2})?")
 
 
-@dataclass(frozen=True, slots=True)
-class Schedule:
+class Schedule(msgspec.Struct, frozen=True, eq=False):
     """An endless series of times. Two schedules are equal when they have the same times, however they are written.
 
     `parse` makes one; `str` returns its text.
     """
 
-    text: str = field(compare=False)
+    text: str
     times: IntervalTimes | CronTimes
 
     @classmethod
@@ -60,6 +60,12 @@ class Schedule:
         """
         written = " ".join(text.split())
         return cls(text=written, times=_parse_times(written))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Schedule) and other.times == self.times
+
+    def __hash__(self) -> int:
+        return hash(self.times)
 
     def __str__(self) -> str:
         return self.text
@@ -88,8 +94,7 @@ class InvalidScheduleError(UsageError, ValueError):
     """A text is not a schedule."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Field:
+class _Field(msgspec.Struct, frozen=True):
     name: str
     low: int
     high: int

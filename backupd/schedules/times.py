@@ -10,10 +10,11 @@ import bisect
 import functools
 import os
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -34,8 +35,7 @@ _POSIX_ZONE = re.compile(rf"{_NAME}{_TIME}(?:{_NAME}(?:{_TIME})?(?:,{_RULE},{_RU
 _WINTER_AND_SUMMER = ((1, 1), (7, 1))
 
 
-@dataclass(frozen=True, slots=True)
-class IntervalTimes:
+class IntervalTimes(msgspec.Struct, frozen=True):
     """The multiples of `length` since 1970-01-01 00:00 UTC."""
 
     length: timedelta
@@ -48,8 +48,7 @@ class IntervalTimes:
             return None
 
 
-@dataclass(frozen=True, slots=True)
-class CronTimes:
+class CronTimes(msgspec.Struct, frozen=True):
     """The numbers that each field of a cron expression allows, none of them empty; Sunday is weekday 0.
 
     A day must be one of `days` and of `weekdays`, or one of either when `is_either_day_enough`.

@@ -19,9 +19,10 @@ import shutil
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+import msgspec
 
 from backupd.errors import AnotherRunError, LimitReachedError, TargetUnwritableError, limit_reached
 from backupd.store import canonical_url
@@ -205,10 +206,10 @@ def _remove_abandoned_spools(directory: Path) -> None:
 
 
 class _Record(Protocol):
-    """A value that a note can hold: a frozen dataclass of values that JSON can hold."""
+    """A value that a note can hold: a frozen struct of values that JSON can hold."""
 
     kind: ClassVar[str]
-    __dataclass_fields__: ClassVar[dict[str, Any]]
+    __struct_fields__: ClassVar[tuple[str, ...]]
 
 
 _R = TypeVar("_R", bound=_Record)
@@ -228,8 +229,6 @@ class Note(Generic[_R]):
 
     def read(self) -> _R | None:
         """The record that was written last, or None."""
-        import msgspec  # noqa: PLC0415  (`status --check` uses the state directory, and must start fast)
-
         select = "SELECT record FROM notes WHERE kind = ? AND key = ?"
         row = self._database.read(lambda connection: connection.execute(select, self._place).fetchone())
         if row is None:
@@ -242,8 +241,6 @@ class Note(Generic[_R]):
 
     def write(self, record: _R, *, is_durable: bool = False) -> None:
         """Leave `record` in place of what was there. With `is_durable`, it survives a loss of power."""
-        import msgspec  # noqa: PLC0415  (as above)
-
         values = msgspec.to_builtins(record, enc_hook=str)
         # In ASCII: a path or a message may have bytes that are no text.
         row = (*self._place, json.dumps(values))
@@ -260,7 +257,7 @@ class Note(Generic[_R]):
 
 
 def _values(record: _Record) -> list[Any]:
-    return [getattr(record, field.name) for field in fields(record)]
+    return [getattr(record, name) for name in record.__struct_fields__]
 
 
 def _is_comparable(value: object) -> bool:
@@ -268,8 +265,7 @@ def _is_comparable(value: object) -> bool:
     return not isinstance(value, datetime) or value.tzinfo is not None
 
 
-@dataclass(frozen=True, slots=True)
-class FailedSnapshot:
+class FailedSnapshot(msgspec.Struct, frozen=True):
     """The last snapshot of a database in a store has failed, or has been interrupted."""
 
     kind: ClassVar[str] = "failed-snapshot"
@@ -278,8 +274,7 @@ class FailedSnapshot:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class RefusedDeletion:
+class RefusedDeletion(msgspec.Struct, frozen=True):
     """A store has refused to delete, and this was reported."""
 
     kind: ClassVar[str] = "refused-deletion"

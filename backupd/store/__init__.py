@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from datetime import datetime  # noqa: TC003  (a named tuple keeps its types)
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,8 +26,7 @@ class StoredObject(NamedTuple):
     modified_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectFacts:
+class ObjectFacts(msgspec.Struct, frozen=True):
     """Properties of one object that a store knows without reading it.
 
     `sha256` (32 bytes, of the whole content) is the one that the store itself computed or checked when the object was
@@ -140,8 +140,7 @@ class Versioning(StrEnum):
     SUSPENDED = "suspended"
 
 
-@dataclass(frozen=True, slots=True)
-class LifecycleRule:
+class LifecycleRule(msgspec.Struct, frozen=True):
     """A rule by which a bucket deletes or archives objects of the store. `prefix` is as the bucket has it.
 
     `expires` says when current objects are deleted, such as `after 30 days`; `archive_class` is the storage class that

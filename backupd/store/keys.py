@@ -6,9 +6,10 @@ A key from a store is untrusted: `parse` of the classes below returns None for e
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
+
+import msgspec
 
 REPOSITORY_KEY = "backupd.json"
 RESTORE_KEY = "RESTORE.md"
@@ -33,8 +34,7 @@ _MANY_KEY = re.compile(
 _LONGEST_KEY_BYTES = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotKey:
+class SnapshotKey(msgspec.Struct, frozen=True):
     """The key of a snapshot's manifest; `str` gives its text. Raises ValueError for a malformed part."""
 
     database: str
@@ -53,8 +53,7 @@ class SnapshotKey:
         return cls(match[1], match[2]) if match else None
 
 
-@dataclass(frozen=True, slots=True)
-class PackKey:
+class PackKey(msgspec.Struct, frozen=True):
     """The key of a pack, by the SHA-256 of its bytes; `str` gives its text. Raises ValueError for a malformed part."""
 
     database: str
@@ -87,8 +86,7 @@ class RecordKind(StrEnum):
     """A snapshot that came back from the trash."""
 
 
-@dataclass(frozen=True, slots=True)
-class RecordKey:
+class RecordKey(msgspec.Struct, frozen=True):
     """The key of a record; `str` gives its text. Raises ValueError for a malformed part.
 
     `id` has the form of a snapshot id; except for deletions and sweeps, it is that of the snapshot.

@@ -13,7 +13,6 @@ import sys
 import time
 from collections import Counter
 from contextlib import closing
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,6 +21,7 @@ from harness.extent import sampled, slow
 from harness.states import COARSEST_SECONDS, Judge, Ledger, Taken, digests, facts_of, free_leaves, strange_machine
 from harness.stepping import CARDS, DECK
 from harness.walking import Chain, Walk, reject_foreign_facts, walking
+from msgspec.structs import replace
 
 from backupd.system.processes import child_environment
 

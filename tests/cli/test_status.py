@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -28,6 +27,7 @@ from harness.statuses import (
     with_health,
     with_times,
 )
+from msgspec.structs import replace
 
 from backupd.health import Status, StatusFile
 from backupd.health.codec import Encoder, decode
@@ -206,7 +206,6 @@ def test_health_check_imports_little_and_is_fast(cli: CommandLine, state: Path) 
     output = _cost(cli)
     seconds, modules = float(output[1]), set(output[2].split())
     heavy = {
-        "msgspec",
         "numpy",
         "boto3",
         "botocore",

@@ -5,7 +5,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
-from dataclasses import replace
 
 import pytest
 from harness.command_line import wait_until
@@ -14,6 +13,7 @@ from harness.extent import sampled
 from harness.place import create_database
 from harness.ports import reserved_port
 from harness.statuses import MINUTE, NOON, alarms_of, healthy
+from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
 from backupd.daemon.http import HttpServer

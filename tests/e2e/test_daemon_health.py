@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+import msgspec
 from harness.clock import settable_clock
 from harness.confinement import private_mounts
 from harness.daemon import wait_until
@@ -163,7 +164,9 @@ def test_stale_snapshot_turns_health_red_until_the_next_one(tmp_path: Path) -> N
     site.configure(capture={"lock_timeout": "10m"})
     site.backupd.run("now")
     long_ago = datetime.now(UTC) - LONG
-    site.change_status(lambda health: replace(health, current_at=long_ago, due_by=long_ago + timedelta(hours=3)))
+    site.change_status(
+        lambda health: msgspec.structs.replace(health, current_at=long_ago, due_by=long_ago + timedelta(hours=3))
+    )
     with connected(tmp_path / "app.db", "BEGIN EXCLUSIVE") as application, site.daemon() as daemon:
         said = daemon.require_red("stale", database="app").stdout
         assert "1 of 1 database: app is not current" in said

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from harness.damage import flip
 from harness.extent import sampled, slow
 from harness.place import change_rows, create_database
 from harness.site import new_site, not_within_a_test, on_s3
+from msgspec.structs import replace
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from harness.daemon import wait_until
 from harness.extent import sampled, slow
@@ -125,7 +126,9 @@ def test_sigterm_interrupts_a_drill(tmp_path: Path, seaweed: S3Server) -> None:
             daemon.wait_for("snapshot", outcome="created")
             network.stall_downloads()
             site.change_status(
-                lambda health: replace(health, snapshot_at=health.snapshot_at and health.snapshot_at - LONG)
+                lambda health: msgspec.structs.replace(
+                    health, snapshot_at=health.snapshot_at and health.snapshot_at - LONG
+                )
             )
             daemon.reload()
             network.wait_until_held()

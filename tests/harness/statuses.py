@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
+
+from msgspec.structs import replace
 
 from backupd.backup.results import BackupResult, Outcome
 from backupd.errors import BackupdError, DamageError, StoreUnavailableError

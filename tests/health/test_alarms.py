@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,6 +21,7 @@ from harness.statuses import (
     snapshot_id,
     with_health,
 )
+from msgspec.structs import replace
 
 from backupd.errors import DamageError, StoreRefusedError
 from backupd.health import Status

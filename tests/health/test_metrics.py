@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,6 +19,7 @@ from harness.statuses import (
     snapshot_id,
     with_times,
 )
+from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
 from backupd import __version__

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from harness.statuses import (
     healthy,
     recorded,
 )
+from msgspec.structs import replace
 
 from backupd.errors import StoreRefusedError
 from backupd.health.notifications import Notice, notice_for, with_alarms, with_delivered

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
 from harness.sink import Sink, sink
 from harness.statuses import BUCKET, HOUR, MINUTE, NOON, alarms_of, created, failed, healthy, recorded
+from msgspec.structs import replace
 
 from backupd.config.settings import NotificationSettings
 from backupd.config.values import Secret

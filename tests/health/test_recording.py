@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,6 +19,7 @@ from harness.statuses import (
     snapshot_id,
     with_health,
 )
+from msgspec.structs import replace
 
 from backupd.backup.results import BackupResult, Outcome
 from backupd.errors import AnotherRunError, DamageError, InterruptedByUserError, StoreRefusedError

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -24,6 +23,7 @@ from harness.statuses import (
     healthy,
     recorded,
 )
+from msgspec.structs import replace
 
 from backupd.errors import DamageError, StoreUnavailableError, TargetUnwritableError, UnsupportedFormatError
 from backupd.health import Status, StatusFile
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 _ADD_DATABASES = """
 import sys
 from pathlib import Path
-from dataclasses import replace
+from msgspec.structs import replace
 from backupd.health import DatabaseHealth, StatusFile
 from backupd.state import StateDirectory
 file = StatusFile(StateDirectory(Path(sys.argv[1])))
@@ -54,7 +54,7 @@ for number in range(20):
 _DIE_WHILE_WRITING = """
 import os, signal, sys
 from pathlib import Path
-from dataclasses import replace
+from msgspec.structs import replace
 from backupd.health import StatusFile
 from backupd.state import StateDirectory
 os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)

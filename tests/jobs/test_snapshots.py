@@ -1,5 +1,4 @@
 import os
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -7,6 +6,7 @@ from harness.command_line import wait_until
 from harness.context import PlacedContext
 from harness.extent import slow
 from harness.place import change_rows, create_database
+from msgspec.structs import replace
 
 from backupd.backup import SnapshotRequest
 from backupd.capture.unlocked import fingerprint

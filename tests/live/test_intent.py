@@ -8,9 +8,9 @@ import stat
 import subprocess
 import sys
 from contextlib import closing
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from harness.extent import slow
 from harness.place import connected, content_digest, create_database
@@ -340,7 +340,7 @@ _TOKEN = "0123456789abcdef0123456789abcdef"
 def _write_intent(database: Path, replacement: Replacement | None) -> Path:
     """What a restore leaves that was killed after it had said what it does."""
     token_note(database, _state(database)).write(RestoreToken(_TOKEN))
-    values = None if replacement is None else asdict(replacement)
+    values = None if replacement is None else msgspec.to_builtins(replacement)
     intent = database.with_name(".app.db.backupd-restoring")
     intent.write_text(json.dumps({"version": 1, "token": _TOKEN, "replacement": values}))
     intent.chmod(0o600)
