@@ -22,7 +22,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from backupd.capture import database_files, rollback, source
+from backupd.capture import database_files, source
 from backupd.capture.database_files import read_header, unreadable
 from backupd.capture.facts import read_facts
 from backupd.capture.limits import BYTES_PER_PINNED_STEP, FACTS_SECONDS, CaptureRequest
@@ -53,6 +53,8 @@ def capture(request: CaptureRequest, output: Output) -> None:
             if header.is_wal:
                 _capture_pinned(request, output)
                 return
+            from backupd.capture import rollback  # noqa: PLC0415  (most databases of servers are in WAL mode)
+
             if rollback.capture_between_writes(request, output):
                 return
         except source.JournalModeChangedError:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 from contextlib import contextmanager, suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -178,7 +177,7 @@ def _file_of_owner(directory: bytes, database: os.stat_result) -> Iterator[tuple
         try:
             descriptor = os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
         except OSError:
-            temporary = os.path.join(directory, f".backupd-{secrets.token_hex(8)}".encode())
+            temporary = os.path.join(directory, f".backupd-{os.urandom(8).hex()}".encode())
             descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             _give(descriptor, database, parent)

@@ -24,7 +24,7 @@ _POSITION = re.compile(r"(?<=__)(?:0|[1-9][0-9]{0,3})(?=__)")
 # Kubernetes and Docker put these into every container beside a service called "backupd" or "backupd-something"; they
 # are not the user's. Names and values are as the kubelet writes them: BACKUPD_HTTP_PORT=9620 is a typing error.
 _SERVICE = r"BACKUPD(_(?!_)[A-Z0-9_]*?)?"
-_SERVICE_LINK = re.compile(
+_SERVICE_LINK = (
     rf"{_SERVICE}_SERVICE_HOST=[0-9A-Fa-f.:]+"
     rf"|{_SERVICE}_SERVICE_PORT(_[A-Z0-9_]+)?=[0-9]+"
     rf"|{_SERVICE}_PORT(_[0-9]+_(TCP|UDP|SCTP))?=(tcp|udp|sctp)://[^/]+"
@@ -68,7 +68,7 @@ def load(config_file: Path | None = None, environ: Mapping[str, str] = os.enviro
 
 def _is_service_link(name: str, value: str) -> bool:
     # Two underscores are between our own keys, and in no usual name of a service.
-    return "__" not in name and _SERVICE_LINK.fullmatch(f"{name}={value}") is not None
+    return "__" not in name and re.fullmatch(_SERVICE_LINK, f"{name}={value}") is not None
 
 
 def _config_file(config_file: Path | None, environ: Mapping[str, str]) -> Path | None:

@@ -7,7 +7,6 @@ from datetime import timedelta, tzinfo
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from backupd.errors import UsageError, keep_secret
 
@@ -134,10 +133,14 @@ def absolute_path(value: object) -> Path:
 
 def zone_from_name(name: str | None) -> tzinfo | None:
     """Return the time zone of a name, as `datetime.astimezone` takes it; None is the system's local time."""
+    from zoneinfo import ZoneInfo  # noqa: PLC0415  (it takes 2 ms of each start, and few configurations name a zone)
+
     return None if name is None else ZoneInfo(name)
 
 
 def _known_time_zone(name: str) -> str:
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones  # noqa: PLC0415  (as above)
+
     try:
         ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):

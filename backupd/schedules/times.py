@@ -12,13 +12,13 @@ import os
 import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from datetime import tzinfo
+    from zoneinfo import ZoneInfo
 
     from apscheduler.triggers.base import BaseTrigger
 
@@ -31,7 +31,7 @@ _NAME = r"(?:<[A-Za-z0-9+-]{3,}>|[A-Za-z]{3,})"
 _TIME = r"[+-]?[0-9]{1,3}(?::[0-9]{2}){0,2}"
 _RULE = rf"(?:M[0-9]{{1,2}}\.[1-5]\.[0-6]|J?[0-9]{{1,3}})(?:/{_TIME})?"
 # The POSIX form of TZ, which is no name of a file: abbreviations, offsets, and when clocks change.
-_POSIX_ZONE = re.compile(rf"{_NAME}{_TIME}(?:{_NAME}(?:{_TIME})?(?:,{_RULE},{_RULE})?)?")
+_POSIX_ZONE = rf"{_NAME}{_TIME}(?:{_NAME}(?:{_TIME})?(?:,{_RULE},{_RULE})?)?"
 _WINTER_AND_SUMMER = ((1, 1), (7, 1))
 
 
@@ -170,12 +170,12 @@ def time_zone_problem(environ: Mapping[str, str], now: datetime) -> TimeZoneProb
     themselves, such as tzlocal, know only the names.)
     """
     name = named_time_zone(environ)
-    if name is None or _POSIX_ZONE.fullmatch(name):
+    if name is None or re.fullmatch(_POSIX_ZONE, name):
         return None
     zone = _load_zone(name)
     if zone is None:
         bare = name.strip(" \t\r\n\"'")
-        is_wrapped = bare != name and (_load_zone(bare) is not None or _POSIX_ZONE.fullmatch(bare))
+        is_wrapped = bare != name and (_load_zone(bare) is not None or re.fullmatch(_POSIX_ZONE, bare))
         likely = f"write it alone, TZ={bare}: lists in Compose files and --env-file keep quotes" if is_wrapped else None
         return TimeZoneProblem(
             f"there is no time zone TZ={name}: schedules use UTC",
@@ -191,6 +191,8 @@ def time_zone_problem(environ: Mapping[str, str], now: datetime) -> TimeZoneProb
 
 
 def _load_zone(name: str) -> ZoneInfo | None:
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # noqa: PLC0415  (most commands look up no zone)
+
     try:
         if name.startswith("/") and os.path.isfile(name):  # noqa: PTH113  (it may not be a valid path)
             with open(name, "rb") as file:  # noqa: PTH123  (as above)

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from harness.command_line import CommandLine
 
 SLOW_TO_IMPORT = {"apsw", "blake3", "boto3", "msgspec", "numpy", "rich", "structlog", "zstandard", "backupd.config"}
+LIBRARIES = {
+    *("apprise", "apscheduler", "apsw", "blake3", "boto3", "click", "msgspec", "numpy", "prometheus_client", "pyrage"),
+    *("rich", "structlog", "tzdata", "waitress", "zstandard"),
+    # Parts of Python that take as long as a library.
+    *("asyncio", "importlib.metadata", "sqlite3", "ssl", "zoneinfo"),
+}
+CAPTURING = ("-P", "-m", "backupd.system.processes", "backupd.capture.child")
 VERBS = ("now", "list", "status", "show", "restore", "init", "doctor", "run", "completion")
 
 
@@ -31,6 +38,36 @@ def test_help_imports_nothing_slow_and_has_examples(cli: CommandLine, verb: tupl
     examples = shown.stdout.partition("\nExamples:\n")[2].splitlines()
     assert examples
     assert all(line.startswith(" ".join(("  backupd", *verb))) for line in examples)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "used"),
+    [
+        (("-m", "backupd", "status", "--check"), {"click", "msgspec"}),
+        (("-m", "backupd", "list"), {"blake3", "click", "msgspec", "sqlite3", "zstandard"}),
+        (("-m", "backupd", "now", "app.db"), {"blake3", "click", "msgspec", "numpy", "sqlite3", "zstandard"}),
+        (CAPTURING, {"apsw", "blake3", "zstandard"}),
+    ],
+    ids=["status --check", "list", "now", "the process that captures"],
+)
+def test_program_imports_only_the_libraries_that_it_uses(
+    cli: CommandLine, arguments: tuple[str, ...], used: set[str]
+) -> None:
+    """A library that takes a tenth of a second is not imported at each start by a program that does not need it."""
+    cli.run("now", "app.db", expect=0)
+    command = [sys.executable, "-X", "importtime", *arguments]
+    ran = subprocess.run(
+        command,
+        cwd=cli.directory,
+        env=cli.environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    imported = {line.rpartition("|")[2].strip() for line in ran.stderr.splitlines()}
+    assert imported & {"backupd.cli.session", "backupd.health", "backupd.capture.output"}
+    assert imported & LIBRARIES == used
 
 
 def test_version_is_one_line_with_the_name(cli: CommandLine) -> None:
