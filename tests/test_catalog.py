@@ -121,7 +121,7 @@ def test_a_manifest_that_was_put_again_is_read_again(rotation: Rotation, *, chan
         "UPDATE manifests SET packs = zeroblob(4)",
         "UPDATE manifests SET facts = '[]'",
         "UPDATE manifests SET head = replace(head, 'regular', 'before-restore')",
-        "UPDATE packs SET sha256 = replace(sha256, substr(sha256, 1, 1), 'f')",
+        "UPDATE packs SET sha256 = substr(sha256, 2) || 'g'",
         "UPDATE packs SET stored_bytes = stored_bytes + 1",
         "DELETE FROM packs",
     ],
