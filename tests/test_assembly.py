@@ -1,23 +1,27 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from harness.packs import pack_entry
 from hypothesis import given
 from hypothesis import strategies as st
 
 from backupd.backup.assembly import WrittenPack, assemble, count_changed
 from backupd.format import lock_page
-from backupd.format.manifest import PackEntry
 from backupd.format.pagemap import decode_page_map, encode_page_map, page_hashes
+
+if TYPE_CHECKING:
+    from backupd.format.manifest import PackEntry
 
 """A busy machine is no reason to fail."""
 
 
 def written(name: str, *numbers: int) -> WrittenPack:
     """A pack that was just written, which `name` tells from others."""
-    entry = PackEntry(sha256=hashlib.sha256(name.encode()).hexdigest(), stored_bytes=1000, pages=max(1, len(numbers)))
+    entry = pack_entry(hashlib.sha256(name.encode()).hexdigest(), stored_bytes=1000, pages=max(1, len(numbers)))
     return WrittenPack(entry, np.array(numbers, dtype="<u4").tobytes())
 
 

@@ -8,16 +8,18 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from harness.extent import examples
+from harness.packs import pack_entry
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backupd.backup.assembly import WrittenPack, assemble
 from backupd.backup.relocation import live_pages, pages_to_relocate
-from backupd.format.manifest import PackEntry
 from backupd.format.pagemap import encode_page_map
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from backupd.format.manifest import PackEntry
 
 """A busy machine is no reason to fail."""
 
@@ -60,8 +62,8 @@ class Simulated:
             part = numbers[start : start + _PAGES_IN_A_PACK]
             self.packs_written += 1
             yield WrittenPack(
-                PackEntry(
-                    sha256=hashlib.sha256(self.packs_written.to_bytes(8)).hexdigest(),
+                pack_entry(
+                    hashlib.sha256(self.packs_written.to_bytes(8)).hexdigest(),
                     stored_bytes=24 + 20 * len(part) + int(len(part) * _PAGE_SIZE * _COMPRESSED_SHARE),
                     pages=len(part),
                 ),
@@ -91,7 +93,7 @@ def test_nothing_moves_while_nothing_is_wasteful():
 
 def test_waste_moves_when_it_passes_half_of_what_is_needed():
     """Nothing moves at 1.5 times the needed bytes; above that, the last pages of the worst pack do."""
-    packs = tuple(PackEntry(sha256=letter * 64, stored_bytes=2 << 20, pages=1000) for letter in ("a", "b", "c"))
+    packs = tuple(pack_entry(letter * 64, stored_bytes=2 << 20, pages=1000) for letter in ("a", "b", "c"))
     wasteful, exact = np.repeat([1, 2, 3], [1, 999, 999]), np.repeat([1, 2, 3], [100, 900, 1000])
     assert pages_to_relocate(packs, wasteful.astype(np.uint32), _PAGE_SIZE) == [1]
     assert pages_to_relocate(packs, exact.astype(np.uint32), _PAGE_SIZE) == []
@@ -99,7 +101,7 @@ def test_waste_moves_when_it_passes_half_of_what_is_needed():
 
 def test_packs_that_are_full_never_move_for_waste():
     """Emptying a pack whose pages are all live would win nothing."""
-    packs = tuple(PackEntry(sha256=letter * 64, stored_bytes=2 << 20, pages=1000) for letter in "ab")
+    packs = tuple(pack_entry(letter * 64, stored_bytes=2 << 20, pages=1000) for letter in "ab")
     page_map = np.repeat([1, 2], [10, 1000]).astype(np.uint32)
     assert pages_to_relocate(packs, page_map, _PAGE_SIZE) == list(range(1, 11))
 
@@ -107,7 +109,7 @@ def test_packs_that_are_full_never_move_for_waste():
 @pytest.mark.parametrize(("small", "moved"), [(32, 0), (33, 33)])
 def test_small_packs_are_merged_when_there_are_more_than_32(small: int, moved: int):
     """32 packs under 1 MiB may stay; with one more they all become one."""
-    packs = tuple(PackEntry(sha256=f"{number:064x}", stored_bytes=30_000, pages=20) for number in range(small))
+    packs = tuple(pack_entry(f"{number:064x}", stored_bytes=30_000, pages=20) for number in range(small))
     page_map = np.repeat(np.arange(1, small + 1), 20).astype(np.uint32)
     assert len(pages_to_relocate(packs, page_map, _PAGE_SIZE)) == 20 * moved
 
@@ -115,7 +117,7 @@ def test_small_packs_are_merged_when_there_are_more_than_32(small: int, moved: i
 def test_the_fullest_tier_is_merged():
     """Packs of one size are merged with each other, so that a page moves a few times and not in every snapshot."""
     sizes = [1_000] * 10 + [30_000] * 13 + [100_000] * 5 + [600_000] * 5 + [1 << 20] * 40
-    packs = tuple(PackEntry(sha256=f"{number:064x}", stored_bytes=size, pages=1) for number, size in enumerate(sizes))
+    packs = tuple(pack_entry(f"{number:064x}", stored_bytes=size, pages=1) for number, size in enumerate(sizes))
     page_map = np.arange(1, len(packs) + 1, dtype=np.uint32)
     assert pages_to_relocate(packs, page_map, _PAGE_SIZE) == list(range(11, 24))
 
@@ -127,8 +129,8 @@ def test_the_budget_is_kept_and_pages_are_live(data: st.DataObject):
     page_size = data.draw(st.sampled_from([512, 4096, 65536]))
     live = data.draw(st.lists(st.integers(0, 256), min_size=1, max_size=80))
     packs = tuple(
-        PackEntry(
-            sha256=f"{position:064x}",
+        pack_entry(
+            f"{position:064x}",
             stored_bytes=data.draw(st.integers(100, 3 << 20)),
             pages=max(1, count + data.draw(st.integers(0, 256))),
         )
@@ -145,7 +147,7 @@ def test_the_budget_is_kept_and_pages_are_live(data: st.DataObject):
 
 def test_the_lock_byte_hole_never_moves():
     """The page that is in no pack is not asked for, even when all others are."""
-    packs = tuple(PackEntry(sha256=f"{number:064x}", stored_bytes=30_000, pages=1) for number in range(40))
+    packs = tuple(pack_entry(f"{number:064x}", stored_bytes=30_000, pages=1) for number in range(40))
     page_map = np.arange(41, dtype=np.uint32)
     assert pages_to_relocate(packs, page_map, 65536) == list(range(2, 42))
 

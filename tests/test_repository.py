@@ -1,13 +1,28 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
 from harness.faults import FaultyStore
+from harness.place import create_database
 from harness.rotation import Rotation
+
+from backupd.backup import SnapshotRequest, back_up
+from backupd.config import Database, Settings
+from backupd.config.stores import EncryptionSettings
+from backupd.encryption import Encryption, generate_identity
+from backupd.errors import DamageError
+from backupd.format.pack import decode_pack
+from backupd.repository import Repository
+from backupd.state import StateDirectory
+from backupd.store.directory import DirectoryStore
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from backupd.store import Store
 
 
 @pytest.fixture
@@ -63,9 +78,66 @@ def test_archive_reads_what_a_snapshot_wrote(rotation: Rotation) -> None:
     assert history.newest == manifest
     assert len(archive.page_map(manifest)) == manifest.page_count
     for pack in manifest.packs:
-        index, images = archive.pack(pack)
-        assert (archive.index(pack), len(images)) == (index, pack.pages * manifest.page_size)
+        found = archive.pack(pack)
+        assert archive.index(pack) == found.index
+        assert sum(len(found.images(frame)) for frame in found.index.frames) == pack.pages * manifest.page_size
     assert listing.missing(manifest.packs) == []
     assert archive.shows(str(newest))
     (rotation.root / "app" / "snapshots" / f"{newest}.json").unlink()
     assert not archive.shows(str(newest))
+
+
+class _RangeStore(FaultyStore):
+    """Notes each range that is read."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.ranges: list[tuple[int, int]] = []
+
+    def get_range(self, key: str, *, offset: int, length: int) -> bytes:
+        self.ranges.append((offset, length))
+        return super().get_range(key, offset=offset, length=length)
+
+
+def test_an_index_is_read_alone_and_proven(rotation: Rotation) -> None:
+    """Exactly the index is read; a flipped bit in it, another digest, or no such pack is damage."""
+    newest = rotation.snapshot("base")
+    store = _RangeStore(rotation.store)
+    archive = rotation.repository(store=store).archive("app")
+    (pack,) = archive.opened(archive.manifest(newest)).packs
+    file = rotation.root / archive.pack_key(pack)
+    whole = file.read_bytes()
+    store.calls.clear()
+    assert archive.index(pack) == decode_pack(whole)[0]
+    assert (store.calls, store.ranges) == (["get_range"], [(0, pack.index_bytes)])
+    with pytest.raises(DamageError, match="does not have the digest in the manifest"):
+        archive.index(replace(pack, index_hash="0" * 32))
+    file.write_bytes(whole[:30] + bytes([whole[30] ^ 1]) + whole[31:])
+    with pytest.raises(DamageError, match="does not have the digest in the manifest"):
+        archive.index(pack)
+    file.unlink()
+    with pytest.raises(DamageError, match="is missing"):
+        archive.index(pack)
+
+
+def test_an_encrypted_pack_shows_nothing_of_its_index(tmp_path: Path) -> None:
+    """The manifest has neither length nor digest of its index, which is read with all of the pack."""
+    create_database(tmp_path / "app.db", rows=3)
+    recipient, secret = generate_identity(datetime.now(UTC))
+    (tmp_path / "key").write_text(secret)
+    encryption = Encryption((recipient,), tmp_path / "key")
+    repository = Repository(DirectoryStore(tmp_path / "store"), StateDirectory(tmp_path / "state"), encryption)
+    (result,) = back_up(
+        Database("app", tmp_path / "app.db"),
+        [repository],
+        Settings(encryption=EncryptionSettings(recipients=(recipient,))),
+        request=SnapshotRequest(),
+        on_progress=lambda _: None,
+    )
+    (file,) = (tmp_path / "store/app/snapshots").iterdir()
+    assert b"index_" not in file.read_bytes()
+    archive = repository.archive("app")
+    assert result.id is not None
+    (pack,) = archive.opened(archive.manifest(result.id)).packs
+    assert (pack.encryption, pack.index_bytes, pack.index_hash) == ("age", None, None)
+    assert archive.index(pack).pages == pack.pages

@@ -5,17 +5,24 @@ import sqlite3
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+from harness.packs import entry_of
+from harness.place import create_database
 
 from backupd.backup import SnapshotRequest, back_up
 from backupd.config import Database, Settings
-from backupd.errors import BusyError, TargetExistsError, TargetUnwritableError
+from backupd.errors import BusyError, DamageError, TargetExistsError, TargetUnwritableError
+from backupd.format.pack import decode_pack
+from backupd.format.pagemap import encode_page_map, image_digest, page_hashes
 from backupd.live.files import make_partial
 from backupd.repository import Repository
 from backupd.restore import RestoreResult, reject_unusable_target, restore_to_file
+from backupd.restore.image import fetch_image
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
 
@@ -240,3 +247,60 @@ def test_unreadable_directory_is_refused_with_a_reason(tmp_path: Path) -> None:
             reject_unusable_target(tmp_path / "closed" / "app.db", force=False)
     finally:
         os.seteuid(0)
+
+
+class _TwoFrames:
+    """A repository with one snapshot whose only pack has several frames, and the bytes of that pack."""
+
+    def __init__(self, root: Path) -> None:
+        create_database(root / "app.db", rows=2000)
+        store = DirectoryStore(root / "store")
+        self.archive = Repository(store, StateDirectory(root / "state")).archive("app")
+        back_up(
+            Database(name="app", path=root / "app.db"),
+            [self.archive.repository],
+            Settings(),
+            request=SnapshotRequest(),
+            on_progress=lambda _: None,
+        )
+        (self.manifest,) = (self.archive.opened(each) for each in self.archive.history().manifests)
+        (pack,) = self.manifest.packs
+        self.pack = (root / "store" / self.archive.pack_key(pack)).read_bytes()
+        self.index, self.images = decode_pack(self.pack)
+
+    def forged(self, content: bytes, pages: int) -> Manifest:
+        """A manifest of the first pages alone, whose pack has other content, which is put."""
+        entry = entry_of(content)
+        self.archive.repository.store.put(self.archive.pack_key(entry), content, sha256=bytes.fromhex(entry.sha256))
+        return replace(
+            self.manifest,
+            page_count=pages,
+            image_digest=image_digest(page_hashes(self.index.hashes[: 16 * pages])),
+            packs=(entry,),
+            page_map=encode_page_map(np.ones(pages, dtype=np.uint32)),
+        )
+
+    def fetched(self, manifest: Manifest, file: Path) -> bytes:
+        """The image of `manifest`."""
+        with file.open("w+b") as image:
+            fetch_image(self.archive, manifest, image.fileno(), lambda _: None)
+        return file.read_bytes()
+
+
+def test_pages_of_all_frames_are_restored(tmp_path: Path) -> None:
+    """An image whose pages are in several frames of one pack is that of the pack."""
+    several = _TwoFrames(tmp_path)
+    assert len(several.index.frames) == 3
+    assert several.fetched(several.manifest, tmp_path / "image") == several.images
+
+
+def test_frames_without_a_page_of_the_image_are_left_out(tmp_path: Path) -> None:
+    """A frame that zstd refuses is no damage of an image that needs none of its pages, and is of one that does."""
+    several = _TwoFrames(tmp_path)
+    damaged = several.pack[:-1] + bytes([several.pack[-1] ^ 1])
+    last = several.index.frames[-1]
+    within = several.forged(damaged, last.first_page)
+    image = several.fetched(within, tmp_path / "image")
+    assert image == several.images[: within.image_bytes]
+    with pytest.raises(DamageError, match="cannot be read: the compressed pages"):
+        several.fetched(several.forged(damaged, last.first_page + 1), tmp_path / "other")

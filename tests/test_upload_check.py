@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 from harness.faults import FaultyStore
+from harness.packs import pack_entry
 from harness.stored import Stored
 
 from backupd.backup import Outcome, SnapshotRequest, back_up
 from backupd.backup.results import UploadCheck
 from backupd.config import Database, Settings
 from backupd.errors import LostManifestError
-from backupd.format.manifest import PackEntry
 from backupd.repository import Repository
 from backupd.repository.history import Listing
 from backupd.repository.packs import PackFault, compare_checksums, faults_in_listing
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backupd.backup import BackupResult
+    from backupd.format.manifest import PackEntry
     from backupd.store import Store
 
 
@@ -97,9 +98,7 @@ def test_store_that_keeps_another_manifest_has_an_error(stored: Stored) -> None:
 
 
 def _packs(number: int) -> list[PackEntry]:
-    return [
-        PackEntry(sha256=hashlib.sha256(bytes([each])).hexdigest(), stored_bytes=100, pages=1) for each in range(number)
-    ]
+    return [pack_entry(hashlib.sha256(bytes([each])).hexdigest(), stored_bytes=100, pages=1) for each in range(number)]
 
 
 def test_listing_shows_what_is_not_there() -> None:

@@ -20,7 +20,6 @@ from backupd.errors import (
     StoreRefusedError,
     UnsupportedFormatError,
 )
-from backupd.format import FormatError
 from backupd.format.manifest import Manifest, Summary
 from backupd.format.pack import HASH_BYTES
 from backupd.format.pagemap import ImageCheck, find_pages, image_digest, page_hashes
@@ -133,13 +132,12 @@ def _indexes(
         if any(isinstance(error, PutOnlyError) for error in unread):
             return None  # these keys would be refused the next pack too
         try:
-            index = archive.index(pack)
+            return archive.index(pack)
         except (PutOnlyError, IdentityNeededError) as error:
             unread.append(error)
-            return None
-        except (NoSuchObjectError, FormatError, DamageError):
-            return None
-        return index if index.pages == pack.pages else None
+        except DamageError:
+            pass  # the caller counts the pack as lost
+        return None
 
     positions = [position for position in range(1, len(manifest.packs) + 1) if not is_lost[position]]
     with worker_threads(_READERS) as readers:

@@ -310,6 +310,8 @@ class SpooledPack:
             sha256=pack.sha256,
             stored_bytes=pack.file.stat().st_size,
             pages=len(pack.page_numbers) // 4,
+            index_bytes=pack.index_bytes,
+            index_hash=pack.index_hash,
             encryption="age" if is_encrypted else None,
         )
         self.written = WrittenPack(entry, pack.page_numbers)

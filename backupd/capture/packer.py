@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import struct
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 from backupd.capture.table import HashTable, spool_full
 from backupd.concurrency import WorkerThreads
 from backupd.errors import SourceUnusableError
-from backupd.format.pack import HASH_BYTES, encode_pack
+from backupd.format.pack import HASH_BYTES, encode_pack, index_hash, parse_index
 from backupd.system.files import has_room
 
 if TYPE_CHECKING:
@@ -351,14 +350,17 @@ class PackWriter:
                 spilled.unlink()
             else:
                 self._memory.release()
+        index = parse_index(pack)
+        proof: dict[str, int | str] = {"index_bytes": len(index.encoded), "index_hash": index_hash(index.encoded)}
         if self._encrypt is not None:
-            pack = self._encrypt(pack)
+            pack, proof = self._encrypt(pack), {}
         sha256 = hashlib.sha256(pack).hexdigest()
         self._slots.acquire()
         file = self._spool / f"pack-{raw.stream}-{raw.order}"
         _write(file, pack)
-        numbers = base64.b64encode(struct.pack(f"<{len(raw.numbers)}I", *raw.numbers)).decode("ascii")
-        self._emit("pack", stream=raw.stream, order=raw.order, file=str(file), sha256=sha256, page_numbers=numbers)
+        numbers = base64.b64encode(index.page_numbers).decode("ascii")
+        place = {"stream": raw.stream, "order": raw.order, "file": str(file)}
+        self._emit("pack", **place, sha256=sha256, page_numbers=numbers, **proof)
 
     def _unspill(self, raw: _RawPack, spilled: Path) -> None:
         """Move the images from the spool back into memory."""

@@ -59,7 +59,8 @@ class PagesCaptured(msgspec.Struct, frozen=True):
 class PackReady(msgspec.Struct, frozen=True):
     """A finished pack of stream `stream`, in `file`. Of two packs that hold one page, the higher `order` counts.
 
-    `page_numbers` are those in its index: u32 little-endian, ascending.
+    `page_numbers` are those in its index: u32 little-endian, ascending. `index_bytes` and `index_hash` are what a
+    manifest says of the index; None for an encrypted pack.
     """
 
     stream: int
@@ -67,6 +68,8 @@ class PackReady(msgspec.Struct, frozen=True):
     file: Path
     sha256: str
     page_numbers: bytes
+    index_bytes: int | None = None
+    index_hash: str | None = None
 
 
 class HeldUp(msgspec.Struct, frozen=True):

@@ -14,7 +14,13 @@ import msgspec
 from msgspec import Meta
 
 from backupd.format import MAX_IMAGE_PAGES, FormatError, SnapshotId, is_page_size
-from backupd.format.pack import MAX_ENCRYPTED_PACK_BYTES, MAX_PACK_BYTES, MAX_RAW_BYTES
+from backupd.format.pack import (
+    MAX_ENCRYPTED_PACK_BYTES,
+    MAX_INDEX_BYTES,
+    MAX_PACK_BYTES,
+    MAX_RAW_BYTES,
+    is_index_length,
+)
 from backupd.format.seal import Digest, Name, Text, Value, decode_sealed_as, encode_sealed, validated, values_of
 
 if TYPE_CHECKING:
@@ -54,17 +60,32 @@ class SnapshotKind(StrEnum):
 
 
 class PackEntry(Value, frozen=True):
-    """A pack that a snapshot names: SHA-256 of the object (hex), its size, and its number of pages."""
+    """A pack that a snapshot names: SHA-256 of the object (hex), its size, and its number of pages.
+
+    With `index_bytes` and `index_hash`, the index is read alone and proven. An encrypted pack has neither: they would
+    confirm a guess of its content.
+    """
 
     sha256: Digest
     stored_bytes: Annotated[int, Meta(ge=1, le=MAX_ENCRYPTED_PACK_BYTES)]
     pages: Annotated[int, Meta(ge=1, le=MAX_RAW_BYTES // 512)]
+    index_bytes: Annotated[int, Meta(ge=1, le=MAX_INDEX_BYTES)] | None = None
+    """The length of the index: all before the first frame."""
+    index_hash: Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")] | None = None
+    """The digest of the index, as `backupd.format.pack.index_hash` gives it."""
     encryption: Literal["age"] | None = None
     """The encryption of the object; None when there is none."""
 
     def __post_init__(self) -> None:
         if self.stored_bytes > self.most_bytes:
             raise ValueError(f"a pack has at most {self.most_bytes} bytes")
+        if self.encryption is not None:
+            if (self.index_bytes, self.index_hash) != (None, None):
+                raise ValueError("an encrypted pack shows neither the length nor the digest of its index")
+        elif self.index_bytes is None or self.index_hash is None:
+            raise ValueError("a pack needs the length and the digest of its index")
+        elif not is_index_length(self.index_bytes, self.pages):
+            raise ValueError(f"the index of {self.pages} pages cannot have {self.index_bytes} bytes")
 
     @property
     def most_bytes(self) -> int:

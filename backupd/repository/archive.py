@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from backupd.errors import (
@@ -16,7 +17,7 @@ from backupd.errors import (
 )
 from backupd.format import FormatError, NewerFormatError
 from backupd.format.manifest import MAX_MANIFEST_BYTES, Manifest, SealedManifest, decode_manifest, open_manifest
-from backupd.format.pack import decode_pack, index_bytes, parse_index
+from backupd.format.pack import decode_frame, index_hash, parse_index, parse_pack
 from backupd.format.records import MAX_RECORD_BYTES
 from backupd.repository import commit, history, proofs
 from backupd.repository.commit import require_readable
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from backupd.format import SnapshotId
     from backupd.format.manifest import AnyManifest, PackEntry
-    from backupd.format.pack import PackIndex
+    from backupd.format.pack import Frame, PackIndex
     from backupd.format.pagemap import PageMap
     from backupd.repository import Repository
     from backupd.repository.history import History, Holdings, Trash
@@ -171,35 +172,46 @@ class Archive:
         """The key under which the store holds `pack`."""
         return str(PackKey(self.database, bytes.fromhex(pack.sha256), is_encrypted=pack.encryption is not None))
 
-    def pack(self, pack: PackEntry) -> tuple[PackIndex, bytes]:
-        """Read the index and the page images of `pack`, and check its SHA-256 and zstd's checksum.
+    def pack(self, pack: PackEntry) -> StoredPack:
+        """Read `pack`, and check its SHA-256 and its index. Its frames are checked when they are decompressed.
 
         Raises `DamageError` when it is missing or is not what was written, and `IdentityNeededError` when it cannot be
         decrypted here; its SHA-256 is right then.
         """
-        key = self.pack_key(pack)
-        try:
-            content = self.repository.store.get(key, limit_bytes=pack.most_bytes)
-        except NoSuchObjectError as error:
-            raise DamageError(f"pack {key} is missing from {self.url}") from error
+        name = f"{self.pack_key(pack)} in {self.url}"
+        content = self._of_pack(pack, lambda key: self.repository.store.get(key, limit_bytes=pack.most_bytes))
         if hashlib.sha256(content).hexdigest() != pack.sha256:
-            raise DamageError(f"pack {key} in {self.url} does not have the SHA-256 that names it")
+            raise DamageError(f"pack {name} does not have the SHA-256 that names it")
         if pack.encryption is not None:
-            content = self.repository.encryption.decrypt(content, what=f"pack {key} in {self.url}")
-        try:
-            return decode_pack(content)
-        except FormatError as error:
-            raise DamageError(f"pack {key} in {self.url} cannot be read: {error}") from error
+            content = self.repository.encryption.decrypt(content, what=f"pack {name}")
+        with _damage_of(f"pack {name}"):
+            index = parse_pack(content)
+            _reject_other_index(index, pack)
+        return StoredPack(name, index, memoryview(content))
 
     def index(self, pack: PackEntry) -> PackIndex:
-        """Read the index of `pack`; of an encrypted pack, all of it.
+        """Read the index of `pack` alone, and prove it by the manifest; of an encrypted pack, read all.
 
-        Raises `FormatError`, `NoSuchObjectError`, and for an encrypted pack what `pack` raises.
+        Raises what `pack` raises.
         """
-        if pack.encryption is not None:
-            return self.pack(pack)[0]
+        if pack.index_bytes is None:
+            return self.pack(pack).index
+        length = pack.index_bytes
+        content = self._of_pack(pack, lambda key: self.repository.store.get_range(key, offset=0, length=length))
+        with _damage_of(f"pack {self.pack_key(pack)} in {self.url}"):
+            if index_hash(content) != pack.index_hash:
+                raise FormatError("its index does not have the digest in the manifest")
+            index = parse_index(content)
+            _reject_other_index(index, pack)
+        return index
+
+    def _of_pack(self, pack: PackEntry, read: Callable[[str], bytes]) -> bytes:
+        """Return what `read` returns for the key of `pack`. Raises `DamageError` when there is no such object."""
         key = self.pack_key(pack)
-        return parse_index(self.repository.store.get_range(key, offset=0, length=index_bytes(pack.pages)))
+        try:
+            return read(key)
+        except NoSuchObjectError as error:
+            raise DamageError(f"pack {key} is missing from {self.url}") from error
 
     def record(self, stored: StoredObject, decode: Callable[[bytes], _T], *, limit_bytes: int = MAX_RECORD_BYTES) -> _T:
         """Decode the record `stored`, from the catalog when that has it as it was listed.
@@ -284,3 +296,41 @@ class Archive:
 
     def _report_lost(self, reason: str) -> None:
         self.repository.report_once("nothing can be cached", reason=reason)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPack:
+    """A pack that was read: its index, and its bytes, of which each frame is decompressed when it is needed.
+
+    `name` is its key and its store, for messages.
+    """
+
+    name: str
+    index: PackIndex
+    content: memoryview
+
+    def images(self, frame: Frame) -> bytes:
+        """Return the page images in `frame`, one of those of the index. Raises `DamageError`."""
+        with _damage_of(f"pack {self.name}"):
+            return decode_frame(self.index, frame, self.content[frame.offset : frame.offset + frame.length])
+
+
+@contextmanager
+def _damage_of(pack: str) -> Iterator[None]:
+    """Raise a `FormatError` as damage of `pack`."""
+    try:
+        yield
+    except FormatError as error:
+        raise DamageError(f"{pack} cannot be read: {error}") from error
+
+
+def _reject_other_index(index: PackIndex, pack: PackEntry) -> None:
+    """Raise `FormatError` unless `index` is the one that the manifest describes in `pack`."""
+    if index.pages != pack.pages:
+        raise FormatError(f"it has {index.pages} pages, and the manifest says {pack.pages}")
+    if pack.encryption is not None:
+        return
+    if (len(index.encoded), index_hash(index.encoded)) != (pack.index_bytes, pack.index_hash):
+        raise FormatError("its index is not the one in the manifest")
+    if index.pack_bytes != pack.stored_bytes:
+        raise FormatError(f"its frames end at {index.pack_bytes}, and the manifest says {pack.stored_bytes} bytes")

@@ -57,8 +57,10 @@ FORMAT = 1
 DATABASE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 SNAPSHOT_ID = r"[0-9]{8}T[0-9]{9}Z-[0-9a-f]{8}"
 SHA256 = r"[0-9a-f]{64}"
+INDEX_HASH = r"[0-9a-f]{32}"
 MAX_MANIFEST_BYTES, MAX_TRASH_BYTES = 1 << 28, 1 << 30
-MAX_PACK_BYTES, MAX_ENCRYPTED_PACK_BYTES, MAX_PACK_IMAGE_BYTES = 17563672, 17633528, 1 << 24
+MAX_PACK_BYTES, MAX_ENCRYPTED_PACK_BYTES, MAX_PACK_IMAGE_BYTES = 17564700, 17634556, 1 << 24
+MIN_FRAME_BYTES = 1 << 16
 MAX_IMAGE_PAGES = 1 << 26
 ALWAYS_COUNTED_SEQUENCES = 1 << 32
 
@@ -267,6 +269,7 @@ def read_manifest(key: str, values: dict[str, Any]) -> Snapshot:
         most_bytes = MAX_ENCRYPTED_PACK_BYTES if pack.get("encryption") else MAX_PACK_BYTES
         field(pack, "stored_bytes", int, 1, most_bytes + 1)
         field(pack, "pages", int, 1, MAX_PACK_IMAGE_BYTES // 512 + 1)
+        reject_invalid_proof(pack)
     if "private" not in values:
         reject_invalid_private(values)
     return Snapshot(
@@ -281,6 +284,18 @@ def read_manifest(key: str, values: dict[str, Any]) -> Snapshot:
         packs=packs,
         values=values,
     )
+
+
+def reject_invalid_proof(pack: dict[str, Any]) -> None:
+    """Raise unless a pack has what proves its index, and an encrypted one has not."""
+    if pack.get("encryption"):
+        if any(pack.get(key) is not None for key in ("index_bytes", "index_hash")):
+            raise Failure("an encrypted pack shows the length or the digest of its index")
+        return
+    shortest = 28 + 20 * pack["pages"] + 4
+    most_frames = min(pack["pages"], MAX_PACK_IMAGE_BYTES // MIN_FRAME_BYTES)
+    field(pack, "index_bytes", int, shortest, shortest + 4 * most_frames)
+    field(pack, "index_hash", str, form=INDEX_HASH)
 
 
 def reject_invalid_private(values: dict[str, Any]) -> None:
@@ -347,22 +362,25 @@ def refusal_of_age(words: str, identity: str) -> Failure:
     return Failure(f"age refuses: {words}")
 
 
-def decompressed(frame: bytes, size: int) -> bytes:
-    """Return the `size` bytes in `frame`, which must be exactly one zstd frame that declares this size."""
-    reject_wrong_frame(frame, size)
+def decompressed(frames: list[tuple[bytes, int]]) -> bytes:
+    """Return the content of `frames`, each of which must be exactly one zstd frame that declares the size beside it."""
+    for frame, size in frames:
+        reject_wrong_frame(frame, size)
+    whole = sum(size for _, size in frames)
     try:
         zstd = importlib.import_module("compression.zstd")  # Python 3.14
     except ImportError:
-        command = ["zstd", "--decompress", "--stdout", "--quiet"]
-        content = filtered(command, frame, size, lambda words: Failure(f"zstd refuses: {printable(words)}"))
+        command, data = ["zstd", "--decompress", "--stdout", "--quiet"], b"".join(frame for frame, _ in frames)
+        # One process for all: zstd itself refuses a frame that does not have the size that it declares.
+        content = filtered(command, data, whole, lambda words: Failure(f"zstd refuses: {printable(words)}"))
     else:
         try:
-            content = zstd.ZstdDecompressor().decompress(frame, size + 1)
+            content = b"".join(zstd.ZstdDecompressor().decompress(frame, size + 1) for frame, size in frames)
         except zstd.ZstdError as error:
             raise Failure(f"zstd refuses: {error}") from error
-    if len(content) != size:
-        raise Failure(f"the compressed frame has a size other than {size} bytes")
-    return bytes(content)
+    if len(content) != whole:
+        raise Failure(f"the compressed frames have a size other than {whole} bytes")
+    return content
 
 
 def reject_wrong_frame(frame: bytes, size: int) -> None:
@@ -508,11 +526,9 @@ def read_page_map(snapshot: Snapshot, private: dict[str, Any]) -> array.array[in
     """Return for each page the position of its pack, from 1; 0 for the page with byte 2^30, which SQLite locks."""
     frame = from_base64("the page map", private["page_map"])
     try:
-        page_map = array.array("I", decompressed(frame, 4 * snapshot.page_count))
+        page_map = integers(decompressed([(frame, 4 * snapshot.page_count)]))
     except Failure as error:
         raise Failure(f"the page map cannot be read: {error}", error.hint, error.code) from error
-    if sys.byteorder == "big":
-        page_map.byteswap()
     lock_page = (1 << 30) // snapshot.page_size + 1
     holes = 1 if lock_page <= snapshot.page_count else 0
     if page_map and max(page_map) > len(snapshot.packs):
@@ -520,6 +536,14 @@ def read_page_map(snapshot: Snapshot, private: dict[str, Any]) -> array.array[in
     if page_map.count(0) != holes or (holes and page_map[lock_page - 1]):
         raise Failure("the page map has a hole other than the lock-byte page, or no hole there")
     return page_map
+
+
+def integers(data: bytes) -> array.array[int]:
+    """Return integers of 4 bytes, little-endian, as an array."""
+    numbers = array.array("I", data)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers
 
 
 class Pack(NamedTuple):
@@ -530,25 +554,36 @@ class Pack(NamedTuple):
     images: bytes
 
 
-def read_pack(data: bytes, page_size: int, pages: int) -> Pack:
-    """Read a pack of `pages` pages of `page_size` bytes."""
-    if len(data) < 24:
+def read_pack(data: bytes, page_size: int, entry: dict[str, Any]) -> Pack:
+    """Read the pack that `entry` of a manifest describes, of pages of `page_size` bytes."""
+    if len(data) < 28:
         raise Failure("the pack is cut off")
-    magic, index_bytes, tag, version, size, count = struct.unpack_from("<II4sIII", data)
+    magic, index_bytes, tag, version, size, count, step = struct.unpack_from("<II4sIIII", data)
     if (magic, tag) != (0x184D2A5B, b"bkpd"):
         raise Failure("the object does not begin with a pack index")
     reject_version("the pack", version)
+    pages = entry["pages"]
     if (size, count) != (page_size, pages) or not 1 <= count * size <= MAX_PACK_IMAGE_BYTES:
         raise Failure(f"the pack has {count} pages of {size} bytes, and should have {pages} of {page_size}")
-    end = 24 + 20 * count
+    if not 1 <= step <= count or (step < count and step * size < MIN_FRAME_BYTES):
+        raise Failure(f"the pack has {step} pages of {count} in each frame")
+    sizes = [size * min(step, count - first) for first in range(0, count, step)]
+    table = 28 + 20 * count
+    end = table + 4 * len(sizes)
     if index_bytes != end - 8 or len(data) < end:
         raise Failure("the index of the pack does not have the length for its pages")
-    numbers = array.array("I", data[24 : 24 + 4 * count])
-    if sys.byteorder == "big":
-        numbers.byteswap()
+    if entry.get("index_hash") and (end, blake3(data[:end])[:32]) != (entry["index_bytes"], entry["index_hash"]):
+        raise Failure("its index is not the one in the manifest")
+    numbers = integers(data[28 : 28 + 4 * count])
     if numbers[0] < 1 or numbers[-1] > MAX_IMAGE_PAGES or list(numbers) != sorted(set(numbers)):
         raise Failure("the page numbers of the pack do not ascend, or are out of range")
-    return Pack(numbers, data[24 + 4 * count : end], decompressed(data[end:], count * size))
+    frames = []
+    for i, length in enumerate(integers(data[table:end])):
+        frames.append((data[end : end + length], sizes[i]))
+        end += length
+    if end != len(data):
+        raise Failure("the frames of the pack end elsewhere than the pack")
+    return Pack(numbers, data[28 + 4 * count : table], decompressed(frames))
 
 
 class Image:
@@ -598,9 +633,11 @@ class Image:
         data = self.repository.read(key, pack["stored_bytes"])
         if hashlib.sha256(data).hexdigest() != pack["sha256"]:
             raise Failure("it does not have the SHA-256 that names it")
+        if len(data) != pack["stored_bytes"]:
+            raise Failure(f"it has {len(data)} bytes, and the manifest says {pack['stored_bytes']}")
         if pack.get("encryption"):
             data = decrypted(data, self.identity)
-        return read_pack(data, self.snapshot.page_size, pack["pages"])
+        return read_pack(data, self.snapshot.page_size, pack)
 
     def place(self, position: int, pack: Pack) -> None:
         """Write the pages that the page map assigns to the pack at `position`."""

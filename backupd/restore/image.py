@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -15,17 +16,16 @@ from backupd.format.pagemap import ImageCheck, image_digest
 from backupd.live.soundness import why_unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import numpy.typing as npt
 
     from backupd.format.manifest import Manifest, PackEntry
-    from backupd.format.pack import PackIndex
-    from backupd.repository.archive import Archive
+    from backupd.repository.archive import Archive, StoredPack
 
 _FETCHERS = 4
-"""Each holds a pack, compressed and not: 12 MB."""
+"""Each holds a pack as it is stored, and one of its frames decompressed."""
 
 _FLUSHED_AT_ONCE_BYTES = 128 << 20
 _SNAPSHOTS_SHOWN = 3
@@ -97,8 +97,7 @@ class _Fetch:
 
     def _fetch(self, position: int, pack: PackEntry) -> None:
         try:
-            index, images = self._archive.pack(pack)
-            pages = self._place(position, pack, index, images)
+            pages = self._place(position, self._archive.pack(pack))
         except DamageError as error:
             raise self._with_victims(error, pack) from error
         with self._lock:
@@ -111,13 +110,21 @@ class _Fetch:
         if needs_flush:
             os.fdatasync(self._descriptor)  # the disk works while the others decompress, not only at the end
 
-    def _place(self, position: int, pack: PackEntry, index: PackIndex, images: bytes) -> int:
-        """Write the live pages of one pack to their places; their number."""
-        reason = self._fitting.place(index, position)
+    def _place(self, position: int, pack: StoredPack) -> int:
+        """Write the live pages of one pack to their places; their number. Frames without one are left out."""
+        reason = self._fitting.place(pack.index, position)
         if reason is not None:
-            raise DamageError(f"pack {self._archive.pack_key(pack)} in {self._archive.url}: {reason}")
-        places, indices = self._fitting.live(index, position)
-        _write_runs(self._descriptor, images, places, indices, self._manifest.page_size)
+            raise DamageError(f"pack {pack.name}: {reason}")
+        places, indices = self._fitting.live(pack.index, position)
+        frames, page_size = pack.index.frames, self._manifest.page_size
+        runs = _runs(places, indices, pack.index.pages_per_frame)
+        for number, of_frame in groupby(runs, key=lambda run: run.place // pack.index.pages_per_frame):
+            frame = frames[number]
+            images = memoryview(pack.images(frame))
+            for run in of_frame:
+                start = (run.place - frame.first_page) * page_size
+                data = images[start : start + run.pages * page_size]
+                _write_all(self._descriptor, data, run.first * page_size)
         return len(places)
 
     def _with_victims(self, error: DamageError, pack: PackEntry) -> DamageError:
@@ -134,23 +141,22 @@ class _Fetch:
         )
 
 
-def _write_runs(
-    descriptor: int,
-    images: bytes,
-    places: npt.NDArray[np.intp],
-    indices: npt.NDArray[np.int64],
-    page_size: int,
-) -> None:
-    """Write the pages at `places` of a pack to `indices` of the file: one call for each run of neighbours."""
+class _Run(NamedTuple):
+    """Neighbours both in one frame and in the image: the first by its place in the pack and by its index there."""
+
+    place: int
+    first: int
+    pages: int
+
+
+def _runs(places: npt.NDArray[np.intp], indices: npt.NDArray[np.int64], pages_per_frame: int) -> Iterator[_Run]:
+    """Divide the pages at `places` of a pack, which belong at `indices` of the image, into as few runs as possible."""
     if not len(places):
         return
-    view = memoryview(images)
-    breaks = np.flatnonzero((np.diff(places) != 1) | (np.diff(indices) != 1)) + 1
-    starts = [0, *breaks.tolist()]
-    ends = [*breaks.tolist(), len(places)]
-    for start, end in zip(starts, ends, strict=True):
-        first = int(places[start]) * page_size
-        _write_all(descriptor, view[first : first + (end - start) * page_size], int(indices[start]) * page_size)
+    is_other = (np.diff(places) != 1) | (np.diff(indices) != 1) | (np.diff(places // pages_per_frame) != 0)
+    breaks = (np.flatnonzero(is_other) + 1).tolist()
+    for start, end in zip([0, *breaks], [*breaks, len(places)], strict=True):
+        yield _Run(int(places[start]), int(indices[start]), end - start)
 
 
 def _write_all(descriptor: int, data: memoryview, offset: int) -> None:

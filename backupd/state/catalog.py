@@ -7,7 +7,6 @@ objects are then read again. So nothing here raises because the state can be nei
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
@@ -17,10 +16,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from msgspec.structs import asdict
+import msgspec
+from msgspec.structs import replace
 
 from backupd.format import SnapshotId
 from backupd.format.manifest import PackEntry, SealedSummary, SnapshotKind, SourceFacts, Summary, Writer
+from backupd.format.seal import Value
 from backupd.state import UNUSABLE_STATE
 
 if TYPE_CHECKING:
@@ -37,18 +38,33 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _HASHES = ".hashes"
 _COLUMNS = "head, facts, packs, checksum"
-_OWN_VALUES = (
-    "sequence",
-    "base",
-    "kind",
-    "tags",
-    "page_size",
-    "page_count",
-    "changed_pages",
-    "stored_bytes",
-)
-_PACK_COLUMNS = "sha256, stored_bytes, pages, encryption"
-_KINDS = {str(kind): kind for kind in SnapshotKind}
+
+
+class _Own(Value, frozen=True):
+    """What differs from one manifest to the next, and is told of each by itself."""
+
+    sequence: int
+    base: str | None
+    kind: SnapshotKind
+    tags: tuple[str, ...]
+    page_size: int
+    page_count: int
+    changed_pages: int
+    stored_bytes: int
+    image_digest: str | None = None
+    free_pages: int = 0
+    schema_version: int = 0
+
+
+class _Shared(Value, frozen=True):
+    """What most manifests of a database have in common; of an encrypted one, only the id of its writer is known."""
+
+    database: str
+    writer: Writer | str
+    source: SourceFacts | None = None
+
+
+_HEAD = ("sequence", "kind", "tags", "page_size", "page_count", "changed_pages", "stored_bytes")
 
 
 class Catalog:
@@ -117,7 +133,7 @@ class Catalog:
                 row = (archive, str(snapshot_id), *seen, keys, head, facts, packs)
                 connection.execute(
                     "INSERT OR REPLACE INTO manifests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (*row, _checksum(snapshot_id, head, facts, packs=packs)),
+                    (*row, _checksum(snapshot_id.encode(), head, facts, packs)),
                 )
 
         self._write(write)
@@ -224,66 +240,74 @@ class _Reader:
     """
 
     def __init__(self, connection: sqlite3.Connection, archive: int, ids: Mapping[str, SnapshotId]) -> None:
-        rows = connection.execute(f"SELECT id, checksum, {_PACK_COLUMNS} FROM packs WHERE archive = ?", (archive,))  # noqa: S608
+        decode = msgspec.json.Decoder(PackEntry).decode
         self._packs = {
-            _pack_number(row, checksum): PackEntry(
-                sha256=sha256, stored_bytes=stored_bytes, pages=pages, encryption=encryption or None
+            _pack_number(row, checksum): decode(entry)
+            for row, checksum, entry in connection.execute(
+                "SELECT id, checksum, entry FROM packs WHERE archive = ?", (archive,)
             )
-            for row, checksum, sha256, stored_bytes, pages, encryption in rows
-            if checksum == _checksum(sha256, str(stored_bytes), str(pages), encryption)
+            if checksum == _checksum(entry)
         }
         self._ids = ids
-        self._facts: dict[str, tuple[str, dict[str, Any], Writer | str]] = {}
-        self._sources: dict[tuple[str, int, int], SourceFacts] = {}
+        self._decode = msgspec.json.Decoder(_Own).decode
+        self._shared: dict[bytes, _Shared] = {}
+        self._sources: dict[tuple[bytes, int, int], SourceFacts] = {}
 
-    def summary(self, snapshot_id: SnapshotId, head: str, facts: str, packs: bytes, checksum: int) -> AnySummary | None:
-        if checksum != _checksum(snapshot_id, head, facts, packs=packs):
+    def summary(
+        self, snapshot_id: SnapshotId, head: bytes, facts: bytes, packs: bytes, checksum: int
+    ) -> AnySummary | None:
+        if checksum != _checksum(snapshot_id.encode(), head, facts, packs):
             return None
         try:
             entries = tuple([self._packs[number] for number in array("Q", packs)])
         except KeyError:
             return None
-        values, *private = json.loads(head)
-        values["kind"] = _KINDS[values["kind"]]
-        values["tags"] = tuple(values["tags"])
-        if values["base"] is not None:
-            values["base"] = self._ids.get(values["base"]) or SnapshotId(values["base"])
-        database, source, writer = self._facts.get(facts) or self._decoded(facts)
-        if isinstance(writer, str):
-            return SealedSummary(id=snapshot_id, database=database, packs=entries, writer_id=writer, **values)
-        image_digest, free_pages, schema_version = private
-        key = (facts, free_pages, schema_version)
-        facts_then = self._sources.get(key)
-        if facts_then is None:
-            made = SourceFacts(**source, free_pages=free_pages, schema_version=schema_version)
-            facts_then = self._sources.setdefault(key, made)
-        return Summary(
-            id=snapshot_id,
-            database=database,
-            packs=entries,
-            writer=writer,
-            image_digest=image_digest,
-            source=facts_then,
-            **values,
-        )
+        own, shared = self._decode(head), self._shared.get(facts) or self._decoded(facts)
+        values: dict[str, Any] = {
+            "id": snapshot_id,
+            "sequence": own.sequence,
+            "base": None if own.base is None else self._ids.get(own.base) or SnapshotId(own.base),
+            "database": shared.database,
+            "kind": own.kind,
+            "tags": own.tags,
+            "page_size": own.page_size,
+            "page_count": own.page_count,
+            "changed_pages": own.changed_pages,
+            "stored_bytes": own.stored_bytes,
+            "packs": entries,
+        }
+        if shared.source is None:
+            return SealedSummary(**values, writer_id=shared.writer)
+        key = (facts, own.free_pages, own.schema_version)
+        source = self._sources.get(key)
+        if source is None:
+            made = replace(shared.source, free_pages=own.free_pages, schema_version=own.schema_version)
+            source = self._sources.setdefault(key, made)
+        private: dict[str, Any] = {"image_digest": own.image_digest, "writer": shared.writer, "source": source}
+        return Summary(**values, **private)
 
-    def _decoded(self, text: str) -> tuple[str, dict[str, Any], Writer | str]:
-        database, source, writer = json.loads(text)
-        for key in ("tables", "alembic_revisions"):
-            if source.get(key) is not None:
-                source[key] = tuple(source[key])
-        decoded = (database, source, writer if isinstance(writer, str) else Writer(**writer))
-        return self._facts.setdefault(text, decoded)
+    def _decoded(self, facts: bytes) -> _Shared:
+        return self._shared.setdefault(facts, msgspec.json.decode(facts, type=_Shared))
 
 
-def _texts(summary: AnySummary) -> tuple[str, str]:
+def _texts(summary: AnySummary) -> tuple[bytes, bytes]:
     """A summary without its id and packs, as two texts of JSON: its own values, and those that most snapshots share."""
-    own = {name: getattr(summary, name) for name in _OWN_VALUES}
+    own = {name: getattr(summary, name) for name in _HEAD}
+    base = None if summary.base is None else str(summary.base)
     if isinstance(summary, SealedSummary):
-        return json.dumps([own]), json.dumps([summary.database, {}, summary.writer_id])
-    source = asdict(summary.source)
-    head = [own, summary.image_digest, source.pop("free_pages"), source.pop("schema_version")]
-    return json.dumps(head), json.dumps([summary.database, source, asdict(summary.writer)])
+        shared = _Shared(database=summary.database, writer=summary.writer_id)
+        return msgspec.json.encode(_Own(**own, base=base)), msgspec.json.encode(shared)
+    source = summary.source
+    head = _Own(
+        **own,
+        base=base,
+        image_digest=summary.image_digest,
+        free_pages=source.free_pages,
+        schema_version=source.schema_version,
+    )
+    common = replace(source, free_pages=0, schema_version=0)
+    shared = _Shared(database=summary.database, writer=summary.writer, source=common)
+    return msgspec.json.encode(head), msgspec.json.encode(shared)
 
 
 class _PackRows:
@@ -299,18 +323,16 @@ class _PackRows:
         return self._numbers.get(pack) or self._numbers.setdefault(pack, self._find(pack))
 
     def _find(self, pack: PackEntry) -> int:
-        values = (pack.sha256, pack.stored_bytes, pack.pages, pack.encryption or "")
-        checksum = _checksum(*map(str, values))
+        entry = msgspec.json.encode(pack)
+        checksum = _checksum(entry)
         self._connection.execute(
-            f"INSERT INTO packs (archive, checksum, {_PACK_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608
-            f" ON CONFLICT (archive, {_PACK_COLUMNS}) DO UPDATE SET checksum = excluded.checksum",
-            (self._archive, checksum, *values),
+            "INSERT INTO packs (archive, entry, checksum) VALUES (?, ?, ?)"
+            " ON CONFLICT (archive, entry) DO UPDATE SET checksum = excluded.checksum",
+            (self._archive, entry, checksum),
         )
         # Not RETURNING: the SQLite of some long-lived distributions is too old for it.
-        row = self._connection.execute(
-            f"SELECT id FROM packs WHERE (archive, {_PACK_COLUMNS}) = (?, ?, ?, ?, ?)",  # noqa: S608
-            (self._archive, *values),
-        ).fetchone()
+        place = (self._archive, entry)
+        row = self._connection.execute("SELECT id FROM packs WHERE archive = ? AND entry = ?", place).fetchone()
         return _pack_number(row[0], checksum)
 
 
@@ -341,8 +363,8 @@ def _archive(connection: sqlite3.Connection, place: tuple[str, str]) -> int | No
     return None if row is None else row[0]
 
 
-def _checksum(*texts: str, packs: bytes = b"") -> int:
-    return zlib.crc32(packs, zlib.crc32("\0".join(texts).encode()))
+def _checksum(*parts: bytes) -> int:
+    return zlib.crc32(b"\0".join(parts))
 
 
 def _seen(stored: StoredObject) -> tuple[int, int]:

@@ -53,13 +53,12 @@ CREATE TABLE archives (
     id INTEGER PRIMARY KEY, repository TEXT NOT NULL, database TEXT NOT NULL, UNIQUE (repository, database)
 );
 CREATE TABLE packs (
-    id INTEGER PRIMARY KEY, archive INTEGER NOT NULL, sha256 TEXT NOT NULL, stored_bytes INTEGER NOT NULL,
-    pages INTEGER NOT NULL, encryption TEXT NOT NULL, checksum INTEGER NOT NULL,
-    UNIQUE (archive, sha256, stored_bytes, pages, encryption)
+    id INTEGER PRIMARY KEY, archive INTEGER NOT NULL, entry BLOB NOT NULL, checksum INTEGER NOT NULL,
+    UNIQUE (archive, entry)
 );
 CREATE TABLE manifests (
     archive INTEGER, id TEXT, size INTEGER NOT NULL, modified_at INTEGER NOT NULL, tried_with TEXT,
-    head TEXT NOT NULL, facts TEXT NOT NULL, packs BLOB NOT NULL, checksum INTEGER NOT NULL,
+    head BLOB NOT NULL, facts BLOB NOT NULL, packs BLOB NOT NULL, checksum INTEGER NOT NULL,
     PRIMARY KEY (archive, id)
 ) WITHOUT ROWID;
 CREATE TABLE runs (

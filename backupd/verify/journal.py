@@ -1,7 +1,7 @@
 """The journal of a verification: what it has read, so that an interrupted one can be continued.
 
 <digest>.journal   a line of JSON for each pack that was found right, after a first line about the run
-<digest>.indexes   page numbers and page hashes of these packs, one after the other
+<digest>.indexes   the indexes of these packs, one after the other
 
 What cannot be checked is not used: a torn line is left out, and so is an index that is not as it was noted.
 """
@@ -19,17 +19,19 @@ from typing import TYPE_CHECKING, Any, Self
 from blake3 import blake3
 
 from backupd.errors import TargetUnwritableError
-from backupd.format.pack import HASH_BYTES, PackIndex
+from backupd.format import FormatError
+from backupd.format.pack import parse_index
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
+    from backupd.format.pack import PackIndex
+
 GOES_ON_FOR = timedelta(days=7)
 """How long after its beginning a run can be continued: what was read longer ago says too little about today."""
 
-_VERSION = 1
-_NUMBER_BYTES = 4
+_VERSION = 2
 _MOST_HEAD_BYTES = 1000
 
 
@@ -37,13 +39,8 @@ _MOST_HEAD_BYTES = 1000
 class _Place:
     """The position of an index in the file of indexes."""
 
-    page_size: int
     offset: int
-    pages: int
-
-    @property
-    def size_bytes(self) -> int:
-        return self.pages * (_NUMBER_BYTES + HASH_BYTES)
+    size_bytes: int
 
 
 class Journal:
@@ -99,18 +96,10 @@ class Journal:
                 self._append({"pack": sha256})
                 self._places[sha256] = None
                 return
-            content = index.page_numbers + index.hashes
-            place = _Place(index.page_size, os.fstat(self._data.fileno()).st_size, index.pages)
-            self._data.write(content)
-            self._append(
-                {
-                    "pack": sha256,
-                    "page_size": place.page_size,
-                    "offset": place.offset,
-                    "pages": place.pages,
-                    "check": blake3(content).hexdigest(),
-                }
-            )
+            place = _Place(os.fstat(self._data.fileno()).st_size, len(index.encoded))
+            self._data.write(index.encoded)
+            check = blake3(index.encoded).hexdigest()
+            self._append({"pack": sha256, "offset": place.offset, "size_bytes": place.size_bytes, "check": check})
             self._places[sha256] = place
 
     def forget(self, packs: Iterable[str]) -> None:
@@ -124,9 +113,7 @@ class Journal:
         if place is None:
             return None
         with _reporting_errors(self._indexes):
-            content = os.pread(self._data.fileno(), place.size_bytes, place.offset)
-        middle = _NUMBER_BYTES * place.pages
-        return PackIndex(place.page_size, content[:middle], content[middle:])
+            return parse_index(os.pread(self._data.fileno(), place.size_bytes, place.offset))
 
     def _append(self, line: dict[str, object]) -> None:
         self._journal.write(json.dumps(line).encode("ascii") + b"\n")
@@ -151,7 +138,7 @@ class Journal:
             if line is None or "offset" not in line:
                 self._places[line["pack"]] = None  # type: ignore[index]
                 return
-            place = _Place(line["page_size"], line["offset"], line["pages"])
+            place = _Place(line["offset"], line["size_bytes"])
             if blake3(os.pread(indexes, place.size_bytes, place.offset)).hexdigest() == line["check"]:
                 self._places[line["pack"]] = place
 
@@ -190,6 +177,10 @@ def _begun_at(head: dict[str, Any] | None) -> datetime | None:
 def _reporting_errors(file: Path) -> Iterator[None]:
     try:
         yield
+    except FormatError as error:
+        raise TargetUnwritableError(
+            f"{file}: what was noted cannot be read again: {error}", hint="check the disk of state_dir, and repeat"
+        ) from error
     except OSError as error:
         raise TargetUnwritableError(
             f"{error.filename or file}: {(error.strerror or str(error)).lower()}",

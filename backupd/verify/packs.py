@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from backupd.format.manifest import AnyManifest, PackEntry
-    from backupd.repository.archive import Archive
+    from backupd.repository.archive import Archive, StoredPack
 
 _READERS = 4
 _AHEAD = 2 * _READERS
@@ -74,20 +74,18 @@ def read_proven(archive: Archive, pack: PackEntry) -> PackIndex | None:
 
 def _read_once(archive: Archive, pack: PackEntry) -> PackIndex | None:
     try:
-        index, images = archive.pack(pack)
+        found = archive.pack(pack)
+        wrong = _wrong_pages(found)
     except IdentityNeededError:
         return None
     except DamageError as error:
         raise DamagedPackError(error.message, _fault_behind(error)) from error
-    wrong = _wrong_pages(index, images)
     if wrong:
         shown = ", ".join(str(number) for number in wrong[:_PAGES_SHOWN])
         more = f" and {len(wrong) - _PAGES_SHOWN} more" if len(wrong) > _PAGES_SHOWN else ""
-        raise DamagedPackError(
-            f"pack {archive.pack_key(pack)} in {archive.url} holds other pages than it says: {shown}{more}",
-            PackFault.PAGE_WRONG,
-        )
-    return index
+        message = f"pack {found.name} holds other pages than it says: {shown}{more}"
+        raise DamagedPackError(message, PackFault.PAGE_WRONG)
+    return found.index
 
 
 def _fault_behind(error: DamageError) -> PackFault:
@@ -96,15 +94,21 @@ def _fault_behind(error: DamageError) -> PackFault:
     return PackFault.UNREADABLE if isinstance(error.__cause__, FormatError) else PackFault.WRONG_CHECKSUM
 
 
-def _wrong_pages(index: PackIndex, images: bytes) -> list[int]:
-    """List the numbers of the pages whose image does not have the hash that the index gives."""
-    view, size = memoryview(images), index.page_size
-    found = b"".join(page_hash(view[at * size : (at + 1) * size]) for at in range(index.pages))
+def _wrong_pages(pack: StoredPack) -> list[int]:
+    """List the numbers of the pages whose image does not have the hash that the index gives. Raises `DamageError`."""
+    index = pack.index
+    found = b"".join(_hashes_of(pack.images(frame), index.page_size) for frame in index.frames)
     if found == index.hashes:
         return []
     as_rows = (np.frombuffer(each, dtype=np.uint8).reshape(-1, HASH_BYTES) for each in (found, index.hashes))
     differs = np.not_equal(*as_rows).any(axis=1)
     return [int(number) for number in np.frombuffer(index.page_numbers, dtype="<u4")[differs]]
+
+
+def _hashes_of(images: bytes | memoryview, page_size: int) -> bytes:
+    """Compute the page hashes of pages that follow each other."""
+    view = memoryview(images)
+    return b"".join([page_hash(view[start : start + page_size]) for start in range(0, len(view), page_size)])
 
 
 def read_each(
@@ -209,7 +213,5 @@ def _digest_of(descriptor: int, manifest: Manifest, should_stop: Callable[[], No
     page_size, digest = manifest.page_size, blake3()
     for start_at in range(0, manifest.image_bytes, _READ_BYTES):
         should_stop()
-        chunk = memoryview(os.pread(descriptor, _READ_BYTES, start_at))
-        pages = range(0, len(chunk), page_size)
-        digest.update(b"".join([page_hash(chunk[offset : offset + page_size]) for offset in pages]))
+        digest.update(_hashes_of(os.pread(descriptor, _READ_BYTES, start_at), page_size))
     return digest.hexdigest()

@@ -5,17 +5,20 @@ from __future__ import annotations
 import base64
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from harness.extent import examples
+from harness.packs import pack_entry
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backupd.backup.assembly import WrittenPack, assemble
 from backupd.capture.packer import Packer, PackWriter, Stream
-from backupd.format.manifest import PackEntry
 from backupd.format.pack import decode_pack, page_hash
+
+if TYPE_CHECKING:
+    from backupd.format.manifest import PackEntry
 
 PAGE_BYTES = 512
 # Few pages and few values, so that pages often go back to what they were.
@@ -30,7 +33,7 @@ def _page(value: int) -> bytes:
 
 
 def _entry(number: int, pages: int) -> PackEntry:
-    return PackEntry(sha256=f"{number:064x}", stored_bytes=1, pages=pages)
+    return pack_entry(f"{number:064x}", stored_bytes=1, pages=pages)
 
 
 class _Packing:

@@ -100,7 +100,10 @@ def test_a_megabyte_of_json_costs_little(tmp_path: Path, body: bytes) -> None:
     "values",
     [
         {"tags": ["x"] * 100_000},
-        {"packs": [{"sha256": "0" * 64, "stored_bytes": 1, "pages": 1}] * 20_000},
+        {
+            "packs": [{"sha256": "0" * 64, "stored_bytes": 1, "pages": 1, "index_bytes": 52, "index_hash": "0" * 32}]
+            * 20_000
+        },
     ],
     ids=["tags", "packs"],
 )
@@ -123,5 +126,6 @@ def test_a_pack_is_no_bomb(tmp_path: Path) -> None:
     golden = (_MINIMAL.parent / "pack-512-one-page.zst").read_bytes()
     block = (1 << 1 | (1 << 17) << 3).to_bytes(3, "little") + b"\0"
     last = (1 | 1 << 1 | (1 << 17) << 3).to_bytes(3, "little") + b"\0"
-    bomb = golden[:44] + bytes.fromhex("28b52ffd640001") + block * 100_000 + last + bytes(4)
+    frame = bytes.fromhex("28b52ffd640001") + block * 100_000 + last + bytes(4)
+    bomb = golden[:48] + len(frame).to_bytes(4, "little") + frame
     assert _read(tmp_path, bomb, "pack", 16 * _MEBIBYTE).startswith("refused the compressed pages cannot be read")

@@ -28,7 +28,7 @@ _ODD: st.SearchStrategy[Any] = st.one_of(
     st.sampled_from(["..", "/etc/passwd", "a/../b", "\x00", "\x1b[2J", "\ud800", "A" * 5000, "0" * 64]),
     st.lists(st.none(), max_size=3),
     st.builds(dict),
-    st.builds(lambda: {"sha256": "0" * 64, "stored_bytes": 1, "pages": 1}),
+    st.builds(lambda: {"sha256": "0" * 64, "stored_bytes": 1, "pages": 1, "index_bytes": 52, "index_hash": "0" * 32}),
 )
 
 

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 _VECTORS = Path(__file__).parents[1] / "vectors/valid"
 _MOST_FUZZED_PAGES = 1 << 16
 _SEAL_BYTES = 76
-_INDEX = encode_pack(512, [1, 2], page_hash(bytes(512)) * 2, bytes(1024), level=1)[:64]
+_PACK = encode_pack(512, [1, 2], page_hash(bytes(512)) * 2, bytes(1024), level=1)
+_INDEX = parse_index(_PACK).encoded
 _RECORDS: dict[str, Callable[[bytes], object]] = {
     "trash": TrashEntry.decode,
     "drill": Drill.decode,
@@ -109,7 +110,8 @@ def _pack(data: bytes) -> None:
 
 
 def _pack_frame(data: bytes) -> None:
-    _pack(_INDEX + data)
+    """One frame, whose length the index has right."""
+    _pack(_INDEX[:-4] + struct.pack("<I", len(data)) + data)
 
 
 def _records(data: bytes) -> None:
@@ -215,7 +217,7 @@ def seeds(name: str) -> list[bytes]:
         "private-part": [b'{"nonce": "%s",%s' % (b"0" * 32, body.lstrip(b" {")) for body in bodies],
         "page-map": [b"\0\1\0\1" + base64.b64decode("KLUv/SQEIQAAAQAAAFFTyx8=")],
         "pack": packs,
-        "pack-frame": [encode_pack(512, [1, 2], page_hash(bytes(512)) * 2, bytes(1024), level=1)[64:]],
+        "pack-frame": [_PACK[len(_INDEX) :]],
         "records": [
             content
             for kind in _RECORDS

@@ -19,13 +19,14 @@ from backupd.backup import SnapshotRequest, back_up
 from backupd.backup.assembly import WrittenPack, assemble
 from backupd.config import Database, Settings
 from backupd.format import SnapshotId
-from backupd.format.manifest import PackEntry, encode_manifest
-from backupd.format.pack import HASH_BYTES, encode_pack, page_hash
+from backupd.format.manifest import encode_manifest
+from backupd.format.pack import HASH_BYTES, decode_pack, encode_pack, page_hash
 from backupd.format.pagemap import encode_page_map, image_digest, page_hashes
 from backupd.repository import Repository
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
 from backupd.store.keys import SnapshotKey
+from harness.packs import entry_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,7 +103,8 @@ class _History:
         self._map = archive.page_map(first)
         self._images: dict[int, bytes] = {}
         for pack in first.packs:
-            index, images = archive.pack(pack)
+            content = archive.repository.store.get(archive.pack_key(pack), limit_bytes=pack.most_bytes)
+            index, images = decode_pack(content)
             for position, number in enumerate(np.frombuffer(index.page_numbers, dtype="<u4").tolist()):
                 self._images[number] = images[position * first.page_size : (position + 1) * first.page_size]
         self._hashes = bytearray(b"".join(page_hash(self._images[number]) for number in sorted(self._images)))
@@ -139,9 +141,8 @@ class _History:
 
     def _put_pack(self, page: int, digest: bytes) -> WrittenPack:
         content = encode_pack(self._newest.page_size, [page], digest, self._images[page], level=2)
-        sha256 = hashlib.sha256(content)
-        entry = PackEntry(sha256=sha256.hexdigest(), stored_bytes=len(content), pages=1)
-        self._archive.repository.store.put(self._archive.pack_key(entry), content, sha256=sha256.digest())
+        entry = entry_of(content)
+        self._archive.repository.store.put(self._archive.pack_key(entry), content, sha256=bytes.fromhex(entry.sha256))
         return WrittenPack(entry, page.to_bytes(4, "little"))
 
     def write_database(self) -> None:

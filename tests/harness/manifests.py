@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from backupd.format import SnapshotId
 from backupd.format.manifest import Manifest, PackEntry, SnapshotKind, SourceFacts, Writer
+from backupd.format.pack import MAX_ENCRYPTED_PACK_BYTES, MAX_PACK_BYTES
+from harness.packs import pack_entry
 
 digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
 counts = st.integers(0, (1 << 63) - 1)
@@ -32,7 +34,14 @@ manifests = st.builds(
     stored_bytes=counts,
     image_digest=digests,
     packs=st.lists(
-        st.builds(PackEntry, sha256=digests, stored_bytes=st.integers(1, 17563672), pages=st.integers(1, 32768)),
+        st.builds(
+            PackEntry,
+            sha256=digests,
+            stored_bytes=st.integers(1, MAX_ENCRYPTED_PACK_BYTES),
+            pages=st.integers(1, 32768),
+            encryption=st.just("age"),
+        )
+        | st.builds(pack_entry, digests, stored_bytes=st.integers(1, MAX_PACK_BYTES), pages=st.integers(1, 32768)),
         max_size=3,
     ).map(tuple),
     page_map=st.text(),

@@ -23,13 +23,13 @@ _ENDS_WITHIN_SECONDS = 60
 # Where the machine lacks the programs: what rescue.py asks of them, done by the packages that backupd itself uses.
 _STAND_INS = {
     "zstd": """
-import sys, zstandard
+import shutil, sys, zstandard
 data = open(sys.argv[-1], "rb").read() if not sys.argv[-1].startswith("-") else sys.stdin.buffer.read()
 if int.from_bytes(data[:4], "little") & 0xFFFFFFF0 == 0x184D2A50:
     data = data[8 + int.from_bytes(data[4:8], "little"):]
 try:
-    for block in zstandard.ZstdDecompressor().read_to_iter(data):
-        sys.stdout.buffer.write(block)
+    with zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True) as frames:
+        shutil.copyfileobj(frames, sys.stdout.buffer)
 except zstandard.ZstdError as error:
     sys.exit(f"zstd: {error}")
 """,

@@ -36,6 +36,8 @@ _NOT_LOOKED_AT |= {"id-impossible-date", "id-leap-second", "lone-surrogate", "mi
 
 _PRIVATE_NOT_LOOKED_AT = {"private-missing-writer-id", "private-part-nonce-malformed", "private-part-missing-key"}
 _KEY = _VECTORS / "valid/private.key"
+_INDEX_BYTES = 28 + 20 + 4
+"""Of a pack of one page."""
 
 
 def _vectors(kind: str, where: str = "invalid") -> list[Path]:
@@ -65,6 +67,7 @@ def test_limits_are_those_of_the_format() -> None:
     assert rescue.MAX_PACK_BYTES == pack.MAX_PACK_BYTES
     assert rescue.MAX_ENCRYPTED_PACK_BYTES == pack.MAX_ENCRYPTED_PACK_BYTES
     assert rescue.MAX_PACK_IMAGE_BYTES == pack.MAX_RAW_BYTES
+    assert rescue.MIN_FRAME_BYTES == pack.MIN_FRAME_BYTES
     assert rescue.MAX_MANIFEST_BYTES == manifest.MAX_MANIFEST_BYTES
     assert rescue.ALWAYS_COUNTED_SEQUENCES == manifest.ALWAYS_COUNTED_SEQUENCES
 
@@ -74,9 +77,20 @@ def test_valid_packs_are_read(bare: Bare, monkeypatch: pytest.MonkeyPatch, path:
     """The script reads valid packs as backupd does."""
     monkeypatch.setenv("PATH", str(bare.path))
     index, images = decode_pack(path.read_bytes())
-    found = rescue.read_pack(path.read_bytes(), index.page_size, index.pages)
+    found = rescue.read_pack(path.read_bytes(), index.page_size, {"pages": index.pages})
     assert (found.hashes, found.images) == (index.hashes, images)
     assert list(found.numbers) == list(struct.unpack(f"<{index.pages}I", index.page_numbers))
+
+
+def test_all_frames_of_a_pack_take_one_process(bare: Bare, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A process for each frame would take longer than the decompression."""
+    noting = tmp_path / "zstd"
+    noting.write_text(f'#!/bin/sh\necho started >> {tmp_path}/started\nexec {bare.path}/zstd "$@"\n')
+    noting.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{bare.path}")
+    content = (_VECTORS / "valid/pack-256-frames.zst").read_bytes()
+    assert len(rescue.read_pack(content, 65536, {"pages": 256}).images) == 1 << 24
+    assert (tmp_path / "started").read_text() == "started\n"
 
 
 @pytest.mark.parametrize("path", _names(_vectors("pack")))
@@ -84,10 +98,10 @@ def test_invalid_packs_are_refused(bare: Bare, monkeypatch: pytest.MonkeyPatch, 
     """Each pack that breaks one rule of the format is refused."""
     monkeypatch.setenv("PATH", str(bare.path))
     content = path.read_bytes()
-    size, pages = struct.unpack_from("<II", content, 16) if len(content) >= 24 else (512, 1)
+    size, pages = struct.unpack_from("<II", content, 16) if len(content) >= 28 else (512, 1)
     size = size if is_page_size(size) else 512  # no manifest asks for another
     with pytest.raises(rescue.Failure) as caught:
-        rescue.read_pack(content, size, pages)
+        rescue.read_pack(content, size, {"pages": pages})
     assert caught.value.code == (_NEWER if path.stem == "pack-version-2" else _DAMAGE)
 
 
@@ -171,7 +185,15 @@ def _forged(
     values = golden | {
         "tags": list(tags),
         "image_digest": digest,
-        "packs": [{"sha256": sha256, "stored_bytes": len(pack_content), "pages": 1}],
+        "packs": [
+            {
+                "sha256": sha256,
+                "stored_bytes": len(pack_content),
+                "pages": 1,
+                "index_bytes": _INDEX_BYTES,
+                "index_hash": pack.index_hash(pack_content[:_INDEX_BYTES]),
+            }
+        ],
         "page_map": encode_page_map(np.ones(1, dtype=np.uint32)),
     }
     body = json.dumps(values).encode()
@@ -188,10 +210,11 @@ def _forged(
 
 def test_a_bomb_is_stopped(bare: Bare, tmp_path: Path) -> None:
     """A frame that declares 512 bytes, has the name that fits, and holds 128 KiB in each of 100,000 blocks."""
-    index = encode_pack(512, [1], page_hash(bytes(512)), bytes(512), level=1)[:44]
+    index = encode_pack(512, [1], page_hash(bytes(512)), bytes(512), level=1)[: _INDEX_BYTES - 4]
     block = struct.pack("<I", 1 << 1 | (1 << 17) << 3)[:3] + b"\0"
     last = struct.pack("<I", 1 | 1 << 1 | (1 << 17) << 3)[:3] + b"\0"
-    _forged(tmp_path / "store", index + bytes.fromhex("28b52ffd640001") + block * 99_999 + last + bytes(4))
+    frame = bytes.fromhex("28b52ffd640001") + block * 99_999 + last + bytes(4)
+    _forged(tmp_path / "store", index + struct.pack("<I", len(frame)) + frame)
     refused = bare.rescue("restore", "latest", tmp_path / "x.db", repository=tmp_path / "store", code=_DAMAGE)
     assert re.search("zstd (refuses|gives more)", refused.stderr)
     assert not (tmp_path / "x.db").exists()

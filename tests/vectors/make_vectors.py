@@ -22,7 +22,8 @@ from blake3 import blake3
 HERE = Path(__file__).parent
 MAGIC = 0x184D2A5B
 LOCK_BYTE = 1 << 30
-MOST_ENCRYPTED_BYTES = 17633528
+MOST_BYTES = 17564700
+MOST_ENCRYPTED_BYTES = 17634556
 PRIVATE = ("image_digest", "page_map", "source", "writer")
 # The key of the vectors, which protects nothing.
 IDENTITY = "AGE-SECRET-KEY-1W52TX0GQ8ML337J9TMMLZEH2XM97RCFZ5DYZVZZ6WG7HKN33697Q7S0FXZ"
@@ -53,18 +54,34 @@ def zero_page(number: int, size: int) -> bytes:
     return number.to_bytes(4, "big") + bytes(size - 4)
 
 
-def index(
-    size: int, numbers: list[int], hashes: bytes, *, magic: int = MAGIC, tag: bytes = b"bkpd", version: int = 1
+def packed(
+    size: int,
+    pages: dict[int, bytes],
+    frames: list[bytes],
+    *,
+    step: int | None = None,
+    lengths: list[int] | None = None,
+    magic: int = MAGIC,
+    tag: bytes = b"bkpd",
+    version: int = 1,
 ) -> bytes:
-    """The skippable frame of a pack."""
-    body = struct.pack(f"<4sIII{len(numbers)}I", tag, version, size, len(numbers), *numbers) + hashes
-    return struct.pack("<II", magic, len(body)) + body
+    """A pack of `pages`, by number, in `frames` of `step` pages, whose `lengths` the index may have wrong."""
+    counts = (len(pages), len(pages) if step is None else step)
+    body = struct.pack(f"<4sIIII{len(pages)}I", tag, version, size, *counts, *pages)
+    body += b"".join(map(page_hash, pages.values()))
+    body += struct.pack(f"<{len(frames)}I", *(lengths or map(len, frames)))
+    return struct.pack("<II", magic, len(body)) + body + b"".join(frames)
 
 
-def pack(size: int, numbers: list[int], **fields: Any) -> bytes:
+def pack(size: int, numbers: list[int], *, step: int | None = None, **fields: Any) -> bytes:
     """A pack of pages that compress well."""
-    pages = [zero_page(number, size) for number in numbers]
-    return index(size, numbers, b"".join(map(page_hash, pages)), **fields) + frame(b"".join(pages))
+    pages = {number: zero_page(number, size) for number in numbers}
+    return packed(size, pages, frames_of([*pages.values()], step or len(pages)), step=step, **fields)
+
+
+def frames_of(pages: list[bytes], step: int) -> list[bytes]:
+    """The frames of pages, so many in each."""
+    return [frame(b"".join(pages[start : start + step])) for start in range(0, len(pages), step)]
 
 
 def sealed(body: bytes, *, name: str = "manifest") -> bytes:
@@ -93,12 +110,20 @@ def image_digest(hashes: list[bytes]) -> str:
     return blake3(b"".join(hashes)).hexdigest()
 
 
+def index_hash(index: bytes) -> str:
+    """The digest of an index, as a manifest has it."""
+    return blake3(index).hexdigest(length=16)
+
+
 def entry(content: bytes) -> dict[str, Any]:
     """What a manifest says of a pack."""
+    index_bytes = 8 + struct.unpack_from("<I", content, 4)[0]
     return {
         "sha256": hashlib.sha256(content).hexdigest(),
         "stored_bytes": len(content),
         "pages": struct.unpack_from("<I", content, 20)[0],
+        "index_bytes": index_bytes,
+        "index_hash": index_hash(content[:index_bytes]),
     }
 
 
@@ -177,9 +202,10 @@ def private_part(plaintext: bytes) -> dict[str, str]:
 def valid_private() -> dict[str, bytes]:
     """A manifest with a private part, and the key that decrypts everything here."""
     wrapped = age(ONE_PAGE)
-    pack = entry(ONE_PAGE) | {
+    pack = {
         "sha256": hashlib.sha256(wrapped).hexdigest(),
         "stored_bytes": len(wrapped),
+        "pages": 1,
         "encryption": "age",
     }
     return {
@@ -198,14 +224,17 @@ def invalid_private() -> dict[str, bytes]:
     plain = {"nonce": "0123456789abcdef" * 2} | {key: VALUES[key] for key in PRIVATE}
     text = json.dumps(plain).encode()
     private = good["private"]
+    shown = entry(ONE_PAGE) | {"encryption": "age"}
+    hidden = without(without(shown, "index_bytes"), "index_hash")
     wrong = {
         "number": good | {"private": 1},
         "sha256-malformed": good | {"private": private | {"sha256": "0" * 63}},
         "not-base64": good | {"private": private | {"age": "age-encryption.org/v1"}},
         "missing-writer-id": without(good, "writer_id"),
         "encryption-unknown": good | {"packs": [entry(ONE_PAGE) | {"encryption": "none"}]},
-        "pack-too-many-bytes": good
-        | {"packs": [entry(ONE_PAGE) | {"encryption": "age", "stored_bytes": MOST_ENCRYPTED_BYTES + 1}]},
+        "pack-too-many-bytes": good | {"packs": [hidden | {"stored_bytes": MOST_ENCRYPTED_BYTES + 1}]},
+        "pack-index-bytes": good | {"packs": [without(shown, "index_hash")]},
+        "pack-index-hash": good | {"packs": [without(shown, "index_bytes")]},
         "of-another-snapshot": good | {"private": private_part(text.replace(b"0123", b"4567")) | {"sha256": "0" * 64}},
         "part-not-json": good | {"private": private_part(b"{")},
         "part-missing-key": good | {"private": private_part(json.dumps(without(plain, "source")).encode())},
@@ -221,11 +250,13 @@ def valid_packs() -> dict[str, bytes]:
     noise = hashlib.shake_256(b"noise").digest(1024)
     return {
         "pack-512-one-page.zst": ONE_PAGE,
-        "pack-1024-noise.zst": index(1024, [9], page_hash(noise)) + frame(noise),
+        "pack-1024-noise.zst": packed(1024, {9: noise}, [frame(noise)]),
         "pack-4096-not-contiguous.zst": pack(4096, [1, 2, 7, 4000, 262144]),
         "pack-65536-two-pages.zst": pack(65536, [3, 4]),
         "pack-highest-page-number.zst": pack(512, [1 << 26]),
         "pack-16-mib.zst": pack(65536, list(range(1, 257))),
+        "pack-4096-three-frames.zst": pack(4096, list(range(1, 41)), step=16),
+        "pack-256-frames.zst": pack(65536, list(range(1, 257)), step=1),
     }
 
 
@@ -257,9 +288,21 @@ def valid_manifests() -> dict[str, bytes]:
 def invalid_packs() -> dict[str, bytes]:
     """Packs that a reader must reject, each for one reason."""
     good, size = pack(512, [1, 2]), 512
-    end = 24 + 2 * 20
-    head, pages = good[:end], zero_page(1, size) + zero_page(2, size)
+    end = 28 + 2 * 20 + 4
+    head, two = good[:end], {number: zero_page(number, size) for number in (1, 2)}
+    pages = b"".join(two.values())
     body = frame(pages)
+
+    def of(*frames: bytes, **fields: Any) -> bytes:
+        return packed(size, two, [*frames], **fields)
+
+    large = [zero_page(number, 32768) for number in (1, 2, 3)]
+    frames = frames_of(large, 2)
+    ends = [len(frames[0]), len(frames[1])]
+
+    def of_large(frames: list[bytes], **fields: Any) -> bytes:
+        return packed(32768, dict(enumerate(large, 1)), frames, step=2, **fields)
+
     # A single segment, so that the header is magic, descriptor, content size: the dictionary id comes before the size.
     with_dictionary = body[:4] + bytes([body[4] | 1]) + b"\x2a" + body[5:]
     return {
@@ -272,29 +315,39 @@ def invalid_packs() -> dict[str, bytes]:
         "pack-page-size-256.zst": pack(256, [1, 2]),
         "pack-page-size-1000.zst": pack(1000, [1, 2]),
         "pack-page-size-131072.zst": pack(131072, [1, 2]),
-        "pack-no-pages.zst": pack(size, []),
+        "pack-no-pages.zst": packed(size, {}, [], step=1),
         "pack-more-than-16-mib.zst": pack(65536, list(range(1, 258))),
+        "pack-no-pages-in-frames.zst": of(body, step=0),
+        "pack-more-pages-in-frames.zst": of(body, step=3),
+        "pack-frames-too-short.zst": pack(size, [1, 2], step=1),
         "pack-index-frame-size.zst": good[:4] + struct.pack("<I", end - 8 + 1) + head[8:] + b"\0" + body,
         "pack-truncated-index.zst": good[: end - 1],
         "pack-page-number-0.zst": pack(size, [0, 1]),
         "pack-page-number-too-high.zst": pack(size, [1, (1 << 26) + 1]),
-        "pack-page-twice.zst": pack(size, [1, 1]),
+        "pack-page-twice.zst": good[:32] + good[28:32] + good[36:],
         "pack-pages-out-of-order.zst": pack(size, [2, 1]),
         "pack-no-frame.zst": head,
-        "pack-not-zstd.zst": head + b"\0" + body[1:],
-        "pack-second-index.zst": head + good,
         "pack-truncated-frame.zst": good[:-1],
-        "pack-no-content-size.zst": head + frame(pages, size=False),
-        "pack-content-size-too-small.zst": head + frame(pages[:size]),
-        "pack-content-size-too-large.zst": head + frame(pages + pages[:size]),
-        "pack-holds-more-than-declared.zst": head + as_if_checked(raw_frame(pages * 2, declared=len(pages)), pages * 2),
-        "pack-holds-less-than-declared.zst": head + as_if_checked(raw_frame(pages[:size], declared=1024), pages[:size]),
-        "pack-no-checksum.zst": head + frame(pages, checksum=False),
+        "pack-byte-after-frames.zst": good + b"\0",
+        "pack-frame-not-listed.zst": good + body,
+        "pack-lengths-overflow.zst": of_large(frames, lengths=[length + (1 << 31) for length in ends]),
+        "pack-not-zstd.zst": head + b"\0" + body[1:],
+        "pack-second-index.zst": of(good),
+        "pack-frame-without-end.zst": of(body[:-1]),
+        "pack-byte-in-frame.zst": of(body + b"\0"),
+        "pack-empty-frame-in-frame.zst": of(body + frame(b"")),
+        "pack-lengths-of-other-frames.zst": of_large(frames, lengths=[ends[0] - 1, ends[1] + 1]),
+        "pack-no-content-size.zst": of(frame(pages, size=False)),
+        "pack-content-size-too-small.zst": of(frame(pages[:size])),
+        "pack-content-size-too-large.zst": of(frame(pages + pages[:size])),
+        "pack-pages-of-other-frame.zst": of_large([frame(large[0]), frame(large[1] + large[2])]),
+        "pack-holds-more-than-declared.zst": of(as_if_checked(raw_frame(pages * 2, declared=len(pages)), pages * 2)),
+        "pack-holds-less-than-declared.zst": of(as_if_checked(raw_frame(pages[:size], declared=1024), pages[:size])),
+        "pack-no-checksum.zst": of(frame(pages, checksum=False)),
+        "pack-no-checksum-in-last-frame.zst": of_large([frames[0], frame(large[2], checksum=False)]),
         "pack-checksum-wrong.zst": good[:-1] + bytes([good[-1] ^ 1]),
-        "pack-content-flipped.zst": head + flipped(as_if_checked(raw_frame(pages, declared=len(pages)), pages), at=99),
-        "pack-dictionary.zst": head + with_dictionary,
-        "pack-byte-after-frame.zst": good + b"\0",
-        "pack-second-frame.zst": good + body,
+        "pack-content-flipped.zst": of(flipped(as_if_checked(raw_frame(pages, declared=len(pages)), pages), at=99)),
+        "pack-dictionary.zst": of(with_dictionary),
     }
 
 
@@ -348,9 +401,14 @@ def invalid_manifests() -> dict[str, bytes]:
         "packs-object": {"packs": {}},
         "pack-sha256-malformed": {"packs": [entry(ONE_PAGE) | {"sha256": "g" * 64}]},
         "pack-no-bytes": {"packs": [entry(ONE_PAGE) | {"stored_bytes": 0}]},
-        "pack-too-many-bytes": {"packs": [entry(ONE_PAGE) | {"stored_bytes": 17_563_673}]},
+        "pack-too-many-bytes": {"packs": [entry(ONE_PAGE) | {"stored_bytes": MOST_BYTES + 1}]},
         "pack-no-pages": {"packs": [entry(ONE_PAGE) | {"pages": 0}]},
         "pack-too-many-pages": {"packs": [entry(ONE_PAGE) | {"pages": 32769}]},
+        "pack-no-index-bytes": {"packs": [without(entry(ONE_PAGE), "index_bytes")]},
+        "pack-no-index-hash": {"packs": [without(entry(ONE_PAGE), "index_hash")]},
+        "pack-index-bytes-too-few": {"packs": [entry(ONE_PAGE) | {"index_bytes": 48}]},
+        "pack-index-bytes-too-many": {"packs": [entry(ONE_PAGE) | {"index_bytes": 56}]},
+        "pack-index-hash-malformed": {"packs": [entry(ONE_PAGE) | {"index_hash": "0" * 64}]},
         "source-null": {"source": None},
         "source-tables-number": {"source": SOURCE | {"tables": [1]}},
         "source-schema-digest-malformed": {"source": SOURCE | {"schema_digest": "0"}},
@@ -513,11 +571,20 @@ def invalid_repositories() -> dict[str, bytes]:
     name = entry(ONE_PAGE)["sha256"]
     other, larger = pack(512, [2]), pack(1024, [1])
     good = {name: ONE_PAGE}
+    two = pack(512, [1, 2])
+    longer = {
+        "index_bytes": entry(two)["index_bytes"] + 4,
+        "index_hash": index_hash(two[: entry(two)["index_bytes"] + 4]),
+    }
     repositories = {
         "pack-missing": tiny_repository({}, VALUES),
         "pack-not-its-name": tiny_repository({name: flipped(ONE_PAGE, at=30)}, VALUES),
         "pack-page-size": tiny_repository({entry(larger)["sha256"]: larger}, VALUES | {"packs": [entry(larger)]}),
         "pack-lacks-page": tiny_repository({entry(other)["sha256"]: other}, VALUES | {"packs": [entry(other)]}),
+        "pack-index-hash": tiny_repository(good, VALUES | {"packs": [entry(ONE_PAGE) | {"index_hash": "0" * 32}]}),
+        "pack-index-bytes": tiny_repository({entry(two)["sha256"]: two}, VALUES | {"packs": [entry(two) | longer]}),
+        "pack-stored-bytes": tiny_repository(good, VALUES | {"packs": [entry(ONE_PAGE) | {"stored_bytes": 79}]}),
+        "pack-pages": tiny_repository(good, VALUES | {"packs": [entry(ONE_PAGE) | {"pages": 2, "index_bytes": 72}]}),
         "image-digest": tiny_repository(good, VALUES | {"image_digest": image_digest([bytes(16)])}),
         "manifest-of-another-id": tiny_repository(good, VALUES, key=f"app/snapshots/{ID_2}.json"),
         "manifest-of-another-database": tiny_repository(good, VALUES | {"database": "other"}),
@@ -584,8 +651,8 @@ def golden_repository() -> dict[str, bytes]:
     for sequence, (image, snapshot_id) in enumerate(zip(states_of_a_database(), [ID_1, ID_2, ID_3], strict=True), 1):
         pages = [image[start : start + 512] for start in range(0, len(image), 512)]
         changed = [number for number, page in enumerate(pages, 1) if [page] != before[number - 1 : number]]
-        stored = b"".join(pages[number - 1] for number in changed)
-        content = index(512, changed, b"".join(page_hash(pages[number - 1]) for number in changed)) + frame(stored)
+        stored = {number: pages[number - 1] for number in changed}
+        content = packed(512, stored, [frame(b"".join(stored.values()))])
         packs.append(entry(content))
         entries = [len(packs) if number in changed else entries[number - 1] for number in range(1, len(pages) + 1)]
         used = sorted(set(entries))

@@ -22,6 +22,7 @@ from harness.checks import check_context
 from harness.command_line import wait_until
 from harness.damage import flip
 from harness.faults import FaultyStore
+from harness.packs import entry_of
 from msgspec.structs import replace
 
 from backupd.backup import SnapshotRequest, back_up
@@ -39,7 +40,7 @@ from backupd.errors import (
 )
 from backupd.format import SnapshotId
 from backupd.format.manifest import encode_manifest
-from backupd.format.pack import encode_pack
+from backupd.format.pack import decode_pack, encode_pack
 from backupd.format.records import CheckOutcome, Drill
 from backupd.live.soundness import MOST_FINDINGS
 from backupd.prune import prune
@@ -255,14 +256,13 @@ def test_page_that_does_not_have_its_hash_is_damage(place: Place) -> None:
     place.fill()
     manifest = place.archive.opened(place.archive.manifest(place.back_up()))
     (pack,) = manifest.packs
-    index, images = place.archive.pack(pack)
+    index, images = decode_pack(place.store.get(place.archive.pack_key(pack), limit_bytes=pack.most_bytes))
     turned = bytes([*images[:-1], images[-1] ^ 1])
     numbers = [int(number) for number in np.frombuffer(index.page_numbers, dtype="<u4")]
     content = encode_pack(index.page_size, numbers, index.hashes, turned, level=1)
     digest = hashlib.sha256(content)
     place.store.put(str(PackKey("app", digest.digest())), content, sha256=digest.digest())
-    entry = replace(pack, sha256=digest.hexdigest(), stored_bytes=len(content))
-    forged = replace(manifest, id=SnapshotId("20990101T000000000Z-00000000"), sequence=2, packs=(entry,))
+    forged = replace(manifest, id=SnapshotId("20990101T000000000Z-00000000"), sequence=2, packs=(entry_of(content),))
     place.repository.put_object(f"app/snapshots/{forged.id}.json", encode_manifest(forged))
     result = place.drill()
     assert (result.outcome, result.id) == (CheckOutcome.DAMAGED_STORE, forged.id)

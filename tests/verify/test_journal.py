@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import struct
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -17,8 +16,8 @@ from harness.extent import slow
 from harness.killing import kill
 from harness.place import create_database
 
-from backupd.errors import InterruptedByUserError
-from backupd.format.pack import PackIndex
+from backupd.errors import InterruptedByUserError, TargetUnwritableError
+from backupd.format.pack import encode_pack, parse_index
 from backupd.format.records import CheckOutcome
 from backupd.repository.references import parse_reference
 from backupd.verify import Level
@@ -29,12 +28,16 @@ if TYPE_CHECKING:
 
     from harness.stored import Stored
 
+    from backupd.format.pack import PackIndex
+
 NOW = datetime(2026, 11, 22, 8, 55, tzinfo=UTC)
 
 
 def index(pages: int, page_size: int = 4096) -> PackIndex:
     """An index of pages with random hashes."""
-    return PackIndex(page_size, struct.pack(f"<{pages}I", *range(1, pages + 1)), os.urandom(16 * pages))
+    return parse_index(
+        encode_pack(page_size, range(1, pages + 1), os.urandom(16 * pages), bytes(pages * page_size), level=1)
+    )
 
 
 def sha(number: int) -> str:
@@ -106,8 +109,18 @@ def test_index_that_has_changed_is_left_out(tmp_path: Path) -> None:
         assert len(again) == 0
 
 
+def test_index_that_changes_during_the_run_is_an_error(tmp_path: Path) -> None:
+    """An index that the disk gives back with other bytes than before ends the run with an error that says so."""
+    with journal(tmp_path) as first:
+        first.note(sha(1), index(5))
+        (file,) = tmp_path.glob("*.indexes")
+        os.truncate(file, 40)
+        with pytest.raises(TargetUnwritableError, match="what was noted cannot be read again"):
+            first.index(sha(1))
+
+
 @pytest.mark.parametrize(
-    "content", [b"\0" * 500 + b"\n", b"{}\n", b"[]\nx\n", b'{"version": 1, "begun_at": "never"}\n']
+    "content", [b"\0" * 500 + b"\n", b"{}\n", b"[]\nx\n", b'{"version": 2, "begun_at": "never"}\n']
 )
 def test_unreadable_journal_is_started_again(tmp_path: Path, content: bytes) -> None:
     """An unreadable journal is not used, and is replaced by a new one."""

@@ -16,6 +16,7 @@ import pytest
 from harness.checks import check_context
 from harness.damage import flip
 from harness.faults import FaultyStore
+from harness.packs import entry_of
 from harness.stored import Stored
 from msgspec.structs import replace
 
@@ -221,7 +222,7 @@ def _rewrite_pack(stored: Stored, snapshot: object, change: Callable[[bytes], by
     content = change((stored.store_root / f"app/packs/{pack.sha256}.zst").read_bytes())
     digest = hashlib.sha256(content).digest()
     stored.store.put(str(PackKey("app", digest)), content, sha256=digest)
-    named = replace(pack, sha256=digest.hex(), stored_bytes=len(content))
+    named = entry_of(content)
     file.write_bytes(encode_manifest(replace(manifest, packs=(named,))))
     return digest.hex()
 
@@ -256,6 +257,22 @@ def test_pack_that_was_written_wrong_is_found(
     pack = _rewrite_pack(stored, snapshot, change)
     found = stored.verify(level=level)
     assert damage(found) == [(expected, f"app/packs/{pack}.zst", (str(snapshot),))]
+
+
+def test_wrong_page_in_any_frame_is_found(stored: Stored) -> None:
+    """Each page is hashed, in the last of several frames too, and is reported by its number."""
+    snapshot = stored.back_up(rows=500)
+
+    def change(content: bytes) -> bytes:
+        index, images = decode_pack(content)
+        assert len(index.frames) > 1
+        numbers = memoryview(index.page_numbers).cast("I").tolist()
+        return encode_pack(index.page_size, numbers, index.hashes, images[:-1] + b"\xff", level=1)
+
+    _rewrite_pack(stored, snapshot, change)
+    (finding,) = (each for each in stored.verify().findings if each.is_damage)
+    last_page = decode_manifest(stored.manifest(snapshot).read_bytes()).page_count
+    assert (finding.kind, finding.reason.rpartition(": ")[2]) == (Kind.PAGE_WRONG, str(last_page))
 
 
 def test_image_with_another_digest_is_found(stored: Stored) -> None:
@@ -547,7 +564,16 @@ def _encrypt_again(stored: Stored, snapshot: object, encryption: Encryption) -> 
         plain.unlink()
         digest = hashlib.sha256(content).digest()
         stored.store.put(str(PackKey("app", digest, is_encrypted=True)), content, sha256=digest)
-        packs.append(replace(pack, sha256=digest.hex(), stored_bytes=len(content), encryption="age"))
+        packs.append(
+            replace(
+                pack,
+                sha256=digest.hex(),
+                stored_bytes=len(content),
+                index_bytes=None,
+                index_hash=None,
+                encryption="age",
+            )
+        )
     encrypted, _ = encrypt_manifest(replace(manifest, packs=tuple(packs)), encryption.encrypt)
     file.write_bytes(encrypted)
 

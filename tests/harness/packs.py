@@ -1,0 +1,27 @@
+"""What a manifest says of a pack, for tests that write manifests themselves."""
+
+from __future__ import annotations
+
+import hashlib
+
+from backupd.format.manifest import PackEntry
+from backupd.format.pack import index_hash, parse_index
+
+
+def pack_entry(sha256: str, *, stored_bytes: int, pages: int) -> PackEntry:
+    """What a manifest says of a pack that is not encrypted, with one frame, and that nothing reads."""
+    return PackEntry(
+        sha256=sha256, stored_bytes=stored_bytes, pages=pages, index_bytes=28 + 20 * pages + 4, index_hash="0" * 32
+    )
+
+
+def entry_of(content: bytes) -> PackEntry:
+    """What a manifest says of the pack `content`, which is not encrypted."""
+    index = parse_index(content)
+    return PackEntry(
+        sha256=hashlib.sha256(content).hexdigest(),
+        stored_bytes=len(content),
+        pages=index.pages,
+        index_bytes=len(index.encoded),
+        index_hash=index_hash(index.encoded),
+    )
