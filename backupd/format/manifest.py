@@ -16,7 +16,6 @@ from msgspec import Meta
 from backupd.format import MAX_IMAGE_PAGES, FormatError, SnapshotId, is_page_size
 from backupd.format.pack import (
     MAX_ENCRYPTED_PACK_BYTES,
-    MAX_INDEX_BYTES,
     MAX_PACK_BYTES,
     MAX_RAW_BYTES,
     is_index_length,
@@ -69,7 +68,7 @@ class PackEntry(Value, frozen=True):
     sha256: Digest
     stored_bytes: Annotated[int, Meta(ge=1, le=MAX_ENCRYPTED_PACK_BYTES)]
     pages: Annotated[int, Meta(ge=1, le=MAX_RAW_BYTES // 512)]
-    index_bytes: Annotated[int, Meta(ge=1, le=MAX_INDEX_BYTES)] | None = None
+    index_bytes: int | None = None
     """The length of the index: all before the first frame."""
     index_hash: Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")] | None = None
     """The digest of the index, as `backupd.format.pack.index_hash` gives it."""

@@ -38,8 +38,8 @@ _TAG = b"bkpd"
 _ENTRY_BYTES = 4 + HASH_BYTES
 _LENGTH_BYTES = 4
 
-MAX_INDEX_BYTES = _PREFIX.size + MAX_RAW_BYTES // 512 * _ENTRY_BYTES + _MAX_FRAMES * _LENGTH_BYTES
-MAX_PACK_BYTES = MAX_INDEX_BYTES + MAX_RAW_BYTES + (MAX_RAW_BYTES >> 8) + (1 << 16)
+_MAX_INDEX_BYTES = _PREFIX.size + MAX_RAW_BYTES // 512 * _ENTRY_BYTES + _MAX_FRAMES * _LENGTH_BYTES
+MAX_PACK_BYTES = _MAX_INDEX_BYTES + MAX_RAW_BYTES + (MAX_RAW_BYTES >> 8) + (1 << 16)
 """The largest valid pack: the longest index, and pages that zstd could not compress at all."""
 
 MAX_ENCRYPTED_PACK_BYTES = MAX_PACK_BYTES + (1 << 16) + 16 + -(-MAX_PACK_BYTES // (1 << 16)) * 16
@@ -74,11 +74,6 @@ class Frame:
     length: int
     first_page: int
     pages: int
-
-    @property
-    def end_page(self) -> int:
-        """The place after that of its last page."""
-        return self.first_page + self.pages
 
 
 @dataclass(frozen=True, slots=True)

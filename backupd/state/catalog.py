@@ -277,7 +277,7 @@ class _Reader:
             "packs": entries,
         }
         if shared.source is None:
-            return SealedSummary(**values, writer_id=shared.writer)
+            return SealedSummary(**values, writer_id=cast("str", shared.writer))
         key = (facts, own.free_pages, own.schema_version)
         source = self._sources.get(key)
         if source is None:

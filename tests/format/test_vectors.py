@@ -31,7 +31,17 @@ from backupd.format.manifest import (
     highest_sequence,
     open_manifest,
 )
-from backupd.format.pack import decode_pack, encode_pack, index_hash, page_hash, parse_index
+from backupd.format.pack import (
+    MAX_ENCRYPTED_PACK_BYTES,
+    MAX_PACK_BYTES,
+    MAX_RAW_BYTES,
+    MIN_FRAME_BYTES,
+    decode_pack,
+    encode_pack,
+    index_hash,
+    page_hash,
+    parse_index,
+)
 from backupd.format.pagemap import image_digest, page_hashes
 from backupd.format.records import (
     EMPTY_RETENTION_RECORD,
@@ -698,6 +708,14 @@ def test_a_sequence_counts_as_the_specification_shows():
         assert min(int(sequence), highest_sequence(*times)) == int(counts)
         milliseconds = (round(each.timestamp() * 1000) for each in times)
         assert min(int(sequence), rescue.highest_sequence(*milliseconds)) == int(counts)
+
+
+def test_the_specification_has_the_limits_of_the_code():
+    """The numbers of section 14 are those that the readers use."""
+    limits = dict(re.findall(r"^\| ([a-z ]+) \| ([0-9]+)(?: bytes)? \|", _FORMAT_MD, re.MULTILINE))
+    assert int(limits["a pack object"]) == MAX_PACK_BYTES
+    assert int(limits["an encrypted pack object"]) == MAX_ENCRYPTED_PACK_BYTES
+    assert int(limits["frames in a pack"]) == MAX_RAW_BYTES // MIN_FRAME_BYTES
 
 
 def test_the_index_can_be_read_alone():
