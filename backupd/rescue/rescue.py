@@ -11,7 +11,8 @@ bucket that any S3 client made. It changes nothing there. RESTORE.md in the same
 
 Before the new file gets its name, these are checked: the SHA-256 of the manifest and of each pack, the checksum of each
 zstd frame, the page map, the BLAKE3 digest of the image (over the page hashes in the packs), and the database, by
-SQLite itself. With --check-pages, also each page against its hash, at about 25 MB/s.
+SQLite itself. With --check-pages, also each page against its hash, at about 25 MB/s, and each index
+against the manifest.
 
 Everything in the repository counts as forged until it is verified: names are matched as a whole, sizes are limited
 before memory is allocated, and other programs get only bytes on their standard input.
@@ -362,7 +363,7 @@ def refusal_of_age(words: str, identity: str) -> Failure:
     return Failure(f"age refuses: {words}")
 
 
-def decompressed(frames: list[tuple[bytes, int]]) -> bytes:
+def decompressed(frames: list[tuple[memoryview, int]]) -> bytes:
     """Return the content of `frames`, each of which must be exactly one zstd frame that declares the size beside it."""
     for frame, size in frames:
         reject_wrong_frame(frame, size)
@@ -383,7 +384,7 @@ def decompressed(frames: list[tuple[bytes, int]]) -> bytes:
     return content
 
 
-def reject_wrong_frame(frame: bytes, size: int) -> None:
+def reject_wrong_frame(frame: bytes | memoryview, size: int) -> None:
     """Raise unless `frame` is one whole zstd frame of `size` bytes without a dictionary (RFC 8878, section 3.1.1)."""
     try:
         magic, descriptor = struct.unpack_from("<IB", frame)
@@ -526,7 +527,7 @@ def read_page_map(snapshot: Snapshot, private: dict[str, Any]) -> array.array[in
     """Return for each page the position of its pack, from 1; 0 for the page with byte 2^30, which SQLite locks."""
     frame = from_base64("the page map", private["page_map"])
     try:
-        page_map = integers(decompressed([(frame, 4 * snapshot.page_count)]))
+        page_map = integers(decompressed([(memoryview(frame), 4 * snapshot.page_count)]))
     except Failure as error:
         raise Failure(f"the page map cannot be read: {error}", error.hint, error.code) from error
     lock_page = (1 << 30) // snapshot.page_size + 1
@@ -572,14 +573,14 @@ def read_pack(data: bytes, page_size: int, entry: dict[str, Any]) -> Pack:
     end = table + 4 * len(sizes)
     if index_bytes != end - 8 or len(data) < end:
         raise Failure("the index of the pack does not have the length for its pages")
-    if entry.get("index_hash") and (end, blake3(data[:end])[:32]) != (entry["index_bytes"], entry["index_hash"]):
+    if entry.get("index_bytes") not in (None, end):
         raise Failure("its index is not the one in the manifest")
     numbers = integers(data[28 : 28 + 4 * count])
     if numbers[0] < 1 or numbers[-1] > MAX_IMAGE_PAGES or list(numbers) != sorted(set(numbers)):
         raise Failure("the page numbers of the pack do not ascend, or are out of range")
     frames = []
     for i, length in enumerate(integers(data[table:end])):
-        frames.append((data[end : end + length], sizes[i]))
+        frames.append((memoryview(data)[end : end + length], sizes[i]))
         end += length
     if end != len(data):
         raise Failure("the frames of the pack end elsewhere than the pack")
@@ -637,6 +638,8 @@ class Image:
             raise Failure(f"it has {len(data)} bytes, and the manifest says {pack['stored_bytes']}")
         if pack.get("encryption"):
             data = decrypted(data, self.identity)
+        elif self.check_pages and blake3(data[: pack["index_bytes"]])[:32] != pack["index_hash"]:
+            raise Failure("its index does not have the digest in the manifest")
         return read_pack(data, self.snapshot.page_size, pack)
 
     def place(self, position: int, pack: Pack) -> None:

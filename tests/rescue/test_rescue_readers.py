@@ -167,7 +167,9 @@ def test_invalid_repositories_are_refused(bare: Bare, tmp_path: Path, path: Path
     copied = shutil.copytree(path, tmp_path / "repository")
     shutil.copy(RESCUE, copied)
     (tmp_path / "out").mkdir()
-    refused = bare.start("rescue.py", "restore", "app@latest", tmp_path / "out/x.db", cwd=copied)
+    # The SHA-256 of the pack proves the index too, so that its own digest is compared on demand only.
+    options = ["--check-pages"] if path.stem == "repository-pack-index-hash" else []
+    refused = bare.start("rescue.py", "restore", "app@latest", tmp_path / "out/x.db", *options, cwd=copied)
     if re.search("trash|drill", path.stem):
         assert (tmp_path / "out/x.db").stat().st_size == 512  # a restore needs no record
         return
