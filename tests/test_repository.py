@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -8,6 +7,7 @@ import pytest
 from harness.faults import FaultyStore
 from harness.place import create_database
 from harness.rotation import Rotation
+from msgspec.structs import replace
 
 from backupd.backup import SnapshotRequest, back_up
 from backupd.config import Database, Settings

@@ -5,7 +5,6 @@ import sqlite3
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from harness.packs import entry_of
 from harness.place import create_database
+from msgspec.structs import replace
 
 from backupd.backup import SnapshotRequest, back_up
 from backupd.config import Database, Settings
