@@ -42,7 +42,7 @@ _COLUMNS = "CAST(head AS BLOB), CAST(facts AS BLOB), CAST(packs AS BLOB), checks
 
 
 class _Own(Value, frozen=True):
-    """What differs from one manifest to the next, and is told of each by itself."""
+    """The values of a manifest that differ from one to the next."""
 
     sequence: int
     base: str | None
@@ -58,7 +58,7 @@ class _Own(Value, frozen=True):
 
 
 class _Shared(Value, frozen=True):
-    """What most manifests of a database have in common; of an encrypted one, only the id of its writer is known."""
+    """The values that most manifests of a database have in common. An encrypted one shows only the id of its writer."""
 
     database: str
     writer: Writer | str
