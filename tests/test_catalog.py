@@ -136,6 +136,32 @@ def test_a_row_that_is_damaged_counts_as_absent(rotation: Rotation, statement: s
     assert gets_of_a_history(rotation) == 1
 
 
+_COLUMNS = {
+    "manifests": ("id", "size", "modified_at", "tried_with", "head", "facts", "packs", "checksum"),
+    "packs": ("entry", "checksum"),
+    "records": ("key", "size", "modified_at", "content"),
+}
+
+
+@pytest.mark.parametrize("value", ["x'010203'", "'none'", "-1.5", "x''"])
+@pytest.mark.parametrize(("table", "column"), [(table, column) for table in _COLUMNS for column in _COLUMNS[table]])
+def test_a_value_of_another_type_stops_nothing(rotation: Rotation, table: str, column: str, value: str) -> None:
+    """One bit of a row says what type a value has: the row counts as absent, also when rows are forgotten."""
+    rotation.forget(rotation.ids()[0])
+    rotation.repository("b").archive("app").holdings()
+    expected = [summary_of(each) for each in history(rotation).manifests]
+    change_state(
+        rotation,
+        f"UPDATE {table} SET {column} = {value} WHERE id = (SELECT min(id) FROM {table})".replace(
+            "id", "key" if table == "records" else "id"
+        ),
+    )
+    assert [summary_of(each) for each in history(rotation).manifests] == expected
+    assert rotation.prune("b", policy=LAST_ONE).error is None
+    assert [each.id for each in history(rotation).manifests] == [expected[-1].id]
+    assert rotation.repository("b").archive("app").holdings().trash.damaged == ()
+
+
 def test_packs_that_changed_places_are_not_taken_for_each_other(rotation: Rotation) -> None:
     """Every row may be whole, and the rows of packs of another age, as after a write that a disk has lost."""
     expected = [summary_of(each) for each in history(rotation).manifests]

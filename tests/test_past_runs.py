@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +19,6 @@ from backupd.state.runs import Run, read_runs, record_runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
 _NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 _QUARTER = timedelta(minutes=15)
@@ -83,6 +84,40 @@ def test_thinning_keeps_the_last_of_each_outcome(state: StateDirectory) -> None:
     assert [run.started_at for run in read_runs(state) if run.outcome == "failed"] == [failed_at]
 
 
+def test_bytes_that_are_no_text_are_remembered(tmp_path: Path) -> None:
+    """Paths of files need not be text, and neither need the errors that name them."""
+    home = Path(os.fsdecode(os.fsencode(tmp_path) + b"/d\xff"))
+    home.mkdir()
+    command_line = configured(home, BACKUPD_STATE_DIR=str(tmp_path / "state"))
+    command_line.run("now")
+    (home / "app.db").write_bytes(b"no database" * 1000)
+    assert "is not an SQLite database" in command_line.run("now", code=13).stderr
+    (database,) = tmp_path.rglob(".state.db")
+    found = read_runs(StateDirectory(database.parent))
+    assert [run.outcome for run in found] == ["created", "failed"]
+    assert {run.store for run in found} == {str(home / "backups")}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE runs SET record = 'x'",
+        "UPDATE runs SET record = zeroblob(4)",
+        "UPDATE runs SET record = '[]'",
+        "UPDATE runs SET record = replace(record, '[', '[[')",
+        "UPDATE runs SET started_at = zeroblob(3)",
+        "UPDATE runs SET started_at = 'never'",
+    ],
+)
+def test_a_run_that_is_damaged_keeps_no_other_from_being_remembered(state: StateDirectory, damage: str) -> None:
+    """The file is local memory: what is wrong in it costs no snapshot."""
+    record_runs(state, [run_at(_NOW)])
+    with closing(sqlite3.connect(state.root / ".state.db", isolation_level=None)) as connection:
+        assert connection.execute(damage).rowcount == 1
+    record_runs(state, [run_at(_NOW + 5 * _QUARTER)])
+    assert read_runs(state)[-1] == run_at(_NOW + 5 * _QUARTER) or "started_at" in damage
+
+
 def test_a_clock_that_goes_back_forgets_nothing(state: StateDirectory) -> None:
     """Runs that are dated later than now are kept, and so are those of now."""
     record_runs(state, [run_at(_NOW + 400 * _DAY), run_at(_NOW), run_at(_NOW + _QUARTER)])
@@ -95,11 +130,11 @@ def outcomes(command_line: CommandLine) -> list[dict[str, object]]:
     return runs
 
 
-def configured(tmp_path: Path) -> CommandLine:
-    """A command line for one configured database in one directory store."""
+def configured(tmp_path: Path, **variables: str) -> CommandLine:
+    """A command line, with these variables, for one configured database in one directory store."""
     create_database(tmp_path / "app.db", rows=5)
     (tmp_path / "backupd.toml").write_text('[[databases]]\npath = "app.db"\n[[stores]]\nurl = "backups"\n')
-    return CommandLine(tmp_path)
+    return CommandLine(tmp_path, **variables)
 
 
 def test_commands_leave_their_runs_and_status_shows_them(tmp_path: Path) -> None:

@@ -114,12 +114,14 @@ class HashTable:
         self._map[start:end] = digests
 
     def changed(self, numbers: list[int], images: list[bytes]) -> Pages:
-        """Return those of the pages that differ from what is recorded."""
+        """Return those of the pages that differ from what is recorded; of a page that comes twice, the last image."""
+        numbers, images = _last_of_each(numbers, images)
         digests, _ = self._hash_all(numbers, images)
         return self._not_recorded(Pages(numbers, digests, images))
 
     def record(self, numbers: list[int], images: list[bytes]) -> Pages:
-        """Record the pages, and return those that differ from what was recorded before."""
+        """Record the pages, and return those that differ from what was recorded before; as `changed`, each once."""
+        numbers, images = _last_of_each(numbers, images)
         digests, blocks = self._hash_all(numbers, images)
         self._record_blocks(numbers, blocks)
         changed = self._not_recorded(Pages(numbers, digests, images))
@@ -178,14 +180,12 @@ class HashTable:
             return blake3(first_page).update(hashes[HASH_BYTES:]).digest()
 
     def close(self) -> None:
-        """Unmap the file, which stays, and leave the digests of blocks beside it. Raises `TargetUnwritableError`."""
+        """Unmap the file, which stays, and leave the digests of blocks beside it if there is room."""
         if self.file is not None:
             os.close(self._descriptor)
             if self._pages_per_block:
-                try:
+                with suppress(OSError):  # the image is complete without them, and a part of them has no valid seal
                     _blocks_file(self.file).write_bytes(_seal(self._map, self._blocks) + self._blocks)
-                except OSError as error:
-                    raise spool_full(self.file.parent, error) from error
         self._map.close()
 
     def _hash_all(self, numbers: list[int], images: list[bytes]) -> tuple[list[bytes], dict[int, bytes]]:
@@ -230,6 +230,14 @@ def _first_of_run(numbers: list[int]) -> int:
     """Return the first of the numbers if they are consecutive, otherwise 0."""
     is_run = bool(numbers) and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
     return numbers[0] if is_run else 0
+
+
+def _last_of_each(numbers: list[int], images: list[bytes]) -> tuple[list[int], list[bytes]]:
+    """Return each page once, with its last image."""
+    if _first_of_run(numbers):
+        return numbers, images
+    last = dict(zip(numbers, images, strict=True))
+    return [*last.keys()], [*last.values()]
 
 
 def count_unseen(hashes: bytes) -> int:

@@ -59,7 +59,7 @@ def command(
 
     After that, snapshots of configured databases that no rule keeps are removed, as by `backupd prune`, unless
     retention.after_snapshot is false. A snapshot does not count as failed when that fails. Where nothing has changed,
-    that is done only once the newest snapshot is a day old.
+    that is done once a day.
     """
     from backupd.backup import SnapshotRequest, exit_code_of
     from backupd.capture.worker import Workers

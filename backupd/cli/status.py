@@ -47,8 +47,8 @@ def command(invocation: Invocation, *, check: bool, runs: bool) -> int:
 
     With --check, the exit code is 0 while `backupd run` is alive and every database is current, and 1 otherwise.
 
-    With --runs, every attempt at a snapshot is a line: what came of it, how long it took, and why it failed. Older runs
-    are thinned: after two days one an hour is kept of each outcome, after two weeks one a day.
+    With --runs, each run of a configured database that came to an end is a line: what came of it, how long it took, and
+    why it failed. Older runs are thinned: of each outcome one an hour stays after two days, one a day after two weeks.
     """
     from backupd.logs import log
 

@@ -224,6 +224,7 @@ _STORE = _Record(
     damaged_source_id=_TEXT,
     hold=_PROBLEM,
     prune_failure=_FAILURE,
+    pruned_at=_TIME,
     passed_over=_PROBLEM,
 )
 _DATABASE = _Record(

@@ -5,6 +5,7 @@ Times are aware and UTC. `at` is when the attempt began: the state that it saved
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -41,6 +42,7 @@ _API_DIFFERS = SourceUnusableError(
     hint="look at the file system, which may show stale pages (a network or host mount?), and report it if that is a "
     "local disk; it is tried again when the database is on another device, or backupd is upgraded",
 )
+_PRUNED_EACH = timedelta(days=1)
 _SUCCEEDED = frozenset((CheckOutcome.PROVEN, CheckOutcome.NOT_CHECKABLE, CheckOutcome.INTACT))
 
 
@@ -112,6 +114,12 @@ def with_seen(status: Status, store: str, names: Iterable[str], *, at: datetime)
     return with_stores(status, dict.fromkeys(names, store), lambda health: replace(health, seen_at=at))
 
 
+def is_prune_due(health: StoreHealth, now: datetime) -> bool:
+    """Whether a day has passed since the newest snapshot, which a prune followed, and since the last prune after it."""
+    times = [at for at in (health.snapshot_at, health.pruned_at) if at is not None]
+    return not times or now - max(times) > _PRUNED_EACH
+
+
 def with_prune(status: Status, result: PruneResult, *, at: datetime) -> Status:
     """Record a prune of one database in one store, whether it removed anything or not."""
 
@@ -119,7 +127,10 @@ def with_prune(status: Status, result: PruneResult, *, at: datetime) -> Status:
         if _is_inconclusive(result.error):
             return health
         hold = None if result.hold is None else next_hold(health.hold, result.hold, at)
-        return replace(health, hold=hold, prune_failure=next_failure(health.prune_failure, result.error, at))
+        failure = next_failure(health.prune_failure, result.error, at)
+        # After a new snapshot, its own time says it: most prunes change nothing in the status then.
+        pruned_at = at if is_prune_due(health, at) else health.pruned_at
+        return replace(health, hold=hold, prune_failure=failure, pruned_at=pruned_at)
 
     return with_stores(status, {result.database: result.store}, after)
 

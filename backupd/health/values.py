@@ -117,6 +117,8 @@ class StoreHealth(msgspec.Struct, frozen=True, kw_only=True):
     hold: Problem | None = None
     """Pruning would remove something and does not."""
     prune_failure: Failure | None = None
+    pruned_at: datetime | None = None
+    """When the last prune was made that followed no new snapshot for a day."""
     passed_over: Problem | None = None
     """The last snapshot found manifests that it does not build on: damaged or impossible ones."""
 

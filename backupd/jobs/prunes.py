@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from backupd.concurrency import has_ended, start_call
 from backupd.errors import BackupdError, PutOnlyError, StoreRefusedError, StoreUnavailableError
-from backupd.health.recording import with_prune
+from backupd.health.recording import is_prune_due, with_prune
 from backupd.logs import log
 from backupd.prune import PruneOptions, PruneResult, prune
 from backupd.state import RefusedDeletion, refused_deletion
@@ -32,24 +32,23 @@ if TYPE_CHECKING:
 # Pruning itself stops after some 20 s of work, and leaves the rest to the next time.
 _PATIENCE = timedelta(minutes=2)
 _CHECK_SECONDS = 0.5
-_DAY = timedelta(days=1)
 
 
 def is_pruned_after(result: BackupResult, store: ConfiguredStore, status: Status) -> bool:
     """Whether a prune follows a snapshot that succeeded, by the policy of its database in that store.
 
-    Never where the keys may not delete: another machine prunes there. A run that found nothing new fills no store: for
-    a day after the newest snapshot none follows it, unless the last prune failed or was held.
+    Never where the keys may not delete: another machine prunes there. A run that found nothing new fills no store: one
+    a day is enough, unless the last prune failed or was held.
     """
     policy = store.policy(result.database)
     if result.error is not None or policy is None or not policy.after_snapshot or store.is_put_only:
         return False
     known = status.databases.get(result.database)
     health = known.stores.get(store.url) if known else None
-    if result.has_made_snapshot or health is None or health.snapshot_at is None:
+    if result.has_made_snapshot or health is None:
         return True
     is_owed = health.hold is not None or health.prune_failure is not None
-    return is_owed or datetime.now(UTC) - health.snapshot_at > _DAY
+    return is_owed or is_prune_due(health, datetime.now(UTC))
 
 
 def prune_after(result: BackupResult, store: ConfiguredStore, status: StatusFile) -> PruneResult | None:

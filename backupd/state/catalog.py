@@ -37,8 +37,10 @@ _T = TypeVar("_T")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _HASHES = ".hashes"
-_COLUMNS = "CAST(head AS BLOB), CAST(facts AS BLOB), CAST(packs AS BLOB), checksum"
-"""A damaged row may have values of other types."""
+_HEAD, _FACTS, _PACKS, _ENTRY, _CONTENT = (
+    f"CAST(coalesce({name}, '') AS BLOB)" for name in ("head", "facts", "packs", "entry", "content")
+)
+"""Columns as bytes: a damaged row may have values of other types."""
 
 
 class _Own(Value, frozen=True):
@@ -65,7 +67,7 @@ class _Shared(Value, frozen=True):
     source: SourceFacts | None = None
 
 
-_HEAD = ("sequence", "kind", "tags", "page_size", "page_count", "changed_pages", "stored_bytes")
+_OWN_VALUES = ("sequence", "kind", "tags", "page_size", "page_count", "changed_pages", "stored_bytes")
 
 
 class Catalog:
@@ -101,7 +103,8 @@ class Catalog:
             reader = _Reader(connection, archive, ids)
             found, has_others = {}, False
             for text, size, modified_at, tried, *row in connection.execute(
-                f"SELECT id, size, modified_at, tried_with, {_COLUMNS} FROM manifests WHERE archive = ?",  # noqa: S608
+                f"SELECT id, size, modified_at, tried_with, {_HEAD}, {_FACTS}, {_PACKS}, checksum FROM manifests"  # noqa: S608
+                " WHERE archive = ?",
                 (archive,),
             ):
                 snapshot_id = ids.get(text)
@@ -141,7 +144,7 @@ class Catalog:
 
     def private_part(self, snapshot_id: SnapshotId) -> bytes | None:
         """Return the private part of an encrypted manifest, in clear."""
-        return self._content("SELECT content FROM private_parts WHERE archive = ? AND id = ?", str(snapshot_id))
+        return self._content(f"SELECT {_CONTENT} FROM private_parts WHERE archive = ? AND id = ?", str(snapshot_id))  # noqa: S608
 
     def keep_private_part(self, snapshot_id: SnapshotId, content: bytes) -> None:
         """Keep the private part of an encrypted manifest."""
@@ -149,7 +152,7 @@ class Catalog:
 
     def record(self, stored: StoredObject) -> bytes | None:
         """Return the content of a record, if it was kept as it is listed."""
-        statement = "SELECT content FROM records WHERE archive = ? AND key = ? AND size = ? AND modified_at = ?"
+        statement = f"SELECT {_CONTENT} FROM records WHERE (archive, key, size, modified_at) = (?, ?, ?, ?)"  # noqa: S608
         return self._content(statement, stored.key, *_seen(stored))
 
     def keep_record(self, stored: StoredObject, content: bytes) -> None:
@@ -245,7 +248,8 @@ class _Reader:
         self._packs = {
             _pack_number(row, checksum): decode(entry)
             for row, checksum, entry in connection.execute(
-                "SELECT id, checksum, CAST(entry AS BLOB) FROM packs WHERE archive = ?", (archive,)
+                f"SELECT id, checksum, {_ENTRY} FROM packs WHERE archive = ?",  # noqa: S608
+                (archive,),
             )
             if checksum == _checksum(entry)
         }
@@ -293,7 +297,7 @@ class _Reader:
 
 def _texts(summary: AnySummary) -> tuple[bytes, bytes]:
     """A summary without its id and packs, as two texts of JSON: its own values, and those that most snapshots share."""
-    own = {name: getattr(summary, name) for name in _HEAD}
+    own = {name: getattr(summary, name) for name in _OWN_VALUES}
     base = None if summary.base is None else str(summary.base)
     if isinstance(summary, SealedSummary):
         shared = _Shared(database=summary.database, writer=summary.writer_id)
@@ -344,17 +348,19 @@ def _pack_number(row: int, checksum: int) -> int:
 
 def _forget(connection: sqlite3.Connection, archive: int, present: Collection[str]) -> None:
     """Remove the rows of snapshots that are not `present`, and then those of packs that no other one needs."""
+    of_archive, as_text = "WHERE archive = ?", "CAST(coalesce(id, '') AS TEXT)"
     for table in ("manifests", "private_parts"):
-        ids = connection.execute(f"SELECT id FROM {table} WHERE archive = ?", (archive,))  # noqa: S608
+        ids = connection.execute(f"SELECT {as_text} FROM {table} {of_archive}", (archive,))  # noqa: S608
         # The listing may be older than a private part that another run has just kept, and that cannot be read again.
         newest = max(present, default="") if table == "private_parts" else None
         gone = [(archive, text) for (text,) in ids if text not in present and (newest is None or text <= newest)]
-        connection.executemany(f"DELETE FROM {table} WHERE archive = ? AND id = ?", gone)  # noqa: S608
+        connection.executemany(f"DELETE FROM {table} {of_archive} AND {as_text} = ?", gone)  # noqa: S608
         if gone and table == "manifests":
             needed: set[int] = set()
-            for (packs,) in connection.execute("SELECT packs FROM manifests WHERE archive = ?", (archive,)):
-                needed.update(array("Q", packs))
-            known = connection.execute("SELECT id, checksum FROM packs WHERE archive = ?", (archive,))
+            for (packs,) in connection.execute(f"SELECT {_PACKS} FROM manifests {of_archive}", (archive,)):  # noqa: S608
+                needed.update(array("Q", packs[: len(packs) // 8 * 8]))
+            checksum = "CAST(coalesce(checksum, 0) AS INTEGER)"
+            known = connection.execute(f"SELECT id, {checksum} FROM packs {of_archive}", (archive,))  # noqa: S608
             unneeded = [(row,) for row, checksum in known if _pack_number(row, checksum) not in needed]
             connection.executemany("DELETE FROM packs WHERE id = ?", unneeded)
 

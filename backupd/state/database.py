@@ -62,9 +62,7 @@ CREATE TABLE manifests (
     PRIMARY KEY (archive, id)
 ) WITHOUT ROWID;
 CREATE TABLE runs (
-    database TEXT, store TEXT, started_at INTEGER, duration REAL NOT NULL, outcome TEXT NOT NULL,
-    changed_pages INTEGER, page_count INTEGER, page_size INTEGER, stored_bytes INTEGER NOT NULL, message TEXT,
-    PRIMARY KEY (database, store, started_at)
+    place TEXT, started_at INTEGER, outcome TEXT NOT NULL, record TEXT NOT NULL, PRIMARY KEY (place, started_at)
 ) WITHOUT ROWID;
 CREATE TABLE private_parts (archive INTEGER, id TEXT, content BLOB NOT NULL, PRIMARY KEY (archive, id));
 CREATE TABLE records (

@@ -1,4 +1,4 @@
-"""The runs of the last 90 days: when each snapshot was tried, how long that took, and what came of it.
+"""The runs of the last 90 days that came to an end: when a snapshot was begun, how long it took, what came of it.
 
 Older runs are thinned. Of each outcome, the last of an hour is kept after two days, and the last of a day after two
 weeks: a failure at night stays visible, and a thousand databases do not fill the disk.
@@ -6,8 +6,9 @@ weeks: a failure at night stays visible, and a thousand databases do not fill th
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from backupd.errors import masked
 
@@ -24,12 +25,11 @@ _THINNED_AFTER = {_HOUR: timedelta(days=2), _DAY: timedelta(days=14)}
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
-_COLUMNS = "database, store, started_at, duration, outcome, changed_pages, page_count, page_size, stored_bytes, message"
-_FORGET = "DELETE FROM runs WHERE (database, store) = (?1, ?2) AND started_at < ?3"
+_FORGET = "DELETE FROM runs WHERE place = ?1 AND started_at < ?2"
 _THIN = f"""{_FORGET} AND EXISTS (
     SELECT 1 FROM runs AS later
-    WHERE (later.database, later.store, later.outcome) = (runs.database, runs.store, runs.outcome)
-    AND later.started_at > runs.started_at AND later.started_at < (runs.started_at / ?4 + 1) * ?4
+    WHERE (later.place, later.outcome) = (runs.place, runs.outcome)
+    AND later.started_at > runs.started_at AND later.started_at < (runs.started_at / ?3 + 1) * ?3
 )"""  # noqa: S608
 
 
@@ -56,14 +56,13 @@ def record_runs(state: StateDirectory, runs: Iterable[Run]) -> None:
 
     def write(connection: sqlite3.Connection) -> None:
         for run in runs:
-            started_at = _milliseconds(run.started_at)
-            _thin_hourly(connection, run, started_at)
-            values = run._replace(
-                duration_seconds=round(run.duration_seconds, 3),
-                message=None if run.message is None else masked(run.message),
-            )
-            row = (*values[:2], started_at, *values[3:])
-            connection.execute(f"INSERT OR REPLACE INTO runs ({_COLUMNS}) VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608
+            place, started_at = json.dumps([run.database, run.store]), _milliseconds(run.started_at)
+            message = None if run.message is None else masked(run.message)
+            values = run._replace(duration_seconds=round(run.duration_seconds, 3), message=message)
+            _thin_hourly(connection, place, started_at)
+            # In ASCII: a path or a message may have bytes that are no text.
+            row = (place, started_at, run.outcome, json.dumps([*values[:2], started_at, *values[3:]]))
+            connection.execute("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?)", row)
 
     state.database.write(write)
 
@@ -71,29 +70,37 @@ def record_runs(state: StateDirectory, runs: Iterable[Run]) -> None:
 def read_runs(state: StateDirectory, *, latest: int | None = None) -> list[Run]:
     """Return the remembered runs by database, store and time, the newest last; of each only the `latest` ones if given.
 
-    Raises the errors in `UNUSABLE_STATE`.
+    What is damaged counts as absent. Raises the errors in `UNUSABLE_STATE`.
     """
     # A negative number is no limit.
-    statement = (
-        f"SELECT {_COLUMNS} FROM (SELECT *, row_number() OVER newest_first AS place FROM runs"  # noqa: S608
-        " WINDOW newest_first AS (PARTITION BY database, store ORDER BY started_at DESC))"
-        " WHERE place <= ?1 OR ?1 < 0 ORDER BY database, store, started_at"
-    )
-    rows = state.database.read(
-        lambda connection: connection.execute(statement, (-1 if latest is None else latest,)).fetchall()
-    )
-    return [Run(*row)._replace(started_at=_EPOCH + row[2] * _MILLISECOND) for row in rows]
+    statement = """
+        SELECT record FROM (SELECT *, row_number() OVER newest_first AS number FROM runs
+        WINDOW newest_first AS (PARTITION BY place ORDER BY started_at DESC))
+        WHERE number <= ?1 OR ?1 < 0 ORDER BY place, started_at
+    """
+    limit = -1 if latest is None else latest
+    rows = state.database.read(lambda connection: connection.execute(statement, (limit,)).fetchall())
+    return [run for (record,) in rows if (run := _decoded(record)) is not None]
 
 
-def _thin_hourly(connection: sqlite3.Connection, run: Run, started_at: int) -> None:
+def _decoded(record: str) -> Run | None:
+    try:
+        run = Run(*json.loads(record))
+        return run._replace(started_at=_EPOCH + cast("int", run.started_at) * _MILLISECOND)
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        return None
+
+
+def _thin_hourly(connection: sqlite3.Connection, place: str, started_at: int) -> None:
     """Thin the runs of a database in a store when the first of an hour is about to be added."""
-    place, hour = (run.database, run.store), _HOUR // _MILLISECOND
-    (last,) = connection.execute("SELECT max(started_at) FROM runs WHERE (database, store) = (?, ?)", place).fetchone()
-    if last is None or last // hour == started_at // hour:
+    hour = _HOUR // _MILLISECOND
+    last_of_place = "SELECT CAST(coalesce(max(started_at), 0) AS INTEGER) FROM runs WHERE place = ?"
+    (last,) = connection.execute(last_of_place, (place,)).fetchone()
+    if last // hour == started_at // hour:
         return
-    connection.execute(_FORGET, (*place, started_at - _KEPT // _MILLISECOND))
+    connection.execute(_FORGET, (place, started_at - _KEPT // _MILLISECOND))
     for period, age in _THINNED_AFTER.items():
-        connection.execute(_THIN, (*place, started_at - age // _MILLISECOND, period // _MILLISECOND))
+        connection.execute(_THIN, (place, started_at - age // _MILLISECOND, period // _MILLISECOND))
 
 
 def _milliseconds(moment: datetime) -> int:

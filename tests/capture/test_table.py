@@ -105,6 +105,24 @@ def test_pages_of_a_known_block_are_not_hashed(tmp_path: Path) -> None:
     assert table.run(PAGES_PER_BLOCK + 1, PAGES_PER_BLOCK) == b"".join(map(page_hash, image[PAGES_PER_BLOCK:]))
 
 
+def test_page_that_comes_twice_in_a_batch_has_its_last_image(tmp_path: Path) -> None:
+    """Whatever was recorded before: the last image of each page counts, and a page is returned once."""
+    table = HashTable(tmp_path / "hashes", 9, page_size=PAGE_BYTES, known=KnownBlocks(b"", b""))
+    table.record([5], [_page(1)])
+    assert table.record([5, 7, 5], [_page(0), _page(0), _page(1)]).numbers == [7]
+    assert table.run(5, 1) == page_hash(_page(1))
+    assert table.changed([5, 5], [_page(1), _page(0)]).images == [_page(0)]
+
+
+def test_image_is_complete_without_its_blocks(tmp_path: Path) -> None:
+    """Blocks that cannot be written cost the next capture time, and this one nothing."""
+    (tmp_path / "hashes.blocks").mkdir()
+    image = _write(tmp_path / "hashes", [(8, [(1, [1] * 8, True)])], KnownBlocks(b"", b""))
+    hashes = (tmp_path / "hashes").read_bytes()
+    assert hashes == b"".join(page_hash(_page(value)) for value in image)
+    assert known_blocks(tmp_path / "hashes", hashes).digests == b""
+
+
 @pytest.mark.parametrize("damage", ["lost", "cut", "of another image", "changed"])
 def test_blocks_that_are_not_those_of_the_hashes_are_not_known(tmp_path: Path, damage: str) -> None:
     """Whatever is wrong with the file of blocks, pages are hashed one by one."""

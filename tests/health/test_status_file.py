@@ -413,10 +413,10 @@ def test_what_root_writes_belongs_to_the_owner_of_the_directory(tmp_path: Path) 
 def test_change_that_makes_no_difference_writes_nothing(tmp_path: Path) -> None:
     """The file of a thousand databases is not written again for a prune that found nothing, or a run that is over."""
     file = StatusFile(StateDirectory(tmp_path))
-    health = DatabaseHealth(path="/app.db", stores={"s": StoreHealth()})
+    now = datetime(2026, 11, 22, tzinfo=UTC)
+    health = DatabaseHealth(path="/app.db", stores={"s": StoreHealth(snapshot_at=now)})
     file.update(lambda status: replace(status, databases={"app": health}))
     before = (tmp_path / "status.json").stat()
-    now = datetime(2026, 11, 22, tzinfo=UTC)
     pruned = PruneResult(database="app", store="s")
     file.update(lambda status: with_running(with_prune(status, pruned, at=now), "app", since=None))
     assert os.path.samestat(before, (tmp_path / "status.json").stat())

@@ -69,6 +69,8 @@ def test_a_run_that_found_nothing_new_is_followed_by_a_prune_once_a_day_has_pass
     assert not follows(Outcome.UNCHANGED)
     assert follows(Outcome.UNCHANGED, snapshot_at=now - 25 * HOUR)
     assert follows(Outcome.UNCHANGED, snapshot_at=None)
+    assert not follows(Outcome.UNCHANGED, snapshot_at=now - 90 * HOUR, pruned_at=now - HOUR)
+    assert follows(Outcome.UNCHANGED, snapshot_at=now - 90 * HOUR, pruned_at=now - 25 * HOUR)
     assert follows(Outcome.UNCHANGED, hold=Problem(since=now, message="it shrank"))
     failure = Failure(since=now, count=1, last_at=now, message="refused", exit_code=10, is_refusal=True)
     assert follows(Outcome.UNCHANGED, prune_failure=failure)
