@@ -33,6 +33,15 @@ def at(database: Path, now: datetime) -> Comparison:
     return Comparison(state, str(database), max_lock_seconds=3.0, now=now)
 
 
+def test_without_the_note_only_the_api_is_trusted(database: Path) -> None:
+    """A state database that cannot be used hides what was found, and costs no snapshot."""
+    (database.with_name("state") / ".state.db").mkdir(parents=True)
+    comparison = at(database, NOON)
+    assert comparison.differs
+    comparison.note(is_same=True)
+    assert at(database, NOON).differs
+
+
 def test_comparison_is_due_the_first_time_and_then_weekly(database: Path) -> None:
     """A comparison is due in the first run and then weekly, as long as it finds no difference."""
     first = at(database, NOON)

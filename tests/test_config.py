@@ -1546,6 +1546,17 @@ _AGE = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"
 _SSH = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBgi+kRfCOB0MCkwSFcFdRbYlMzHSUNcEUmL8/eyCeTv me@home"
 
 
+@pytest.mark.parametrize("text", [" ", ",", "\n"])
+def test_text_without_a_public_key_does_not_switch_encryption_off(tmp_path, load_text, text):
+    """A template whose value is missing is an error, in a file and in a variable."""
+    file = tmp_path / "backupd.toml"
+    file.write_text(f"[encryption]\nrecipients = {json.dumps(text)}\n")
+    for load_it in (lambda: load(file, {}), lambda: load_text(BACKUPD_ENCRYPTION__RECIPIENTS=text)):
+        with pytest.raises(UsageError) as caught:
+            load_it()
+        assert "has no public key" in caught.value.message
+
+
 @pytest.mark.parametrize(
     ("text", "recipients"),
     [("", ()), (_AGE, (_AGE,)), (f"{_AGE},{_SSH}", (_AGE, _SSH)), (f" {_SSH}\n{_AGE} \n", (_SSH, _AGE))],

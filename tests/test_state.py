@@ -13,6 +13,7 @@ from harness.notes import change_notes
 
 from backupd.errors import AnotherRunError, TargetUnwritableError
 from backupd.state import Note, StateDirectory
+from backupd.state.catalog import write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -194,3 +195,19 @@ def test_state_directory_that_cannot_be_written_takes_no_notes(tmp_path: Path) -
     (tmp_path / "file").touch()
     with pytest.raises(TargetUnwritableError):
         Note(StateDirectory(tmp_path / "file" / "state"), Failure, "app").write(Failure(NOON, "failed"))
+
+
+def test_what_root_leaves_belongs_to_the_owner_of_the_directory(tmp_path: Path) -> None:
+    """A run by root must not keep the service's user from its own state: directories, locks, and page hashes."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    root = tmp_path / "state"
+    root.mkdir()
+    os.chown(root, 1000, 1001)
+    state = StateDirectory(root)
+    with state.lock("app", timeout=0):
+        file = state.cache("repository", "app") / "hashes"
+    write_atomically(file, b"hashes")
+    found = [path for path in root.rglob("*") if path.name != "writer"]
+    assert {path.name for path in found} >= {"locks", "cache", "repository", "app", "hashes"}
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in found} == {(1000, 1001)}

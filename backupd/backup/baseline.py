@@ -291,8 +291,8 @@ def map_hashes(file: Path) -> PageHashes:
 def is_hashes_file(file: Path, manifest: Manifest) -> bool:
     """Whether `file` holds the page hashes of exactly this snapshot: its image digest is their digest."""
     try:
-        if file.stat().st_size != manifest.page_count * HASH_BYTES:
+        if not file.is_file() or file.stat().st_size != manifest.page_count * HASH_BYTES:
             return False
-    except FileNotFoundError:
+        return image_digest(map_hashes(file)) == manifest.image_digest
+    except OSError:  # such as a file of another user: it is only a cache
         return False
-    return image_digest(map_hashes(file)) == manifest.image_digest

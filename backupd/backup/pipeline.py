@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -19,7 +20,7 @@ from backupd.capture.process import Captured, Compared, HeldUp, PackReady, Pages
 from backupd.errors import StoreUnavailableError
 from backupd.format import SnapshotId
 from backupd.format.pagemap import image_digest
-from backupd.state import Note
+from backupd.state import UNUSABLE_STATE, Note
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -167,18 +168,22 @@ class Comparison:
     """The comparison of a database that was read without a lock with what SQLite's backup API gives, for one run.
 
     It is due the first time that a database is read so, and then once a week. While it would delay writers noticeably,
-    it waits for a better moment; after a day it takes the time that `max_lock` grants. Its methods raise
-    `TargetUnwritableError`.
+    it waits for a better moment; after a day it takes the time that `max_lock` grants.
     """
 
     def __init__(self, state: StateDirectory, path: str, *, max_lock_seconds: float, now: datetime) -> None:
         self._note = Note(state, _Compared, path)
-        self._record = self._note.read() or _Compared()
+        self._is_unknown = False
+        try:
+            self._record = self._note.read() or _Compared()
+        except UNUSABLE_STATE:
+            self._record, self._is_unknown = _Compared(), True
         self._max_lock_seconds = max_lock_seconds
         self._now = now.astimezone(UTC)
         self._device = _device(path)
-        self.differs = (self._record.differs_on, self._record.differs_in) == (self._device, __version__)
-        """Whether reading without a lock is known to give something else than SQLite reads."""
+        is_known = (self._record.differs_on, self._record.differs_in) == (self._device, __version__)
+        self.differs = is_known or self._is_unknown
+        """Whether reading without a lock gave something else than SQLite reads, or that cannot be known."""
 
     @property
     def most_seconds(self) -> float:
@@ -199,7 +204,8 @@ class Comparison:
             self.differs = True
         if record != self._record:
             self._record = record
-            self._note.write(record)
+            with suppress(*UNUSABLE_STATE):  # it is compared once more then
+                self._note.write(record)
 
     def _due_since(self) -> datetime | None:
         """Since when the comparison is due; never in the future, in which the clock may have been."""

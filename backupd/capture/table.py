@@ -59,7 +59,8 @@ def known_blocks(file: Path, hashes: bytes | mmap.mmap) -> KnownBlocks:
     A seal binds one to the other, because blocks of another image would give pages wrong hashes.
     """
     with suppress(OSError):  # it was lost, or never written
-        content = _blocks_file(file).read_bytes()
+        blocks = _blocks_file(file)
+        content = blocks.read_bytes() if blocks.is_file() else b""
         digests = content[_SEAL_BYTES:]
         if content[:_SEAL_BYTES] == _seal(hashes, digests):
             return KnownBlocks(hashes, digests)

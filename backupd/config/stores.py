@@ -193,6 +193,8 @@ def _recipients(value: object) -> object:
     """Read public keys from a list, or, as in a variable, from a text with commas or line breaks between them."""
     if isinstance(value, str):
         value = [part.strip() for part in value.replace(",", "\n").splitlines() if part.strip()]
+        if not value:  # a template without its value must not switch encryption off
+            raise InvalidValueError("has no public key", hint="write one; or without encryption, leave this key out")
     if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
         raise InvalidValueError(
             "must be a list of public keys", hint='write it like ["age1...", "ssh-ed25519 AAAA..."]'

@@ -26,7 +26,7 @@ import msgspec
 
 from backupd.errors import AnotherRunError, LimitReachedError, TargetUnwritableError, limit_reached
 from backupd.store import canonical_url
-from backupd.system.files import rename_new, try_lock
+from backupd.system.files import belong_to_owner, rename_new, try_lock
 from backupd.system.trust import is_foreign, is_writable_by_others, status_of, way_of
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ class StateDirectory:
         file = self._directory("locks") / f"{digest}.lock"
         with self._reporting_errors():
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            belong_to_owner(descriptor, file.parent)
         try:
             give_up_at = time.monotonic() + timeout
             while not self._try_lock(descriptor, file):
@@ -151,7 +152,7 @@ class StateDirectory:
             self._reject_anothers(path)
             for part in parts:  # one by one: the mode does not hold for parents that mkdir makes
                 path /= part
-                path.mkdir(mode=0o700, exist_ok=True)
+                _make_directory(path)
                 self._reject_anothers(path)
         return path
 
@@ -188,6 +189,21 @@ class StateDirectory:
                 hint=f"set state_dir (or BACKUPD_STATE_DIR) to a directory that uid {os.geteuid()} may write, "
                 "on a disk of this machine",
             ) from error
+
+
+def _make_directory(path: Path) -> None:
+    """Make a private directory if it is missing, of its parent's owner."""
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        belong_to_owner(descriptor, path.parent)
+    finally:
+        os.close(descriptor)
 
 
 def _remove_abandoned_spools(directory: Path) -> None:

@@ -23,6 +23,7 @@ from backupd.format import SnapshotId
 from backupd.format.manifest import PackEntry, SealedSummary, SnapshotKind, SourceFacts, Summary, Writer
 from backupd.format.seal import Value
 from backupd.state import UNUSABLE_STATE
+from backupd.system.files import belong_to_owner
 
 if TYPE_CHECKING:
     import sqlite3
@@ -231,7 +232,7 @@ def write_atomically(file: Path, content: bytes | memoryview) -> None:
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     try:
         temporary.write_bytes(content)
-        temporary.rename(file)
+        _rename_for_owner(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -386,6 +387,12 @@ def _link_atomically(source: Path, file: Path) -> None:
             os.link(source, temporary)  # one file system: the spool is in the state directory too
         except OSError:
             shutil.copyfile(source, temporary)
-        temporary.rename(file)
+        _rename_for_owner(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _rename_for_owner(temporary: Path, file: Path) -> None:
+    with temporary.open("rb") as written:
+        belong_to_owner(written.fileno(), file.parent)
+    temporary.rename(file)

@@ -102,8 +102,7 @@ def create_with_parents(path: Path) -> None:
 
 def belong_to_owner(file: int, directory: Path) -> None:
     """Give an open file that root has created to the owner of `directory`, whose daemon must be able to use it."""
-    owner = directory.stat()
-    if os.geteuid() == 0 and owner.st_uid != 0:
+    if os.geteuid() == 0 and (owner := directory.stat()).st_uid != 0:
         os.fchown(file, owner.st_uid, owner.st_gid)
 
 

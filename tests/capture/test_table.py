@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sqlite3
 import tempfile
 from contextlib import closing
@@ -123,7 +124,7 @@ def test_image_is_complete_without_its_blocks(tmp_path: Path) -> None:
     assert known_blocks(tmp_path / "hashes", hashes).digests == b""
 
 
-@pytest.mark.parametrize("damage", ["lost", "cut", "of another image", "changed"])
+@pytest.mark.parametrize("damage", ["lost", "cut", "of another image", "changed", "a pipe"])
 def test_blocks_that_are_not_those_of_the_hashes_are_not_known(tmp_path: Path, damage: str) -> None:
     """Whatever is wrong with the file of blocks, pages are hashed one by one."""
     file, blocks = tmp_path / "hashes", tmp_path / "hashes.blocks"
@@ -136,6 +137,11 @@ def test_blocks_that_are_not_those_of_the_hashes_are_not_known(tmp_path: Path, d
     content = blocks.read_bytes()
     assert known_blocks(file, file.read_bytes()).digests == content[32:] != b""
     assert content[32:] != other[32:]
+    if damage == "a pipe":
+        blocks.unlink()
+        os.mkfifo(blocks)
+        assert known_blocks(file, file.read_bytes()).digests == b""
+        return
     blocks.write_bytes({"cut": content[:-1], "changed": content[:-1] + b"?"}.get(damage, other))
     if damage == "lost":
         blocks.unlink()
