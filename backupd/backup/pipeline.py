@@ -173,17 +173,17 @@ class Comparison:
 
     def __init__(self, state: StateDirectory, path: str, *, max_lock_seconds: float, now: datetime) -> None:
         self._note = Note(state, _Compared, path)
-        self._is_unknown = False
+        is_readable = True
         try:
             self._record = self._note.read() or _Compared()
         except UNUSABLE_STATE:
-            self._record, self._is_unknown = _Compared(), True
+            self._record, is_readable = _Compared(), False
         self._max_lock_seconds = max_lock_seconds
         self._now = now.astimezone(UTC)
         self._device = _device(path)
-        is_known = (self._record.differs_on, self._record.differs_in) == (self._device, __version__)
-        self.differs = is_known or self._is_unknown
-        """Whether reading without a lock gave something else than SQLite reads, or that cannot be known."""
+        has_differed = (self._record.differs_on, self._record.differs_in) == (self._device, __version__)
+        self.differs = has_differed or not is_readable
+        """Whether reading without a lock may give other pages than SQLite reads; also when the note is unreadable."""
 
     @property
     def most_seconds(self) -> float:

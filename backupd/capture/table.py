@@ -121,7 +121,7 @@ class HashTable:
         return self._not_recorded(Pages(numbers, digests, images))
 
     def record(self, numbers: list[int], images: list[bytes]) -> Pages:
-        """Record the pages, and return those that differ from what was recorded before; as `changed`, each once."""
+        """Record the pages, and return those that differ from the record; of one that comes twice, the last image."""
         numbers, images = _last_of_each(numbers, images)
         digests, blocks = self._hash_all(numbers, images)
         self._record_blocks(numbers, blocks)
