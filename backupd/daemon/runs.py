@@ -120,11 +120,14 @@ class Runs:
                 self._late.discard(name)
             elif ran_out_of_time(error):
                 self._late.add(name)
-            self._end(name)
-        self._rest()
-        if not isinstance(error, InterruptedByUserError):
-            for on_end in run.on_end:
-                on_end(error)
+        try:
+            if not isinstance(error, InterruptedByUserError):
+                for on_end in run.on_end:
+                    on_end(error)
+        finally:  # only now: the next run of the database may be over in no time, and its end must be the last heard of
+            with self._changed:
+                self._end(name)
+            self._rest()
 
     @contextmanager
     def turn(self, name: str, *, timeout: float | None) -> Iterator[None]:

@@ -114,6 +114,48 @@ def test_what_another_plan_starts_comes_after_the_run_in_progress(work):
     assert reported == ["before", "after", "after"]
 
 
+def test_the_end_of_a_run_is_reported_before_the_next_begins(work):
+    """A failure that is heard of after the success that followed it would be retried, and called the state of things."""
+    reported = []
+
+    def report_slowly(_):
+        time.sleep(0.05)
+        reported.append(list(work.begun))
+
+    with running(2) as runs:
+        for plan in ("before", "after"):
+            runs.start("app", lambda: work.run("app"), report_slowly, plan=plan)
+        work.let_go("app")
+        wait_until(lambda: is_idle(runs))
+    assert reported == [["app"], ["app", "app"]]
+
+
+def test_a_run_asked_for_while_the_last_is_reported_is_a_new_one(work):
+    """What changed after the end of a run is not in it."""
+    with running(1) as runs:
+        runs.start("app", lambda: work.run("app"), lambda _: start(runs, work, "app"))
+        work.let_go("app")
+        wait_until(lambda: is_idle(runs))
+        assert work.begun == ["app", "app"]
+        assert work.reported == [("app", None)]
+
+
+def test_stopping_waits_for_the_reports(work):
+    """What a run reports at its end is not lost because the daemon stops."""
+    reported = []
+
+    def report_slowly(error):
+        time.sleep(0.05)
+        reported.append(error)
+
+    runs = Runs(1)
+    runs.start("app", lambda: work.run("app"), report_slowly)
+    wait_until(lambda: work.begun)
+    work.let_go("app")
+    assert runs.stop(finish_seconds=PATIENCE_SECONDS, abandon_seconds=0) == []
+    assert reported == [None]
+
+
 def test_many_that_start_at_once_never_run_one_database_twice():
     """Several threads start runs by schedule and on request."""
     at_work, twice = set(), []
@@ -300,8 +342,9 @@ def test_a_turn_that_does_not_come_in_time_is_refused(work):
 
 def test_a_bug_in_one_run_ends_that_run_only(work, capsys):
     """A bug in one run is reported as its failure, and the database can run again."""
+    errors = []
     with running(1) as runs:
-        runs.start("app", lambda: 1 / 0, work.reported.append)
+        runs.start("app", lambda: 1 / 0, errors.append)
         start(runs, work, "shop")
         work.let_go("shop", "app")
         wait_until(lambda: is_idle(runs))
@@ -309,7 +352,7 @@ def test_a_bug_in_one_run_ends_that_run_only(work, capsys):
         reported = capsys.readouterr().err
         assert "this is a bug in backupd" in reported
         assert "database=app" in reported or "database app" in reported
-        assert "division by zero" in work.reported[0].message
+        assert ["division by zero" in error.message for error in errors] == [True]
         start(runs, work, "app")
         wait_until(lambda: is_idle(runs))
         assert work.ended == ["shop", "app"]
