@@ -21,6 +21,7 @@ from harness.restarting import RestartingServer, restarting_server
 from harness.site import TOKEN, Site
 
 from backupd.encryption import Encryption, generate_identity
+from backupd.errors import TargetUnwritableError
 from faults.images import NotAStateError, read_state
 from faults.proxy import Proxy, proxy
 from faults.watch import Taken
@@ -204,9 +205,15 @@ class World:
             self.daemon.ask("/snapshots", body="wait=false", token=TOKEN)
 
     def miss_a_round(self) -> None:
-        """Let the daemon find that more than an hour has passed since its last round."""
+        """Let the daemon find that more than an hour has passed since its last round.
+
+        In a state directory that is full, that cannot be written: then it is asked for snapshots.
+        """
         if self.daemon is not None:
-            self.daemon.run_again()
+            try:
+                self.daemon.run_again()
+            except TargetUnwritableError:
+                self.request_snapshots()
 
     def age_stores(self, by: timedelta) -> None:
         """Let time pass for everything in the stores, but for packs: with another time they are other packs."""
