@@ -115,7 +115,7 @@ def test_what_another_plan_starts_comes_after_the_run_in_progress(work):
 
 
 def test_the_end_of_a_run_is_reported_before_the_next_begins(work):
-    """A failure that is heard of after the success that followed it would be retried, and called the state of things."""
+    """A failure that is heard of after the success that followed it would be retried, and shown as the state."""
     reported = []
 
     def report_slowly(_):
