@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ class Simulated:
 
     page_count: int
     packs: tuple[PackEntry, ...] = ()
-    page_map: npt.NDArray[np.uint32] = field(default_factory=lambda: np.zeros(0, dtype=np.uint32))
+    page_map: array[int] = field(default_factory=lambda: array("I"))
     packs_written: int = 0
     pages_changed: int = 0
     pages_stored: int = 0
@@ -83,9 +84,14 @@ class Simulated:
         return len(encode_page_map(self.page_map)) + 115 * len(self.packs)
 
 
+def page_map_of(*live: int) -> array[int]:
+    """A page map in which each pack holds so many pages, one pack after the other."""
+    return array("I", [number for number, count in enumerate(live, 1) for _ in range(count)])
+
+
 def test_nothing_moves_while_nothing_is_wasteful():
     """Fresh packs that are full of live pages stay as they are, and so does an empty database."""
-    assert pages_to_relocate((), np.zeros(0, dtype=np.uint32), _PAGE_SIZE) == []
+    assert pages_to_relocate((), array("I"), _PAGE_SIZE) == []
     database = Simulated(10_000)
     assert pages_to_relocate(database.packs, database.page_map, _PAGE_SIZE) == []
     assert database.snapshot(range(1, 1000)) == []
@@ -94,15 +100,15 @@ def test_nothing_moves_while_nothing_is_wasteful():
 def test_waste_moves_when_it_passes_half_of_what_is_needed():
     """Nothing moves at 1.5 times the needed bytes; above that, the last pages of the worst pack do."""
     packs = tuple(pack_entry(letter * 64, stored_bytes=2 << 20, pages=1000) for letter in ("a", "b", "c"))
-    wasteful, exact = np.repeat([1, 2, 3], [1, 999, 999]), np.repeat([1, 2, 3], [100, 900, 1000])
-    assert pages_to_relocate(packs, wasteful.astype(np.uint32), _PAGE_SIZE) == [1]
-    assert pages_to_relocate(packs, exact.astype(np.uint32), _PAGE_SIZE) == []
+    wasteful, exact = page_map_of(1, 999, 999), page_map_of(100, 900, 1000)
+    assert pages_to_relocate(packs, wasteful, _PAGE_SIZE) == [1]
+    assert pages_to_relocate(packs, exact, _PAGE_SIZE) == []
 
 
 def test_packs_that_are_full_never_move_for_waste():
     """Emptying a pack whose pages are all live would win nothing."""
     packs = tuple(pack_entry(letter * 64, stored_bytes=2 << 20, pages=1000) for letter in "ab")
-    page_map = np.repeat([1, 2], [10, 1000]).astype(np.uint32)
+    page_map = page_map_of(10, 1000)
     assert pages_to_relocate(packs, page_map, _PAGE_SIZE) == list(range(1, 11))
 
 
@@ -110,7 +116,7 @@ def test_packs_that_are_full_never_move_for_waste():
 def test_small_packs_are_merged_when_there_are_more_than_32(small: int, moved: int):
     """32 packs under 1 MiB may stay; with one more they all become one."""
     packs = tuple(pack_entry(f"{number:064x}", stored_bytes=30_000, pages=20) for number in range(small))
-    page_map = np.repeat(np.arange(1, small + 1), 20).astype(np.uint32)
+    page_map = page_map_of(*[20] * small)
     assert len(pages_to_relocate(packs, page_map, _PAGE_SIZE)) == 20 * moved
 
 
@@ -118,7 +124,7 @@ def test_the_fullest_tier_is_merged():
     """Packs of one size are merged with each other, so that a page moves a few times and not in every snapshot."""
     sizes = [1_000] * 10 + [30_000] * 13 + [100_000] * 5 + [600_000] * 5 + [1 << 20] * 40
     packs = tuple(pack_entry(f"{number:064x}", stored_bytes=size, pages=1) for number, size in enumerate(sizes))
-    page_map = np.arange(1, len(packs) + 1, dtype=np.uint32)
+    page_map = page_map_of(*[1] * len(packs))
     assert pages_to_relocate(packs, page_map, _PAGE_SIZE) == list(range(11, 24))
 
 
@@ -136,19 +142,19 @@ def test_the_budget_is_kept_and_pages_are_live(data: st.DataObject):
         )
         for position, count in enumerate(live)
     )
-    page_map = np.repeat(np.arange(1, len(live) + 1), live).astype(np.uint32)
-    np.random.default_rng(0).shuffle(page_map)
+    page_map = page_map_of(*live)
+    np.random.default_rng(0).shuffle(np.frombuffer(page_map, dtype=np.uint32))
     pages = pages_to_relocate(packs, page_map, page_size)
     assert pages == sorted(set(pages))
     assert len(pages) * page_size <= max(_BUDGET_BYTES, len(page_map) * page_size // 32)
-    emptied = set(page_map[np.array(pages, dtype=np.int64) - 1].tolist())
+    emptied = {page_map[page - 1] for page in pages}
     assert sum(live[position - 1] for position in emptied) == len(pages)
 
 
 def test_the_lock_byte_hole_never_moves():
     """The page that is in no pack is not asked for, even when all others are."""
     packs = tuple(pack_entry(f"{number:064x}", stored_bytes=30_000, pages=1) for number in range(40))
-    page_map = np.arange(41, dtype=np.uint32)
+    page_map = array("I", range(41))
     assert pages_to_relocate(packs, page_map, 65536) == list(range(2, 42))
 
 

@@ -3,12 +3,12 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+from array import array
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 from harness.packs import entry_of
 from harness.place import create_database
@@ -18,7 +18,7 @@ from backupd.backup import SnapshotRequest, back_up
 from backupd.config import Database, Settings
 from backupd.errors import BusyError, DamageError, TargetExistsError, TargetUnwritableError
 from backupd.format.pack import decode_pack
-from backupd.format.pagemap import encode_page_map, image_digest, page_hashes
+from backupd.format.pagemap import encode_page_map, image_digest
 from backupd.live.files import make_partial
 from backupd.repository import Repository
 from backupd.restore import RestoreResult, reject_unusable_target, restore_to_file
@@ -275,9 +275,9 @@ class _TwoFrames:
         return replace(
             self.manifest,
             page_count=pages,
-            image_digest=image_digest(page_hashes(self.index.hashes[: 16 * pages])),
+            image_digest=image_digest(self.index.hashes[: 16 * pages]),
             packs=(entry,),
-            page_map=encode_page_map(np.ones(pages, dtype=np.uint32)),
+            page_map=encode_page_map(array("I", [1] * pages)),
         )
 
     def fetched(self, manifest: Manifest, file: Path) -> bytes:

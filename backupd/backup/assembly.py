@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
+from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from backupd import __version__
 from backupd.backup.baseline import map_hashes
 from backupd.format import lock_page
 from backupd.format.manifest import Manifest, Writer
-from backupd.format.pagemap import blocks, count_pages, encode_page_map
+from backupd.format.pack import HASH_BYTES
+from backupd.format.pagemap import count_pages, differences, encode_page_map, u32_from
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from backupd.format.pagemap import PageHashes, PageMap
 
 _LONGEST_HOST = 255
+_COMPARED_BYTES = 64 * HASH_BYTES
+"""Page hashes are compared so many at once, and one by one where these differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,42 +67,47 @@ def assemble(
     base_packs: Sequence[PackEntry],
     base_map: PageMap | None,
     written: Sequence[WrittenPack],
-) -> tuple[tuple[PackEntry, ...], PageMap]:
+) -> tuple[tuple[PackEntry, ...], array[int]]:
     """Compute packs and page map of an image of `page_count` pages. Later packs of `written` win, unused ones drop out.
 
     `base_map` is that of a base of the same page size, or None. Raises ValueError when a page is in no pack.
     """
-    page_map = np.zeros(page_count, dtype=np.uint32)
+    page_map = array("I")
+    packs = []
     if base_map is not None:
-        kept = min(page_count, len(base_map))
-        page_map[:kept] = base_map[:kept]
-    packs = [*base_packs] if base_map is not None else []
+        page_map.frombytes(memoryview(base_map)[:page_count].cast("B"))
+        packs = [*base_packs]
+    page_map.frombytes(bytes((page_count - len(page_map)) * page_map.itemsize))
     for pack in written:
         packs.append(pack.entry)
-        numbers = np.frombuffer(pack.page_numbers, dtype="<u4").astype(np.int64)
-        page_map[numbers[numbers <= page_count] - 1] = len(packs)  # the image may have shrunk since the pack was full
+        for number in u32_from(pack.page_numbers):
+            if number <= page_count:  # the image may have shrunk since the pack was full
+                page_map[number - 1] = len(packs)
     lock = lock_page(page_size)
     if lock <= page_count:
         page_map[lock - 1] = 0
     counts = count_pages(page_map, len(packs))
     if counts[0] != (lock <= page_count):
         raise ValueError("a page of the image is in no pack")
-    used = np.flatnonzero(counts[1:]) + 1
-    renumbered = np.zeros(len(packs) + 1, dtype=np.uint32)
-    renumbered[used] = np.arange(1, len(used) + 1, dtype=np.uint32)
-    for block in blocks(page_count):
-        page_map[block] = renumbered[page_map[block]]
-    return tuple(packs[position - 1] for position in used.tolist()), page_map
+    used = [position for position in range(1, len(packs) + 1) if counts[position]]
+    if len(used) < len(packs):
+        renumbered = [0] * (len(packs) + 1)
+        for number, position in enumerate(used, 1):
+            renumbered[position] = number
+        page_map = array("I", [renumbered[number] for number in page_map])
+    return tuple(packs[position - 1] for position in used), page_map
 
 
 def count_changed(hashes: PageHashes, base_hashes: PageHashes | None) -> int:
     """Count the pages of an image that differ from the base at the same place: all pages without a base."""
     if base_hashes is None:
-        return len(hashes)
+        return len(hashes) // HASH_BYTES
     common = min(len(hashes), len(base_hashes))
-    changed = len(hashes) - common
-    for part in blocks(common):
-        changed += int((hashes[part] != base_hashes[part]).any(axis=1).sum())
+    changed = (len(hashes) - common) // HASH_BYTES
+    for start in range(0, common, _COMPARED_BYTES):
+        part = slice(start, min(start + _COMPARED_BYTES, common))
+        if hashes[part] != base_hashes[part]:
+            changed += sum(differences(hashes[part], base_hashes[part]))
     return changed
 
 

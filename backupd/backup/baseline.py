@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 
 from backupd.backup.relocation import pages_to_relocate
 from backupd.capture.limits import StreamBase
@@ -22,17 +22,16 @@ from backupd.errors import (
 )
 from backupd.format.manifest import Manifest, Summary
 from backupd.format.pack import HASH_BYTES
-from backupd.format.pagemap import ImageCheck, find_pages, image_digest, page_hashes
+from backupd.format.pagemap import ImageCheck, find_pages, image_digest
 from backupd.logs import log
 from backupd.repository.history import History
 from backupd.repository.proofs import Proofs
 from backupd.state.catalog import write_atomically
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
-
-    import numpy.typing as npt
 
     from backupd.format import SnapshotId
     from backupd.format.pack import PackIndex
@@ -55,14 +54,14 @@ class BaseSnapshot:
     manifest: Manifest
     page_map: PageMap
     hashes: Path
-    lost: npt.NDArray[np.intp]
+    lost: array[int]
     damaged_packs: int = 0
     """How many of its packs are known damaged, missing, or unreadable where that is damage."""
     unread: BackupdError | None = None
     """Why packs that are there count as lost: their page hashes are not cached, and this host may not read packs."""
 
     def read_hashes(self) -> PageHashes:
-        """The page hashes, as an array that stays on disk."""
+        """The page hashes, which stay on disk."""
         return map_hashes(self.hashes)
 
 
@@ -81,27 +80,27 @@ def _find_base(archive: Archive, newest: Manifest, listing: Listing, known_damag
     Raises the errors of `Store` and `DamageError`.
     """
     page_map = archive.page_map(newest)
-    is_lost = np.zeros(len(newest.packs) + 1, dtype=bool)
     missing = set(listing.missing(newest.packs))
-    for position, pack in enumerate(newest.packs, 1):
-        is_lost[position] = pack in missing or pack.sha256 in known_damaged
-    is_damaged = is_lost.copy()
+    lost = {
+        position for position, pack in enumerate(newest.packs, 1) if pack in missing or pack.sha256 in known_damaged
+    }
+    damaged = frozenset(lost)
     unread: list[BackupdError] = []
     file = archive.catalog.hashes(newest.id)
     if not is_hashes_file(file, newest):
         log.info("rebuilding the base from pack indexes", database=newest.database, store=archive.url)
-        hashes = _gather_hashes(archive, newest, page_map, is_lost, unread)
-        if not is_lost.any() and image_digest(hashes) != newest.image_digest:
-            is_lost[1:] = True
-        write_atomically(file, hashes.view(np.uint8).reshape(-1).data)
+        hashes = _gather_hashes(archive, newest, page_map, lost, unread)
+        if not lost and image_digest(hashes) != newest.image_digest:
+            lost.update(range(1, len(newest.packs) + 1))
+        write_atomically(file, hashes)
         if not unread:
-            is_damaged = is_lost
+            damaged = frozenset(lost)
     return BaseSnapshot(
         newest,
         page_map,
         file,
-        find_pages(page_map, is_lost),
-        damaged_packs=int(is_damaged.sum()),
+        find_pages(page_map, lost),
+        damaged_packs=len(damaged),
         unread=next(iter(unread), None),
     )
 
@@ -110,22 +109,22 @@ def _gather_hashes(
     archive: Archive,
     manifest: Manifest,
     page_map: PageMap,
-    is_lost: npt.NDArray[np.bool_],
+    lost: set[int],
     unread: list[BackupdError],
 ) -> PageHashes:
-    """Collect the page hashes from the indexes of the packs; marks in `is_lost` each pack whose index cannot be read.
+    """Collect the page hashes from the indexes of the packs; adds to `lost` each pack whose index cannot be read.
 
     `unread` gets the reason where that is no damage.
     """
     fitting = ImageCheck(page_map, page_size=manifest.page_size, packs=len(manifest.packs))
-    for position, index in _indexes(archive, manifest, is_lost, unread):
+    for position, index in _indexes(archive, manifest, lost, unread):
         if index is None or fitting.place(index, position) is not None:
-            is_lost[position] = True
+            lost.add(position)
     return fitting.hashes
 
 
 def _indexes(
-    archive: Archive, manifest: Manifest, is_lost: npt.NDArray[np.bool_], unread: list[BackupdError]
+    archive: Archive, manifest: Manifest, lost: Collection[int], unread: list[BackupdError]
 ) -> Iterator[tuple[int, PackIndex | None]]:
     def read(position: int) -> PackIndex | None:
         pack = manifest.packs[position - 1]
@@ -139,7 +138,7 @@ def _indexes(
             pass  # the caller counts the pack as lost
         return None
 
-    positions = [position for position in range(1, len(manifest.packs) + 1) if not is_lost[position]]
+    positions = [position for position in range(1, len(manifest.packs) + 1) if position not in lost]
     with worker_threads(_READERS) as readers:
         yield from zip(positions, readers.map(read, positions), strict=True)
 
@@ -186,9 +185,10 @@ class Baseline:
             return StreamBase(page_size=_ANY_PAGE_SIZE, hashes=None, relocate=())
         file = base.hashes
         if len(base.lost):
-            hashes = base.read_hashes().copy()
-            hashes[base.lost] = 0
-            expected.write_bytes(hashes.view(np.uint8).reshape(-1).data)
+            hashes = bytearray(base.read_hashes())
+            for index in base.lost:
+                hashes[index * HASH_BYTES : (index + 1) * HASH_BYTES] = bytes(HASH_BYTES)
+            expected.write_bytes(hashes)
             file = expected
         return StreamBase(page_size=base.manifest.page_size, hashes=str(file), relocate=self.relocate)
 
@@ -282,10 +282,11 @@ def _is_newest_unreadable(history: History, listing: Listing) -> bool:
 
 
 def map_hashes(file: Path) -> PageHashes:
-    """A file of page hashes as an array that stays on disk."""
-    if file.stat().st_size == 0:
-        return page_hashes(b"")
-    return page_hashes(np.memmap(file, dtype=np.uint8, mode="r"))
+    """A file of page hashes, mapped into memory."""
+    with file.open("rb") as opened:
+        if file.stat().st_size == 0:
+            return b""
+        return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def is_hashes_file(file: Path, manifest: Manifest) -> bool:

@@ -5,10 +5,8 @@ There is no other compaction: packs are immutable.
 
 from __future__ import annotations
 
+from bisect import bisect
 from typing import TYPE_CHECKING
-
-import numpy as np
-import numpy.typing as npt
 
 from backupd.format.pagemap import count_pages, find_pages
 
@@ -26,7 +24,7 @@ _BUDGET_BYTES = 64 << 20
 _BUDGET_SHARE = 32
 
 
-def live_pages(page_map: PageMap, packs: int) -> npt.NDArray[np.int64]:
+def live_pages(page_map: PageMap, packs: int) -> list[int]:
     """Count the pages of the image that each of `packs` packs holds, by position."""
     return count_pages(page_map, packs)[1:]
 
@@ -42,45 +40,39 @@ def pages_to_relocate(packs: Sequence[PackEntry], page_map: PageMap, page_size: 
     if not packs:
         return []
     live = live_pages(page_map, len(packs))
-    stored = np.array([pack.stored_bytes for pack in packs], dtype=np.float64)
-    held = np.array([pack.pages for pack in packs], dtype=np.float64)
     budget_pages = max(_BUDGET_BYTES, len(page_map) * page_size // _BUDGET_SHARE) // page_size
-    chosen = _within_budget([*_wasteful(stored, held, live), *_small(stored, live)], live, budget_pages)
-    is_chosen = np.zeros(len(packs) + 1, dtype=bool)
-    is_chosen[np.array(chosen, dtype=np.intp) + 1] = True
-    pages: list[int] = (find_pages(page_map, is_chosen) + 1).tolist()
-    return pages
+    chosen = _within_budget([*_wasteful(packs, live), *_small(packs, live)], live, budget_pages)
+    return [index + 1 for index in find_pages(page_map, {position + 1 for position in chosen})]
 
 
-def _wasteful(stored: npt.NDArray[np.float64], held: npt.NDArray[np.float64], live: npt.NDArray[np.int64]) -> list[int]:
+def _wasteful(packs: Sequence[PackEntry], live: Sequence[int]) -> list[int]:
     """Choose packs to empty by position, worst first, until the rest waste little enough."""
-    needed = stored * live / held
+    shares = [count / pack.pages for pack, count in zip(packs, live, strict=True)]
+    needed = [pack.stored_bytes * share for pack, share in zip(packs, shares, strict=True)]
     chosen = []
-    total, useful = stored.sum(), needed.sum()
-    for position in np.argsort(live / held, kind="stable").tolist():
-        if total <= _WASTE_LIMIT * useful or live[position] == held[position]:
+    total, useful = float(sum(pack.stored_bytes for pack in packs)), sum(needed)
+    for position in sorted(range(len(packs)), key=shares.__getitem__):
+        if total <= _WASTE_LIMIT * useful or live[position] == packs[position].pages:
             break
         chosen.append(position)
         # The live pages come back in a pack without waste.
-        total += needed[position] - stored[position]
+        total += needed[position] - packs[position].stored_bytes
     return chosen
 
 
-def _small(stored: npt.NDArray[np.float64], live: npt.NDArray[np.int64]) -> list[int]:
+def _small(packs: Sequence[PackEntry], live: Sequence[int]) -> list[int]:
     """Choose the small packs of the fullest tier by position, when there are too many small ones."""
-    small = np.flatnonzero((stored < _SMALL_PACK_BYTES) & (live > 0))
-    if len(small) <= _SMALL_PACKS_LIMIT:
-        return []
-    tiers = np.searchsorted(_SMALL_TIERS, stored[small], side="right")
-    fullest = int(np.bincount(tiers).argmax())
-    members: list[int] = small[tiers == fullest].tolist()
-    return members
+    tiers: list[list[int]] = [[] for _ in _SMALL_TIERS]
+    for position, (pack, count) in enumerate(zip(packs, live, strict=True)):
+        if pack.stored_bytes < _SMALL_PACK_BYTES and count:
+            tiers[bisect(_SMALL_TIERS, pack.stored_bytes)].append(position)
+    return max(tiers, key=len) if sum(map(len, tiers)) > _SMALL_PACKS_LIMIT else []
 
 
-def _within_budget(chosen: list[int], live: npt.NDArray[np.int64], budget_pages: int) -> list[int]:
+def _within_budget(chosen: list[int], live: Sequence[int], budget_pages: int) -> list[int]:
     taken = []
     for position in dict.fromkeys(chosen):
-        budget_pages -= int(live[position])
+        budget_pages -= live[position]
         if budget_pages < 0:
             break
         taken.append(position)

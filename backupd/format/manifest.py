@@ -20,6 +20,7 @@ from backupd.format.pack import (
     MAX_RAW_BYTES,
     is_index_length,
 )
+from backupd.format.pagemap import decode_page_map
 from backupd.format.seal import Digest, Name, Text, Value, decode_sealed_as, encode_sealed, validated, values_of
 
 if TYPE_CHECKING:
@@ -174,9 +175,7 @@ class Manifest(Summary, frozen=True):
     page_map: str
 
     def decode_map(self) -> PageMap:
-        """Return the page map as an array. Raises `FormatError`."""
-        from backupd.format.pagemap import decode_page_map  # noqa: PLC0415  (numpy, which a list or a prune never needs)
-
+        """Return the page map. Raises `FormatError`."""
         return decode_page_map(
             self.page_map, page_size=self.page_size, page_count=self.page_count, packs=len(self.packs)
         )

@@ -1,6 +1,6 @@
 """Packs: an index and the compressed images of some pages, in one immutable object.
 
-FORMAT.md, "Pack", is the specification. This module does not import numpy: a capturing process must start fast.
+FORMAT.md, "Pack", is the specification. This module imports little: a capturing process must start fast.
 """
 
 from __future__ import annotations

@@ -1,43 +1,59 @@
 """Page maps: which pack holds each page of a snapshot. FORMAT.md, "Page map", is the specification.
 
-A page map is a numpy array of u32, one entry per page in page order: 0 for a hole (a page of zeros that no pack holds),
+A page map is a sequence of u32, one entry per page in page order: 0 for a hole (a page of zeros that no pack holds),
 otherwise 1 + the position of the pack in the manifest's list.
+
+Importing numpy takes longer than all that a snapshot of 1 GB does with its map, so it is imported for packs alone.
 """
 
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING
+import struct
+import sys
+from array import array
+from itertools import compress, count
+from operator import ne
+from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 import zstandard
 from blake3 import blake3
 
 from backupd.format import MAX_IMAGE_PAGES, FormatError, lock_page
-from backupd.format.pack import page_hash
+from backupd.format.pack import HASH_BYTES, page_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
+    from mmap import mmap
+
+    import numpy as np
+    import numpy.typing as npt
 
     from backupd.format.pack import PackIndex
 
-PageMap = npt.NDArray[np.uint32]
-PageHashes = npt.NDArray[np.uint64]
-"""One 16-byte hash per page, in page order: an array of shape (pages, 2), which numpy compares fast."""
+PageMap: TypeAlias = "array[int] | memoryview"
+PageHashes: TypeAlias = "bytes | bytearray | mmap"
+"""One 16-byte hash per page, joined in page order."""
 
-_BLOCK_PAGES = 1 << 18
-
-
-def page_hashes(data: bytes | memoryview | npt.NDArray[np.uint8]) -> PageHashes:
-    """View `data`, one 16-byte hash after another, as page hashes, without a copy."""
-    return np.frombuffer(data, dtype=np.uint64).reshape(-1, 2)
+_each_hash = struct.Struct(f"{HASH_BYTES}s").iter_unpack
 
 
-def encode_page_map(page_map: PageMap) -> str:
+def u32_from(data: bytes) -> PageMap:
+    """View `data`, u32 little-endian one after another, as numbers, without a copy where the machine has that order."""
+    if sys.byteorder == "little":
+        return memoryview(data).cast("I")
+    numbers = array("I", data)
+    numbers.byteswap()
+    return numbers
+
+
+def encode_page_map(page_map: array[int]) -> str:
     """Encode a page map as a manifest has it: u32 little-endian, zstd, base64."""
+    if sys.byteorder != "little":
+        page_map = page_map[:]
+        page_map.byteswap()
     compressor = zstandard.ZstdCompressor(level=9, write_checksum=True)
-    return base64.b64encode(compressor.compress(page_map.astype("<u4", copy=False).data)).decode("ascii")
+    return base64.b64encode(compressor.compress(memoryview(page_map))).decode("ascii")
 
 
 def decode_page_map(text: str, *, page_size: int, page_count: int, packs: int) -> PageMap:
@@ -47,14 +63,14 @@ def decode_page_map(text: str, *, page_size: int, page_count: int, packs: int) -
     """
     if not 0 <= page_count <= MAX_IMAGE_PAGES:
         raise FormatError(f"an image of {page_count} pages is outside 0 to {MAX_IMAGE_PAGES}")
-    raw = _decompress_bounded(text, 4 * page_count)
-    page_map: PageMap = np.frombuffer(raw, dtype="<u4").astype(np.uint32, copy=False)
-    if page_count and int(page_map.max()) > packs:
-        raise FormatError(f"the page map names pack {int(page_map.max())} of {packs}")
+    page_map = u32_from(_decompress_bounded(text, 4 * page_count))
+    highest = max(page_map, default=0)
+    if highest > packs:
+        raise FormatError(f"the page map names pack {highest} of {packs}")
     lock = lock_page(page_size)
-    has_lock_page = lock <= page_count
-    # Counted, not listed: a forged map may have 2**26 holes.
-    if np.count_nonzero(page_map) != page_count - has_lock_page or (has_lock_page and page_map[lock - 1]):
+    # Not listed: a forged map may have 2**26 holes.
+    has_hole = not all(page_map[: lock - 1]) or not all(page_map[lock:])
+    if has_hole or any(page_map[lock - 1 : lock]):
         raise FormatError("the page map has a hole other than the lock-byte page, or no hole there")
     return page_map
 
@@ -79,28 +95,27 @@ def image_digest(hashes: PageHashes) -> str:
 
     A hole has the hash of a page of zeros, so that the digest depends on the image alone.
     """
-    return blake3(np.ascontiguousarray(hashes).view(np.uint8).reshape(-1).data).hexdigest()
+    return blake3(hashes).hexdigest()
 
 
-def blocks(pages: int) -> Iterator[slice]:
-    """Divide so many pages into slices: numpy takes 8 bytes a page for what it counts or looks up at once."""
-    return (slice(start, min(start + _BLOCK_PAGES, pages)) for start in range(0, pages, _BLOCK_PAGES))
+def differences(hashes: PageHashes, others: PageHashes) -> Iterator[bool]:
+    """Tell for each page whether its hash in `hashes` is another one than in `others`, which has as many."""
+    return map(ne, _each_hash(hashes), _each_hash(others))
 
 
-def count_pages(page_map: PageMap, packs: int) -> npt.NDArray[np.int64]:
+def count_pages(page_map: PageMap, packs: int) -> list[int]:
     """Count the pages of the image that each of `packs` packs holds, by its number in the page map; first the holes."""
-    counts = np.zeros(packs + 1, dtype=np.int64)
-    for block in blocks(len(page_map)):
-        counts += np.bincount(page_map[block], minlength=packs + 1)
+    counts = [0] * (packs + 1)
+    for number in page_map:
+        counts[number] += 1
     return counts
 
 
-def find_pages(page_map: PageMap, is_wanted: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
-    """Find the pages (indices from 0, ascending) whose number in the page map is one that `is_wanted` marks."""
-    if not is_wanted.any():
-        return np.zeros(0, dtype=np.intp)
-    found = [np.flatnonzero(is_wanted[page_map[block]]) + block.start for block in blocks(len(page_map))]
-    return np.concatenate([np.zeros(0, dtype=np.intp), *found])
+def find_pages(page_map: PageMap, wanted: Collection[int]) -> array[int]:
+    """Find the pages (indices from 0, ascending) whose number in the page map is one of `wanted`."""
+    if not wanted:
+        return array("I")
+    return array("I", compress(count(), map(wanted.__contains__, page_map)))
 
 
 class ImageCheck:
@@ -114,15 +129,18 @@ class ImageCheck:
         self._page_size = page_size
         self._page_map = page_map
         self._needed = count_pages(page_map, packs)
-        self.hashes: PageHashes = np.zeros((len(page_map), 2), dtype=np.uint64)
+        self.hashes = bytearray(len(page_map) * HASH_BYTES)
         """The page hashes of the image, so far: of holes, and of the packs that were placed."""
-        self.hashes[page_map == 0] = page_hashes(page_hash(bytes(page_size)))
+        for hole in find_pages(page_map, {0}) if self._needed[0] else ():
+            self.hashes[hole * HASH_BYTES : (hole + 1) * HASH_BYTES] = page_hash(bytes(page_size))
 
     def live(self, index: PackIndex, position: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]:
         """Return the pages that the image uses of the pack at `position` (from 1): places in pack and image, from 0."""
+        import numpy as np  # noqa: PLC0415  (most programs read no packs)
+
         indices = np.frombuffer(index.page_numbers, dtype="<u4").astype(np.int64) - 1
         within = np.flatnonzero(indices < len(self._page_map))
-        places = within[self._page_map[indices[within]] == position]
+        places = within[np.frombuffer(self._page_map, dtype=np.uint32)[indices[within]] == position]
         return places, indices[places]
 
     def place(self, index: PackIndex, position: int) -> str | None:
@@ -130,9 +148,12 @@ class ImageCheck:
 
         `position` is that of the pack in the manifest, from 1.
         """
+        import numpy as np  # noqa: PLC0415  (most programs read no packs)
+
         if index.page_size != self._page_size:
             return f"its pages have {index.page_size} bytes, and those of the snapshot have {self._page_size}"
         places, indices = self.live(index, position)
-        self.hashes[indices] = page_hashes(index.hashes)[places]
-        lacking = int(self._needed[position]) - len(places)
+        whole_hash = np.dtype((np.void, HASH_BYTES))
+        np.frombuffer(self.hashes, whole_hash)[indices] = np.frombuffer(index.hashes, whole_hash)[places]
+        lacking = self._needed[position] - len(places)
         return f"it lacks pages that the snapshot needs from it ({lacking})" if lacking else None

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backupd.format.manifest import AnySummary
+    from backupd.format.pagemap import PageHashes
     from backupd.state.database import StateDatabase
     from backupd.store import StoredObject
 
@@ -227,7 +228,7 @@ class Catalog:
             self._on_failure(str(error))
 
 
-def write_atomically(file: Path, content: bytes | memoryview) -> None:
+def write_atomically(file: Path, content: PageHashes) -> None:
     """Write a file of page hashes. It needs no fsync: it proves itself when it is read."""
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     try:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from itertools import compress
 from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
 from blake3 import blake3
 
 from backupd.concurrency import worker_threads
 from backupd.errors import DamageError, IdentityNeededError, NoSuchObjectError, TargetUnwritableError
 from backupd.format import FormatError
 from backupd.format.manifest import Manifest
-from backupd.format.pack import HASH_BYTES, PackIndex, page_hash
-from backupd.format.pagemap import ImageCheck
+from backupd.format.pack import PackIndex, page_hash
+from backupd.format.pagemap import ImageCheck, differences, u32_from
 from backupd.logs import log
 from backupd.repository.packs import PackFault
 from backupd.restore.image import fetch_image
@@ -100,9 +100,7 @@ def _wrong_pages(pack: StoredPack) -> list[int]:
     found = b"".join(_hashes_of(pack.images(frame), index.page_size) for frame in index.frames)
     if found == index.hashes:
         return []
-    as_rows = (np.frombuffer(each, dtype=np.uint8).reshape(-1, HASH_BYTES) for each in (found, index.hashes))
-    differs = np.not_equal(*as_rows).any(axis=1)
-    return [int(number) for number in np.frombuffer(index.page_numbers, dtype="<u4")[differs]]
+    return [*compress(u32_from(index.page_numbers), differences(found, index.hashes))]
 
 
 def _hashes_of(images: bytes | memoryview, page_size: int) -> bytes:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import tempfile
+from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from harness.extent import examples
 from harness.packs import pack_entry
 from hypothesis import given, settings
@@ -61,7 +61,7 @@ class _Packing:
             for at, (pack, (index, _)) in enumerate(zip(packs, decoded, strict=True), 1)
         ]
         base_entry = _entry(0, len(self._base))
-        base_map = np.ones(len(self._base), dtype=np.uint32)
+        base_map = array("I", [1] * len(self._base))
         entries, page_map = assemble(PAGE_BYTES, page_count, [base_entry], base_map, written)
         values = []
         for number, place in enumerate(page_map.tolist(), 1):

@@ -21,7 +21,7 @@ from backupd.config import Database, Settings
 from backupd.format import SnapshotId
 from backupd.format.manifest import encode_manifest
 from backupd.format.pack import HASH_BYTES, decode_pack, encode_pack, page_hash
-from backupd.format.pagemap import encode_page_map, image_digest, page_hashes
+from backupd.format.pagemap import encode_page_map, image_digest
 from backupd.repository import Repository
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
@@ -130,7 +130,7 @@ class _History:
             base=newest.id if number else None,
             changed_pages=1,
             stored_bytes=written.entry.stored_bytes,
-            image_digest=image_digest(page_hashes(self._hashes)),
+            image_digest=image_digest(self._hashes),
             packs=packs,
             page_map=encode_page_map(self._map),
         )
