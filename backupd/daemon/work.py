@@ -17,7 +17,6 @@ from backupd.backup import Outcome, SnapshotRequest
 from backupd.daemon.reachability import Reachability
 from backupd.errors import BusyError, InterruptedByUserError, StoreUnavailableError, as_backupd_error
 from backupd.health import planning, recording
-from backupd.jobs.checks import drill_next
 from backupd.jobs.prunes import is_pruned_after
 from backupd.jobs.snapshots import take_snapshot
 from backupd.logs import log
@@ -181,6 +180,8 @@ def run_drill(context: Context, configured: ConfiguredDatabase) -> None:
 
 
 def _drill(configured: ConfiguredDatabase, stores: _AnsweringStores, context: Context) -> None:
+    from backupd.jobs.checks import drill_next  # noqa: PLC0415  (numpy and SQLite: 7 MB in a daemon that only waits)
+
     # In a turn of its own, beside snapshots: a stop of the daemon waits until the copy is gone from scratch.
     with context.runs.turn(f"{configured.name} (drill)", timeout=None):
         result = drill_next(
