@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from concurrent.futures import wait
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
@@ -102,10 +103,13 @@ class _Attempt:
         try:
             if self._job.request.kind is SnapshotKind.REGULAR:  # a restore did so itself, and has the database open
                 finish_interrupted(self._job.database.file(), self._state, lock_timeout=lock_timeout)
-            with self._state.spool() as spool, Capture(self._workers) as capture:
+            with self._state.spool() as spool, ExitStack() as held:
                 looks_like = fingerprint(self._job.database.path, now=datetime.now(UTC)) if self._job.known else None
+                # A process that captures makes itself ready while the stores are asked, if it is likely to be needed.
+                early = None if self._looks_unchanged(looks_like) else held.enter_context(Capture(self._workers))
                 ready = [part for part in self._prepared() if not part.is_unchanged(looks_like)]
                 if ready:
+                    capture = early or held.enter_context(Capture(self._workers))
                     try:
                         self._capture(capture, ready, spool)
                     except BackupdError as error:
@@ -124,6 +128,11 @@ class _Attempt:
                 part.close()
         self._note_silent()
         return [part.result(time.monotonic() - started) for part in self._parts]
+
+    def _looks_unchanged(self, looks_like: str | None) -> bool:
+        """Whether an earlier run left each store the state that `stat` shows now; the stores may say otherwise."""
+        known = [self._job.known.get(part.archive.url) for part in self._parts]
+        return all(each is not None and each.fingerprint == looks_like for each in known)
 
     def _prepared(self) -> list[StoreSnapshot]:
         """Lock the database in the stores, and find what the snapshot builds on; return the parts without an error."""

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from backupd.backup import SnapshotRequest
 from backupd.capture.unlocked import fingerprint
+from backupd.capture.worker import Workers
 from backupd.config import CaptureSettings
 from backupd.errors import AnotherRunError, InterruptedByUserError
 from backupd.health.planning import Plan, with_plans
@@ -25,10 +26,12 @@ class Setting(PlacedContext):
         create_database(self.path, rows=2)
         self.configured = self.inventory.database("app")
 
-    def take(self, *, request=SnapshotRequest(), on_progress=lambda _: None):  # noqa: B008  (it has no state)
+    def take(self, *, request=SnapshotRequest(), on_progress=lambda _: None, workers=None):  # noqa: B008  (no state)
         """A snapshot in each store."""
         stores = self.inventory.stores
-        return take_snapshot(self.configured, stores, self.context, request=request, on_progress=on_progress)
+        return take_snapshot(
+            self.configured, stores, self.context, request=request, on_progress=on_progress, workers=workers
+        )
 
     def plan(self):
         """Have the daemon back it up from now on."""
@@ -164,6 +167,31 @@ def _captured_bytes(setting, **request):
         request=SnapshotRequest(**request), on_progress=lambda progress: seen.append(progress.captured_bytes)
     )
     return results, max(seen)
+
+
+class CountedWorkers(Workers):
+    """Workers that count how often one was taken."""
+
+    taken = 0
+
+    def take(self):
+        """Take a worker, and count that."""
+        self.taken += 1
+        return super().take()
+
+
+@slow
+def test_no_process_is_started_for_a_database_that_stat_shows_unchanged(setting):
+    """Starting Python is half of the cost of a snapshot that finds nothing to do; a tag needs the process after all."""
+    wait_until(lambda: fingerprint(setting.path, now=datetime.now(UTC)) is not None)
+    with CountedWorkers() as workers:
+        setting.take(workers=workers)
+        assert workers.taken == 1
+        assert [result.was_read for result in setting.take(workers=workers)] == [False, False]
+        assert workers.taken == 1
+        tagged = setting.take(workers=workers, request=SnapshotRequest(tags=("release",)))
+        assert [result.outcome for result in tagged] == ["created", "created"]
+        assert workers.taken == 2
 
 
 @slow
