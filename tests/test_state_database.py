@@ -176,10 +176,27 @@ def test_a_writer_that_does_not_finish_is_named(
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     """The error names the file and the remedy."""
-    (tmp_path / "state/.state.db").mkdir(parents=True)
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state/.state.db").symlink_to(tmp_path / "missing/file")
     with pytest.raises(TargetUnwritableError, match=f"{tmp_path}/state/.state.db cannot be used") as caught:
         put(StateDirectory(tmp_path / "state").database, "a")
     assert "state_dir" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("name", [".state.db", ".state.db-wal", ".state.db-journal"])
+def test_a_directory_in_the_place_of_a_file_is_named(tmp_path: Path, name: str) -> None:
+    """Another state directory is not the remedy: the directory has to go."""
+    database = StateDirectory(tmp_path / "state").database
+    put(database, "a")
+    database = StateDirectory(tmp_path / "state").database
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        (tmp_path / f"state/.state.db{suffix}").unlink(missing_ok=True)
+    (tmp_path / "state/.state.db").touch()
+    (tmp_path / "state" / name).unlink(missing_ok=True)
+    (tmp_path / "state" / name).mkdir()
+    with pytest.raises(TargetUnwritableError, match=f"{tmp_path}/state/{name} is a directory") as caught:
+        put(database, "b")
+    assert "move it away" in (caught.value.hint or "")
 
 
 def test_a_full_disk_is_reported_and_loses_nothing(database: StateDatabase, tmp_path: Path) -> None:

@@ -182,8 +182,8 @@ def _create(file: Path) -> None:
         with suppress(OSError):  # some network file systems lock no directory
             fcntl.flock(directory, fcntl.LOCK_EX)
         if not os.path.lexists(file):
-            for suffix in ("-wal", "-shm", "-journal"):
-                file.with_name(f"{_NAME}{suffix}").unlink(missing_ok=True)
+            for each in _beside(file):
+                each.unlink(missing_ok=True)
             with suppress(FileExistsError):
                 new = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
                 try:
@@ -192,6 +192,11 @@ def _create(file: Path) -> None:
                     os.close(new)
     finally:
         os.close(directory)
+
+
+def _beside(file: Path) -> list[Path]:
+    """Return the files that SQLite may make beside the state database."""
+    return [file.with_name(f"{_NAME}{suffix}") for suffix in ("-wal", "-shm", "-journal")]
 
 
 def _reported(file: Path, error: sqlite3.Error | OSError) -> BackupdError | None:
@@ -204,6 +209,12 @@ def _reported(file: Path, error: sqlite3.Error | OSError) -> BackupdError | None
         )
     if isinstance(error, sqlite3.Error) and code not in _UNUSABLE:
         return None
+    for each in (file, *_beside(file)):
+        if os.path.isdir(each):  # noqa: PTH112  (Path.is_dir raises where it may not look)
+            return TargetUnwritableError(
+                f"the state database {file} cannot be used: {each} is a directory",
+                hint="move it away: what was in the state database is read again from the stores",
+            )
     reason = error.strerror if isinstance(error, OSError) else str(error)
     return TargetUnwritableError(
         f"the state database {file} cannot be used: {reason}",
