@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _TERMINAL_COMMANDS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _LONGEST_MESSAGE = 2_000
 _LONGEST_HINT = 10_000
+_LONG_WORD = re.compile(r"(\S{200})\S{101,}(\S{100})")
+"""A path or URL of which the beginning and the end are enough: with all of it, the rest of the line is not found."""
 
 
 class ExitCode(IntEnum):
@@ -61,6 +63,7 @@ class BackupdError(Exception):
 
 def _safe_text(text: str, most: int) -> str:
     text = masked(text)  # before it is cut: the beginning of a secret could not be recognized
+    text = _LONG_WORD.sub(r"\1...\2", text)
     beginning = text[:most] + ("..." if len(text) > most else "")
     return _TERMINAL_COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), beginning)
 

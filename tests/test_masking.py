@@ -108,8 +108,20 @@ def test_no_library_leaks_a_secret_into_the_log(way: str) -> None:
 def test_the_beginning_of_a_secret_is_not_left_where_a_message_is_cut(before: int) -> None:
     """A message is not cut within a secret so that its beginning is shown."""
     keep_secret("0a1b2c3d4e5f-Secret-0a1b2c3d4e5f-Secret")
-    error = BackupdError("x" * before + "0a1b2c3d4e5f-Secret-0a1b2c3d4e5f-Secret" + "y" * 100)
+    error = BackupdError("x " * (before // 2) + "0a1b2c3d4e5f-Secret-0a1b2c3d4e5f-Secret" + "y" * 100)
     assert "0a1" not in error.message
+
+
+def test_a_long_path_is_shown_by_its_beginning_and_its_end() -> None:
+    """A URL of a thousand characters leaves the words around it readable; one of usual length stays whole."""
+    usual, long = f"s3://bucket/{'a' * 280}", f"s3://bucket/{'a' * 3000}/end"
+    assert BackupdError(f"{usual} is away").message == f"{usual} is away"
+    error = BackupdError(f"no packs in {long}: try again", hint=f"look at {long}")
+    assert error.message.startswith("no packs in s3://bucket/aaa")
+    assert "aaa...aaa" in error.message
+    assert error.message.endswith("aaa/end: try again")
+    assert max(len(error.message), len(error.hint or "")) < 350
+    assert BackupdError(error.message).message == error.message
 
 
 def test_an_error_is_short_and_harmless_whatever_it_quotes() -> None:
