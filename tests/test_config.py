@@ -1476,6 +1476,45 @@ def test_targets_that_cannot_be_reached_are_refused_without_their_url(refusal, c
     assert "hush" not in refused
 
 
+@pytest.mark.parametrize(
+    "table",
+    [
+        "[[heartbeats]]\nurl = 'https://example.com:{port}/hush'",
+        "[[heartbeats]]\nurl = 'https://hush@example.com:{port}'",
+        "[[heartbeats]]\nurl = 'https://[::1]:{port}/hush'",
+        "[[notifications]]\nurl = 'json://example.com:{port}/hush'",
+        "[[notifications]]\nurl = 'mailto://user:hush@example.com:{port}?to=x'",
+        "[[stores]]\nurl = 's3://bucket'\nendpoint_url = 'https://example.com:{port}/hush'",
+        "[[stores]]\nurl = 's3://bucket'\nendpoint_url = 'https://[::1]:{port}'",
+    ],
+)
+def test_a_port_that_cannot_exist_is_refused_without_its_url(refusal, config_file, table):
+    """What nothing can connect to is found before the first alarm has to be sent."""
+    for port in (0, 99999, "9" * 5000):
+        refused = refusal(table.format(port=port))
+        assert f"url in {config_file}: must have a port from 1 to 65535" in refused
+        assert "hush" not in refused
+    for port in (1, 65535):
+        config_file.write_text(table.format(port=port))
+        load(config_file, {})
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "[[heartbeats]]\nurl = 'https://example.com:/hush'",
+        "[[heartbeats]]\nurl = 'https://[::1]/hush'",
+        "[[notifications]]\nurl = 'tgram://99999999:hush/1'",
+        "[[notifications]]\nurl = 'mailto://user:99999999/hush@example.com'",
+        "[[stores]]\nurl = 's3://bucket'\nendpoint_url = 'https://[::1]'",
+    ],
+)
+def test_what_only_looks_like_a_port_is_accepted(config_file, table):
+    """A port may be left out, and tokens and passwords may have a colon before digits."""
+    config_file.write_text(table)
+    load(config_file, {})
+
+
 def test_one_file_with_an_impossible_name_does_not_hide_the_others(tmp_path):
     """A long-running daemon continues with the files that can have their name."""
     touch(tmp_path / "good/app.db", tmp_path / "not good/app.db")

@@ -26,8 +26,10 @@ from backupd.config.values import (
     at_least,
     at_most,
     format_size,
+    is_port,
     read_secret,
     read_text,
+    reject_impossible_port,
 )
 from backupd.encryption import Encryption
 from backupd.errors import keep_secret_url
@@ -37,13 +39,12 @@ SCHEMES_WITH_A_HOST = frozenset(("form", "forms", "http", "https", "json", "json
 
 _SHORTEST_TOKEN = 16
 _LISTEN = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\s/]+):(?P<port>[0-9]{1,5})")
-_PORTS = range(1, 1 << 16)
 _SMALLEST_LIMIT_BYTES = 10**6
 
 
 def _checked_listen(text: str) -> str:
     match = _LISTEN.fullmatch(text)
-    if text and (match is None or int(match["port"]) not in _PORTS):
+    if text and (match is None or not is_port(match["port"])):
         raise InvalidValueError(
             f"{text!r} is not an address to listen on", hint='write it like "127.0.0.1:9620"; "" turns it off'
         )
@@ -63,8 +64,18 @@ def _checked_target(url: Secret) -> Secret:
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", url.reveal())
     if scheme is None or not url.reveal().isprintable():
         raise InvalidValueError("must be an apprise URL", hint="write it like mailto://user:password@example.org")
-    keep_secret_url(url.reveal(), is_host_public=scheme[1].lower() in SCHEMES_WITH_A_HOST)
+    has_host = scheme[1].lower() in SCHEMES_WITH_A_HOST
+    keep_secret_url(url.reveal(), is_host_public=has_host)
+    if has_host:
+        _reject_impossible_port_of_target(url.reveal())
     return url
+
+
+def _reject_impossible_port_of_target(url: str) -> None:
+    """Raise `InvalidValueError` for the port of a target; apprise itself would drop it, and use another one."""
+    host = re.split(r"[/?&=#]", url.partition("://")[2].rpartition("@")[2])[0]
+    if host.rpartition(":")[2].isdecimal():  # otherwise it is a name, or part of a password
+        reject_impossible_port(host)
 
 
 def _checked_heartbeat(url: Secret) -> Secret:
@@ -75,6 +86,7 @@ def _checked_heartbeat(url: Secret) -> Secret:
     if parts.scheme not in {"http", "https"} or not parts.hostname or not url.reveal().isprintable():
         raise InvalidValueError("must be an http:// or https:// URL with a host")
     keep_secret_url(url.reveal())
+    reject_impossible_port(parts.netloc.rpartition("@")[2])
     return url
 
 

@@ -18,6 +18,7 @@ from backupd.config.values import (
     absolute_path,
     at_least,
     read_text,
+    reject_impossible_port,
 )
 from backupd.encryption import InvalidRecipientError, check_recipient
 from backupd.errors import keep_secret
@@ -90,6 +91,7 @@ def _http_url(url: str) -> str:
     if "@" in rest:
         raise InvalidValueError("must not contain credentials", hint="use access_key_id and secret_access_key")
     _reject_query(url)
+    reject_impossible_port(authority)
     return url.rstrip("/")
 
 

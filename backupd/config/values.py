@@ -17,6 +17,7 @@ _SIZE = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?) ?([kmgt]?i?b)", re.IGNORECA
 # Control characters, zero-width marks, and what reverses text. A path may have all else, even bytes that are no text.
 _STRAY = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 _NUMBER = re.compile(r"[+-]?[0-9]{1,20}")
+_PORTS = range(1, 1 << 16)
 _SWITCHES: dict[str | int, bool] = {
     **dict.fromkeys((True, "true", "yes", "on", "1", "t", "y"), True),
     **dict.fromkeys((False, "false", "no", "off", "0", "f", "n"), False),
@@ -218,6 +219,21 @@ def stray_characters(text: str) -> str | None:
     if _STRAY.search(text):
         return "must not contain a control character"
     return "must not begin or end with a space" if text != text.strip() else None
+
+
+def reject_impossible_port(authority: str) -> None:
+    """Raise `InvalidValueError` when `authority`, the host of a URL and perhaps a port, has a port that cannot exist.
+
+    The message does not repeat it: a secret may be in it.
+    """
+    _, _, port = authority.rpartition("]")[2].partition(":")  # after the brackets of an IPv6 address
+    if port and not is_port(port):
+        raise InvalidValueError("must have a port from 1 to 65535", hint="correct what is after the host, or omit it")
+
+
+def is_port(text: str) -> bool:
+    """Whether `text` is the number of a port to which a program can connect."""
+    return re.fullmatch("[0-9]{1,5}", text) is not None and int(text) in _PORTS
 
 
 def _duration(value: object) -> timedelta:

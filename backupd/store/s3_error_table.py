@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, LocationParseError
 from urllib3.util.ssl_match_hostname import CertificateError
 
 from backupd.errors import PutOnlyError, StoreError, StoreFullError, StoreRefusedError, StoreUnavailableError
@@ -312,6 +312,14 @@ BY_EXCEPTION: tuple[tuple[type[BaseException], Explanation], ...] = (
         ),
     ),
     (
+        LocationParseError,
+        Explanation(
+            StoreRefusedError,
+            "an address on the way to {endpoint} is not valid: {reason}",
+            "correct HTTPS_PROXY or HTTP_PROXY in the environment, or `endpoint_url`",
+        ),
+    ),
+    (
         boto.HTTPClientError,
         Explanation(StoreUnavailableError, "cannot reach {endpoint}: {reason}", "check the network and `endpoint_url`"),
     ),
@@ -323,6 +331,7 @@ BY_EXCEPTION: tuple[tuple[type[BaseException], Explanation], ...] = (
     (boto.NoCredentialsError, NO_CREDENTIALS),
     (boto.ParamValidationError, Explanation(StoreRefusedError, "{reason}", "correct this store's configuration")),
     # The answer contains a number, a time or a text that botocore cannot read.
+    (boto.EndpointProviderError, Explanation(StoreRefusedError, "{reason}", "correct {endpoint_key}")),
     (ValueError, NOT_S3),
     (OverflowError, NOT_S3),
 )

@@ -19,6 +19,7 @@ from backupd.store.s3_client import CredentialsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from urllib.parse import SplitResult
 
     from backupd.config import StoreSettings
     from backupd.store.s3_error_table import Explanation
@@ -221,7 +222,7 @@ def _error(explanation: Explanation, operation: Operation, **facts: str) -> Stor
     fields = {
         "endpoint": operation.endpoint,
         "host": endpoint.hostname,
-        "address": f"{endpoint.hostname}:{endpoint.port or 443}",
+        "address": f"{endpoint.hostname}:{_port_of(endpoint)}",
         "endpoint_url": settings.endpoint_url or operation.found_endpoint(),
         "endpoint_key": "`endpoint_url`" if settings.endpoint_url else "AWS_ENDPOINT_URL",
         "endpoint_without_bucket": other,
@@ -239,6 +240,13 @@ def _error(explanation: Explanation, operation: Operation, **facts: str) -> Stor
         hint += f"; or, if {endpoint.hostname} is the bucket's own name there, set `endpoint_url` to {other}"
     what = f"{operation.verb} {operation.key}".rstrip()
     return explanation.error(f"cannot {what} in {settings.url}: {explanation.message.format(**fields)}", hint=hint)
+
+
+def _port_of(endpoint: SplitResult) -> int:
+    try:
+        return endpoint.port or 443
+    except ValueError:  # AWS_ENDPOINT_URL may have any number there
+        return 443
 
 
 def _clocks(ahead: timedelta | None) -> str:

@@ -569,6 +569,16 @@ def test_the_environment_may_say_where_the_server_is(monkeypatch: pytest.MonkeyP
         assert (amazon.endpoint, amazon._replace(found_endpoint=lambda: None).endpoint) == ("Amazon S3", "Amazon S3")
 
 
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "HTTPS_PROXY"])
+def test_a_variable_with_an_impossible_port_is_named(monkeypatch: pytest.MonkeyPatch, variable: str):
+    """The hint names the variable of the environment that has to be corrected, and a new try cannot help."""
+    monkeypatch.setenv(variable, "https://127.0.0.1:99999")
+    error = failure(S3Store(settings_for(None)))
+    assert isinstance(error, StoreRefusedError)
+    assert "https://127.0.0.1:99999" in error.message
+    assert variable in (error.hint or "")
+
+
 def test_an_unknown_refusal_keeps_its_name():
     """An unknown code stays an error, with the code and the server's words, but no key's id."""
     with answering(lambda handler, _: handler.error(418, "OutOfTea", "AKIAABCDEFGHIJKLMNOP may have\n none")) as (
