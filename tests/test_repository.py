@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from harness.faults import FaultyStore
+from harness.packs import decode_pack
 from harness.place import create_database
 from harness.rotation import Rotation
 from msgspec.structs import replace
@@ -14,7 +15,6 @@ from backupd.config import Database, Settings
 from backupd.config.stores import EncryptionSettings
 from backupd.encryption import Encryption, generate_identity
 from backupd.errors import DamageError
-from backupd.format.pack import decode_pack
 from backupd.repository import Repository
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore

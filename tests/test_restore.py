@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from harness.packs import entry_of
+from harness.packs import decode_pack, entry_of
 from harness.place import create_database
 from msgspec.structs import replace
 
 from backupd.backup import SnapshotRequest, back_up
 from backupd.config import Database, Settings
 from backupd.errors import BusyError, DamageError, TargetExistsError, TargetUnwritableError
-from backupd.format.pack import decode_pack
 from backupd.format.pagemap import encode_page_map, image_digest
 from backupd.live.files import make_partial
 from backupd.repository import Repository

@@ -125,7 +125,7 @@ def encode_pack(
 ) -> bytes:
     """Return one pack object. `page_numbers` ascend strictly; `hashes` and `images` are in the same order.
 
-    Releases the interpreter lock while it compresses. Raises `FormatError` rather than return a pack that `decode_pack`
+    Releases the interpreter lock while it compresses. Raises `FormatError` rather than return a pack that a reader
     would reject; it does not decompress the result to check it.
     """
     pages = len(page_numbers)
@@ -232,15 +232,3 @@ def decode_frame(index: PackIndex, frame: Frame, content: bytes | memoryview) ->
     if len(images) != raw_bytes:
         raise FormatError("a compressed frame has a size other than it declares")
     return images
-
-
-def decode_pack(data: bytes) -> tuple[PackIndex, bytes]:
-    """Return the index and the page images, in the order of the index. Raises `FormatError`.
-
-    Checks what `decode_frame` checks, and not the name of the object. At most 16 MiB are allocated, whatever `data`
-    claims.
-    """
-    index, view = parse_pack(data), memoryview(data)
-    return index, b"".join(
-        decode_frame(index, frame, view[frame.offset : frame.offset + frame.length]) for frame in index.frames
-    )

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.extent import examples
-from harness.packs import pack_entry
+from harness.packs import decode_pack, pack_entry
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backupd.backup.assembly import WrittenPack, assemble
 from backupd.capture.packer import Packer, PackWriter, Stream
-from backupd.format.pack import decode_pack, page_hash
+from backupd.format.pack import page_hash
 
 if TYPE_CHECKING:
     from backupd.format.manifest import PackEntry

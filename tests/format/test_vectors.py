@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import zstandard
+from harness.packs import decode_pack
 from msgspec.structs import replace
 
 import backupd.format
@@ -36,7 +37,6 @@ from backupd.format.pack import (
     MAX_PACK_BYTES,
     MAX_RAW_BYTES,
     MIN_FRAME_BYTES,
-    decode_pack,
     encode_pack,
     index_hash,
     page_hash,

@@ -24,13 +24,15 @@ _READ = """
 import resource, sys
 from backupd.format import FormatError, pagemap
 from backupd.format.manifest import decode_manifest
-from backupd.format.pack import decode_pack
+from backupd.format.pack import decode_frame, parse_pack
 data = open(sys.argv[1], "rb").read()
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[3]), resource.RLIM_INFINITY))
 try:
     if sys.argv[2] == "pack":
-        decode_pack(data)
+        index = parse_pack(data)
+        for frame in index.frames:
+            decode_frame(index, frame, data[frame.offset : frame.offset + frame.length])
     else:
         manifest = decode_manifest(data)
         if sys.argv[2] == "map":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from backupd.capture.limits import CaptureRequest, StreamBase
 from backupd.capture.process import Capture, Captured, PackReady, PagesCaptured, Pinned
-from backupd.format.pack import decode_pack
+from harness.packs import decode_pack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -1,11 +1,15 @@
-"""What a manifest says of a pack, for tests that write manifests themselves."""
+"""Packs in tests: what a manifest says of one, and all of its pages."""
 
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 from backupd.format.manifest import PackEntry
-from backupd.format.pack import index_hash, parse_index
+from backupd.format.pack import decode_frame, index_hash, parse_index, parse_pack
+
+if TYPE_CHECKING:
+    from backupd.format.pack import PackIndex
 
 
 def pack_entry(sha256: str, *, stored_bytes: int, pages: int) -> PackEntry:
@@ -24,4 +28,12 @@ def entry_of(content: bytes) -> PackEntry:
         pages=index.pages,
         index_bytes=len(index.encoded),
         index_hash=index_hash(index.encoded),
+    )
+
+
+def decode_pack(data: bytes) -> tuple[PackIndex, bytes]:
+    """The index of a pack and its page images, in the order of the index. Raises `FormatError`."""
+    index, view = parse_pack(data), memoryview(data)
+    return index, b"".join(
+        decode_frame(index, frame, view[frame.offset : frame.offset + frame.length]) for frame in index.frames
     )

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from blake3 import blake3
+from harness.packs import decode_pack
 from harness.rescuing import RESCUE
 
 from backupd.format import is_page_size, manifest, pack
-from backupd.format.pack import decode_pack, encode_pack, page_hash
+from backupd.format.pack import encode_pack, page_hash
 from backupd.format.pagemap import encode_page_map, image_digest
 from backupd.rescue import rescue, rescue_objects
 from backupd.store.keys import RESCUE_KEY, RESTORE_KEY
