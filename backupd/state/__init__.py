@@ -11,11 +11,8 @@ verifications/<digest>.*            what an interrupted verification has read
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import secrets
-import shutil
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
@@ -73,9 +70,9 @@ class StateDirectory:
         file = self._directory() / "writer"
         with self._reporting_errors():
             if not file.exists():
-                temporary = file.with_name(f"writer.{secrets.token_hex(4)}")
+                temporary = file.with_name(f"writer.{os.urandom(4).hex()}")
                 try:
-                    temporary.write_text(secrets.token_hex(8), encoding="utf-8")
+                    temporary.write_text(os.urandom(8).hex(), encoding="utf-8")
                     with suppress(FileExistsError):
                         rename_new(temporary, file)
                 finally:
@@ -88,6 +85,8 @@ class StateDirectory:
 
         Raises `AnotherRunError`. The kernel drops the lock when the process ends, however it ends.
         """
+        import hashlib  # noqa: PLC0415  (as above)
+
         digest = hashlib.sha256(os.fsencode(subject)).hexdigest()[:32]
         file = self._directory("locks") / f"{digest}.lock"
         with self._reporting_errors():
@@ -109,6 +108,8 @@ class StateDirectory:
     @contextmanager
     def spool(self) -> Iterator[Path]:
         """An empty directory for one run, removed when the block ends, with the spools of runs that were killed."""
+        import shutil  # noqa: PLC0415  (as above)
+
         directory = self._directory("spool")
         with self._reporting_errors():
             _remove_abandoned_spools(directory)
@@ -125,7 +126,7 @@ class StateDirectory:
     def _new_spool(self, directory: Path) -> tuple[Path, Path, int]:
         """The path of a spool that does not exist yet, its lock file, and the descriptor that holds the lock."""
         while True:
-            run = directory / f"{time.time_ns():x}-{secrets.token_hex(4)}"
+            run = directory / f"{time.time_ns():x}-{os.urandom(4).hex()}"
             lock_file = run.with_suffix(".lock")
             with self._reporting_errors():
                 descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -208,6 +209,8 @@ def _make_directory(path: Path) -> None:
 
 def _remove_abandoned_spools(directory: Path) -> None:
     """Remove spools whose lock no living run holds, and lock files of runs that were killed before or after theirs."""
+    import shutil  # noqa: PLC0415  (as above)
+
     for lock_file in directory.glob("*.lock"):
         try:
             descriptor = os.open(lock_file, os.O_RDWR | os.O_CLOEXEC)
