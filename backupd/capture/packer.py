@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from operator import gt
 from typing import TYPE_CHECKING
 
-from backupd.capture.table import HashTable, spool_full
+from backupd.capture.table import HashTable, Pages, mark, spool_full
 from backupd.concurrency import WorkerThreads
 from backupd.errors import SourceUnusableError
 from backupd.format.pack import HASH_BYTES, encode_pack, index_hash, parse_index
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from pathlib import Path
 
-    from backupd.capture.table import KnownBlocks, Pages
+    from backupd.capture.table import KnownBlocks
 
 _WORKERS = 2
 _RAW_PACKS_IN_MEMORY = 2
@@ -76,9 +78,7 @@ class Packer:
         """
         pages = self.table.record(numbers, images)
         for stream in self._streams:
-            if stream.needs_any(pages):
-                for number, digest, image in zip(*pages, strict=True):
-                    stream.offer(number, digest, image, self._writer)
+            stream.offer(pages, self._writer)
         return len(pages.numbers)
 
     def wait(self) -> None:
@@ -111,38 +111,49 @@ class Stream:
         self._relocate = relocate
         self._packs = 0
         self._raw: _RawPack | None = None
-        self._stored = bytearray()
+        self._stored = bytearray()  # by page number
         self._aside = _PagesAside(spool / f"relocated-{number}") if relocate else None
 
-    def needs_any(self, pages: Pages) -> bool:
-        """Whether any of these pages may have to be stored or put aside. Most of them are those of the base."""
-        if self._relocate or not pages.are_in(self._expected):
-            return bool(pages.numbers)
-        return any(self._stored[pages.numbers[0] - 1 : pages.numbers[-1]])
-
-    def offer(self, number: int, page_hash: bytes, image: bytes, writer: PackWriter) -> None:
-        """Store one page of the image if the base does not have it, or put it aside if it has to be relocated.
+    def offer(self, pages: Pages, writer: PackWriter) -> None:
+        """Store those of the pages that the base does not have, and put aside those that have to be relocated.
 
         A page that was stored before is stored again: a later pack wins over an earlier one, and over the base.
         """
+        if not self._expected:
+            self._store(pages, writer)
+        elif self._needs_any(pages):
+            differing = []
+            for number, page_hash, image in zip(*pages, strict=True):
+                if self._differs(number, page_hash):
+                    differing.append((number, page_hash, image))
+                elif self._aside is not None and number in self._relocate:
+                    self._aside.put(number, page_hash, image)
+            self._store(Pages.of(differing), writer)
+
+    def _needs_any(self, pages: Pages) -> bool:
+        """Whether any of these pages may have to be stored or put aside. Most of them are those of the base."""
+        if self._relocate or not pages.are_in(self._expected):
+            return bool(pages.numbers)
+        return 1 in self._stored[pages.numbers[0] : pages.numbers[-1] + 1]
+
+    def _differs(self, number: int, page_hash: bytes) -> bool:
+        """Whether a page differs from the base, or did before in this capture."""
         start = (number - 1) * HASH_BYTES
-        if self._is_stored(number) or self._expected[start : start + HASH_BYTES] != page_hash:
-            self._store(number, page_hash, image, writer)
-        elif self._aside is not None and number in self._relocate:
-            self._aside.put(number, page_hash, image)
+        return self._is_stored(number) or self._expected[start : start + HASH_BYTES] != page_hash
 
     def _is_stored(self, number: int) -> bool:
-        return number <= len(self._stored) and bool(self._stored[number - 1])
+        return number < len(self._stored) and bool(self._stored[number])
 
-    def _store(self, number: int, page_hash: bytes, image: bytes, writer: PackWriter) -> None:
-        if number > len(self._stored):
-            self._stored.extend(bytes(number - len(self._stored)))
-        self._stored[number - 1] = 1
-        if self._raw is None:
-            self._raw = _RawPack(self._number, self._packs, len(image), writer.buffer())
-        self._raw.add(number, page_hash, image)
-        if len(self._raw.numbers) * len(image) >= _RAW_PACK_BYTES:
-            self._flush(writer)
+    def _store(self, pages: Pages, writer: PackWriter) -> None:
+        self._stored.extend(bytes(max(0, max(pages.numbers, default=0) + 1 - len(self._stored))))
+        mark(self._stored, pages.numbers)
+        while pages.numbers:
+            if self._raw is None:
+                self._raw = _RawPack(self._number, self._packs, len(pages.images[0]), writer.buffer())
+            fitting, pages = pages.split(self._raw.room)
+            self._raw.add(fitting)
+            if not self._raw.room:
+                self._flush(writer)
 
     def cut(self, page_count: int) -> None:
         """Drop pages beyond `page_count` that are in no pack yet."""
@@ -155,7 +166,7 @@ class Stream:
             self._flush(writer)
             for number, page_hash, image in self._aside.pages(page_size):
                 if number <= page_count and not self._is_stored(number):
-                    self._store(number, page_hash, image, writer)
+                    self._store(Pages([number], [page_hash], [image]), writer)
         self._flush(writer)
         if self._aside is not None:
             self._aside.close()
@@ -204,13 +215,14 @@ class _PagesAside:
 class _RawPack:
     """Pages on their way into a pack, each page number once.
 
-    Their images are at the beginning of `buffer`, which has room for a full pack.
+    Their images are at the beginning of `buffer`, which has room for a full pack. It copies many pages at once, which a
+    bytearray does one by one, and twice. Nothing can be added while a view of `images` is in use.
     """
 
     stream: int
     order: int
     page_size: int
-    buffer: bytearray
+    buffer: io.BytesIO
     numbers: list[int] = field(default_factory=list)
     hashes: bytearray = field(default_factory=bytearray)
     _places: dict[int, int] = field(default_factory=dict)
@@ -218,15 +230,33 @@ class _RawPack:
     @property
     def images(self) -> memoryview:
         """The images of the pages, joined."""
-        return memoryview(self.buffer)[: len(self.numbers) * self.page_size]
+        return self.buffer.getbuffer()[: len(self.numbers) * self.page_size]
 
-    def add(self, number: int, page_hash: bytes, image: bytes) -> None:
+    @property
+    def room(self) -> int:
+        """How many more pages the pack takes."""
+        return _RAW_PACK_BYTES // self.page_size - len(self.numbers)
+
+    def add(self, pages: Pages) -> None:
+        """Add pages, each once and no more than there is room for, or replace the images of those that are here."""
+        if not self._places.keys().isdisjoint(pages.numbers):
+            for page in zip(*pages, strict=True):
+                self._put(*page)
+            return
+        self.buffer.seek(len(self.numbers) * self.page_size)
+        self.buffer.writelines(pages.images)
+        self._places.update(zip(pages.numbers, count(len(self.numbers)), strict=False))
+        self.numbers += pages.numbers
+        self.hashes += b"".join(pages.digests)
+
+    def _put(self, number: int, page_hash: bytes, image: bytes) -> None:
         """Add a page, or replace its image if it is here already."""
         at = self._places.setdefault(number, len(self.numbers))
         if at == len(self.numbers):
             self.numbers.append(number)
         self.hashes[at * HASH_BYTES : (at + 1) * HASH_BYTES] = page_hash
-        self.buffer[at * self.page_size : (at + 1) * self.page_size] = image
+        self.buffer.seek(at * self.page_size)
+        self.buffer.write(image)
 
     def cut(self, page_count: int) -> None:
         """Drop the pages beyond `page_count`."""
@@ -235,7 +265,7 @@ class _RawPack:
             self.numbers, self.hashes, self._places = [], bytearray(), {}
             for number, page_hash, image in before:
                 if number <= page_count:
-                    self.add(number, page_hash, image)
+                    self._put(number, page_hash, image)
 
     def sort(self) -> None:
         """Put the pages into the order of their numbers, which SQLite's backup hardly ever breaks."""
@@ -243,12 +273,13 @@ class _RawPack:
             before = sorted(self._pages())
             self.numbers, self._places = [], {}
             for page in before:
-                self.add(*page)
+                self._put(*page)
 
     def _pages(self) -> Iterator[tuple[int, bytes, bytes]]:
-        for at, number in enumerate(self.numbers):
-            page_hash = bytes(self.hashes[at * HASH_BYTES : (at + 1) * HASH_BYTES])
-            yield number, page_hash, bytes(self.buffer[at * self.page_size : (at + 1) * self.page_size])
+        with self.images as images:
+            for at, number in enumerate(self.numbers):
+                page_hash = bytes(self.hashes[at * HASH_BYTES : (at + 1) * HASH_BYTES])
+                yield number, page_hash, bytes(images[at * self.page_size : (at + 1) * self.page_size])
 
 
 class PackWriter:
@@ -274,7 +305,7 @@ class PackWriter:
         self._encrypt = encrypt
         self._emit = emit
         self._memory = threading.Semaphore(_RAW_PACKS_IN_MEMORY)
-        self._buffers: list[bytearray] = []
+        self._buffers: list[io.BytesIO] = []
         self._slots = threading.Semaphore(slots)
         self._workers = WorkerThreads(_WORKERS, thread_name_prefix="pack")
         self._pending: list[Future[None]] = []
@@ -283,12 +314,12 @@ class PackWriter:
         """Count that one finished pack has left the spool."""
         self._slots.release()
 
-    def buffer(self) -> bytearray:
+    def buffer(self) -> io.BytesIO:
         """Give a buffer for the images of one raw pack. `submit` takes it back."""
         try:
             return self._buffers.pop()
         except IndexError:
-            return bytearray(_RAW_PACK_BYTES)
+            return io.BytesIO(bytes(_RAW_PACK_BYTES))
 
     def submit(self, raw: _RawPack) -> None:
         """Take over a raw pack, which the caller must not touch any more. Raises what a worker failed with."""
@@ -344,8 +375,8 @@ class PackWriter:
                 self._unspill(raw, spilled)
             raw.sort()
             pack = encode_pack(raw.page_size, raw.numbers, bytes(raw.hashes), raw.images, level=self._level)
-        finally:
             self._take_back(raw)
+        finally:
             if spilled is not None:
                 spilled.unlink()
             else:
@@ -374,9 +405,8 @@ class PackWriter:
 
         One that grew page by page was moved about in the heap, which kept 18 MB more than was in use.
         """
-        buffer, raw.buffer = raw.buffer, bytearray()
-        if buffer:
-            self._buffers.append(buffer)
+        self._buffers.append(raw.buffer)
+        raw.buffer = io.BytesIO()
 
 
 def _write(file: Path, content: bytes | memoryview) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import apsw
 
-from backupd.capture.table import BLOCK_BYTES
+from backupd.capture.table import BLOCK_BYTES, mark
 from backupd.errors import SourceUnusableError
 from backupd.format import lock_page
 
@@ -156,7 +156,7 @@ def stream_pages(
                     backup.step(pages_per_step)
                 delivered.extend(bytes(backup.page_count + 1 - len(delivered)))
                 numbers, images = file.take(BLOCK_BYTES // page_size)
-                _mark(delivered, numbers)
+                mark(delivered, numbers)
                 pages_written(numbers, images)
                 passed.move_to((backup.page_count - backup.remaining) * page_size)
                 stepped(backup.remaining)
@@ -164,7 +164,7 @@ def stream_pages(
         destination.close()
         vfs.unregister()
     numbers, images = file.take()  # what was left, and what the destination wrote only when it was closed
-    _mark(delivered, numbers)
+    mark(delivered, numbers)
     pages_written(numbers, images)
     _reject_missing_pages(delivered, page_size)
     return file.first_page
@@ -188,11 +188,6 @@ class _PassedPart:
             self._window = window
             limit_bytes = self._source.pragma("mmap_size")
             self._source.pragma("mmap_size", limit_bytes ^ 1 if limit_bytes else 0)
-
-
-def _mark(delivered: bytearray, numbers: list[int]) -> None:
-    for number in numbers:
-        delivered[number] = 1
 
 
 def _reject_missing_pages(delivered: bytearray, page_size: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from blake3 import blake3
 
@@ -20,7 +20,7 @@ from backupd.format.pack import HASH_BYTES, page_hash
 from backupd.system.files import free_bytes, take_space
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 BLOCK_BYTES = 64 << 10
@@ -34,6 +34,17 @@ class Pages(NamedTuple):
     numbers: list[int]
     digests: list[bytes]
     images: list[bytes]
+
+    @classmethod
+    def of(cls, pages: Iterable[tuple[int, bytes, bytes]]) -> Self:
+        """Make it of the number, hash and image of each page."""
+        listed = [*pages]
+        return cls([page[0] for page in listed], [page[1] for page in listed], [page[2] for page in listed])
+
+    def split(self, at: int) -> tuple[Pages, Pages]:
+        """Return the first `at` pages, and the others."""
+        numbers, digests, images = self
+        return Pages(numbers[:at], digests[:at], images[:at]), Pages(numbers[at:], digests[at:], images[at:])
 
     @property
     def first_of_run(self) -> int:
@@ -139,10 +150,9 @@ class HashTable:
             before = self.run(first, len(pages.numbers))
             if b"".join(pages.digests) == before:
                 return Pages([], [], [])
-            if not any(before):
+            if before == bytes(len(before)):
                 return pages
-        changed = [page for page in zip(*pages, strict=True) if self.run(page[0], 1) != page[1]]
-        return Pages(*map(list, zip(*changed, strict=True))) if changed else Pages([], [], [])
+        return Pages.of(page for page in zip(*pages, strict=True) if self.run(page[0], 1) != page[1])
 
     def _record_blocks(self, numbers: list[int], blocks: Mapping[int, bytes]) -> None:
         """Record the digests of blocks that came whole; those of which only some of `numbers` came are not known."""
@@ -241,8 +251,19 @@ def _last_of_each(numbers: list[int], images: list[bytes]) -> tuple[list[int], l
     return [*last.keys()], [*last.values()]
 
 
+def mark(flags: bytearray, numbers: list[int]) -> None:
+    """Set the flags of these numbers to 1."""
+    if first := _first_of_run(numbers):
+        flags[first : first + len(numbers)] = b"\1" * len(numbers)
+        return
+    for number in numbers:
+        flags[number] = 1
+
+
 def count_unseen(hashes: bytes) -> int:
     """Count the pages among these joined hashes that have not been seen."""
+    if hashes == bytes(len(hashes)):
+        return len(hashes) // HASH_BYTES
     if _UNSEEN not in hashes:
         return 0
     return sum(hashes[at : at + HASH_BYTES] == _UNSEEN for at in range(0, len(hashes), HASH_BYTES))
