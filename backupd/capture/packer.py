@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from backupd.capture.table import HashTable, Pages, mark, spool_full
 from backupd.concurrency import WorkerThreads
 from backupd.errors import SourceUnusableError
-from backupd.format.pack import HASH_BYTES, encode_pack, index_hash, parse_index
+from backupd.format.pack import HASH_BYTES, PackEncoder, index_hash
 from backupd.system.files import has_room
 
 if TYPE_CHECKING:
@@ -282,6 +282,13 @@ class _RawPack:
                 yield number, page_hash, bytes(images[at * self.page_size : (at + 1) * self.page_size])
 
 
+class _ThreadEncoder(threading.local):
+    """The encoder of each thread."""
+
+    def __init__(self, level: int) -> None:
+        self.encoder = PackEncoder(level)
+
+
 class PackWriter:
     """Compresses raw packs in worker threads into files of the spool, and reports each finished file.
 
@@ -300,7 +307,7 @@ class PackWriter:
         encrypt: Callable[[bytes], bytes] | None = None,
     ) -> None:
         self._spool = spool
-        self._level = level
+        self._thread = _ThreadEncoder(level)
         self._may_wait = True
         self._encrypt = encrypt
         self._emit = emit
@@ -374,24 +381,25 @@ class PackWriter:
             if spilled is not None:
                 self._unspill(raw, spilled)
             raw.sort()
-            pack = encode_pack(raw.page_size, raw.numbers, bytes(raw.hashes), raw.images, level=self._level)
+            numbers, hashes = raw.numbers, bytes(raw.hashes)
+            index, pack = self._thread.encoder.encode(raw.page_size, numbers, hashes, raw.images)
             self._take_back(raw)
         finally:
             if spilled is not None:
                 spilled.unlink()
             else:
                 self._memory.release()
-        index = parse_index(pack)
         proof: dict[str, int | str] = {"index_bytes": len(index.encoded), "index_hash": index_hash(index.encoded)}
+        content: bytes | memoryview = pack
         if self._encrypt is not None:
-            pack, proof = self._encrypt(pack), {}
-        sha256 = hashlib.sha256(pack).hexdigest()
+            content, proof = self._encrypt(bytes(pack)), {}
+        sha256 = hashlib.sha256(content).hexdigest()
         self._slots.acquire()
         file = self._spool / f"pack-{raw.stream}-{raw.order}"
-        _write(file, pack)
-        numbers = base64.b64encode(index.page_numbers).decode("ascii")
+        _write(file, content)
+        page_numbers = base64.b64encode(index.page_numbers).decode("ascii")
         place = {"stream": raw.stream, "order": raw.order, "file": str(file)}
-        self._emit("pack", **place, sha256=sha256, page_numbers=numbers, **proof)
+        self._emit("pack", **place, sha256=sha256, page_numbers=page_numbers, **proof)
 
     def _unspill(self, raw: _RawPack, spilled: Path) -> None:
         """Move the images from the spool back into memory."""

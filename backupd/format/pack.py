@@ -5,6 +5,7 @@ FORMAT.md, "Pack", is the specification. This module imports little: a capturing
 
 from __future__ import annotations
 
+import io
 import struct
 from dataclasses import dataclass
 from itertools import accumulate
@@ -125,33 +126,62 @@ def encode_pack(
 ) -> bytes:
     """Return one pack object. `page_numbers` ascend strictly; `hashes` and `images` are in the same order.
 
-    Releases the interpreter lock while it compresses. Raises `FormatError` rather than return a pack that a reader
-    would reject; it does not decompress the result to check it.
+    Raises `FormatError` rather than return a pack that a reader would reject; it does not decompress the result to
+    check it.
     """
-    pages = len(page_numbers)
-    pages_per_frame = max(1, min(pages, _FRAME_BYTES // page_size))
-    step = pages_per_frame * page_size
-    compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
-    parts = [memoryview(images)[start : start + step] for start in range(0, len(images), step)]
-    frames = [compressor.compress(part) for part in parts]
-    prefix = _PREFIX.pack(
-        _SKIPPABLE_MAGIC,
-        _index_bytes(pages, len(frames)) - _FRAME_HEAD_BYTES,
-        _TAG,
-        FORMAT_VERSION,
-        page_size,
-        pages,
-        pages_per_frame,
-    )
-    numbers, lengths = struct.pack(f"<{pages}I", *page_numbers), struct.pack(f"<{len(frames)}I", *map(len, frames))
-    pack = b"".join((prefix, numbers, hashes, lengths, *frames))
-    index = parse_index(pack)
-    _reject_other_length(index, len(pack))
-    if index.hashes != hashes or len(pack) > MAX_PACK_BYTES:
-        raise FormatError(f"a pack of {pages} pages has {len(hashes)} bytes of hashes and {len(pack)} bytes in all")
-    for frame, content in zip(index.frames, frames, strict=True):
-        _reject_wrong_frame(content, frame.pages * page_size)
-    return pack
+    _, pack = PackEncoder(level).encode(page_size, page_numbers, hashes, images)
+    return bytes(pack)
+
+
+class PackEncoder:
+    """Encodes packs one after the other, each in the memory of the one before. Threads must not share it.
+
+    Memory that is given back and taken again for each pack costs a page fault per 4 KiB, twice.
+    """
+
+    def __init__(self, level: int) -> None:
+        self._compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
+        self._buffer = io.BytesIO()
+
+    def encode(
+        self, page_size: int, page_numbers: Sequence[int], hashes: bytes, images: bytes | memoryview
+    ) -> tuple[PackIndex, memoryview]:
+        """Return what `encode_pack` does, and its index. The pack must be released before the next call.
+
+        Releases the interpreter lock while it compresses. Raises what `encode_pack` raises.
+        """
+        pages = len(page_numbers)
+        if (len(hashes), len(images)) != (pages * HASH_BYTES, pages * page_size):
+            raise FormatError(f"{pages} pages have {len(hashes)} bytes of hashes and {len(images)} bytes of images")
+        pages_per_frame = max(1, min(pages, _FRAME_BYTES // page_size))
+        index_bytes = _index_bytes(pages, -(-pages // pages_per_frame))
+        lengths = self._write_frames(index_bytes, images, pages_per_frame * page_size)
+        self._buffer.seek(0)
+        frame_bytes = index_bytes - _FRAME_HEAD_BYTES
+        prefix = (_SKIPPABLE_MAGIC, frame_bytes, _TAG, FORMAT_VERSION, page_size, pages, pages_per_frame)
+        self._buffer.write(_PREFIX.pack(*prefix))
+        self._buffer.write(struct.pack(f"<{pages}I", *page_numbers))
+        self._buffer.write(hashes)
+        self._buffer.write(struct.pack(f"<{len(lengths)}I", *lengths))
+        pack = self._buffer.getbuffer()[: index_bytes + sum(lengths)]
+        return _checked_index(pack), pack
+
+    def _write_frames(self, start: int, images: bytes | memoryview, frame_bytes: int) -> list[int]:
+        """Compress each `frame_bytes` of the images into the buffer from `start` on; return the lengths."""
+        self._buffer.seek(start)
+        view = memoryview(images)
+        parts = (view[at : at + frame_bytes] for at in range(0, len(view), frame_bytes))
+        return [self._buffer.write(self._compressor.compress(part)) for part in parts]
+
+
+def _checked_index(pack: memoryview) -> PackIndex:
+    """Return the index of a pack that was written just now. Raises `FormatError` unless all of it can be read."""
+    index = parse_pack(pack)
+    if len(pack) > MAX_PACK_BYTES:
+        raise FormatError(f"a pack of {index.pages} pages has {len(pack)} bytes")
+    for frame in index.frames:
+        _reject_wrong_frame(pack[frame.offset : frame.offset + frame.length], frame.pages * index.page_size)
+    return index
 
 
 def parse_index(data: bytes | memoryview) -> PackIndex:
@@ -210,7 +240,7 @@ def _reject_wrong_frame(content: bytes | memoryview, raw_bytes: int) -> None:
         raise FormatError("a compressed frame needs a dictionary")
 
 
-def parse_pack(data: bytes) -> PackIndex:
+def parse_pack(data: bytes | memoryview) -> PackIndex:
     """Parse the index of a whole pack, whose frames must be exactly the rest of `data`. Raises `FormatError`."""
     index = parse_index(data)
     _reject_other_length(index, len(data))
