@@ -113,6 +113,23 @@ def test_listing_shows_what_is_not_there() -> None:
     }
 
 
+def test_pack_that_came_by_its_key_is_looked_at_when_asked_for() -> None:
+    """Each is looked at once, and one that has gone by then is missing."""
+    right, small, gone = _packs(3)
+    keys = {pack: f"app/packs/{pack.sha256}.zst" for pack in (right, small, gone)}
+    sizes, looked_at = {keys[right]: 100, keys[small]: 99}, []
+
+    def look(key: str) -> StoredObject | None:
+        looked_at.append(key)
+        return StoredObject(key, sizes[key], datetime.now(UTC)) if key in sizes else None
+
+    listing = Listing.of("app", keys.values(), look)
+    assert (set(listing.packs), looked_at) == ({pack.sha256 for pack in keys}, [])
+    assert listing.missing([right, small, gone]) == [small, gone]
+    assert listing.packs[small.sha256].size_bytes == 99
+    assert looked_at == [*keys.values()]
+
+
 class _Reporting(FaultyStore):
     """Has the facts that a test says, by the beginning of the SHA-256 in the key."""
 

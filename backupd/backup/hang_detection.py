@@ -9,7 +9,7 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from backupd.config import StoreSettings
-    from backupd.store import Store
+    from backupd.store import Store, StoredObject
 
+_T = TypeVar("_T")
 _SLACK_SECONDS = 10.0
+_ANSWER_SECONDS = 0.1
+_MOST_IN_ANSWER = 1000
 
 
 class Patience(msgspec.Struct, frozen=True):
@@ -49,8 +52,8 @@ class Patience(msgspec.Struct, frozen=True):
 class WatchedStore(StoreWrapper):
     """A `Store` that passes calls on to another one, and measures for how long that has not answered.
 
-    Every object of a listing is an answer. After `abandon`, each new call raises `StoreUnavailableError`: a thread that
-    was left behind in a call goes no further than that.
+    What a listing gives within a tenth of a second is an answer. After `abandon`, each new call raises
+    `StoreUnavailableError`: a thread that was left behind in a call goes no further than that.
     """
 
     def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
@@ -77,6 +80,32 @@ class WatchedStore(StoreWrapper):
     def abandon(self) -> None:
         """Let no new call through. Calls that the store is already busy with cannot be stopped."""
         self._is_abandoned = True
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        """List the objects below a prefix, as `Store.list`."""
+        return self._watched(prefix, self._store.list(prefix))
+
+    def survey(self, prefix: str, *, is_known: Callable[[str], bool]) -> Iterator[StoredObject | str]:
+        """List the objects below a prefix, as `Store.survey`."""
+        return self._watched(prefix, self._store.survey(prefix, is_known=is_known))
+
+    def _watched(self, prefix: str, found: Iterator[_T]) -> Iterator[_T]:
+        while True:
+            with self._around("list", prefix):
+                answer = self._answer(found)
+            if not answer:
+                return
+            yield from answer
+
+    def _answer(self, found: Iterator[_T]) -> Sequence[_T]:
+        """The next of what a listing gives: many if they come at once, none at its end."""
+        answer: list[_T] = []
+        ends_at = self._clock() + _ANSWER_SECONDS
+        for each in found:
+            answer.append(each)
+            if len(answer) == _MOST_IN_ANSWER or self._clock() >= ends_at:
+                break
+        return answer
 
     @contextmanager
     def _around(self, verb: str, key: str) -> Iterator[None]:

@@ -106,8 +106,9 @@ class Sweep:
 
         `holdings` were read in full. Raises the errors of `Store`, `DamageError` and `BusyError`.
         """
-        named = holdings.named_packs
-        unnamed = {sha256: stored for sha256, stored in holdings.listing.packs.items() if sha256 not in named}
+        named, packs = holdings.named_packs, holdings.listing.packs
+        # All are looked at now, so that the next listing shows which of them were put again since.
+        unnamed = {each: stored for each in packs if each not in named and (stored := packs.get(each)) is not None}
         self.waiting = dict(unnamed)
         recorded = self._recorded(holdings, unnamed, named)
         due = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, TypeVar
 
 from backupd.errors import (
@@ -24,7 +25,7 @@ from backupd.repository.commit import require_readable
 from backupd.repository.history import DamagedManifest, Listing
 from backupd.state.catalog import Catalog
 from backupd.store import canonical_url
-from backupd.store.keys import PackKey, RecordKey, SnapshotKey, clock_key, database_prefix, sweeps_prefix
+from backupd.store.keys import PackKey, RecordKey, SnapshotKey, clock_key, database_prefix, packs_prefix, sweeps_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -69,7 +70,17 @@ class Archive:
 
     def listing(self) -> Listing:
         """List everything that the store has of this database."""
-        return Listing.of(self.database, self.repository.store.list(database_prefix(self.database)))
+        return Listing.of(self.database, self._survey(), self.repository.store.look)
+
+    def listing_up_to_packs(self) -> Listing:
+        """List the deletions and, after them, the packs, and nothing that comes after these in a listing."""
+        packs = packs_prefix(self.database)
+        shown = takewhile(lambda each: _key(each) < packs or _key(each).startswith(packs), self._survey())
+        return Listing.of(self.database, shown, self.repository.store.look)
+
+    def _survey(self) -> Iterator[StoredObject | str]:
+        packs = packs_prefix(self.database)
+        return self.repository.store.survey(database_prefix(self.database), is_known=lambda key: key.startswith(packs))
 
     def shows(self, snapshot_id: str) -> bool:
         """Whether the store has the manifest of this snapshot now, and a reader accepts it. One request."""
@@ -296,6 +307,10 @@ class Archive:
 
     def _report_lost(self, reason: str) -> None:
         self.repository.report_once("nothing can be cached", reason=reason)
+
+
+def _key(shown: StoredObject | str) -> str:
+    return shown if isinstance(shown, str) else shown.key
 
 
 @dataclass(frozen=True, slots=True)

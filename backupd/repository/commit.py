@@ -26,6 +26,7 @@ from backupd.errors import (
 )
 from backupd.format import FormatError
 from backupd.format.manifest import (
+    ALWAYS_COUNTED_SEQUENCES,
     MAX_MANIFEST_BYTES,
     SealedManifest,
     decode_manifest,
@@ -88,7 +89,7 @@ def publish(archive: Archive, manifest: AnyManifest, content: bytes) -> None:
     Raises `LostPacksError`. Why this is safe beside a sweep on another host: FORMAT.md, "Deleting packs".
     """
     for _ in range(_LISTINGS_TRIED):
-        listing = archive.listing()
+        listing = archive.listing_up_to_packs()
         missing = listing.missing(manifest.packs)
         if missing:
             raise LostPacksError(
@@ -100,7 +101,7 @@ def publish(archive: Archive, manifest: AnyManifest, content: bytes) -> None:
             _reject_packs_being_deleted(archive, manifest, listing)
         except NoSuchObjectError:
             continue  # a sweep has just ended, and may have deleted what the listing showed before
-        _wait_until_sequence_counts(manifest, listing)
+        _wait_until_sequence_counts(archive, manifest)
         archive.repository.put_object(str(SnapshotKey(manifest.database, str(manifest.id))), content)
         return
     raise LostPacksError(
@@ -108,9 +109,11 @@ def publish(archive: Archive, manifest: AnyManifest, content: bytes) -> None:
     )
 
 
-def _wait_until_sequence_counts(manifest: AnyManifest, listing: Listing) -> None:
+def _wait_until_sequence_counts(archive: Archive, manifest: AnyManifest) -> None:
     """Wait for the store's clock when another snapshot has the highest sequence that counts now: this one is newer."""
-    put_at = max((stored.modified_at for stored in listing.manifests.values()), default=None)
+    if manifest.sequence <= ALWAYS_COUNTED_SEQUENCES:
+        return
+    put_at = max((stored.modified_at for stored in archive.listing().manifests.values()), default=None)
     if put_at is not None and manifest.sequence > highest_sequence(put_at, datetime.now(UTC)):
         time.sleep(_STORE_CLOCK_TICK_SECONDS)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -19,14 +21,14 @@ from backupd.format.manifest import (
     summary_of,
 )
 from backupd.format.records import MAX_TRASH_BYTES, TrashEntry
+from backupd.store import StoredObject
 from backupd.store.keys import RecordKey, RecordKind, SnapshotKey, clock_key, retention_key, snapshots_prefix, split_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from backupd.format.manifest import PackEntry
     from backupd.repository.archive import Archive
-    from backupd.store import StoredObject
 
 _S = TypeVar("_S", bound=AnySummary)
 _READERS = 8
@@ -39,7 +41,8 @@ class Listing:
     """The objects of one database in one store: packs by SHA-256 (hex), everything else by snapshot or record id."""
 
     manifests: dict[SnapshotId, StoredObject] = field(default_factory=dict)
-    packs: dict[str, StoredObject] = field(default_factory=dict)
+    packs: Mapping[str, StoredObject] = field(default_factory=dict)
+    """Those that the store gave by their keys alone are looked at when they are asked for."""
     trash: dict[SnapshotId, StoredObject] = field(default_factory=dict)
     drills: dict[SnapshotId, StoredObject] = field(default_factory=dict)
     findings: dict[SnapshotId, StoredObject] = field(default_factory=dict)
@@ -53,9 +56,18 @@ class Listing:
     """Keys that are not of this format, in the order of the listing."""
 
     @classmethod
-    def of(cls, database: str, objects: Iterable[StoredObject]) -> Self:
-        """Sort `objects`, a store's listing of everything of `database`."""
-        listing = cls()
+    def of(
+        cls,
+        database: str,
+        objects: Iterable[StoredObject | str],
+        look: Callable[[str], StoredObject | None] = lambda _: None,
+    ) -> Self:
+        """Sort `objects`, a store's listing of everything of `database`.
+
+        The store may have given packs by their keys alone; `look` is what gives the rest of one then.
+        """
+        packs: dict[str, StoredObject | str] = {}
+        listing = cls(packs=_ListedPacks(packs, look))
         of_kind: dict[str, dict[SnapshotId, StoredObject]] = {
             "snapshots": listing.manifests,
             RecordKind.TRASH: listing.trash,
@@ -66,15 +78,18 @@ class Listing:
         }
         single = {retention_key(database), clock_key(database)}
         for stored in objects:
-            kind, name = split_key(stored.key) or (None, "")
+            key = stored if isinstance(stored, str) else stored.key
+            kind, name = split_key(key) or (None, "")
             if kind == "packs":
-                listing.packs[name] = stored
+                packs[name] = stored
+            elif isinstance(stored, str):
+                listing.foreign.append(key)
             elif kind is not None and (object_id := _as_id(name)):
                 of_kind[kind][object_id] = stored
-            elif stored.key in single:
-                listing.single[stored.key] = stored
+            elif key in single:
+                listing.single[key] = stored
             else:
-                listing.foreign.append(stored.key)
+                listing.foreign.append(key)
         return listing
 
     def missing(self, packs: Iterable[PackEntry]) -> list[PackEntry]:
@@ -86,6 +101,33 @@ class Listing:
         return None if found is None else found.size_bytes
 
 
+class _ListedPacks(Mapping[str, StoredObject]):
+    """The packs in a listing, by SHA-256 (hex). One that has gone when it is looked at is not there."""
+
+    def __init__(self, shown: dict[str, StoredObject | str], look: Callable[[str], StoredObject | None]) -> None:
+        self._shown = shown
+        self._look = look
+
+    def __getitem__(self, sha256: str) -> StoredObject:
+        shown = self._shown[sha256]
+        if isinstance(shown, str):
+            looked_at = self._look(shown)
+            if looked_at is None:
+                raise KeyError(sha256)
+            self._shown[sha256] = shown = looked_at
+        return shown
+
+    def __contains__(self, sha256: object) -> bool:
+        return sha256 in self._shown
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shown)
+
+    def __len__(self) -> int:
+        return len(self._shown)
+
+
+@functools.lru_cache(maxsize=1 << 15)
 def _as_id(text: str) -> SnapshotId | None:
     try:
         return SnapshotId(text)

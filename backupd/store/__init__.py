@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from datetime import timedelta
     from pathlib import Path
 
@@ -73,6 +73,15 @@ class Store(Protocol):
         objects, and the time limit applies to each page of a bucket's listing.
         """
 
+    def survey(self, prefix: str, *, is_known: Callable[[str], bool]) -> Iterator[StoredObject | str]:
+        """List as `list` does, but give an object as its key alone if `is_known` says so and its size costs a call.
+
+        `look` gives the rest, if the object is still there.
+        """
+
+    def look(self, key: str) -> StoredObject | None:
+        """Return one object as a listing shows it now; None when it does not exist."""
+
     def delete(self, key: str) -> None:
         """Remove one object; nothing happens when it does not exist."""
 
@@ -125,6 +134,15 @@ class StoreWrapper:
             if stored is None:
                 return
             yield stored
+
+    def survey(self, prefix: str, *, is_known: Callable[[str], bool]) -> Iterator[StoredObject | str]:  # noqa: ARG002
+        """List the objects below a prefix, as `Store.survey` may: whole, so that what changes `list` changes this."""
+        return self.list(prefix)
+
+    def look(self, key: str) -> StoredObject | None:
+        """Return one object as a listing shows it, as `Store.look`."""
+        with self._around("list", key):
+            return self._store.look(key)
 
     def delete(self, key: str) -> None:
         """Remove one object, as `Store.delete`."""

@@ -29,7 +29,7 @@ from backupd.system.files import create_with_parents, flush_names, read_at, writ
 from backupd.system.trust import way_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 _INCOMING = ".incoming"
 _STALE_AFTER_SECONDS = 3600
@@ -89,9 +89,25 @@ class DirectoryStore:
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """List all objects whose key begins with `prefix`, in the order of the keys' UTF-8 bytes."""
+        for stored in self.survey(prefix, is_known=_is_known_by_none):
+            if not isinstance(stored, str):
+                yield stored
+
+    def survey(self, prefix: str, *, is_known: Callable[[str], bool]) -> Iterator[StoredObject | str]:
+        """List all objects whose key begins with `prefix`; those that are known by their keys alone."""
         require_safe_prefix(prefix)
         with self._translated(prefix):
-            yield from self._walk(prefix[: prefix.rfind("/") + 1], prefix)
+            yield from self._walk(prefix[: prefix.rfind("/") + 1], prefix, is_known)
+
+    def look(self, key: str) -> StoredObject | None:
+        """Return one object as a listing shows it now; None when it does not exist."""
+        with self._translated(key):
+            try:
+                with self._parent(key) as parent:
+                    status = os.stat(_name(key), dir_fd=parent, follow_symlinks=False)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            return _as_listed(key, status) if stat.S_ISREG(status.st_mode) else None
 
     def delete(self, key: str) -> None:
         """Remove one object; nothing happens when it is not there."""
@@ -188,13 +204,13 @@ class DirectoryStore:
             flush_names(parent)
             self._durable.add(path)
 
-    def _walk(self, directory: str, prefix: str) -> Iterator[StoredObject]:
+    def _walk(self, directory: str, prefix: str, is_known: Callable[[str], bool]) -> Iterator[StoredObject | str]:
         """List the objects below `directory` ("" or a path that ends with `/`) whose keys begin with `prefix`."""
         if directory.startswith(f"{_INCOMING}/"):
             return
         try:
             with self._directory(directory.split("/")[:-1]) as descriptor:
-                entries = _sorted_entries(descriptor)
+                entries = _sorted_entries(descriptor, lambda name: is_known(directory + name))
         except (FileNotFoundError, NotADirectoryError):
             return
         is_all = directory.startswith(prefix)
@@ -203,9 +219,9 @@ class DirectoryStore:
             if not is_all and not key.startswith(prefix):
                 continue
             if name.endswith("/"):
-                yield from self._walk(key, prefix)
+                yield from self._walk(key, prefix, is_known)
             else:
-                yield StoredObject(key, status.st_size, _moment(status.st_mtime))
+                yield key if status is None else _as_listed(key, status)
 
     def _no_such_object(self, key: str) -> NoSuchObjectError:
         return NoSuchObjectError(f"there is no {key} in {self._root}")
@@ -233,33 +249,36 @@ def leaving_no_directory(root: Path) -> Iterator[None]:
                 directory.rmdir()
 
 
-def _sorted_entries(directory: int) -> list[tuple[str, os.stat_result]]:
+def _sorted_entries(directory: int, is_known: Callable[[str], bool]) -> list[tuple[str, os.stat_result | None]]:
     """Return regular files and directories, which have a `/` at the end, so that they sort like whole keys.
 
     Python compares code points, which is the order of UTF-8 bytes. Links, pipes, names that are not UTF-8, and files
-    that vanish in between are left out.
+    that vanish in between are left out. Files that are known, and directories, have no status.
     """
-    entries = []
+    entries: list[tuple[str, os.stat_result | None]] = []
     with os.scandir(directory) as found:
         for entry in found:
             name = entry.name
             try:
                 name.encode()
-                status = entry.stat(follow_symlinks=False)
+                if entry.is_dir(follow_symlinks=False):
+                    entries.append((f"{name}/", None))
+                elif entry.is_file(follow_symlinks=False):
+                    entries.append((name, None if is_known(name) else entry.stat(follow_symlinks=False)))
             except (FileNotFoundError, UnicodeEncodeError):
                 continue
-            if stat.S_ISREG(status.st_mode):
-                entries.append((name, status))
-            elif stat.S_ISDIR(status.st_mode):
-                entries.append((f"{name}/", status))
     return sorted(entries, key=itemgetter(0))
+
+
+def _is_known_by_none(_key: str) -> bool:
+    return False
 
 
 def _remove_stale(directory: int) -> None:
     """Remove files that a killed process left, but no recent ones, which another process may be writing."""
     stale_before = time.time() - _STALE_AFTER_SECONDS
-    for name, status in _sorted_entries(directory):
-        if not name.endswith("/") and status.st_mtime < stale_before:
+    for name, status in _sorted_entries(directory, _is_known_by_none):
+        if status is not None and status.st_mtime < stale_before:
             with suppress(OSError):
                 os.unlink(name, dir_fd=directory)
 
@@ -301,6 +320,10 @@ def _free_space(root: Path) -> str:
 
 def _name(key: str) -> str:
     return key.rpartition("/")[2]
+
+
+def _as_listed(key: str, status: os.stat_result) -> StoredObject:
+    return StoredObject(key, status.st_size, _moment(status.st_mtime))
 
 
 def _moment(seconds: float) -> datetime:

@@ -218,6 +218,14 @@ class S3Store:
                 raise not_s3(self._requests.operation("list", prefix))
         yield from sorted(found, key=lambda stored: stored.key.encode())
 
+    def survey(self, prefix: str, *, is_known: Callable[[str], bool]) -> Iterator[StoredObject | str]:  # noqa: ARG002
+        """List as `list` does: each page has the sizes."""
+        return self.list(prefix)
+
+    def look(self, key: str) -> StoredObject | None:
+        """Return one object as a listing shows it; None when it does not exist."""
+        return next((stored for stored in self.list(key) if stored.key == key), None)
+
     def _listed(self, page: ListObjectsV2OutputTypeDef, prefix: str) -> Sequence[StoredObject]:
         """Return the objects on one page of a listing, without any outside `prefix`: a sweep would delete them."""
         begins = self._root + prefix

@@ -133,6 +133,21 @@ def test_facts_are_read_without_the_content(store: Store, kind: str):
         store.facts("../a")
 
 
+def test_survey_shows_what_a_listing_shows(store: Store, kind: str):
+    """Only what is known may come by its key alone; `look` gives the rest, and None for what is not there."""
+    for key in ("app/packs/a", "app/packs/b", "app/snapshots/a"):
+        put(store, key, b"1")
+    listed = list(store.list("app/"))
+    found = list(store.survey("app/", is_known=lambda key: key == "app/packs/a"))
+    assert found[1:] == listed[1:]
+    assert found[0] == ("app/packs/a" if kind == "directory" else listed[0])
+    assert [store.look(each.key) for each in listed] == listed
+    for missing in ("app/packs/c", "app/packs", "app", "app/packs/a/b"):
+        assert store.look(missing) is None
+    with pytest.raises(ValueError, match="unsafe"):
+        store.look("../a")
+
+
 def test_nothing_is_found_before_the_first_put(store: Store, settings: StoreSettings):
     """An empty store lists nothing, has no object, lets itself be deleted from, and is not created by any of that."""
     assert keys(store) == keys(store, "app/packs/") == []
