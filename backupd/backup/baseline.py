@@ -24,7 +24,7 @@ from backupd.format.manifest import Manifest, Summary
 from backupd.format.pack import HASH_BYTES
 from backupd.format.pagemap import ImageCheck, find_pages, image_digest
 from backupd.logs import log
-from backupd.repository.history import History
+from backupd.repository.history import History, SeenHistory
 from backupd.repository.proofs import Proofs
 from backupd.state.catalog import write_atomically
 
@@ -223,6 +223,7 @@ def find_baseline(archive: Archive, *, is_full: bool) -> Baseline:
         # Another host removes snapshots. It keeps the newest, which may be newer than those that were listed.
         listing = archive.listing()
         history = archive.history(listing)
+    archive.repository.keep_seen(archive.database, SeenHistory.of(listing, history))
     is_newest_unreadable = _is_newest_unreadable(history, listing)
     proofs, unread_drills = _readable_proofs(archive, listing)
     base, unusable = _find_usable_base(archive, history, listing, proofs)

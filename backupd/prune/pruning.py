@@ -173,7 +173,7 @@ class _Pruning:
         policy = self._policy
         if not self._archive.repository.exists():
             raise NoSuchObjectError(f"{self._archive.url} holds no backups", hint="make one with: backupd now")
-        holdings = self._archive.holdings()
+        holdings = self._archive.holdings(self._archive.repository.take_seen(self._archive.database))
         self._foreign = holdings.listing.foreign
         record = _read_record(holdings)
         self._decisions = self._decided(holdings)

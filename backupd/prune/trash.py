@@ -140,10 +140,10 @@ def trashed(archive: Archive) -> tuple[list[TrashEntry], list[DamageError]]:
 
     A snapshot that has a manifest is not in the trash, even if an entry of it is there. Raises the errors of `Store`.
     """
-    holdings = archive.holdings()
-    live = holdings.listing.manifests
-    entries = [entry for entry in holdings.trash.entries if entry.manifest.id not in live]
-    return entries, [_damage(archive, damaged) for damaged in holdings.trash.damaged if damaged.id not in live]
+    listing = archive.listing()
+    trash, live = archive.trash(listing), listing.manifests
+    entries = [entry for entry in trash.entries if entry.manifest.id not in live]
+    return entries, [_damage(archive, damaged) for damaged in trash.damaged if damaged.id not in live]
 
 
 def move_to_trash(

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,17 +17,19 @@ from backupd.format import FORMAT_VERSION, FormatError
 from backupd.logs import log
 from backupd.repository.archive import Archive
 from backupd.repository.commit import MAX_REPOSITORY_OBJECT_BYTES, decode_repository, require_readable
-from backupd.repository.history import Listing
+from backupd.repository.history import NOTHING_SEEN, Listing
 from backupd.rescue import put_rescue_objects
 from backupd.store import canonical_url
 from backupd.store.keys import REPOSITORY_KEY, RecordKey, RecordKind, SnapshotKey, is_object_key
 
 if TYPE_CHECKING:
     from backupd.encryption import Encryption
+    from backupd.repository.history import SeenHistory
     from backupd.state import StateDirectory
     from backupd.store import Store, StoredObject
 
 _LOCK_SECONDS = 30.0
+_SEEN_FOR_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -37,6 +40,8 @@ class _Known:
     reported: set[str] = field(default_factory=set)
     rescue_settled_for: str | None = None
     """The id of the repository that has the rescue objects, or whose store refused them."""
+    seen: tuple[str, float, SeenHistory] | None = None
+    """The database whose history was read last, and when, for the prune that follows."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     creation: threading.Lock = field(default_factory=threading.Lock)
 
@@ -175,6 +180,17 @@ class Repository:
         """Put one small object. Raises `UnreadableObjectError`, and puts nothing, when a reader would refuse it."""
         require_readable(key, content, url=self.url)
         self.store.put(key, content, sha256=hashlib.sha256(content).digest())
+
+    def keep_seen(self, database: str, seen: SeenHistory) -> None:
+        """Keep what was seen of a database just now for `take_seen`: of one database, because it can be much."""
+        self._known.seen = (database, time.monotonic(), seen)
+
+    def take_seen(self, database: str) -> SeenHistory:
+        """Return what was kept of a database, once, and for a minute: then the store may look different."""
+        with self._known.lock:
+            kept, self._known.seen = self._known.seen, None
+        is_fresh = kept is not None and kept[0] == database and time.monotonic() - kept[1] < _SEEN_FOR_SECONDS
+        return kept[2] if kept is not None and is_fresh else NOTHING_SEEN
 
     def report_once(self, event: str, *, reason: str) -> None:
         """Log `event` once in a process, however often and in however many threads it happens."""

@@ -22,13 +22,13 @@ from backupd.format.pack import decode_frame, index_hash, parse_index, parse_pac
 from backupd.format.records import MAX_RECORD_BYTES
 from backupd.repository import commit, history, proofs
 from backupd.repository.commit import require_readable
-from backupd.repository.history import DamagedManifest, Listing
+from backupd.repository.history import NOTHING_SEEN, DamagedManifest, Listing
 from backupd.state.catalog import Catalog
 from backupd.store import canonical_url
 from backupd.store.keys import PackKey, RecordKey, SnapshotKey, clock_key, database_prefix, packs_prefix, sweeps_prefix
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from datetime import datetime
     from pathlib import Path
 
@@ -37,13 +37,14 @@ if TYPE_CHECKING:
     from backupd.format.pack import Frame, PackIndex
     from backupd.format.pagemap import PageMap
     from backupd.repository import Repository
-    from backupd.repository.history import History, Holdings, Trash
+    from backupd.repository.history import History, Holdings, SeenHistory, Trash
     from backupd.repository.proofs import Proofs
     from backupd.store import StoredObject
     from backupd.store.keys import RecordKind
 
 _T = TypeVar("_T")
 _CLOCK_CONTENT = b"{}\n"
+_NOTHING: Mapping[str, StoredObject] = {}
 
 
 class Archive:
@@ -68,9 +69,9 @@ class Archive:
         with self.repository.state.lock(f"{self.database} in {canonical_url(self.url)}", timeout=timeout):
             yield
 
-    def listing(self) -> Listing:
-        """List everything that the store has of this database."""
-        return Listing.of(self.database, self._survey(), self.repository.store.look)
+    def listing(self, seen: Mapping[str, StoredObject] = _NOTHING) -> Listing:
+        """List everything that the store has of this database. What was `seen` by its key counts as it was."""
+        return Listing.of(self.database, self._survey(seen), self.repository.store.look)
 
     def listing_up_to_packs(self) -> Listing:
         """List the deletions and, after them, the packs, and nothing that comes after these in a listing."""
@@ -78,9 +79,10 @@ class Archive:
         shown = takewhile(lambda each: _key(each) < packs or _key(each).startswith(packs), self._survey())
         return Listing.of(self.database, shown, self.repository.store.look)
 
-    def _survey(self) -> Iterator[StoredObject | str]:
-        packs = packs_prefix(self.database)
-        return self.repository.store.survey(database_prefix(self.database), is_known=lambda key: key.startswith(packs))
+    def _survey(self, seen: Mapping[str, StoredObject] = _NOTHING) -> Iterator[StoredObject | str]:
+        packs, prefix = packs_prefix(self.database), database_prefix(self.database)
+        shown = self.repository.store.survey(prefix, is_known=lambda key: key.startswith(packs) or key in seen)
+        return (seen.get(each, each) if isinstance(each, str) else each for each in shown) if seen else shown
 
     def shows(self, snapshot_id: str) -> bool:
         """Whether the store has the manifest of this snapshot now, and a reader accepts it. One request."""
@@ -102,9 +104,12 @@ class Archive:
         """Read all trash entries that `listing` shows. Raises `UnsupportedFormatError`."""
         return history.read_trash(self, listing)
 
-    def holdings(self) -> Holdings:
-        """List the database, and read all manifests and trash entries. Raises `UnsupportedFormatError`."""
-        return history.read_holdings(self)
+    def holdings(self, seen: SeenHistory = NOTHING_SEEN) -> Holdings:
+        """List the database, and read all manifests and trash entries. Raises `UnsupportedFormatError`.
+
+        Manifests that were `seen` a moment ago, and are still there, are not looked at again.
+        """
+        return history.read_holdings(self, seen)
 
     def proofs(self, listing: Listing | None = None) -> Proofs:
         """Read what checks of the snapshots have found, each record from the store once and then from the catalog."""

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import msgspec
@@ -17,6 +18,7 @@ from backupd.format.manifest import (
     ALWAYS_COUNTED_SEQUENCES,
     AnyManifest,
     AnySummary,
+    Summary,
     highest_sequence,
     summary_of,
 )
@@ -199,6 +201,37 @@ class History:
 
 
 @dataclass(frozen=True, slots=True)
+class SeenHistory:
+    """The manifests that a run has seen and read, so that what it does next need not do so again."""
+
+    listed: Mapping[str, StoredObject]
+    """By key."""
+    summaries: Mapping[SnapshotId, AnySummary]
+
+    @classmethod
+    def of(cls, listing: Listing, history: History) -> Self:
+        """Take what `listing` showed and `history` read, but for what other keys, or another time, may change."""
+        summaries = {
+            each.id: summary_of(each)
+            for each in history.manifests
+            if isinstance(each, Summary) and each.sequence <= ALWAYS_COUNTED_SEQUENCES
+        }
+        return cls({stored.key: stored for each in summaries if (stored := listing.manifests[each])}, summaries)
+
+    def known(self, listing: Listing) -> dict[SnapshotId, AnySummary]:
+        """Return what was read of the manifests that `listing` shows as they were seen."""
+        manifests, listed = listing.manifests, self.listed
+        return {
+            each: summary
+            for each, summary in self.summaries.items()
+            if (stored := manifests.get(each)) and stored == listed.get(stored.key)
+        }
+
+
+NOTHING_SEEN = SeenHistory({}, {})
+
+
+@dataclass(frozen=True, slots=True)
 class Trash:
     """The snapshots that were removed from one database, oldest first, and the trash entries that cannot be read."""
 
@@ -253,16 +286,17 @@ class Holdings:
         )
 
 
-def read_holdings(archive: Archive) -> Holdings:
+def read_holdings(archive: Archive, seen: SeenHistory = NOTHING_SEEN) -> Holdings:
     """List `archive`, and read all manifests and trash entries. Raises as `Archive.holdings` does."""
-    listing = archive.listing()
-    return Holdings(archive, listing, read_history(archive, listing), read_trash(archive, listing))
+    listing = archive.listing(seen.listed)
+    return Holdings(archive, listing, read_history(archive, listing, seen), read_trash(archive, listing))
 
 
-def read_history(archive: Archive, listing: Listing | None) -> History:
+def read_history(archive: Archive, listing: Listing | None, seen: SeenHistory = NOTHING_SEEN) -> History:
     """Read all manifests that `listing`, or a new listing of them, shows. Raises as `Archive.history` does.
 
-    An unreadable manifest is part of the result. One whose private part cannot be read here is a `SealedManifest`.
+    What was `seen` a moment ago is neither decoded nor read again, but for the newest. An unreadable manifest is part
+    of the result. One whose private part cannot be read here is a `SealedManifest`.
     """
     if listing is None:
         prefix = snapshots_prefix(archive.database)
@@ -270,7 +304,9 @@ def read_history(archive: Archive, listing: Listing | None) -> History:
     listed = listing.manifests
     keys = archive.repository.encryption.identity_digest()
     # Before the readers start: finding the catalog asks the store for its id, which each of them would do.
-    known, has_others = archive.catalog.summaries(listed, keys=keys)
+    known, has_others = seen.known(listing), False
+    if len(known) + 1 < len(listed) or not known:
+        known, has_others = archive.catalog.summaries(listed, keys=keys)
 
     def read(snapshot_id: SnapshotId) -> AnyManifest | DamagedManifest | None:
         try:
@@ -296,7 +332,10 @@ def _ordered(
     found: Sequence[AnySummary | DamagedManifest | None], listed: Mapping[SnapshotId, StoredObject], now: datetime
 ) -> History:
     read = [each for each in found if isinstance(each, AnySummary)]
-    manifests = sorted((_as_counted(each, listed[each.id], now) for each in read), key=lambda each: each.order)
+    manifests = sorted((_as_counted(each, listed[each.id], now) for each in read), key=attrgetter("sequence", "id"))
+    # Ids sort by time, and compare faster than the times in them.
+    latest = SnapshotId.new(now + _FAR_AHEAD, 0)
+    doubtful = [each for each in read if each.sequence > ALWAYS_COUNTED_SEQUENCES or each.id > latest]
     last_put_at = listed[manifests[-1].id].modified_at if manifests else None
 
     def is_outdated(damaged: DamagedManifest) -> bool:
@@ -308,7 +347,7 @@ def _ordered(
     return History(
         tuple(manifests),
         tuple(replace(each, is_outdated=is_outdated(each)) for each in damaged),
-        {each.id: why for each in read if (why := _why_implausible(each, listed[each.id], now))},
+        {each.id: why for each in doubtful if (why := _why_implausible(each, listed[each.id], now))},
     )
 
 
