@@ -150,6 +150,7 @@ class _Pruning:
         return self._result(None)
 
     def _result(self, error: BackupdError | None) -> PruneResult:
+        removed = {*self._removed}
         deleted = self._sweep.deleted if self._sweep else {}
         waiting = self._sweep.waiting if self._sweep else {}
         return PruneResult(
@@ -157,7 +158,7 @@ class _Pruning:
             store=self._archive.url,
             decisions=tuple(self._decisions),
             hold=self._hold,
-            removed=tuple(each.manifest.id for each in self._decisions if each.manifest.id in {*self._removed}),
+            removed=tuple(each.manifest.id for each in self._decisions if each.manifest.id in removed),
             accepted=self._accepted,
             purged=tuple(sorted(self._purged)),
             deleted_packs=len(deleted),
@@ -210,13 +211,16 @@ class _Pruning:
         manifests = holdings.history.manifests
         self._proofs = self._archive.proofs(holdings.listing)
         self._known = self._proofs.known_outcomes(manifests)
-        for snapshot_id in (each.id for each in manifests if str(each.id) in self._options.damaged_sources):
+        damaged_sources = self._options.damaged_sources
+        for snapshot_id in [each.id for each in manifests if each.id in damaged_sources] if damaged_sources else ():
             if self._known.get(snapshot_id) in {None, CheckOutcome.INTACT}:
                 self._known[snapshot_id] = CheckOutcome.DAMAGED_SOURCE
         unknown = self._proofs.perhaps_proven(manifests)
         decisions = decide(
             manifests, self._policy, now=self._now, known=self._known, undeleted=holdings.listing.undeleted.keys()
         )
+        if not unknown:
+            return decisions
         return [_kept_anyway(decision) if decision.manifest.id in unknown else decision for decision in decisions]
 
     def _with_shrink(self, holdings: Holdings, record: RetentionRecord) -> RetentionRecord:

@@ -97,12 +97,15 @@ class Proofs(msgspec.Struct, frozen=True):
 
     def reporting_damage(self, manifests: Iterable[AnySummary]) -> set[SnapshotId]:
         """The snapshots, present or not, whose records name a damaged pack of one of `manifests`."""
+        if not self._damaged:
+            return set()
         named = {pack.sha256 for manifest in manifests for pack in manifest.packs}
         return {found.drill.snapshot for sha256, found in self._damaged.items() if sha256 in named}
 
     def known_outcomes(self, manifests: Iterable[AnySummary]) -> dict[SnapshotId, CheckOutcome]:
         """Return the outcome that counts for each of the snapshots that has one."""
-        found = {manifest.id: self.known(manifest) for manifest in manifests}
+        is_any = bool(self._damaged)
+        found = {each.id: self.known(each) for each in manifests if is_any or each.id in self._found}
         return {snapshot_id: known.outcome for snapshot_id, known in found.items() if known is not None}
 
     def newest_proven(self, manifests: Iterable[AnySummary]) -> AnySummary | None:
@@ -116,6 +119,8 @@ class Proofs(msgspec.Struct, frozen=True):
 
     def perhaps_proven(self, manifests: Sequence[AnySummary]) -> set[SnapshotId]:
         """The snapshots newer than the newest proven one that may be proven: their records cannot be read."""
+        if not self.unreadable:
+            return set()
         proven = self.newest_proven(manifests)
         return {
             manifest.id

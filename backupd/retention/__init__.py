@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import cache
+from operator import attrgetter
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from backupd.config.values import format_duration
 from backupd.format.manifest import SnapshotKind
@@ -17,9 +20,12 @@ if TYPE_CHECKING:
     from backupd.format import SnapshotId
     from backupd.format.manifest import AnySummary
 
+_NO_REASON = ("no rule keeps it",)
+_by_order = attrgetter("sequence", "id")
+"""The sort key `Summary.order`; for thousands of snapshots, it is faster than the property."""
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+
+class Decision(msgspec.Struct, frozen=True):
     """Whether a snapshot stays, and why in a few words; one that stays may have several reasons."""
 
     manifest: AnySummary
@@ -46,13 +52,10 @@ def decide(
     not there. They themselves go when the rules would have them go anyway, and no sooner: a damaged copy may be the
     only one of its time, and most of it can be read.
     """
-    reasons: dict[SnapshotId, list[str]] = {manifest.id: [] for manifest in manifests}
+    reasons: dict[SnapshotId, tuple[str, ...]] = {}
     for snapshot_id, reason in _kept(manifests, policy, now, known, undeleted):
-        reasons[snapshot_id].append(reason)
-    return [
-        Decision(manifest, bool(reasons[manifest.id]), tuple(reasons[manifest.id]) or ("no rule keeps it",))
-        for manifest in manifests
-    ]
+        reasons[snapshot_id] = (*reasons.get(snapshot_id, ()), reason)
+    return [Decision(manifest, manifest.id in reasons, reasons.get(manifest.id, _NO_REASON)) for manifest in manifests]
 
 
 def _kept(
@@ -63,9 +66,9 @@ def _kept(
     undeleted: Collection[SnapshotId],
 ) -> Iterator[tuple[SnapshotId, str]]:
     """Every reason to keep a snapshot, in the order in which they are shown."""
-    newest_first = sorted(manifests, key=lambda manifest: manifest.order, reverse=True)
+    newest_first = sorted(manifests, key=_by_order, reverse=True)
     yield from _newest(newest_first, known)
-    for manifest in newest_first:
+    for manifest in newest_first if undeleted else ():
         if manifest.id in undeleted:
             yield manifest.id, "undeleted by hand"
     if policy is None or policy.is_empty:
@@ -87,10 +90,10 @@ def _by_rules(
     regular = _regular(newest_first)
     for position, manifest in enumerate(regular[: policy.keep_last], 1):
         yield manifest.id, f"last {position}"
-    moments = [(manifest.id, _local(manifest.id.taken_at, policy)) for manifest in regular]
+    local = cache(lambda snapshot_id: _local(snapshot_id.taken_at, policy))
     for count, rule, period in _calendar(policy):
-        periods = ((snapshot_id, period(local)) for snapshot_id, local in moments)
-        yield from _newest_of_each(periods, count, rule)
+        periods = map(period, (local(manifest.id) for manifest in regular))
+        yield from _newest_of_each(regular, periods, count, rule)
     yield from _young_enough(newest_first, policy, counted_from)
 
 
@@ -103,7 +106,7 @@ def _newest(
     regular = _regular(newest_first)
     if regular and regular[0] is not newest_first[0]:
         yield regular[0].id, "newest regular"
-    proofs = [(manifest.id, known.get(manifest.id)) for manifest in newest_first]
+    proofs = [(manifest.id, known.get(manifest.id)) for manifest in (newest_first if known else ())]
     found = next((position for position, (_, outcome) in enumerate(proofs) if outcome is CheckOutcome.PROVEN), None)
     if found is not None:
         yield proofs[found][0], "newest proven"
@@ -156,16 +159,16 @@ def _year(local: datetime) -> str:
 
 
 def _newest_of_each(
-    periods: Iterable[tuple[SnapshotId, str]], count: int, rule: str
+    newest_first: Iterable[AnySummary], periods: Iterable[str], count: int, rule: str
 ) -> Iterator[tuple[SnapshotId, str]]:
-    """The newest of each of the last `count` periods that have one; `periods` of snapshots, newest first.
+    """The newest of each of the last `count` periods that have one; `periods` are those of the snapshots.
 
     Which period is last follows from the order of the snapshots, not from its name: a snapshot that a wrong clock
     dated years ahead would otherwise stay in the last year for years.
     """
     newest: dict[str, SnapshotId] = {}
-    for snapshot_id, period in periods if count else ():
-        newest.setdefault(period, snapshot_id)
+    for manifest, period in zip(newest_first, periods, strict=False) if count else ():
+        newest.setdefault(period, manifest.id)
         if len(newest) == count:
             break
     for period, snapshot_id in newest.items():
@@ -182,16 +185,19 @@ def _young_enough(
     newest_first: Sequence[AnySummary], policy: RetentionSettings, counted_from: datetime
 ) -> Iterator[tuple[SnapshotId, str]]:
     for manifest in newest_first:
+        is_plain = manifest.kind is SnapshotKind.REGULAR and not manifest.tags
+        if is_plain and policy.within is None:
+            continue
         age = counted_from - manifest.id.taken_at
         is_regular = manifest.kind is SnapshotKind.REGULAR
         if policy.within is not None and is_regular and age <= policy.within:
             yield manifest.id, f"within {format_duration(policy.within)}"
         # What a safety snapshot holds may be what its user fled from, so no other rule lets it stand for a period.
-        if age <= policy.tagged and not (is_regular and not manifest.tags):
+        if age <= policy.tagged and not is_plain:
             yield manifest.id, "tagged" if is_regular else "before a restore"
 
 
 def newest_regular(manifests: Iterable[AnySummary]) -> AnySummary | None:
     """The newest regular snapshot, whose shrinking `--accept-shrink` accepts."""
     regular = (manifest for manifest in manifests if manifest.kind is SnapshotKind.REGULAR)
-    return max(regular, key=lambda manifest: manifest.order, default=None)
+    return max(regular, key=_by_order, default=None)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from heapq import nlargest
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from backupd.format.manifest import SnapshotKind, Summary
@@ -81,14 +83,14 @@ def why_held(
     """
     return (
         _behind(manifests, now)
-        or _taking_turns({each.id: each for each in (*trashed, *manifests)}.values())
+        or _taking_turns({each.id: each for each in (*trashed, *manifests)}.values() if trashed else manifests)
         or why_shrunk(manifests, accepted=accepted, held=held)
     )
 
 
 def _behind(manifests: Sequence[AnySummary], now: datetime) -> Hold | None:
     """The hold for a clock that is behind a snapshot: after one with a wrong time, the newest one proves nothing."""
-    latest = max(manifests, key=lambda manifest: manifest.id.taken_at, default=None)
+    latest = max(manifests, key=attrgetter("id"), default=None)  # ids sort by time
     if latest is None or latest.id.taken_at <= now + _CLOCK_TOLERANCE:
         return None
     name = latest.database
@@ -104,7 +106,7 @@ def _behind(manifests: Sequence[AnySummary], now: datetime) -> Hold | None:
 def _taking_turns(manifests: Iterable[AnySummary]) -> Hold | None:
     """The hold for two databases under one name: each would need the places that the other's snapshots take."""
     regular = (manifest for manifest in manifests if manifest.kind is SnapshotKind.REGULAR)
-    newest = sorted(regular, key=lambda manifest: manifest.order)[-_TURNS_SEEN_IN:]
+    newest = nlargest(_TURNS_SEEN_IN, regular, key=attrgetter("sequence", "id"))[::-1]
     returns = [position for position in range(1, len(newest)) if _returns_at(position, newest)]
     if len(returns) < _TURNS_HELD:
         return None
@@ -197,11 +199,12 @@ def _lost_tables(newest: AnySummary, compared: Iterable[AnySummary]) -> str | No
     if not isinstance(newest, Summary):
         return None  # encrypted by another host: what it has is not known here
     remaining = {_folded(name) for name in newest.source.tables or ()}
+    # Most snapshots have the same tables.
+    last_with = {manifest.source.tables: manifest for manifest in compared if isinstance(manifest, Summary)}
     lost = {
         name: manifest
-        for manifest in compared
-        if isinstance(manifest, Summary)
-        for name in manifest.source.tables or ()
+        for tables, manifest in sorted(last_with.items(), key=lambda each: each[1].order)
+        for name in tables or ()
         if _folded(name) not in remaining and not _folded(name).startswith(_PASSING_TABLES)
     }
     if not lost:
