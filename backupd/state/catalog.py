@@ -266,32 +266,40 @@ class _Reader:
         if checksum != _checksum(snapshot_id.encode(), head, facts, packs):
             return None
         try:
-            entries = tuple([self._packs[number] for number in array("Q", packs)])
+            entries = tuple(map(self._packs.__getitem__, array("Q", packs)))
         except KeyError:
             return None
         own, shared = self._decode(head), self._shared.get(facts) or self._decoded(facts)
-        values: dict[str, Any] = {
-            "id": snapshot_id,
-            "sequence": own.sequence,
-            "base": None if own.base is None else self._ids.get(own.base) or SnapshotId(own.base),
-            "database": shared.database,
-            "kind": own.kind,
-            "tags": own.tags,
-            "page_size": own.page_size,
-            "page_count": own.page_count,
-            "changed_pages": own.changed_pages,
-            "stored_bytes": own.stored_bytes,
-            "packs": entries,
-        }
-        if shared.source is None:
-            return SealedSummary(**values, writer_id=cast("str", shared.writer))
+        kind: Any = SealedSummary
+        private: dict[str, Any] = {"writer_id": shared.writer}
+        if shared.source is not None:
+            kind, private = Summary, {"image_digest": own.image_digest, "writer": shared.writer}
+            private["source"] = self._source(facts, shared.source, own)
+        return cast(
+            "AnySummary",
+            kind(
+                id=snapshot_id,
+                sequence=own.sequence,
+                base=None if own.base is None else self._ids.get(own.base) or SnapshotId(own.base),
+                database=shared.database,
+                kind=own.kind,
+                tags=own.tags,
+                page_size=own.page_size,
+                page_count=own.page_count,
+                changed_pages=own.changed_pages,
+                stored_bytes=own.stored_bytes,
+                packs=entries,
+                **private,
+            ),
+        )
+
+    def _source(self, facts: bytes, shared: SourceFacts, own: _Own) -> SourceFacts:
         key = (facts, own.free_pages, own.schema_version)
         source = self._sources.get(key)
         if source is None:
-            made = replace(shared.source, free_pages=own.free_pages, schema_version=own.schema_version)
+            made = replace(shared, free_pages=own.free_pages, schema_version=own.schema_version)
             source = self._sources.setdefault(key, made)
-        private: dict[str, Any] = {"image_digest": own.image_digest, "writer": shared.writer, "source": source}
-        return Summary(**values, **private)
+        return source
 
     def _decoded(self, facts: bytes) -> _Shared:
         return self._shared.setdefault(facts, msgspec.json.decode(facts, type=_Shared))
