@@ -19,10 +19,12 @@ from backupd.repository.archive import Archive
 from backupd.repository.commit import MAX_REPOSITORY_OBJECT_BYTES, decode_repository, require_readable
 from backupd.repository.history import NOTHING_SEEN, Listing
 from backupd.rescue import put_rescue_objects
-from backupd.store import canonical_url
+from backupd.store import canonical_url, key_of
 from backupd.store.keys import REPOSITORY_KEY, RecordKey, RecordKind, SnapshotKey, is_object_key
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from backupd.encryption import Encryption
     from backupd.repository.history import SeenHistory
     from backupd.state import StateDirectory
@@ -146,10 +148,10 @@ class Repository:
     def databases(self, *, with_trash: bool = False) -> list[str]:
         """Names of the databases that have a snapshot, sorted; on demand also of those that have only removed ones."""
         names = set()
-        for found in self.store.list(""):
-            if snapshot := SnapshotKey.parse(found.key):
+        for key in self._keys():
+            if snapshot := SnapshotKey.parse(key):
                 names.add(snapshot.database)
-            elif with_trash and (record := RecordKey.parse(found.key)) and record.kind is RecordKind.TRASH:
+            elif with_trash and (record := RecordKey.parse(key)) and record.kind is RecordKind.TRASH:
                 names.add(record.database)
         return sorted(names)
 
@@ -167,14 +169,18 @@ class Repository:
         """Keys of objects that belong to no database and are not of this format, in the order of the listing."""
         databases: dict[str, bool] = {}
         outside: list[str] = []
-        for found in self.store.list(""):
-            name, slash, _ = found.key.partition("/")
-            is_ours = is_object_key(found.key)
+        for key in self._keys():
+            name, slash, _ = key.partition("/")
+            is_ours = is_object_key(key)
             if slash:
                 databases[name] = databases.get(name, False) or is_ours
             if not is_ours:
-                outside.append(found.key)
+                outside.append(key)
         return [key for key in outside if not databases.get(key.partition("/")[0], False)]
+
+    def _keys(self) -> Iterator[str]:
+        """The keys of all objects, in the order of a listing."""
+        return (key_of(found) for found in self.store.survey("", is_known=lambda _: True))
 
     def put_object(self, key: str, content: bytes) -> None:
         """Put one small object. Raises `UnreadableObjectError`, and puts nothing, when a reader would refuse it."""

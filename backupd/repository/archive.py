@@ -24,7 +24,7 @@ from backupd.repository import commit, history, proofs
 from backupd.repository.commit import require_readable
 from backupd.repository.history import NOTHING_SEEN, DamagedManifest, Listing
 from backupd.state.catalog import Catalog
-from backupd.store import canonical_url
+from backupd.store import canonical_url, key_of
 from backupd.store.keys import PackKey, RecordKey, SnapshotKey, clock_key, database_prefix, packs_prefix, sweeps_prefix
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Archive:
     def listing_up_to_packs(self) -> Listing:
         """List the deletions and, after them, the packs, and nothing that comes after these in a listing."""
         packs = packs_prefix(self.database)
-        shown = takewhile(lambda each: _key(each) < packs or _key(each).startswith(packs), self._survey())
+        shown = takewhile(lambda each: key_of(each) < packs or key_of(each).startswith(packs), self._survey())
         return Listing.of(self.database, shown, self.repository.store.look)
 
     def _survey(self, seen: Mapping[str, StoredObject] = _NOTHING) -> Iterator[StoredObject | str]:
@@ -312,10 +312,6 @@ class Archive:
 
     def _report_lost(self, reason: str) -> None:
         self.repository.report_once("nothing can be cached", reason=reason)
-
-
-def _key(shown: StoredObject | str) -> str:
-    return shown if isinstance(shown, str) else shown.key
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from backupd.format.manifest import (
     summary_of,
 )
 from backupd.format.records import MAX_TRASH_BYTES, TrashEntry
-from backupd.store import StoredObject
+from backupd.store import StoredObject, key_of
 from backupd.store.keys import RecordKey, RecordKind, SnapshotKey, clock_key, retention_key, snapshots_prefix, split_key
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Listing:
         }
         single = {retention_key(database), clock_key(database)}
         for stored in objects:
-            key = stored if isinstance(stored, str) else stored.key
+            key = key_of(stored)
             kind, name = split_key(key) or (None, "")
             if kind == "packs":
                 packs[name] = stored

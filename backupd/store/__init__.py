@@ -26,6 +26,11 @@ class StoredObject(NamedTuple):
     modified_at: datetime
 
 
+def key_of(shown: StoredObject | str) -> str:
+    """Return the key of what a survey gives."""
+    return shown if isinstance(shown, str) else shown.key
+
+
 class ObjectFacts(msgspec.Struct, frozen=True):
     """Properties of one object that a store knows without reading it.
 
