@@ -15,6 +15,7 @@ from harness.rotation import GRACE, LAST_ONE, Ripe, Rotation, make_ripe
 from msgspec.structs import replace
 
 from backupd.backup import Outcome
+from backupd.backup.baseline import find_baseline
 from backupd.concurrency import Pace
 from backupd.config import RetentionSettings
 from backupd.errors import (
@@ -31,6 +32,7 @@ from backupd.format.manifest import encode_manifest
 from backupd.format.records import CheckOutcome, Drill, TrashEntry
 from backupd.jobs.prunes import is_worth_reporting
 from backupd.prune import PruneResult, prune, undelete
+from backupd.repository.history import NOTHING_SEEN
 from backupd.state import FailedSnapshot, failed_snapshot
 from backupd.store.directory import DirectoryStore
 
@@ -673,6 +675,26 @@ def test_nothing_to_do_costs_one_listing_and_two_small_reads(rotation: Rotation)
     store = FaultyStore(rotation.store)
     assert rotation.prune(policy=keep, store=store).error is None
     assert store.calls == ["get", "list", "get"]
+
+
+def test_a_prune_sees_what_changed_since_its_snapshot_read_the_history(rotation: Rotation) -> None:
+    """What a snapshot has seen is used once; what another host put, removed or damaged afterwards is not missed."""
+    ids = [rotation.snapshot(content) for content in ("base", "one", "two")]
+    repository = rotation.repository()
+    archive = repository.archive("app")
+    find_baseline(archive, is_full=False)
+    seen = repository.take_seen("app")
+    assert [*seen.summaries] == ids
+    assert repository.take_seen("app") is NOTHING_SEEN  # once
+    rotation.become("three")
+    added = rotation.back_up("b").id
+    archive.delete_manifest(ids[0])
+    assert [each.id for each in archive.holdings(seen).history.manifests] == [*ids[1:], added]
+    assert archive.holdings(seen).history == archive.holdings().history
+    find_baseline(archive, is_full=False)
+    assert repository.take_seen("other") is NOTHING_SEEN
+    _damage(rotation, f"app/snapshots/{ids[1]}.json")
+    assert isinstance(prune(archive, LAST_ONE, now=datetime.now(UTC)).error, DamageError)
 
 
 def test_the_cache_may_be_lost_or_damaged(ripe: Ripe) -> None:
