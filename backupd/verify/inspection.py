@@ -242,10 +242,9 @@ class Inspection:
         trash = self.archive.trash(listing)
         unnamed -= {pack.sha256 for entry in trash.entries for pack in entry.manifest.packs}
         if unnamed and not trash.damaged:
-            size_bytes = sum(listing.packs[sha].size_bytes for sha in unnamed)
-            reason = (
-                f"{len(unnamed)} packs with {size_bytes} bytes are named by no snapshot; prune removes them in time"
-            )
+            there = [stored for each in unnamed if (stored := listing.packs.get(each)) is not None]
+            size_bytes = sum(stored.size_bytes for stored in there)
+            reason = f"{len(there)} packs with {size_bytes} bytes are named by no snapshot; prune removes them in time"
             self.findings.add(Kind.ORPHAN, packs_prefix(self.archive.database), reason)
 
     def results(self, level: Level, *, is_complete: bool) -> list[VerifiedSnapshot]:

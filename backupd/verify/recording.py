@@ -129,7 +129,11 @@ class Recorder:
         """List the damaged packs in the record `before`, without those that were put again after it."""
         recorded_at = self._listed.listing.drills[snapshot].modified_at
         put = self._listed.listing.packs
-        return {each for each in before.damaged_packs if each not in put or put[each].modified_at <= recorded_at}
+        return {
+            each
+            for each in before.damaged_packs
+            if (stored := put.get(each)) is None or stored.modified_at <= recorded_at
+        }
 
     def _recorded(self, snapshot: SnapshotId) -> Drill | None:
         """Read the record of a snapshot; None when there is none, or an unreadable one, which is written again."""

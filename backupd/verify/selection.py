@@ -10,6 +10,7 @@ from backupd.errors import BackupdError, NoSuchSnapshotError
 from backupd.format.manifest import SnapshotKind
 from backupd.repository.history import Listing
 from backupd.repository.references import is_repository, resolve
+from backupd.store.keys import database_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from backupd.format import SnapshotId
     from backupd.repository import Repository
     from backupd.repository.archive import Archive
-    from backupd.repository.history import History, Listing
+    from backupd.repository.history import History
     from backupd.repository.references import Reference
     from backupd.verify.results import VerifyRequest
 
@@ -74,7 +75,11 @@ def list_archives(repositories: Sequence[Repository], database: str | None) -> C
 
 
 def _listed(repository: Repository, database: str | None) -> list[ListedArchive]:
-    listings = repository.listings() if database is None else {database: repository.archive(database).listing()}
+    # Whole, because a verification compares the size of each pack.
+    if database is None:
+        listings = repository.listings()
+    else:
+        listings = {database: Listing.of(database, repository.store.list(database_prefix(database)))}
     archives = ((repository.archive(name), listing) for name, listing in listings.items() if listing.manifests)
     return [ListedArchive(archive, listing, archive.history(listing)) for archive, listing in archives]
 
