@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from harness.cli import CommandLine
 from harness.extent import sampled
+from harness.packs import encode_pack
 from harness.place import create_database
 from msgspec.structs import replace
 from pyrage import x25519
@@ -24,7 +25,7 @@ from backupd.encryption import NO_ENCRYPTION, Encryption
 from backupd.errors import UnreadableObjectError
 from backupd.format import FormatError
 from backupd.format.manifest import Manifest, decode_manifest
-from backupd.format.pack import encode_pack, page_hash
+from backupd.format.pack import page_hash
 from backupd.format.records import MAX_RECORD_BYTES, Drill
 from backupd.health import Status
 from backupd.health.alarms import find_alarms

@@ -121,18 +121,6 @@ class PackIndex:
         return last.offset + last.length
 
 
-def encode_pack(
-    page_size: int, page_numbers: Sequence[int], hashes: bytes, images: bytes | memoryview, *, level: int
-) -> bytes:
-    """Return one pack object. `page_numbers` ascend strictly; `hashes` and `images` are in the same order.
-
-    Raises `FormatError` rather than return a pack that a reader would reject; it does not decompress the result to
-    check it.
-    """
-    _, pack = PackEncoder(level).encode(page_size, page_numbers, hashes, images)
-    return bytes(pack)
-
-
 class PackEncoder:
     """Encodes packs one after the other, each in the memory of the one before. Threads must not share it.
 
@@ -146,9 +134,11 @@ class PackEncoder:
     def encode(
         self, page_size: int, page_numbers: Sequence[int], hashes: bytes, images: bytes | memoryview
     ) -> tuple[PackIndex, memoryview]:
-        """Return what `encode_pack` does, and its index. The pack must be released before the next call.
+        """Return the index of a pack, and the pack, which must be released before the next call.
 
-        Releases the interpreter lock while it compresses. Raises what `encode_pack` raises.
+        `page_numbers` ascend strictly; `hashes` and `images` are in the same order. Releases the interpreter lock while
+        it compresses. Raises `FormatError` rather than return a pack that a reader would reject; it does not decompress
+        the result to check it.
         """
         pages = len(page_numbers)
         if (len(hashes), len(images)) != (pages * HASH_BYTES, pages * page_size):

@@ -63,6 +63,15 @@ def decode_sealed_as(name: str, kind_for: Callable[[dict[str, Any]], type[_T]], 
     if hashlib.sha256(body).hexdigest().encode() != seal[1]:
         raise FormatError(f"the {name} does not match the SHA-256 of its seal")
 
+    return decode_versioned_as(name, kind_for, body)
+
+
+def decode_versioned_as(name: str, kind_for: Callable[[dict[str, Any]], type[_T]], body: bytes) -> _T:
+    """Decode JSON with the key `format` as one of several kinds; `name` is what messages call it.
+
+    Raises `FormatError`, and `NewerFormatError` for a version above 1.
+    """
+
     def kind_of_version(values: Any) -> type[_T]:
         _reject_other_version(name, values.get("format") if isinstance(values, dict) else None)
         return kind_for(values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,24 +21,35 @@ from backupd.format import FormatError, NewerFormatError
 from backupd.format.manifest import MAX_MANIFEST_BYTES, Manifest, SealedManifest, decode_manifest, open_manifest
 from backupd.format.pack import decode_frame, index_hash, parse_index, parse_pack
 from backupd.format.records import MAX_RECORD_BYTES
+from backupd.format.segment import MAX_ENCRYPTED_SEGMENT_BYTES, MAX_SEGMENT_BYTES, decode_segment
 from backupd.repository import commit, history, proofs
 from backupd.repository.commit import require_readable
 from backupd.repository.history import NOTHING_SEEN, DamagedManifest, Listing
 from backupd.state.catalog import Catalog
 from backupd.store import canonical_url, key_of
-from backupd.store.keys import PackKey, RecordKey, SnapshotKey, clock_key, database_prefix, packs_prefix, sweeps_prefix
+from backupd.store.keys import (
+    PackKey,
+    RecordKey,
+    SegmentKey,
+    SnapshotKey,
+    clock_key,
+    database_prefix,
+    packs_prefix,
+    segments_prefix,
+    sweeps_prefix,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from datetime import datetime
     from pathlib import Path
 
     from backupd.format import SnapshotId
     from backupd.format.manifest import AnyManifest, PackEntry
     from backupd.format.pack import Frame, PackIndex
     from backupd.format.pagemap import PageMap
+    from backupd.format.segment import Segment
     from backupd.repository import Repository
-    from backupd.repository.history import History, Holdings, SeenHistory, Trash
+    from backupd.repository.history import History, Holdings, SeenHistory, StoredSegment, Trash
     from backupd.repository.proofs import Proofs
     from backupd.store import StoredObject
     from backupd.store.keys import RecordKind
@@ -83,6 +95,10 @@ class Archive:
         packs, prefix = packs_prefix(self.database), database_prefix(self.database)
         shown = self.repository.store.survey(prefix, is_known=lambda key: key.startswith(packs) or key in seen)
         return (seen.get(each, each) if isinstance(each, str) else each for each in shown) if seen else shown
+
+    def segments(self) -> Listing:
+        """List the segments that the store has of this database, and nothing else."""
+        return Listing.of(self.database, self.repository.store.list(segments_prefix(self.database)))
 
     def shows(self, snapshot_id: str) -> bool:
         """Whether the store has the manifest of this snapshot now, and a reader accepts it. One request."""
@@ -229,6 +245,29 @@ class Archive:
         except NoSuchObjectError as error:
             raise DamageError(f"pack {key} is missing from {self.url}") from error
 
+    def segment(self, stored: StoredSegment) -> Segment:
+        """Read a segment, and check its SHA-256 and that it is the one that its key names.
+
+        Raises `DamageError` when it is missing or is not what was written, and `IdentityNeededError` when it cannot be
+        decrypted here; its SHA-256 is right then.
+        """
+        key = stored.key
+        name = f"segment {key} in {self.url}"
+        limit = MAX_ENCRYPTED_SEGMENT_BYTES if key.is_encrypted else MAX_SEGMENT_BYTES
+        try:
+            content = self.repository.store.get(str(key), limit_bytes=limit)
+        except NoSuchObjectError as error:
+            raise DamageError(f"segment {key} is missing from {self.url}") from error
+        if hashlib.sha256(content).digest() != key.sha256:
+            raise DamageError(f"{name} does not have the SHA-256 that names it")
+        if key.is_encrypted:
+            content = self.repository.encryption.decrypt(content, what=name)
+        with _damage_of(name):
+            segment = decode_segment(content)
+            if _segment_key(segment, key.sha256, is_encrypted=key.is_encrypted) != key:
+                raise FormatError("it is not the one that its key names")
+        return segment
+
     def record(self, stored: StoredObject, decode: Callable[[bytes], _T], *, limit_bytes: int = MAX_RECORD_BYTES) -> _T:
         """Decode the record `stored`, from the catalog when that has it as it was listed.
 
@@ -271,6 +310,24 @@ class Archive:
         self.repository.ensure_created()
         self.repository.store.put(self.pack_key(pack), file, sha256=bytes.fromhex(pack.sha256))
 
+    def put_segment(self, content: bytes) -> SegmentKey:
+        """Put one segment, as `encode_segment` made it, in one request; return its key.
+
+        May be repeated: it has the same key again, unless it is encrypted, which gives other bytes each time. Readers
+        take both. Raises `UnreadableObjectError`, and puts nothing, when it is not a segment of this database.
+        """
+        with commit.refused(f"a segment of {self.database}", self.url):
+            segment = decode_segment(content)
+            if segment.head.database != self.database:
+                raise FormatError(f"it is one of {segment.head.database}")
+        self.repository.ensure_created()
+        encryption = self.repository.encryption
+        stored = encryption.encrypt(content) if encryption.is_on else content
+        sha256 = hashlib.sha256(stored).digest()
+        key = _segment_key(segment, sha256, is_encrypted=encryption.is_on)
+        self.repository.store.put(str(key), stored, sha256=sha256)
+        return key
+
     def commit(self, manifest: Manifest, hashes: Path) -> None:
         """Make the snapshot exist, after all its packs have been put; `hashes` is the file of its page hashes.
 
@@ -284,6 +341,10 @@ class Archive:
         Raises `LostPacksError`.
         """
         commit.publish(self, manifest, content)
+
+    def delete_segment(self, stored: StoredSegment) -> None:
+        """Delete one segment; nothing happens when it does not exist."""
+        self.repository.store.delete(str(stored.key))
 
     def put_record(self, kind: RecordKind, record_id: SnapshotId, content: bytes) -> None:
         """Put one record. Raises `UnreadableObjectError`."""
@@ -312,6 +373,12 @@ class Archive:
 
     def _report_lost(self, reason: str) -> None:
         self.repository.report_once("nothing can be cached", reason=reason)
+
+
+def _segment_key(segment: Segment, sha256: bytes, *, is_encrypted: bool) -> SegmentKey:
+    seen_at = datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=segment.commits[-1].seen_at_ms)
+    head = segment.head
+    return SegmentKey(head.database, str(head.window), head.first, head.last, seen_at, sha256, is_encrypted)
 
 
 @dataclass(frozen=True, slots=True)

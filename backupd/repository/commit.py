@@ -163,7 +163,7 @@ def _encode_restorable(manifest: Manifest, encryption: Encryption, *, url: str) 
     Raises `UnreadableObjectError` when that cannot be done. `url` is the store that they are for.
     """
     private: bytes | None = None
-    with _refused(str(SnapshotKey(manifest.database, str(manifest.id))), url):
+    with refused(str(SnapshotKey(manifest.database, str(manifest.id))), url):
         if encryption.is_on:
             content, private = encrypt_manifest(manifest, encryption.encrypt)
         else:
@@ -183,7 +183,7 @@ def _require_same(manifest: Manifest, found: Manifest) -> None:
 
 def require_readable(key: str, content: bytes, *, url: str) -> None:
     """Raise `UnreadableObjectError` unless readers accept `content` as the object `key` of the store at `url`."""
-    with _refused(key, url):
+    with refused(key, url):
         _read(key, content)
 
 
@@ -245,7 +245,8 @@ def _require_own(wanted: tuple[str, str], found: tuple[str, SnapshotId]) -> None
 
 
 @contextmanager
-def _refused(key: str, url: str) -> Iterator[None]:
+def refused(key: str, url: str) -> Iterator[None]:
+    """Raise a `FormatError` of the object `key` as an `UnreadableObjectError` of the store at `url`."""
     try:
         yield
     except FormatError as error:

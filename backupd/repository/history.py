@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
 import msgspec
 
@@ -24,7 +24,17 @@ from backupd.format.manifest import (
 )
 from backupd.format.records import MAX_TRASH_BYTES, TrashEntry
 from backupd.store import StoredObject, key_of
-from backupd.store.keys import RecordKey, RecordKind, SnapshotKey, clock_key, retention_key, snapshots_prefix, split_key
+from backupd.store.keys import (
+    RecordKey,
+    RecordKind,
+    SegmentKey,
+    SnapshotKey,
+    clock_key,
+    retention_key,
+    segments_prefix,
+    snapshots_prefix,
+    split_key,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,6 +46,18 @@ _S = TypeVar("_S", bound=AnySummary)
 _READERS = 8
 _CLOCK_TOLERANCE = timedelta(minutes=1)
 _FAR_AHEAD = timedelta(days=1)
+
+
+class StoredSegment(NamedTuple):
+    """A segment in a listing."""
+
+    key: SegmentKey
+    stored: StoredObject
+
+    @property
+    def size_bytes(self) -> int:
+        """Its size as it is stored."""
+        return self.stored.size_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +74,8 @@ class Listing:
     deletions: dict[SnapshotId, StoredObject] = field(default_factory=dict)
     undeleted: dict[SnapshotId, StoredObject] = field(default_factory=dict)
     """Marks of snapshots that came back from the trash, which no rule removes again."""
+    segments: dict[SnapshotId, list[StoredSegment]] = field(default_factory=dict)
+    """The segments of each recovery window, by its id; windows and segments in the order of their keys."""
     single: dict[str, StoredObject] = field(default_factory=dict)
     """The retention record and the clock, of which there is one each, by key."""
     foreign: list[str] = field(default_factory=list)
@@ -79,6 +103,7 @@ class Listing:
             RecordKind.UNDELETED: listing.undeleted,
         }
         single = {retention_key(database), clock_key(database)}
+        segments = segments_prefix(database)
         for stored in objects:
             key = key_of(stored)
             kind, name = split_key(key) or (None, "")
@@ -88,6 +113,9 @@ class Listing:
                 listing.foreign.append(key)
             elif kind is not None and (object_id := _as_id(name)):
                 of_kind[kind][object_id] = stored
+            elif key.startswith(segments) and (segment := SegmentKey.parse(key)):
+                window = listing.segments.setdefault(SnapshotId(segment.window), [])
+                window.append(StoredSegment(segment, stored))
             elif key in single:
                 listing.single[key] = stored
             else:

@@ -6,6 +6,7 @@ A key from a store is untrusted: `parse` of the classes below returns None for e
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from enum import StrEnum
 from typing import Self
 
@@ -25,6 +26,13 @@ _RECORD_KINDS = "deletions|drills|sweeps|trash|undeleted"
 _SNAPSHOT_KEY = re.compile(f"({_DATABASE})/snapshots/({_SNAPSHOT_ID})\\.json")
 _PACK_KEY = re.compile(f"({_DATABASE})/packs/({_SHA256})\\.zst(\\.age)?")
 _RECORD_KEY = re.compile(f"({_DATABASE})/({_RECORD_KINDS})/({_SNAPSHOT_ID})\\.json")
+
+_COMMIT_NUMBER = r"(?!0{12})[0-9]{12}"
+_TIME = r"[0-9]{8}T(?!24)[0-9]{9}Z"
+_SEGMENT_KEY = re.compile(
+    f"({_DATABASE})/segments/({_TIME}-[0-9a-f]{{8}})"
+    f"/({_COMMIT_NUMBER})-({_COMMIT_NUMBER})-({_TIME})-({_SHA256})\\.zst(\\.age)?"
+)
 
 _MANY_KEY = re.compile(
     f"{_DATABASE}/(?:packs/({_SHA256})\\.zst(?:\\.age)?|(snapshots|{_RECORD_KINDS})/({_SNAPSHOT_ID})\\.json)"
@@ -71,6 +79,48 @@ class PackKey(msgspec.Struct, frozen=True):
         """Parse the key of a pack; return None for any other key."""
         match = _PACK_KEY.fullmatch(key)
         return cls(match[1], bytes.fromhex(match[2]), match[3] is not None) if match else None
+
+
+class SegmentKey(msgspec.Struct, frozen=True):
+    """The key of a segment; `str` gives its text. Raises ValueError for a malformed part.
+
+    `first` and `last` are the numbers of its first and last commit in the window, `seen_at` is when the last one was
+    seen (aware, UTC, whole milliseconds), and `sha256` is that of the object as it is stored.
+    """
+
+    database: str
+    window: str
+    first: int
+    last: int
+    seen_at: datetime
+    sha256: bytes
+    is_encrypted: bool = False
+
+    def __post_init__(self) -> None:
+        _require_match(_SEGMENT_KEY, str(self))
+        if self.first > self.last:
+            raise ValueError(f"malformed object key {str(self)!r}")
+
+    def __str__(self) -> str:
+        seen_at = f"{self.seen_at.year:04}{self.seen_at:%m%dT%H%M%S}{self.seen_at.microsecond // 1000:03}Z"
+        name = (
+            f"{self.first:012}-{self.last:012}-{seen_at}-{self.sha256.hex()}.zst{'.age' if self.is_encrypted else ''}"
+        )
+        return f"{segments_prefix(self.database)}{self.window}/{name}"
+
+    @classmethod
+    def parse(cls, key: str) -> Self | None:
+        """Parse the key of a segment; return None for any other key, or one with a time that does not exist."""
+        match = _SEGMENT_KEY.fullmatch(key)
+        if match is None:
+            return None
+        database, window, first, last, time, sha256, age = match.groups()
+        try:
+            seen_at = _time(time)
+            _time(window)
+            return cls(database, window, int(first), int(last), seen_at, bytes.fromhex(sha256), age is not None)
+        except ValueError:
+            return None
 
 
 class RecordKind(StrEnum):
@@ -124,7 +174,7 @@ def split_key(key: str) -> tuple[str, str] | None:
 
 def is_object_key(key: str) -> bool:
     """Whether `key` belongs to this format, or is reserved for it."""
-    if PackKey.parse(key) or SnapshotKey.parse(key) or RecordKey.parse(key):
+    if PackKey.parse(key) or SnapshotKey.parse(key) or RecordKey.parse(key) or SegmentKey.parse(key):
         return True
     database = key.partition("/")[0]
     is_single = bool(re.fullmatch(_DATABASE, database)) and key in {retention_key(database), clock_key(database)}
@@ -186,6 +236,11 @@ def packs_prefix(database: str) -> str:
     return f"{database}/packs/"
 
 
+def segments_prefix(database: str) -> str:
+    """Return the prefix of all segments of one database."""
+    return f"{database}/segments/"
+
+
 def require_safe_key(key: str) -> None:
     """Raise ValueError unless `key` is relative, has no empty, `.` or `..` part, and can be stored everywhere."""
     if any(part in {"", ".", ".."} for part in key.split("/")):
@@ -197,6 +252,11 @@ def require_safe_prefix(prefix: str) -> None:
     """Raise ValueError unless `prefix` is empty or the beginning of a safe key, with any end."""
     if prefix:
         require_safe_key(f"{prefix}x")
+
+
+def _time(text: str) -> datetime:
+    """Return the time that a snapshot id begins with. Raises ValueError when it does not exist."""
+    return datetime.fromisoformat(f"{text[:15]}.{text[15:18]}+00:00")
 
 
 def _reject_control_characters(key: str) -> None:

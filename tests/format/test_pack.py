@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 import zstandard
-from harness.packs import decode_pack
+from harness.packs import decode_pack, encode_pack
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +15,6 @@ from backupd.format.pack import (
     MAX_PACK_BYTES,
     MAX_RAW_BYTES,
     decode_frame,
-    encode_pack,
     is_index_length,
     page_hash,
     parse_index,

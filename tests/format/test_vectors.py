@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import zstandard
-from harness.packs import decode_pack
+from harness.packs import decode_pack, encode_pack
 from msgspec.structs import replace
 
 import backupd.format
@@ -37,7 +37,6 @@ from backupd.format.pack import (
     MAX_PACK_BYTES,
     MAX_RAW_BYTES,
     MIN_FRAME_BYTES,
-    encode_pack,
     index_hash,
     page_hash,
     parse_index,
@@ -56,7 +55,15 @@ from backupd.format.records import (
     SweepRecord,
     TrashEntry,
 )
+from backupd.format.segment import (
+    MAX_ENCRYPTED_SEGMENT_BYTES,
+    MAX_SEGMENT_BYTES,
+    MAX_SEGMENT_RAW_BYTES,
+    Anchor,
+    decode_segment,
+)
 from backupd.repository import Repository
+from backupd.repository.moments import RestorePoint
 from backupd.rescue import rescue
 from backupd.restore import restore_to_file
 from backupd.restore.image import fetch_image
@@ -70,7 +77,7 @@ _VECTORS = Path(__file__).parent.parent / "vectors"
 _VALID = _VECTORS / "valid"
 _INVALID = _VECTORS / "invalid"
 _FORMAT_MD = Path(backupd.format.__file__).with_name("FORMAT.md").read_text()
-_LARGEST_SUM_BYTES = 240_000
+_LARGEST_SUM_BYTES = 260_000
 
 _VALID_PACKS = {
     "pack-512-one-page.zst": (512, [1]),
@@ -282,6 +289,59 @@ _CODECS: dict[str, tuple[Callable[[bytes], object], Callable[[Any], bytes]]] = {
     "trash": (TrashEntry.decode, TrashEntry.encode),
 }
 
+_SEGMENT_NOT_READ = "the content cannot be read: "
+_INVALID_SEGMENTS = {
+    "anchor-beyond-the-end": "an anchor is not within the commits up to 2",
+    "anchor-not-ascending": "an anchor is not within the commits up to 2",
+    "anchor-snapshot-malformed": "anchors[0].snapshot: 'latest' is not a snapshot id",
+    "byte-after-frame": f"{_SEGMENT_NOT_READ}compressed input contains 1 bytes of unused data",
+    "checksum-wrong": f"{_SEGMENT_NOT_READ}decompression error: Restored data doesn't match checksum",
+    "commit-beyond-the-last": "an image is of a commit beyond the last one, or of the lock-byte page",
+    "declares-81-mib": "the content declares no size, or more than 80 MiB",
+    "dictionary": "the content has no checksum, or needs a dictionary",
+    "empty": "the segment is shorter than its prefix",
+    "gap-number": "gap: Expected `str | null`, got `int`",
+    "head-array": "format: the segment does not name its version",
+    "head-database-slash": "database: Expected `str` matching regex '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\\\\Z'",
+    "head-first-0": "first: Expected `int` >= 1",
+    "head-format-2": "the segment is of format version 2",
+    "head-format-text": "format: the segment does not name its version",
+    "head-last-too-high": "2 commits from 999999999999 on with 3 images are out of range",
+    "head-missing-key": "Object missing required field `window`",
+    "head-more-commits-than-images": "4 commits from 1 on with 3 images are out of range",
+    "head-no-commits": "0 commits from 1 on with 3 images are out of range",
+    "head-no-images": "2 commits from 1 on with 0 images are out of range",
+    "head-not-json": "not JSON: Expecting ',' delimiter",
+    "head-page-size-1000": "page_size: 1000 is not a page size",
+    "head-repeated-key": "a key is repeated in one object",
+    "head-too-long": "is longer than the content or 1 MiB",
+    "head-window-malformed": "window: '20261122' is not a snapshot id",
+    "image-twice": "the images do not ascend strictly by page and commit",
+    "images-out-of-order": "the images do not ascend strictly by page and commit",
+    "images-too-long": "2 commits and 3 images do not make",
+    "images-too-short": "2 commits and 3 images do not make",
+    "lock-page": "an image is of a commit beyond the last one, or of the lock-byte page",
+    "more-than-64-mib": "1 commits and 1025 images do not make",
+    "no-checksum": "the content has no checksum, or needs a dictionary",
+    "no-content-size": "the content declares no size, or more than 80 MiB",
+    "no-head": "the content is shorter than the length of its head",
+    "not-zstd": _SEGMENT_NOT_READ,
+    "page-count-0": "a commit leaves a number of pages outside 1 to 67108864",
+    "page-count-too-high": "a commit leaves a number of pages outside 1 to 67108864",
+    "page-number-0": "page numbers must be from 1 to 67108864",
+    "page-number-too-high": "page numbers must be from 1 to 67108864",
+    "prefix-size": "the prefix of the segment is not that of format version 1",
+    "second-frame": f"{_SEGMENT_NOT_READ}compressed input contains 13 bytes of unused data",
+    "time-after-9999": "a commit was seen after the year 9999",
+    "time-descending": "a commit was seen before the one that it follows",
+    "truncated": f"{_SEGMENT_NOT_READ}decompression error: did not decompress full frame",
+    "truncated-prefix": "the segment is shorter than its prefix",
+    "version-0": "the prefix of the segment is not that of format version 1",
+    "version-2": "the segment is of format version 2, this reader knows 1",
+    "wrong-magic": "the object does not begin as a segment",
+    "wrong-tag": "the object does not begin as a segment",
+}
+
 _UNREADABLE = "backupd.json in .* cannot be read"
 _INVALID_REPOSITORY_OBJECTS = {
     "format-2": "was written by a newer backupd",
@@ -289,6 +349,10 @@ _INVALID_REPOSITORY_OBJECTS = {
     "no-id": _UNREADABLE,
     "not-json": _UNREADABLE,
     "unsafe-id": _UNREADABLE,
+}
+_NOT_ITS_KEY = "it is not the one that its key names"
+_MISPLACED_SEGMENTS = dict.fromkeys(["database", "window", "first", "last", "time"], _NOT_ITS_KEY) | {
+    "sha256": "does not have the SHA-256 that names it"
 }
 _INVALID_REPOSITORIES = {
     "image-digest": "do not make up its image",
@@ -352,12 +416,68 @@ def test_todays_writer_writes_the_same_index(name: str):
 
 
 @pytest.mark.skipif(shutil.which("zstd") is None, reason="needs the zstd command line tool")
-@pytest.mark.parametrize("name", sorted(path.name for path in _VALID.glob("*.zst")))
+@pytest.mark.parametrize("name", sorted(path.name for path in _VALID.glob("pack-*.zst")))
 def test_the_zstd_tool_alone_prints_the_pages(name: str):
     """`zstd -d` alone prints the page images."""
     file = _VALID / name
     printed = subprocess.run(["zstd", "-dc", file], check=True, capture_output=True).stdout
     assert printed == decode_pack(file.read_bytes())[1]
+
+
+def segment(name: str, **values: Any) -> object:
+    """What a golden segment says: its head, its commits, and the page images by page."""
+    data = (_VALID / f"segment-{name}.zst").read_bytes()
+    found = decode_segment(data)
+    return (
+        {"anchors": found.head.anchors, "gap": found.head.gap, "commits": found.commits}
+        | {"changes": found.changes(0, 10**12)}
+        | values
+    )
+
+
+def test_valid_segments_hold_what_the_script_put_into_them():
+    """A golden segment gives back the commits that were written years ago."""
+    found = decode_segment((_VALID / "segment-minimal.zst").read_bytes())
+    assert (found.head.database, str(found.head.window)) == ("app", "20261122T085000000Z-0badcafe")
+    assert (found.first, found.last, found.head.page_size) == (1, 2, 512)
+    assert found.commits == ((1795337757123, 2), (1795337758123, 2))
+    first, later, second = (number.to_bytes(4, "big") + bytes(508) for number in (1, 101, 2))
+    assert found.changes(0, 1) == ((1, 2), first + second)
+    assert found.changes(0, 2) == ((1, 2), later + second)
+    anchor = Anchor(snapshot=SnapshotId("20261122T085557123Z-7f3a91c2"), after=0, by=2)
+    minimal = segment("minimal")
+    assert segment("anchor-and-gap") == segment("minimal", anchors=(anchor,), gap="the log was truncated")
+    assert segment("unknown-keys", anchors=()) == minimal
+    highest = decode_segment((_VALID / "segment-highest-numbers.zst").read_bytes())
+    assert (highest.last, highest.commits) == (10**12 - 1, ((253402300799999, 1 << 26),))
+    assert highest.pages_of(highest.last) == (1 << 26,)
+    around = decode_segment((_VALID / "segment-around-the-lock-page.zst").read_bytes())
+    assert around.pages_of(1) == (16384, 16386)
+
+
+def test_the_encrypted_segment_is_decrypted():
+    """The golden key turns the encrypted segment into the plain one."""
+    encryption = Encryption(identity_file=_VALID / "private.key")
+    content = encryption.decrypt((_VALID / "segment-minimal.zst.age").read_bytes(), what="a vector")
+    assert content == (_VALID / "segment-minimal.zst").read_bytes()
+
+
+@pytest.mark.parametrize("name", vectors(_INVALID, "segment"))
+def test_invalid_segments_are_rejected(name: str):
+    """Each segment that breaks one rule is rejected because of that rule."""
+    with pytest.raises(FormatError) as raised:
+        decode_segment(vectors(_INVALID, "segment")[name].read_bytes())
+    assert _INVALID_SEGMENTS[name] in str(raised.value)
+    assert type(raised.value) is (NewerFormatError if name in {"version-2", "head-format-2"} else FormatError)
+
+
+@pytest.mark.parametrize("name", _MISPLACED_SEGMENTS)
+def test_a_segment_belongs_to_its_key(tmp_path: Path, name: str):
+    """A segment that is in order, under the key of another, is damage."""
+    archive = repository_at(_INVALID / f"repository-segment-of-another-{name}", tmp_path).archive("app")
+    ((stored,),) = archive.listing().segments.values()
+    with pytest.raises(DamageError, match=_MISPLACED_SEGMENTS[name]):
+        archive.segment(stored)
 
 
 @pytest.mark.parametrize("name", vectors(_VALID, "manifest"))
@@ -591,8 +711,7 @@ def test_objects_that_do_not_fit_together_are_rejected(tmp_path: Path, name: str
     target.parent.mkdir()
     with pytest.raises(DamageError, match=_INVALID_REPOSITORIES[name]):
         restore_to_file(
-            repository.archive("app"),
-            only_snapshot(repository),
+            RestorePoint(repository.archive("app"), only_snapshot(repository)),
             target,
             force=False,
             as_source=False,
@@ -611,8 +730,7 @@ def test_the_golden_repository_is_restored(tmp_path: Path):
         manifest = repository.archive("app").manifest(found.id)
         target = tmp_path / f"{manifest.id}.db"
         restore_to_file(
-            repository.archive(manifest.database),
-            manifest,
+            RestorePoint(repository.archive(manifest.database), manifest),
             target,
             force=False,
             as_source=False,
@@ -629,7 +747,11 @@ def test_todays_writer_digests_the_same_schema(tmp_path: Path):
     newest = repository.archive("app").history().manifests[-1]
     target = tmp_path / "app.db"
     restore_to_file(
-        repository.archive(newest.database), newest, target, force=False, as_source=False, on_progress=lambda _: None
+        RestorePoint(repository.archive(newest.database), newest),
+        target,
+        force=False,
+        as_source=False,
+        on_progress=lambda _: None,
     )
     with closing(sqlite3.connect(target)) as connection:
         rows = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema").fetchall()
@@ -645,8 +767,7 @@ def test_each_golden_snapshot_restores_without_the_others(tmp_path: Path):
                 manifest.unlink()
         repository = repository_at(root, tmp_path)
         restore_to_file(
-            repository.archive("app"),
-            only_snapshot(repository),
+            RestorePoint(repository.archive("app"), only_snapshot(repository)),
             tmp_path / f"{kept}.db",
             force=False,
             as_source=False,
@@ -657,14 +778,14 @@ def test_each_golden_snapshot_restores_without_the_others(tmp_path: Path):
 
 def names_in(text: str) -> set[str]:
     """The names of vectors in a part of FORMAT.md."""
-    kinds = "|".join(("pack", "manifest", "private", "map", "repository", *_CODECS))
-    return set(re.findall(rf"`((?:{kinds})-[a-z0-9-]+(?:\.zst|\.json|/)|encrypted/)`", text))
+    kinds = "|".join(("pack", "manifest", "private", "map", "repository", "segment", *_CODECS))
+    return set(re.findall(rf"`((?:{kinds})-[a-z0-9-]+(?:\.zst|\.zst\.age|\.json|/)|(?:encrypted|followed)/)`", text))
 
 
 def listed(directory: Path) -> Iterator[str]:
     """The vectors of a directory, as FORMAT.md writes them."""
     for path in directory.iterdir():
-        if path.name not in {"repository", "repository.expected.json", "private.key"}:
+        if path.name not in {"repository", "repository.expected.json", "followed.expected.json", "private.key"}:
             yield f"{path.name}/" if path.is_dir() else path.name
 
 
@@ -677,10 +798,10 @@ def test_the_specification_names_every_vector_and_no_other():
 
 def test_every_rule_has_a_vector():
     """Each numbered rule of FORMAT.md is shown by at least one vector, and the numbers have no gap."""
-    rules = re.findall(r"^\| ([PMEGSR])([0-9]+) \|(.*)$", _FORMAT_MD, re.MULTILINE)
-    assert len(rules) >= 73
+    rules = re.findall(r"^\| ([PMEGSRL])([0-9]+) \|(.*)$", _FORMAT_MD, re.MULTILINE)
+    assert len(rules) >= 95
     assert [f"{letter}{number}" for letter, number, text in rules if not names_in(text)] == []
-    for letter in "PMEGSR":
+    for letter in "PMEGSRL":
         numbers = [int(number) for each, number, _ in rules if each == letter]
         assert numbers == list(range(1, len(numbers) + 1))
 
@@ -715,6 +836,9 @@ def test_the_specification_has_the_limits_of_the_code():
     limits = dict(re.findall(r"^\| ([a-z ]+) \| ([0-9]+)(?: bytes)? \|", _FORMAT_MD, re.MULTILINE))
     assert int(limits["a pack object"]) == MAX_PACK_BYTES
     assert int(limits["an encrypted pack object"]) == MAX_ENCRYPTED_PACK_BYTES
+    assert int(limits["a segment object"]) == MAX_SEGMENT_BYTES
+    assert int(limits["an encrypted segment object"]) == MAX_ENCRYPTED_SEGMENT_BYTES
+    assert f"| images in a segment | {MAX_SEGMENT_RAW_BYTES >> 20} MiB |" in _FORMAT_MD
     assert int(limits["frames in a pack"]) == MAX_RAW_BYTES // MIN_FRAME_BYTES
 
 

@@ -21,7 +21,7 @@ from backupd.encryption import Encryption, read_identities
 from backupd.errors import DamageError, IdentityNeededError, UnsupportedFormatError, UsageError
 from backupd.format import FormatError, SnapshotId
 from backupd.format.manifest import Manifest, SealedManifest, decode_manifest, encode_manifest, open_manifest
-from backupd.format.pack import encode_pack, page_hash, parse_index
+from backupd.format.pack import page_hash, parse_index
 from backupd.format.pagemap import decode_page_map
 from backupd.format.records import DeletionRecord, Drill, RetentionRecord, SweepRecord, TrashEntry
 from backupd.health import StatusFile
@@ -32,7 +32,7 @@ from backupd.state import StateDirectory
 from backupd.store import StoredObject
 from backupd.store.directory import DirectoryStore
 from backupd.store.keys import REPOSITORY_KEY, PackKey, RecordKey, SnapshotKey, is_object_key, require_safe_key
-from harness.packs import decode_pack
+from harness.packs import decode_pack, encode_pack
 
 if TYPE_CHECKING:
     from collections.abc import Callable

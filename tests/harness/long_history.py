@@ -20,13 +20,13 @@ from backupd.backup.assembly import WrittenPack, assemble
 from backupd.config import Database, Settings
 from backupd.format import SnapshotId
 from backupd.format.manifest import encode_manifest
-from backupd.format.pack import HASH_BYTES, encode_pack, page_hash
+from backupd.format.pack import HASH_BYTES, page_hash
 from backupd.format.pagemap import encode_page_map, image_digest
 from backupd.repository import Repository
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
 from backupd.store.keys import SnapshotKey
-from harness.packs import decode_pack, entry_of
+from harness.packs import decode_pack, encode_pack, entry_of
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,9 +6,11 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from backupd.format.manifest import PackEntry
-from backupd.format.pack import decode_frame, index_hash, parse_index, parse_pack
+from backupd.format.pack import PackEncoder, decode_frame, index_hash, parse_index, parse_pack
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from backupd.format.pack import PackIndex
 
 
@@ -29,6 +31,13 @@ def entry_of(content: bytes) -> PackEntry:
         index_bytes=len(index.encoded),
         index_hash=index_hash(index.encoded),
     )
+
+
+def encode_pack(
+    page_size: int, page_numbers: Sequence[int], hashes: bytes, images: bytes | memoryview, *, level: int
+) -> bytes:
+    """One pack, as `PackEncoder` makes it. Raises what that raises."""
+    return bytes(PackEncoder(level).encode(page_size, page_numbers, hashes, images)[1])
 
 
 def decode_pack(data: bytes) -> tuple[PackIndex, bytes]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from backupd.store.keys import (
     PackKey,
     RecordKey,
     RecordKind,
+    SegmentKey,
     SnapshotKey,
     clock_key,
     is_object_key,
@@ -21,6 +23,7 @@ from backupd.store.keys import (
     require_safe_key,
     require_safe_prefix,
     retention_key,
+    segments_prefix,
     snapshots_prefix,
     split_key,
     sweeps_prefix,
@@ -90,6 +93,63 @@ def test_keys_of_records_are_parsed_back(kind: RecordKind, database: str, record
     require_safe_key(str(record))
 
 
+def test_keys_of_segments_are_spelled_as_the_format_says():
+    """The key says the window, the commits, when the last one was seen, and the SHA-256."""
+    seen_at = datetime(2026, 11, 29, 14, 3, 7, 123000, UTC)
+    key = SegmentKey("app", _ID, 7, 123456, seen_at, _SHA256.digest())
+    name = f"000000000007-000000123456-20261129T140307123Z-{_SHA256.hexdigest()}.zst"
+    assert str(key) == f"app/segments/{_ID}/{name}"
+    assert str(SegmentKey("app", _ID, 7, 123456, seen_at, _SHA256.digest(), is_encrypted=True)) == f"{key}.age"
+    assert segments_prefix("app") == "app/segments/"
+
+
+@given(
+    databases,
+    st.integers(1, 10**12 - 1),
+    st.integers(1, 10**12 - 1),
+    st.datetimes(timezones=st.just(UTC)),
+    st.booleans(),
+)
+def test_keys_of_segments_are_parsed_back(database: str, first: int, last: int, time: datetime, is_encrypted: bool):  # noqa: FBT001
+    """The key of every segment is parsed back, and is no key of another kind."""
+    seen_at = time - timedelta(microseconds=time.microsecond % 1000)
+    key = SegmentKey(database, _ID, min(first, last), max(first, last), seen_at, _SHA256.digest(), is_encrypted)
+    assert SegmentKey.parse(str(key)) == key
+    assert SnapshotKey.parse(str(key)) is PackKey.parse(str(key)) is RecordKey.parse(str(key)) is None
+    assert split_key(str(key)) is None
+    assert is_object_key(str(key))
+    require_safe_key(str(key))
+
+
+_SEGMENT = f"app/segments/{_ID}/000000000007-000000000009-20261129T140307123Z-{_SHA256.hexdigest()}.zst"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("000000000007", "000000000000"),
+        ("000000000007", "000000000010"),
+        ("000000000007", "00000000007"),
+        ("000000000007", "0000000000007"),
+        ("20261129T14", "20261129T24"),
+        ("20261129T14", "20261131T14"),
+        ("20261122T08", "20261122T24"),
+        ("20261122T08", "20260229T08"),
+        ("20261122T08", "00001122T08"),
+        (".zst", ".zst.gpg"),
+        (".zst", ".zst\n"),
+        ("segments", "segment"),
+        ("app", "../app"),
+        (_SHA256.hexdigest(), _SHA256.hexdigest().upper()),
+    ],
+)
+def test_keys_that_no_segment_has_are_foreign(old: str, new: str):
+    """A key with another form, a number out of order, or a time that does not exist is that of no segment."""
+    assert SegmentKey.parse(_SEGMENT) is not None
+    assert SegmentKey.parse(_SEGMENT.replace(old, new)) is None
+    assert not is_object_key(_SEGMENT.replace(old, new))
+
+
 @pytest.mark.parametrize(
     "foreign_key",
     [
@@ -137,7 +197,7 @@ def test_any_text_can_be_parsed(key: str):
     """A listing may hold anything; parsing raises nothing, and gives only what prints as the same key."""
     assert all(
         parsed is None or str(parsed) == key
-        for parsed in (SnapshotKey.parse(key), PackKey.parse(key), RecordKey.parse(key))
+        for parsed in (SnapshotKey.parse(key), PackKey.parse(key), RecordKey.parse(key), SegmentKey.parse(key))
     )
 
 
@@ -150,6 +210,8 @@ def test_malformed_names_make_no_key(database: str):
         PackKey(database, _SHA256.digest())
     with pytest.raises(ValueError, match="malformed object key"):
         RecordKey(RecordKind.TRASH, database, _ID)
+    with pytest.raises(ValueError, match="malformed object key"):
+        SegmentKey(database, _ID, 1, 1, datetime.now(UTC), _SHA256.digest())
 
 
 def test_malformed_ids_make_no_key():

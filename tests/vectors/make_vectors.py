@@ -9,9 +9,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shutil
 import sqlite3
 import struct
 import tempfile
+from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,8 @@ RECIPIENT = "age1jxs7xjt7vsvx70lju5qggrtw3qhl67maq5d4cg8aud59632yny3s65tte0"
 ID_1 = "20261122T085557123Z-7f3a91c2"
 ID_2 = "20261122T091500000Z-0badcafe"
 ID_3 = "20261122T093000999Z-ffffffff"
+WINDOW = "20261122T085000000Z-0badcafe"
+SEEN_AT_MS = 1795337757123  # 2026-11-22T08:55:57.123Z
 
 
 def page_hash(page: bytes) -> bytes:
@@ -699,16 +704,280 @@ def sqlite_schema(image: bytes) -> list[tuple[Any, ...]]:
         return rows
 
 
+def segment(content: bytes, *, magic: int = MAGIC, size: int = 8, tag: bytes = b"bksg", version: int = 1) -> bytes:
+    """A segment with this content."""
+    return struct.pack("<II4sI", magic, size, tag, version) + frame(content)
+
+
+def segment_content(
+    head: dict[str, Any] | bytes,
+    commits: list[tuple[int, int]],
+    table: list[tuple[int, int]],
+    images: bytes,
+    *,
+    head_bytes: int | None = None,
+) -> bytes:
+    """The content of a segment: its head, commits (time, pages of the database), and images (page, index of commit)."""
+    text = head if isinstance(head, bytes) else json.dumps(head, separators=(",", ":")).encode()
+    length = struct.pack("<I", len(text) if head_bytes is None else head_bytes)
+    entries = [struct.pack("<QI", *commit) for commit in commits] + [struct.pack("<II", *entry) for entry in table]
+    return length + text + b"".join(entries) + images
+
+
+SEGMENT_HEAD: dict[str, Any] = {
+    "format": 1,
+    "database": "app",
+    "window": WINDOW,
+    "first": 1,
+    "page_size": 512,
+    "commits": 2,
+    "images": 3,
+}
+SEGMENT_COMMITS = [(SEEN_AT_MS, 2), (SEEN_AT_MS + 1000, 2)]
+SEGMENT_TABLE = [(1, 0), (1, 1), (2, 0)]
+SEGMENT_IMAGES = zero_page(1, 512) + zero_page(101, 512) + zero_page(2, 512)
+ANCHOR = {"snapshot": ID_1, "after": 0, "by": 2}
+
+
+def small_segment(**values: Any) -> bytes:
+    """A segment of two commits; the first writes the pages 1 and 2, the second page 1 again."""
+    return segment(segment_content(SEGMENT_HEAD | values, SEGMENT_COMMITS, SEGMENT_TABLE, SEGMENT_IMAGES))
+
+
+def valid_segments() -> dict[str, bytes]:
+    """Segments that a reader must read."""
+    highest = SEGMENT_HEAD | {"first": 10**12 - 1, "commits": 1, "images": 1}
+    later = {"later": [1], "anchors": [ANCHOR | {"later": None}]}
+    two = [(number, 0) for number in (16384, 16386)]
+    around = SEGMENT_HEAD | {"page_size": 65536, "commits": 1, "images": 2}
+    return {
+        "segment-minimal.zst": small_segment(),
+        "segment-anchor-and-gap.zst": small_segment(anchors=[ANCHOR], gap="the log was truncated"),
+        "segment-unknown-keys.zst": small_segment(**later),
+        "segment-highest-numbers.zst": segment(
+            segment_content(highest, [(253402300799999, 1 << 26)], [(1 << 26, 0)], zero_page(1, 512))
+        ),
+        "segment-around-the-lock-page.zst": segment(
+            segment_content(around, [(0, 16386)], two, zero_page(1, 65536) + zero_page(2, 65536))
+        ),
+        "segment-minimal.zst.age": age(small_segment()),
+    }
+
+
+def invalid_segments() -> dict[str, bytes]:
+    """Segments that a reader must reject, each for one reason."""
+    good = small_segment()
+    content = segment_content(SEGMENT_HEAD, SEGMENT_COMMITS, SEGMENT_TABLE, SEGMENT_IMAGES)
+    hole, body = LOCK_BYTE // 512 + 1, frame(content)
+
+    def of(
+        head: dict[str, Any] | bytes = SEGMENT_HEAD,
+        commits: list[tuple[int, int]] = SEGMENT_COMMITS,
+        table: list[tuple[int, int]] = SEGMENT_TABLE,
+        images: bytes = SEGMENT_IMAGES,
+        **fields: int,
+    ) -> bytes:
+        return segment(segment_content(head, commits, table, images, **fields))
+
+    late = {"first": 10**12 - 1}
+    segments = {
+        "empty": b"",
+        "truncated-prefix": good[:15],
+        "wrong-magic": segment(content, magic=MAGIC - 1),
+        "wrong-tag": segment(content, tag=b"bkpd"),
+        "version-0": segment(content, version=0),
+        "version-2": segment(content, version=2),
+        "prefix-size": segment(content, size=9),
+        "not-zstd": good[:16] + b"\0" + good[17:],
+        "truncated": good[:-1],
+        "byte-after-frame": good + b"\0",
+        "second-frame": good + frame(b""),
+        "no-content-size": good[:16] + frame(content, size=False),
+        "declares-81-mib": good[:16] + raw_frame(content, declared=81 << 20),
+        "no-checksum": good[:16] + frame(content, checksum=False),
+        "checksum-wrong": flipped(good, at=len(good) - 1),
+        "dictionary": good[:16] + body[:4] + bytes([body[4] | 1]) + b"\x2a" + body[5:],
+        "no-head": segment(b"\0\0\0"),
+        "head-too-long": of(head_bytes=len(content)),
+        "head-not-json": of(json.dumps(SEGMENT_HEAD).encode()[:-1]),
+        "head-array": of(b"[1]"),
+        "head-repeated-key": of(json.dumps(SEGMENT_HEAD).encode()[:-1] + b', "first": 1}'),
+        "head-format-text": small_segment(format="1"),
+        "head-format-2": small_segment(format=2),
+        "head-missing-key": of(without(SEGMENT_HEAD, "window")),
+        "head-database-slash": small_segment(database="a/b"),
+        "head-window-malformed": small_segment(window="20261122"),
+        "head-first-0": small_segment(first=0),
+        "head-last-too-high": small_segment(**late),
+        "head-page-size-1000": small_segment(page_size=1000),
+        "head-no-commits": of(SEGMENT_HEAD | {"commits": 0}, commits=[]),
+        "head-no-images": of(SEGMENT_HEAD | {"images": 0}, table=[], images=b""),
+        "head-more-commits-than-images": of(
+            SEGMENT_HEAD | {"commits": 4}, commits=[*SEGMENT_COMMITS, *[(SEEN_AT_MS + 1000, 2)] * 2]
+        ),
+        "anchor-not-ascending": small_segment(anchors=[ANCHOR | {"after": 2, "by": 1}]),
+        "anchor-beyond-the-end": small_segment(anchors=[ANCHOR | {"by": 3}]),
+        "anchor-snapshot-malformed": small_segment(anchors=[ANCHOR | {"snapshot": "latest"}]),
+        "gap-number": small_segment(gap=1),
+        "images-too-short": of(images=SEGMENT_IMAGES[:-1]),
+        "images-too-long": of(images=SEGMENT_IMAGES + b"\0"),
+        "more-than-64-mib": of(
+            SEGMENT_HEAD | {"page_size": 65536, "commits": 1, "images": 1025},
+            commits=SEGMENT_COMMITS[:1],
+            table=[(number, 0) for number in range(1, 1026)],
+            images=bytes(65536 * 1025),
+        ),
+        "time-descending": of(commits=SEGMENT_COMMITS[::-1]),
+        "time-after-9999": of(commits=[SEGMENT_COMMITS[0], (253402300800000, 2)]),
+        "page-count-0": of(commits=[SEGMENT_COMMITS[0], (SEEN_AT_MS + 1000, 0)]),
+        "page-count-too-high": of(commits=[SEGMENT_COMMITS[0], (SEEN_AT_MS + 1000, (1 << 26) + 1)]),
+        "images-out-of-order": of(table=[(1, 1), (1, 0), (2, 0)]),
+        "image-twice": of(table=[(1, 0), (1, 0), (2, 0)]),
+        "page-number-0": of(table=[(0, 0), (1, 1), (2, 0)]),
+        "page-number-too-high": of(table=[(1, 0), (1, 1), ((1 << 26) + 1, 0)]),
+        "commit-beyond-the-last": of(table=[(1, 0), (1, 2), (2, 0)]),
+        "lock-page": of(table=[(1, 0), (1, 1), (hole, 0)]),
+    }
+    return {f"segment-{name}.zst": content for name, content in segments.items()}
+
+
+def segment_key(content: bytes, *, last: int = 2, time: str = "20261122T085558123Z", **other: Any) -> str:
+    """The key of a segment, right for the small one."""
+    window, first, sha256 = other.get("window", WINDOW), other.get("first", 1), hashlib.sha256(content).hexdigest()
+    return f"app/segments/{window}/{first:012}-{last:012}-{time}-{other.get('sha256', sha256)}.zst"
+
+
+def misplaced_segments() -> dict[str, bytes]:
+    """Segments that are in order by themselves, under keys that are not theirs."""
+    good = small_segment()
+    other = small_segment(database="other")
+    keys = {
+        "sha256": segment_key(good, sha256="0" * 64),
+        "window": segment_key(good, window=ID_2),
+        "first": segment_key(good, first=2),
+        "last": segment_key(good, last=3),
+        "time": segment_key(good, time="20261122T085558124Z"),
+        "database": segment_key(other),
+    }
+    segments = {f"{name}/{key}": other if name == "database" else good for name, key in keys.items()}
+    marks = {
+        f"{name}/backupd.json": b'{"format": 1, "repository": "0123456789abcdef0123456789abcdef"}\n' for name in keys
+    }
+    return {f"repository-segment-of-another-{name}": content for name, content in (segments | marks).items()}
+
+
+FOLLOWED = (
+    "CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT)",
+    """
+    WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 60)
+    INSERT INTO notes SELECT i, printf('note %04d', i) FROM n
+    """,
+    "UPDATE notes SET text = 'changed' WHERE id IN (3, 50)",
+    "UPDATE notes SET text = 'again' WHERE id = 3",
+    "DELETE FROM notes WHERE id > 30",
+    "VACUUM",
+    "INSERT INTO notes (text) VALUES ('after the vacuum')",
+)
+
+
+def followed_states() -> tuple[list[bytes], list[tuple[int, dict[int, bytes]]]]:
+    """A database in WAL mode after each commit: its image, the number of its pages, and the pages that were written."""
+    images, ends = [], [0]
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "app.db"
+        with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+            connection.execute("PRAGMA page_size = 512")
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA wal_autocheckpoint = 0")
+            for statement in FOLLOWED:
+                connection.execute(statement)
+                images.append(checkpointed(file))
+                ends.append((Path(f"{file}-wal").stat().st_size - 32) // (24 + 512))
+            log = Path(f"{file}-wal").read_bytes()
+    frames = [log[start : start + 24 + 512] for start in range(32, len(log), 24 + 512)]
+    commits = []
+    for start, end in pairwise(ends):
+        written = {int.from_bytes(each[:4], "big"): each[24:] for each in frames[start:end]}
+        commits.append((int.from_bytes(frames[end - 1][4:8], "big"), dict(sorted(written.items()))))
+    return images, commits
+
+
+def checkpointed(file: Path) -> bytes:
+    """The image of a database in WAL mode: a copy of it, after a checkpoint of the copy."""
+    with tempfile.TemporaryDirectory() as directory:
+        copy = Path(directory) / "copy.db"
+        shutil.copy(file, copy)
+        shutil.copy(f"{file}-wal", f"{copy}-wal")
+        with closing(sqlite3.connect(copy)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return copy.read_bytes()
+
+
+def followed_segment(commits: list[tuple[int, dict[int, bytes]]], first: int, last: int, **values: Any) -> Any:
+    """The key and the bytes of a segment with the commits `first` to `last`, one in each second."""
+    chosen = commits[first - 1 : last]
+    images = sorted((page, index) for index, (_, pages) in enumerate(chosen) for page in pages)
+    head = SEGMENT_HEAD | {"first": first, "commits": len(chosen), "images": len(images)} | values
+    content = segment(
+        segment_content(
+            head,
+            [(SEEN_AT_MS + (first + index) * 1000, pages) for index, (pages, _) in enumerate(chosen)],
+            images,
+            b"".join(chosen[index][1][page] for page, index in images),
+        )
+    )
+    return segment_key(content, first=first, last=last, time=f"20261122T0856{last - 3:02}123Z"), content
+
+
+def followed_repository() -> dict[str, bytes]:
+    """A repository with one snapshot, of commit 2, and segments of the commits 1 to 7; and what each commit is."""
+    images, commits = followed_states()
+    base = canonical(images[1])
+    pages = [base[start : start + 512] for start in range(0, len(base), 512)]
+    pack = packed(512, dict(enumerate(pages, 1)), [frame(base)])
+    values = VALUES | {
+        "page_count": len(pages),
+        "changed_pages": len(pages),
+        "stored_bytes": len(pack),
+        "image_digest": image_digest([page_hash(page) for page in pages]),
+        "packs": [entry(pack)],
+        "page_map": page_map([1] * len(pages)),
+        "source": SOURCE | {"tables": ["notes"]},
+    }
+    segments = [
+        followed_segment(commits, 1, 3, gap="a new database", anchors=[ANCHOR | {"after": 1, "by": 2}]),
+        followed_segment(commits, 4, 4),
+        followed_segment(commits, 4, 6),
+        followed_segment(commits, 7, 7),
+    ]
+    files = tiny_repository({entry(pack)["sha256"]: pack}, values) | dict(segments)
+    expected = {
+        str(number): {"sha256": hashlib.sha256(canonical(image)).hexdigest(), "size_bytes": len(image)}
+        for number, image in enumerate(images[1:], 2)
+    }
+    return {f"followed/{key}": content for key, content in files.items()} | {
+        "followed.expected.json": json.dumps(expected, indent=2).encode() + b"\n"
+    }
+
+
 def main() -> None:
     """Write every vector that does not exist."""
     vectors = {
-        "valid": valid_packs() | valid_manifests() | valid_private() | valid_records() | golden_repository(),
+        "valid": valid_packs()
+        | valid_manifests()
+        | valid_private()
+        | valid_records()
+        | valid_segments()
+        | golden_repository()
+        | followed_repository(),
         "invalid": invalid_packs()
         | invalid_manifests()
         | invalid_private()
         | invalid_maps()
         | invalid_records()
-        | invalid_repositories(),
+        | invalid_repositories()
+        | invalid_segments()
+        | misplaced_segments(),
     }
     for kind, files in vectors.items():
         for name, content in files.items():

@@ -22,7 +22,7 @@ from harness.checks import check_context
 from harness.command_line import wait_until
 from harness.damage import flip
 from harness.faults import FaultyStore
-from harness.packs import decode_pack, entry_of
+from harness.packs import decode_pack, encode_pack, entry_of
 from msgspec.structs import replace
 
 from backupd.backup import SnapshotRequest, back_up
@@ -40,7 +40,6 @@ from backupd.errors import (
 )
 from backupd.format import SnapshotId
 from backupd.format.manifest import encode_manifest
-from backupd.format.pack import encode_pack
 from backupd.format.records import CheckOutcome, Drill
 from backupd.live.soundness import MOST_FINDINGS
 from backupd.prune import prune

@@ -14,10 +14,11 @@ from harness.command_line import wait_until
 from harness.damage import flip
 from harness.extent import slow
 from harness.killing import kill
+from harness.packs import encode_pack
 from harness.place import create_database
 
 from backupd.errors import InterruptedByUserError, TargetUnwritableError
-from backupd.format.pack import encode_pack, parse_index
+from backupd.format.pack import parse_index
 from backupd.format.records import CheckOutcome
 from backupd.repository.references import parse_reference
 from backupd.verify import Level

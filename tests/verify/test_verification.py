@@ -16,14 +16,13 @@ import pytest
 from harness.checks import check_context
 from harness.damage import flip
 from harness.faults import FaultyStore
-from harness.packs import decode_pack, entry_of
+from harness.packs import decode_pack, encode_pack, entry_of
 from harness.stored import Stored
 from msgspec.structs import replace
 
 from backupd.encryption import Encryption, generate_identity
 from backupd.errors import DamageError, ExitCode, NoSuchSnapshotError, StoreRefusedError, StoreUnavailableError
 from backupd.format.manifest import decode_manifest, encode_manifest, encrypt_manifest
-from backupd.format.pack import encode_pack
 from backupd.format.records import CheckOutcome, Drill
 from backupd.prune import forget
 from backupd.repository import Repository
