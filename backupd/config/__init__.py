@@ -17,6 +17,7 @@ from backupd.config.policies import RetentionSettings, ScheduleSettings
 from backupd.config.settings import (
     CaptureSettings,
     DaemonSettings,
+    FollowSettings,
     HealthSettings,
     HeartbeatSettings,
     HttpSettings,
@@ -33,6 +34,7 @@ __all__ = [
     "Database",
     "DatabaseSettings",
     "EncryptionSettings",
+    "FollowSettings",
     "HealthSettings",
     "HeartbeatSettings",
     "HttpSettings",

@@ -53,7 +53,8 @@ class RetentionSettings(Table):
     """Which snapshots of a database are kept in a store: those that any rule keeps.
 
     The counts are snapshots: the newest ones, and the newest of each hour, day, ISO week, month and year of `time_zone`
-    that has one. `backupd.retention` applies the rules.
+    that has one. `backupd.retention` applies the rules. `commits` is for how long each commit of a followed database
+    is kept.
     """
 
     keep_last: Snapshots = 48
@@ -64,6 +65,7 @@ class RetentionSettings(Table):
     yearly: Snapshots = 0
     within: Age | None = None
     tagged: Age = timedelta(days=365)
+    commits: Age = timedelta(hours=24)
     time_zone: TimeZone | None = None
     grace: Age = timedelta(days=3)
     after_snapshot: bool = True

@@ -25,6 +25,7 @@ from backupd.config.values import (
     Wait,
     at_least,
     at_most,
+    format_duration,
     format_size,
     is_port,
     read_secret,
@@ -40,6 +41,7 @@ SCHEMES_WITH_A_HOST = frozenset(("form", "forms", "http", "https", "json", "json
 _SHORTEST_TOKEN = 16
 _LISTEN = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\s/]+):(?P<port>[0-9]{1,5})")
 _SMALLEST_LIMIT_BYTES = 10**6
+_SHORTEST_INTERVAL = timedelta(seconds=1)
 
 
 def _checked_listen(text: str) -> str:
@@ -140,7 +142,35 @@ def _reject_missing_unit(size_bytes: int) -> int:
     return size_bytes
 
 
+def _not_too_often(interval: timedelta) -> timedelta:
+    if interval < _SHORTEST_INTERVAL:
+        raise InvalidValueError("is less than a second", hint='write it like "1s" or "10s"')
+    return interval
+
+
 Limit = Annotated[Size, _reject_missing_unit]
+
+
+class FollowSettings(Table):
+    """Whether the write-ahead logs of databases are followed, and how often what was committed goes to the stores.
+
+    Without an `interval`, that is every second if all stores are directories, and every ten seconds otherwise. An alarm
+    is raised when what a store has of a database is older than `max_age`.
+    """
+
+    enabled: bool = False
+    interval: Annotated[Wait, _not_too_often] | None = None
+    spool: Limit = 64 * 10**6
+    max_age: Duration = timedelta(minutes=5)
+
+    def check(self) -> None:
+        """Raise `InvalidValueError` when recovery points would always be too old."""
+        if self.interval is not None and self.max_age <= self.interval:
+            raise InvalidValueError(
+                f"max_age ({format_duration(self.max_age)}) is not longer than interval "
+                f"({format_duration(self.interval)})",
+                hint="a recovery point is as old as the interval: allow at least twice that",
+            )
 
 
 class CaptureSettings(Table):
@@ -197,6 +227,7 @@ class Settings(Table):
     databases: tuple[DatabaseSettings, ...] = ()
     stores: tuple[StoreSettings, ...] = ()
     capture: CaptureSettings = CaptureSettings()
+    follow: FollowSettings = FollowSettings()
     packs: PackSettings = PackSettings()
     encryption: EncryptionSettings = EncryptionSettings()
     retention: RetentionSettings = RetentionSettings()

@@ -1,0 +1,357 @@
+"""The commits of one followed database, numbered from the beginning of a window, and cut into segments in its spool.
+
+Beside the segments, the place is noted from which the next process continues when it can prove that nothing was missed.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from backupd.errors import BackupdError, SourceUnusableError
+from backupd.follow.log import Gap, LogFollower
+from backupd.follow.spool import Cut, Place, Spool
+from backupd.format import FormatError, SnapshotId
+from backupd.format.segment import SEGMENT_LEVEL, Anchor, Commit, SegmentHead, encode_segment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from backupd.config import Database
+    from backupd.follow.log import LogCommit
+
+_CUT_BYTES = 16 << 20
+_LONGEST_PAUSE_SECONDS = 1.0
+_SHORTEST_PAUSE_SECONDS = 0.004
+_MOST_PAGES_PER_POLL = 300
+_FEWEST_PAGES_PER_POLL = 150
+_IDLE_PART = 10
+"""A poll is followed by a pause of this many times its duration: a long uncommitted transaction is read each time."""
+_LOOK_UP_SECONDS = 10.0
+"""How often the path of a database is followed to its file: that costs more than all else about an idle one."""
+_MARK_SECONDS = 3.0
+_MOST_CLOCK_LAG_MS = 60_000
+_REST_SECONDS = 10.0
+"""What could not be stored is a gap, and the next window needs another snapshot: it must not begin at once."""
+
+
+class WindowBegan(NamedTuple):
+    """A window without a snapshot began, or is continued. Nothing in it can be restored before there is one."""
+
+    window: SnapshotId
+
+
+class WindowEnded(NamedTuple):
+    """Commits may be missing here, and why."""
+
+    reason: str
+    is_blind: bool = False
+    """Whether those that follow are not seen either, for now."""
+
+
+Happening = Cut | WindowBegan | WindowEnded
+
+
+class Mark(NamedTuple):
+    """The last commit of the window that was seen by now. A reader that begins now has seen all commits before it."""
+
+    window: SnapshotId
+    last: int
+
+
+@dataclass(slots=True)
+class _Window:
+    id: SnapshotId
+    last: int = 0
+    anchors: list[Anchor] = field(default_factory=list)
+    gap: str | None = None
+    pending: list[Commit] = field(default_factory=list)
+    page_size: int = 0
+    is_anchored: bool = False
+
+
+class Chain:
+    """Follows one database into segments in its spool. `poll`, `cut` and `mark` return or yield what happened."""
+
+    def __init__(
+        self, database: Database, spool: Path, *, interval: float, most_bytes: int, rest: float = _REST_SECONDS
+    ) -> None:
+        """Cut a segment every `interval` seconds when something was committed; keep `most_bytes` in the spool.
+
+        After a commit that could not be stored, nothing is followed for `rest` seconds.
+        """
+        self.pause = _SHORTEST_PAUSE_SECONDS
+        """How many seconds to wait before the next poll."""
+        self._database = database
+        self._spool = Spool(spool)
+        self._interval = interval
+        self._most_bytes = most_bytes
+        self._rest = rest
+        self._log: LogFollower | None = None
+        self._checked_file: tuple[int, int] | None = None
+        self._look_up_at = 0.0
+        self._window: _Window | None = None
+        self._gap: str | None = None
+        self._seen_at_ms = 0
+        self._cut_at = time.monotonic()
+        self._rests_until = 0.0
+        self._waits_for_room = False
+        self._place = self._spool.place()
+
+    def found(self) -> list[Cut]:
+        """Return the segments that are in the spool: with them, nothing is missing up to where this one continues."""
+        return self._spool.segments()
+
+    def poll(self) -> Iterator[Happening]:
+        """Read what was committed since the last poll, and cut a segment when it is time to."""
+        began = time.monotonic()
+        if self._must_wait(began):
+            self.pause = _LONGEST_PAUSE_SECONDS
+            return
+        pages = 0
+        try:
+            log = self._follower()
+            found = log.poll()
+            self._reject_led_away(log)
+        except (OSError, BackupdError) as error:
+            yield from self._lose(f"the log cannot be read: {_reason(error)}")
+            return
+        for each in found:
+            if isinstance(each, Gap):
+                yield from self._end_window(each.reason)
+            else:
+                pages += len(each.pages)
+                yield from self._take(each)
+            if self._log is not log:  # it was given up: what follows has no place in a window
+                return
+        if not found:
+            yield from self._resume()
+        now = time.monotonic()
+        if now - self._cut_at >= self._interval or self._pending_bytes() >= _CUT_BYTES:
+            yield from self.cut()
+        self._set_pause(pages, now - began)
+
+    def cut(self) -> Iterator[Cut | WindowEnded]:
+        """Put what was read into segments, and note the place."""
+        self._cut_at = time.monotonic()
+        window = self._window
+        if window is None or not window.pending:
+            return
+        yield from self._store(window)
+        if self._window is window:
+            self._note_place()
+
+    def mark(self) -> Iterator[Happening | Mark]:
+        """Poll, and tell how far the window has come, if there is one and a commit was seen in it."""
+        self._look_up_at = 0.0
+        if self._log is not None:
+            self._log.look_closely()
+        # The second look tells what the first one cannot: whether a header that was not valid was just being written.
+        yield from self.poll()
+        yield from self.poll()
+        give_up_at = time.monotonic() + _MARK_SECONDS
+        while self._is_behind and time.monotonic() < give_up_at:
+            yield from self.poll()
+        if self._window is not None and self._window.last and not self._is_behind:
+            yield Mark(self._window.id, self._window.last)
+
+    def anchor(self, window: SnapshotId, anchor: Anchor) -> None:
+        """Let the next segment say where a snapshot is, unless its window is over."""
+        if self._window is not None and self._window.id == window:
+            # The same snapshot may be the present state again: its first place is the base of earlier commits.
+            same = [each for each in self._window.anchors if each.snapshot == anchor.snapshot]
+            others = [each for each in self._window.anchors if each.snapshot != anchor.snapshot]
+            self._window.anchors = [*others, *same[:1], anchor]
+            self._window.is_anchored = True
+            if not self._window.pending:
+                self._note_place()
+
+    def close(self) -> None:
+        """Close the log. Repeatable."""
+        if self._log is not None:
+            self._log.close()
+
+    def _must_wait(self, now: float) -> bool:
+        """Whether nothing is followed at present, because what was read could not be stored."""
+        if now < self._rests_until:
+            return True
+        if self._waits_for_room:
+            with suppress(OSError):  # what cannot be read cannot be written either, and says so
+                self._waits_for_room = self._spool.size_bytes() > self._most_bytes // 2
+        return self._waits_for_room
+
+    def _follower(self) -> LogFollower:
+        """Return the reader of the log. Now and then, it is looked up where the path of the database leads."""
+        now = time.monotonic()
+        if self._log is not None and now < self._look_up_at:
+            return self._log
+        path = f"{self._database.file()}-wal"
+        self._look_up_at = now + _LOOK_UP_SECONDS
+        if self._log is None or self._log.path != path:
+            position = self._log.position if self._log else self._place.position if self._place else None
+            if self._log is not None:
+                self._log.close()
+            self._log = LogFollower(path, position)
+        return self._log
+
+    def _reject_led_away(self, log: LogFollower) -> None:
+        """Look up once more where the path leads after a log was opened: another user may have changed that meanwhile.
+
+        Raises `SourceUnusableError`; OSError when the log is gone again.
+        """
+        if not log.is_open:
+            self._checked_file = None
+        if log.position is None or not log.is_open:
+            return
+        file = (log.position.device, log.position.inode)
+        if file == self._checked_file:
+            return
+        status = os.lstat(f"{self._database.file()}-wal")
+        if (status.st_dev, status.st_ino) != file:
+            raise SourceUnusableError(f"{self._database.path} led elsewhere while its log was opened")
+        self._checked_file = file
+
+    def _take(self, commit: LogCommit) -> Iterator[Happening]:
+        yield from self._resume()
+        now_ms = time.time_ns() // 1_000_000
+        if self._seen_at_ms - now_ms > _MOST_CLOCK_LAG_MS:
+            yield from self._end_window("the clock was set back")
+            self._seen_at_ms = now_ms
+            if self._log is None:
+                return
+        # A clock that was set back a little must not put a commit before another one.
+        self._seen_at_ms = max(self._seen_at_ms, now_ms)
+        if self._window is None:
+            began_at = datetime.fromtimestamp(self._seen_at_ms / 1000, UTC)
+            self._window = _Window(SnapshotId.new(began_at, secrets.randbits(32)), gap=self._gap)
+            yield WindowBegan(self._window.id)
+        window = self._window
+        window.page_size = commit.page_size
+        window.last += 1
+        window.pending.append(Commit(self._seen_at_ms, commit.page_count, commit.pages, commit.images))
+
+    def _resume(self) -> Iterator[WindowBegan]:
+        """Continue the window of the process before, if there is one and its position was found in the log."""
+        place, self._place = self._place, None
+        if place is not None and self._log is not None and self._log.position is not None:
+            self._seen_at_ms = max(self._seen_at_ms, place.seen_at_ms)
+            self._window = _Window(place.window, place.last, [*place.anchors], is_anchored=place.is_anchored)
+            if not place.is_anchored:
+                yield WindowBegan(place.window)
+
+    def _end_window(self, reason: str, *, is_blind: bool = False) -> Iterator[Cut | WindowEnded]:
+        """Store what was proven before the gap. What comes after it is another window."""
+        window, was_known = self._window, self._place is not None
+        if window is not None and (window.is_anchored or len(window.pending) < window.last):
+            yield from self._store(window)  # otherwise nothing of it is stored, and no snapshot lies in it
+        if self._window is not window:
+            return
+        is_news = window is not None or was_known or (is_blind and reason != self._gap)
+        self._window, self._place, self._gap = None, None, reason
+        with suppress(OSError):
+            self._spool.forget_place()
+        if is_news:
+            yield WindowEnded(reason, is_blind)
+
+    def _lose(self, reason: str) -> Iterator[Cut | WindowEnded]:
+        """Give up what was read and not stored, and the position in the log."""
+        self.pause = _LONGEST_PAUSE_SECONDS
+        self.close()
+        self._log = None
+        if self._window is not None:
+            self._window.last -= len(self._window.pending)
+            self._window.pending = []
+        yield from self._end_window(reason, is_blind=True)
+
+    def _store(self, window: _Window) -> Iterator[Cut | WindowEnded]:
+        """Write the pending commits of the window; when that fails, the window is over."""
+        first = window.last - len(window.pending) + 1
+        try:
+            for part in _parts(window.pending):
+                last, since_ms = first + len(part) - 1, part[0].seen_at_ms
+                content = self._encoded(window, first, last, part)
+                if self._spool.size_bytes() + len(content) > self._most_bytes:
+                    self._waits_for_room = True
+                    reason = f"more than {self._most_bytes >> 20} MiB of commits would wait for the stores"
+                    break
+                cut = self._spool.put(content, window=window.id, first=first, last=last, since_ms=since_ms)
+                first = last + 1
+                del window.pending[: len(part)]
+                window.anchors = [each for each in window.anchors if each.by > last]
+                yield cut
+            else:
+                return
+        except OSError as error:
+            reason = f"the spool cannot be written: {_reason(error)}"
+        except FormatError as error:  # SQLite has not written this log
+            reason = f"a commit cannot be stored: {error}"
+        self._rests_until = time.monotonic() + self._rest
+        yield from self._lose(reason)
+
+    def _encoded(self, window: _Window, first: int, last: int, commits: Sequence[Commit]) -> bytes:
+        head = SegmentHead(
+            database=self._database.name,
+            window=window.id,
+            first=first,
+            page_size=window.page_size,
+            anchors=tuple(each for each in window.anchors if each.by <= last),
+            gap=window.gap if first == 1 else None,
+        )
+        return encode_segment(head, commits, level=SEGMENT_LEVEL)
+
+    def _note_place(self) -> None:
+        """Note how far the segments go. What cannot be noted costs a gap, when this process ends."""
+        if self._window is None or self._log is None or self._log.position is None:
+            return
+        window = self._window
+        place = Place(
+            window=window.id,
+            last=window.last,
+            seen_at_ms=self._seen_at_ms,
+            position=self._log.position,
+            anchors=tuple(window.anchors),
+            is_anchored=window.is_anchored,
+        )
+        with suppress(OSError):
+            self._spool.note(place)
+
+    def _pending_bytes(self) -> int:
+        return 0 if self._window is None else sum(len(commit.images) for commit in self._window.pending)
+
+    @property
+    def _is_behind(self) -> bool:
+        """Whether the log has more that can be read at once."""
+        return self._log is not None and self._log.is_open and self._log.is_behind
+
+    def _set_pause(self, pages: int, took_seconds: float) -> None:
+        if pages > _MOST_PAGES_PER_POLL or self._is_behind:
+            self.pause /= 2
+        elif pages < _FEWEST_PAGES_PER_POLL:
+            self.pause *= 1.5
+        self.pause = min(max(self.pause, _SHORTEST_PAUSE_SECONDS), self._interval, _LONGEST_PAUSE_SECONDS)
+        if not pages:
+            self.pause = max(self.pause, _IDLE_PART * took_seconds)
+
+
+def _parts(commits: Sequence[Commit]) -> Iterator[list[Commit]]:
+    """Divide commits into as few segments as their size allows."""
+    part: list[Commit] = []
+    size = 0
+    for commit in commits:
+        if part and size + len(commit.images) > _CUT_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(commit)
+        size += len(commit.images)
+    if part:
+        yield part
+
+
+def _reason(error: OSError | BackupdError) -> Any:
+    return error.message if isinstance(error, BackupdError) else error.strerror or error

@@ -1,0 +1,147 @@
+"""The following process: one for all databases. It reads requests from stdin, and reports events on stdout.
+
+Both are lines of JSON. The requests:
+
+follow      a database, with its spool: from now on its commits become segments there
+forget      a database
+mark        how far has it come? The answer has the `token` of the request
+anchor      a snapshot was taken between two marks
+
+The end of stdin means that the parent stops or is gone: what was committed by now is put into segments, and the process
+ends.
+
+Only `process.FollowerProcess` starts it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import os
+import select
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backupd.config import Database
+from backupd.follow.chain import Chain, Mark, WindowBegan, WindowEnded
+from backupd.follow.spool import Cut
+from backupd.format import SnapshotId
+from backupd.format.segment import Anchor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_READ_BYTES = 1 << 16
+_LONGEST_WAIT_SECONDS = 60.0
+
+
+class _Following:
+    """The chains of all databases, each polled when its pause is over."""
+
+    def __init__(self) -> None:
+        self._chains: dict[str, Chain] = {}
+        self._due: list[tuple[float, str]] = []
+
+    def obey(self, request: dict[str, Any]) -> None:
+        """Do what one line of stdin asks for."""
+        name = request["name"]
+        chain = self._chains.get(name)
+        match request["do"]:
+            case "follow":
+                self._forget(name)
+                within = request["within"]
+                database = Database(name, Path(request["path"]), None if within is None else Path(within))
+                self._chains[name] = new = Chain(
+                    database, Path(request["spool"]), interval=request["interval"], most_bytes=request["most_bytes"]
+                )
+                _report(name, new.found())
+                heapq.heappush(self._due, (time.monotonic(), name))
+            case "forget":
+                self._forget(name)
+            case "mark":
+                found = None
+                for each in () if chain is None else chain.mark():
+                    if isinstance(each, Mark):
+                        found = each
+                    else:
+                        _report(name, [each])
+                _emit("marked", name=name, token=request["token"], **({} if found is None else found._asdict()))
+            case "anchor":
+                anchor = Anchor(snapshot=SnapshotId(request["snapshot"]), after=request["after"], by=request["by"])
+                if chain is not None:
+                    chain.anchor(SnapshotId(request["window"]), anchor)
+
+    def poll(self) -> float:
+        """Poll each database that is due once; return after how many seconds the next one is.
+
+        One that takes long is due again at once, and must keep neither the others nor requests waiting.
+        """
+        now, due = time.monotonic(), []
+        while self._due and self._due[0][0] <= now:
+            due.append(heapq.heappop(self._due)[1])
+        for name in due:
+            chain = self._chains.get(name)
+            if chain is not None:
+                _report(name, chain.poll())
+                heapq.heappush(self._due, (time.monotonic() + chain.pause, name))
+        return max(0.0, self._due[0][0] - time.monotonic()) if self._due else _LONGEST_WAIT_SECONDS
+
+    def end(self) -> None:
+        """Put everything that was committed into segments."""
+        for name in [*self._chains]:
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        chain = self._chains.pop(name, None)
+        if chain is not None:
+            _report(name, chain.poll())
+            _report(name, chain.cut())
+            chain.close()
+            self._due = [(at, each) for at, each in self._due if each != name]
+            heapq.heapify(self._due)
+
+
+def _report(name: str, happened: Iterable[Cut | WindowBegan | WindowEnded | Mark]) -> None:
+    for each in happened:
+        match each:
+            case Cut():
+                _emit("segment", name=name, **each._asdict())
+            case WindowBegan():
+                _emit("began", name=name, window=each.window)
+            case WindowEnded():
+                _emit("ended", name=name, **each._asdict())
+            case Mark():
+                pass
+
+
+def _emit(event: str, **values: object) -> None:
+    line = json.dumps({"event": event, **values}).encode() + b"\n"
+    with suppress(BrokenPipeError):  # the parent is gone: the next one finds the segments in the spools
+        while line:
+            line = line[os.write(sys.stdout.fileno(), line) :]
+
+
+def main() -> None:
+    """Follow what stdin asks for, until its end."""
+    following = _Following()
+    descriptor = sys.stdin.fileno()
+    ready = select.poll()
+    ready.register(descriptor, select.POLLIN)
+    rest = b""
+    while True:
+        if not ready.poll(following.poll() * 1000):
+            continue
+        chunk = os.read(descriptor, _READ_BYTES)
+        if not chunk:
+            break
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            following.obey(json.loads(line))
+    following.end()
+
+
+if __name__ == "__main__":
+    main()
