@@ -19,6 +19,7 @@ from backupd.errors import AnotherRunError, SourceUnusableError, StoreError, Sto
 from backupd.format import SnapshotId
 from backupd.format.manifest import Manifest, SnapshotKind, encode_manifest
 from backupd.repository import Repository
+from backupd.repository.moments import RestorePoint
 from backupd.repository.references import find_snapshot, list_snapshots
 from backupd.restore import restore_to_file
 from backupd.state import StateDirectory
@@ -83,8 +84,7 @@ class Place:
         target = self.root / f"restored-{self.restored}.db"
         repository = Repository(store or self.store, StateDirectory(self.root / "another state"))
         restore_to_file(
-            repository.archive(manifest.database),
-            manifest,
+            RestorePoint(repository.archive(manifest.database), manifest),
             target,
             force=False,
             as_source=False,

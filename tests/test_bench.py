@@ -26,6 +26,7 @@ from harness.checks import check_context
 from harness.long_history import write_long_history
 
 from backupd.repository import Repository
+from backupd.repository.moments import RestorePoint
 from backupd.restore import restore_to_file
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
@@ -374,8 +375,7 @@ def test_a_long_history_is_one_of_real_snapshots(tmp_path):
     for number in (0, 30, 59):
         target = tmp_path / f"restored-{number}.db"
         restore_to_file(
-            repository.archive("app"),
-            repository.archive("app").manifest(ids[number]),
+            RestorePoint(repository.archive("app"), repository.archive("app").manifest(ids[number])),
             target,
             force=False,
             as_source=False,

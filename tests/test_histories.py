@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from backupd.backup import BackupResult, Outcome, SnapshotRequest, back_up
 from backupd.config import Database, Settings
 from backupd.repository import Repository
+from backupd.repository.moments import RestorePoint
 from backupd.restore import restore_to_file
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
@@ -127,7 +128,11 @@ def restored(store: DirectoryStore, manifest: Manifest, scratch: Path) -> bytes:
     target = scratch / f"{manifest.id}.db"
     repository = Repository(store, StateDirectory(scratch / "state"))
     restore_to_file(
-        repository.archive(manifest.database), manifest, target, force=True, as_source=False, on_progress=lambda _: None
+        RestorePoint(repository.archive(manifest.database), manifest),
+        target,
+        force=True,
+        as_source=False,
+        on_progress=lambda _: None,
     )
     return target.read_bytes()
 

@@ -25,7 +25,7 @@ from backupd.errors import (
 )
 from backupd.format.manifest import SnapshotKind
 from backupd.repository import Repository
-from backupd.repository.references import StoredSnapshot
+from backupd.repository.moments import RestorePoint
 from backupd.restore.in_place import InPlaceRequest, InPlaceResult, PlannedRestore, Target, planned_restore
 from backupd.restore.plan import Plan, TableChange, Way
 from backupd.state import StateDirectory
@@ -98,8 +98,8 @@ class Service:
         *,
         lock_timeout: float = 5,
     ) -> AbstractContextManager[PlannedRestore]:
-        snapshot = StoredSnapshot(self.archive, manifest or self.manifest)
-        return planned_restore(snapshot, Target(self.path, self._state, lock_timeout), request, lambda _: None)
+        point = RestorePoint(self.archive, manifest or self.manifest)
+        return planned_restore(point, Target(self.path, self._state, lock_timeout), request, lambda _: None)
 
     def content(self) -> str:
         """A digest of all rows, for a database that no other process has open now."""

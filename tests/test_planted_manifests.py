@@ -25,7 +25,8 @@ from backupd.health import Status
 from backupd.health.alarms import find_alarms
 from backupd.health.recording import with_snapshots
 from backupd.repository import Repository
-from backupd.repository.references import find_snapshot, list_snapshots, whole
+from backupd.repository.moments import RestorePoint
+from backupd.repository.references import find_snapshot, list_snapshots
 from backupd.rescue import rescue
 from backupd.restore import restore_to_file
 from backupd.state import StateDirectory
@@ -103,12 +104,11 @@ class Place:
         repository = Repository(self.store, StateDirectory(self.root / f"other-{os.urandom(4).hex()}"))
         listed = [each.manifest for each in list_snapshots([repository], "app").snapshots]
         assert listed[-1].id == result.id
-        found = whole(find_snapshot([repository], "latest", database="app", now=datetime.now(UTC)))
+        found = RestorePoint.of(find_snapshot([repository], "latest", database="app", now=datetime.now(UTC)))
         assert found.manifest.id == result.id
         target = self.root / f"restored-{result.id}.db"
         restore_to_file(
-            repository.archive(found.manifest.database),
-            found.manifest,
+            found,
             target,
             force=False,
             as_source=False,

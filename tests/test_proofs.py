@@ -20,6 +20,7 @@ from backupd.config import Database, Settings
 from backupd.errors import StoreRefusedError
 from backupd.format.records import CheckOutcome, Drill
 from backupd.repository import Repository
+from backupd.repository.moments import RestorePoint
 from backupd.restore import restore_to_file
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
@@ -110,8 +111,7 @@ class Place:
         """The newest snapshot is the database as it is, and passes SQLite's check."""
         target = self.root / "restored.db"
         restore_to_file(
-            self.repository(machine="reader").archive("app"),
-            self.newest(),
+            RestorePoint(self.repository(machine="reader").archive("app"), self.newest()),
             target,
             force=False,
             as_source=False,

@@ -158,6 +158,31 @@ def test_times_with_an_offset(text: str, sequence: int | None):
 
 @pytest.mark.usefixtures("berlin")
 @pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("13:00", "2026-11-22T12:00:00+00:00"),
+        ("8:05", "2026-11-22T07:05:00+00:00"),
+        ("12:59:59.5", "2026-11-22T11:59:59.500000+00:00"),
+        ("13:00:01", "2026-11-21T12:00:01+00:00"),
+        ("00:00", "2026-11-21T23:00:00+00:00"),
+        ("90s", "2026-11-22T11:58:30+00:00"),
+        ("2026-11-22T08:00Z", "2026-11-22T08:00:00+00:00"),
+    ],
+)
+def test_times_and_ages_mean_a_moment(text: str, moment: str):
+    """A time of day is the last one on local clocks; all others are as they say."""
+    assert parse_reference(text).moment(_NOW) == datetime.fromisoformat(moment)
+    assert parse_reference(text).names_one_moment
+
+
+@pytest.mark.parametrize("text", ["latest", "latest~2", "before-restore", "v1", "20261122"])
+def test_other_references_mean_no_moment(text: str):
+    """Words, tags and ids mean snapshots."""
+    assert parse_reference(text).moment(_NOW) is None
+
+
+@pytest.mark.usefixtures("berlin")
+@pytest.mark.parametrize(
     ("text", "sequence"),
     [
         ("2026-03-29T01:59", 1),  # winter time: 00:59 UTC

@@ -20,6 +20,7 @@ from backupd.errors import BusyError, DamageError, TargetExistsError, TargetUnwr
 from backupd.format.pagemap import encode_page_map, image_digest
 from backupd.live.files import make_partial
 from backupd.repository import Repository
+from backupd.repository.moments import RestorePoint
 from backupd.restore import RestoreResult, reject_unusable_target, restore_to_file
 from backupd.restore.image import fetch_image
 from backupd.state import StateDirectory
@@ -55,8 +56,7 @@ class Snapshotted:
         self, target: Path, *, force: bool = False, look: Callable[[object], None] = lambda _: None
     ) -> RestoreResult:
         return restore_to_file(
-            self.repository.archive(self.manifest.database),
-            self.manifest,
+            RestorePoint(self.repository.archive(self.manifest.database), self.manifest),
             target,
             force=force,
             as_source=False,

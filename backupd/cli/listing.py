@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
     from backupd.cli.output import Cells
     from backupd.cli.session import Session
+    from backupd.format import SnapshotId
     from backupd.format.manifest import AnySummary
     from backupd.jobs.trash import RemovedSnapshot
     from backupd.repository import Repository
     from backupd.repository.archive import Archive
+    from backupd.repository.moments import WindowSpan
     from backupd.repository.proofs import KnownOutcome, Proofs
     from backupd.repository.references import ListedSnapshot, SnapshotList
 
@@ -47,8 +49,8 @@ def command(invocation: Invocation, database: str | None, store: str | None, *, 
 
     DATABASE is a name, or the path of its file. SIZE is that of the database; STORED is what the snapshot added to the
     store; PROVEN is how long ago a test restore succeeded, or `intact`, where every stored byte is right and there was
-    no key to restore it, or that the snapshot is damaged. What cannot be read is reported, and the rest is still
-    listed.
+    no key to restore it, or that the snapshot is damaged. Below are the spans of which any moment can be restored,
+    because the log was followed. What cannot be read is reported, and the rest is still listed.
 
     With --trash, list the snapshots that were removed, by a rule or by hand, and until when `backupd undelete` brings
     each of them back.
@@ -61,26 +63,48 @@ def command(invocation: Invocation, database: str | None, store: str | None, *, 
 
 
 def _list_snapshots(session: Session, store: str | None, name: str | None) -> int:
+    from backupd.cli.windows import window_lines, window_values
     from backupd.repository.references import list_snapshots
 
     repositories = session.repositories(store)
     found = list_snapshots(repositories, name)
     if name and not found.snapshots and not found.problems:
         reject_unknown_database(name, repositories, session)
-    checks = _LatestChecks(found)
+    checks, windows = _LatestChecks(found), _windows(found)
     if session.is_json:
         output.print_document(
             {
                 "snapshots": [_values(snapshot, checks.of(snapshot)) for snapshot in found.snapshots],
+                "windows": [window_values(archive, span) for archive, spans in windows for span in spans],
                 "problems": [output.error_values(problem) for problem in found.problems],
             }
         )
     else:
         _print(found, checks, name, repositories)
+        for archive, spans in windows:
+            for line in window_lines(archive, spans):
+                output.print_line(line)
         _print_odd_values(found, session)
         for problem in found.problems:
             output.print_error(problem)
     return _exit_code(found.problems, is_empty=not found.snapshots)
+
+
+def _windows(found: SnapshotList) -> list[tuple[Archive, list[WindowSpan]]]:
+    """The recovery windows of each archive with listed snapshots. Errors go to the problems of the list."""
+    from backupd.repository.moments import window_spans
+
+    snapshots: dict[Archive, set[SnapshotId]] = {}
+    for snapshot in found.snapshots:
+        snapshots.setdefault(snapshot.archive, set()).add(snapshot.manifest.id)
+    windows = []
+    for archive, ids in snapshots.items():
+        try:
+            listing = found.listings.get(archive) or archive.segments()
+            windows.append((archive, window_spans(archive, listing, ids)))
+        except BackupdError as error:
+            found.problems.append(error)
+    return windows
 
 
 def reject_unknown_database(name: str, repositories: Sequence[Repository], session: Session) -> None:

@@ -317,9 +317,9 @@ def seconds(duration: float) -> str:
     return f"{duration:.0f} s" if duration < 3 * _MINUTE else f"{duration / _MINUTE:.0f} min"
 
 
-def local_time(moment: datetime) -> str:
-    """Format a time in the time zone of this machine, with its offset: `2026-11-22 09:55:57+01:00`."""
-    return moment.astimezone().isoformat(sep=" ", timespec="seconds")
+def local_time(moment: datetime, *, is_exact: bool = False) -> str:
+    """Format a time in the time zone of this machine, with its offset: `2026-11-22 09:55:57+01:00`, or `57.123`."""
+    return moment.astimezone().isoformat(sep=" ", timespec="milliseconds" if is_exact else "seconds")
 
 
 def utc_time(moment: datetime) -> str:

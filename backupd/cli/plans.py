@@ -1,19 +1,22 @@
-"""The plan of a restore in place, as lines and as JSON, and the questions to agree to it."""
+"""What is restored and the plan of a restore in place, as lines and as JSON, and the questions to agree to it."""
 
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from backupd.cli import output
+from backupd.cli.windows import gap_values
 from backupd.errors import InterruptedByUserError, UsageError
 from backupd.restore.plan import Way
 
 if TYPE_CHECKING:
     from backupd.cli.verbs import InPlaceOptions
     from backupd.live.contents import Contents
+    from backupd.repository.moments import RestorePoint
     from backupd.restore.plan import Plan, TableChange
 
 _NOTICEABLE_PAUSE_SECONDS = 2.0
@@ -25,6 +28,34 @@ _SHOWN = 20
 def can_ask() -> bool:
     """Whether there is a terminal to confirm a plan on."""
     return sys.stdin is not None and sys.stdin.isatty()
+
+
+def described(point: RestorePoint) -> str:
+    """Describe what is restored: a snapshot, or a commit with the snapshot and the segments that it is made of.
+
+    `app@20261122T085557123Z-7f3a91c2 (2026-11-22 09:55:57+01:00, 3 h ago)`, or
+    `app, commit of 2026-11-22 09:56:03.512+01:00, 3 h ago (snapshot 20261122T085557123Z-7f3a91c2 + 3 segments)`.
+    """
+    name, snapshot = point.manifest.database, point.manifest.id
+    age = output.age(point.at, datetime.now(UTC))
+    if point.replay is None:
+        return f"{name}@{snapshot} ({output.local_time(point.at)}, {age})"
+    segments = output.count(len(point.replay.segments), "segment")
+    commit = f"commit of {output.local_time(point.at, is_exact=True)}, {age}"
+    return f"{name}, {commit} (snapshot {snapshot} + {segments})"
+
+
+def point_values(point: RestorePoint) -> dict[str, Any]:
+    """What is restored, in JSON documents: the snapshot, and the commit after it, or null."""
+    replay, gap = point.replay, point.gap
+    return {
+        "id": str(point.manifest.id),
+        "database": point.manifest.database,
+        "store": point.archive.url,
+        "commit_at": None if replay is None else output.utc_time(replay.seen_at),
+        "segments": 0 if replay is None else len(replay.segments),
+        "gap": None if gap is None else gap_values(gap),
+    }
 
 
 def agree(plan: Plan, snapshot: str, options: InPlaceOptions, *, is_quiet: bool) -> None:
@@ -61,7 +92,7 @@ def _ask(question: str, plan: Plan) -> None:
 
 def plan_lines(plan: Plan, snapshot: str) -> list[str]:
     """The plan to restore `snapshot` (a description), line by line."""
-    lines = [f"restore {snapshot} from {plan.snapshot.archive.url}", f"into {plan.target}, {_way(plan)}"]
+    lines = [f"restore {snapshot} from {plan.point.archive.url}", f"into {plan.target}, {_way(plan)}"]
     lines += _table_lines(plan)
     lines.append(_line("schema", "as it is now" if not plan.schema else "; ".join(_some(plan.schema))))
     lines.append(_line("alembic", _revision_text(plan)))
@@ -76,11 +107,8 @@ def plan_lines(plan: Plan, snapshot: str) -> list[str]:
 
 def plan_values(plan: Plan) -> dict[str, Any]:
     """The plan as JSON shows it."""
-    manifest = plan.snapshot.manifest
     return {
-        "id": str(manifest.id),
-        "database": manifest.database,
-        "store": plan.snapshot.archive.url,
+        **point_values(plan.point),
         "target": str(plan.target),
         "way": str(plan.way),
         "reason": plan.reason or None,
@@ -92,7 +120,7 @@ def plan_values(plan: Plan) -> dict[str, Any]:
         "alembic_revisions_now": _revisions(plan.now),
         "alembic_revisions_then": _revisions(plan.then),
         "changes_revision": plan.changes_revision,
-        "image_bytes": manifest.image_bytes,
+        "image_bytes": plan.point.image_bytes,
         "fetched_bytes": plan.fetched_bytes,
         "scratch_bytes": plan.scratch_bytes,
         "log_bytes": plan.log_bytes,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from backupd.cli.session import Session
     from backupd.config import Database
     from backupd.format import SnapshotId
-    from backupd.repository.references import WholeSnapshot
+    from backupd.repository.moments import RestorePoint
     from backupd.restore import RestoreResult
     from backupd.restore.in_place import InPlaceResult
     from backupd.restore.plan import Plan
@@ -68,15 +67,17 @@ def command(
 ) -> None:
     """Bring SNAPSHOT back into the configured database, while the application runs; or, with --to, to a file.
 
-    SNAPSHOT is an id or its unique beginning, `latest`, `latest~2` (two before it), a time (2026-11-22T08:00: the
-    newest at or before it), an age (2h, 3d), a tag, or `before-restore` (the newest safety snapshot). NAME@ before it
-    chooses the database.
+    SNAPSHOT is an id or its unique beginning, `latest`, `latest~2` (two before it), a time (2026-11-22T08:00, or 08:00:
+    the last state at or before it), an age (90s, 2h, 3d), a tag, or `before-restore` (the newest safety snapshot).
+    NAME@ before it chooses the database. A time or an age means the last commit before it where the database is
+    followed, and the newest snapshot otherwise.
 
     First you see what would change, and are asked. Then a safety snapshot is taken, which `backupd undo` restores, and
     the content is replaced in one transaction: open connections stay valid, and the file keeps its owner and mode.
     --replace puts another file in place instead, which needs the application to be stopped.
     """
     from backupd.cli.session import Session
+    from backupd.cli.windows import print_gap
     from backupd.restore import reject_unusable_target
 
     session = Session(invocation)
@@ -84,7 +85,8 @@ def command(
     if to is None:
         if force:
             raise UsageError("--force goes with --to", hint="to put another file in place: --replace --app-stopped")
-        found = session.snapshot_to_restore(snapshot, database, store)
+        found = session.restore_point(snapshot, database, store)
+        print_gap(found)
         restore_in_place(session, found, session.database_to_restore(found, database), in_place)
         return
     if in_place != InPlaceOptions(is_yes=in_place.is_yes):
@@ -94,7 +96,8 @@ def command(
     target = _given_target(to)
     _reject_configured(target, session)
     reject_unusable_target(target, force=force)
-    found = session.snapshot_to_restore(snapshot, database, store)
+    found = session.restore_point(snapshot, database, store)
+    print_gap(found)
     _print_restored_file(found, _restore_file(found, target, session, force=force, as_source=False), session)
 
 
@@ -117,7 +120,7 @@ def _reject_configured(target: Path, session: Session) -> None:
             )
 
 
-def restore_in_place(session: Session, found: WholeSnapshot, database: Database, options: InPlaceOptions) -> None:
+def restore_in_place(session: Session, found: RestorePoint, database: Database, options: InPlaceOptions) -> None:
     """Plan, ask, restore and print. Raises `BackupdError`; `InterruptedByUserError` when the answer is no."""
     from backupd.cli.plans import can_ask
     from backupd.restore.placing import resolve_target
@@ -139,8 +142,8 @@ def restore_in_place(session: Session, found: WholeSnapshot, database: Database,
     _restore_database(session, found, target, options)
 
 
-def _restore_database(session: Session, found: WholeSnapshot, path: Path, options: InPlaceOptions) -> None:
-    from backupd.cli.plans import agree
+def _restore_database(session: Session, found: RestorePoint, path: Path, options: InPlaceOptions) -> None:
+    from backupd.cli.plans import agree, described
     from backupd.restore.in_place import InPlaceRequest, Target, planned_restore
     from backupd.restore.undo import last_restore, recorded
 
@@ -160,7 +163,7 @@ def _restore_database(session: Session, found: WholeSnapshot, path: Path, option
         if options.is_dry_run:
             _print_plan(plan, session)
             return
-        agree(plan, _described(found), options, is_quiet=is_quiet)
+        agree(plan, described(found), options, is_quiet=is_quiet)
         take_safety_snapshot = _safety_snapshots(session, found, path) if options.wants_safety_snapshot else None
         with (
             recorded(last_restore(session.state, name, path), output.print_warning) as record,
@@ -173,7 +176,7 @@ def _restore_database(session: Session, found: WholeSnapshot, path: Path, option
     _print_result(result, session)
 
 
-def _safety_snapshots(session: Session, found: WholeSnapshot, path: Path) -> Callable[[], SnapshotId]:
+def _safety_snapshots(session: Session, found: RestorePoint, path: Path) -> Callable[[], SnapshotId]:
     from backupd.config import Database
     from backupd.restore.undo import SafetySnapshots
 
@@ -183,7 +186,7 @@ def _safety_snapshots(session: Session, found: WholeSnapshot, path: Path) -> Cal
 
 
 def _restore_file(
-    found: WholeSnapshot, target: Path, session: Session, *, force: bool, as_source: bool
+    found: RestorePoint, target: Path, session: Session, *, force: bool, as_source: bool
 ) -> RestoreResult:
     from backupd.restore import restore_to_file
 
@@ -191,8 +194,7 @@ def _restore_file(
         found.manifest.database, done="restored", moved="fetched", is_quiet=session.is_quiet
     ) as report:
         return restore_to_file(
-            found.archive,
-            found.manifest,
+            found,
             target,
             force=force,
             as_source=as_source,
@@ -201,24 +203,27 @@ def _restore_file(
 
 
 def _print_plan(plan: Plan, session: Session) -> None:
-    from backupd.cli.plans import plan_lines, plan_values
+    from backupd.cli.plans import described, plan_lines, plan_values
 
     if session.is_json:
         output.print_document({"plan": plan_values(plan)})
         return
-    lines = [*plan_lines(plan, _described(plan.snapshot)), "nothing was changed: this was a dry run"]
+    lines = [*plan_lines(plan, described(plan.point)), "nothing was changed: this was a dry run"]
     output.print_result("\n".join(map(output.printable, lines)))
 
 
-def _print_restored_file(found: WholeSnapshot, result: RestoreResult, session: Session) -> None:
+def _print_restored_file(found: RestorePoint, result: RestoreResult, session: Session) -> None:
+    from backupd.cli.plans import described
+
     if session.is_json:
         values = _values(found, result.target, "file", result.fetched_bytes, result.duration_seconds)
         output.print_document({"restored": values})
         return
     output.print_line(
-        f"restored {_described(found)} from {found.archive.url} to {result.target}: "
+        f"restored {described(found)} from {found.archive.url} to {result.target}: "
         f"{output.size(result.image_bytes)} in {output.seconds(result.duration_seconds)}; "
-        "every pack and the whole image have their checksums, and SQLite opens it"
+        f"{'every pack and segment' if found.replay else 'every pack and the whole image'} have their checksums, and "
+        f"SQLite {'checked all of it' if found.replay else 'opens it'}"
     )
 
 
@@ -227,7 +232,7 @@ def _print_result(result: InPlaceResult, session: Session) -> None:
 
     plan = result.plan
     if session.is_json:
-        values = _values(plan.snapshot, plan.target, str(plan.way), plan.fetched_bytes, result.duration_seconds)
+        values = _values(plan.point, plan.target, str(plan.way), plan.fetched_bytes, result.duration_seconds)
         values["safety_snapshot"] = None if result.safety_snapshot is None else str(result.safety_snapshot)
         values["kept_as"] = None if result.kept_as is None else str(result.kept_as)
         values["pause_seconds"] = None if result.pause_seconds is None else round(result.pause_seconds, 3)
@@ -240,17 +245,15 @@ def _print_result(result: InPlaceResult, session: Session) -> None:
         output.print_note("hint: start the application, or restart it if it still runs: it would write to the old file")
 
 
-def _values(
-    found: WholeSnapshot, target: Path, way: str, fetched_bytes: int, duration_seconds: float
-) -> dict[str, Any]:
-    """The restore of a snapshot in JSON documents, with null for what only a restore in place has."""
+def _values(found: RestorePoint, target: Path, way: str, fetched_bytes: int, duration_seconds: float) -> dict[str, Any]:
+    """A restore in JSON documents, with null for what only a restore in place has."""
+    from backupd.cli.plans import point_values
+
     return {
-        "id": str(found.manifest.id),
-        "database": found.manifest.database,
-        "store": found.archive.url,
+        **point_values(found),
         "target": str(target),
         "way": way,
-        "image_bytes": found.manifest.image_bytes,
+        "image_bytes": found.image_bytes,
         "fetched_bytes": fetched_bytes,
         "safety_snapshot": None,
         "kept_as": None,
@@ -262,7 +265,7 @@ def _values(
 def _undo_command(plan: Plan, session: Session) -> str:
     from backupd.restore.placing import resolve_target
 
-    name, store = plan.snapshot.manifest.database, plan.snapshot.archive.url
+    name, store = plan.point.manifest.database, plan.point.archive.url
     is_configured = any(each.name == name and resolve_target(each.path) == plan.target for each in session.databases())
     command = ["backupd", "undo", name if is_configured else str(plan.target)]
     if not session.settings.stores and store not in {each.url for each in session.settings.stores_or_default}:
@@ -271,8 +274,10 @@ def _undo_command(plan: Plan, session: Session) -> str:
 
 
 def _line(result: InPlaceResult) -> str:
+    from backupd.cli.plans import described
+
     plan = result.plan
-    line = f"restored {_described(plan.snapshot)} from {plan.snapshot.archive.url} into {plan.target} "
+    line = f"restored {described(plan.point)} from {plan.point.archive.url} into {plan.target} "
     line += f"in {output.seconds(result.duration_seconds)}"
     if result.pause_seconds is not None:
         who = "its writers and readers" if plan.readers_wait else "its writers"
@@ -280,11 +285,3 @@ def _line(result: InPlaceResult) -> str:
     if result.kept_as is not None:
         line += f"; the old file is kept as {result.kept_as}"
     return line + (f"; what was there is in snapshot {result.safety_snapshot}" if result.safety_snapshot else "")
-
-
-def _described(found: WholeSnapshot) -> str:
-    """Describe a snapshot and its time: `app@20261122T085557123Z-7f3a91c2 (2026-11-22 09:55:57+01:00, 3 h ago)`."""
-    manifest = found.manifest
-    taken_at = manifest.id.taken_at
-    when = f"{output.local_time(taken_at)}, {output.age(taken_at, datetime.now(UTC))}"
-    return f"{manifest.database}@{manifest.id} ({when})"

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from backupd.health import StatusFile
     from backupd.jobs.configured import ConfiguredStore
     from backupd.repository import Repository
-    from backupd.repository.references import FoundSnapshot, Reference, WholeSnapshot
+    from backupd.repository.moments import RestorePoint
+    from backupd.repository.references import FoundSnapshot, Reference
 
 # Names may have dots too, but hardly these endings.
 _FILE_SUFFIXES = frozenset({".db", ".db3", ".sqlite", ".sqlite3"})
@@ -114,7 +115,7 @@ class Session:
             return Database(name, self.selected([text])[0].path)
         return next((database for database in self.databases() if database.name == name), None)
 
-    def database_to_restore(self, found: WholeSnapshot, text: str | None) -> Database:
+    def database_to_restore(self, found: RestorePoint, text: str | None) -> Database:
         """The database to restore `found` into: the file whose path `text` is, or the configured one of its name.
 
         Raises `UsageError`, and the reason why a file of that name is not among `databases`.
@@ -187,11 +188,16 @@ class Session:
         name = self.reference(text, database).database
         return find_snapshot(self.repositories(store), text, database=name, now=datetime.now().astimezone())
 
-    def snapshot_to_restore(self, text: str, database: str | None, store: str | None) -> WholeSnapshot:
-        """The snapshot that `snapshot` finds, with all that a restore needs. Raises `IdentityNeededError` too."""
-        from backupd.repository.references import whole
+    def restore_point(self, text: str, database: str | None, store: str | None) -> RestorePoint:
+        """The state that `text` refers to, a snapshot or a commit, with all that a restore needs.
 
-        return whole(self.snapshot(text, database, store))
+        `database` (a name or a path) and `store` narrow it down. Raises what `find_restore_point` raises, and
+        `UsageError` when two databases are named.
+        """
+        from backupd.repository.moments import find_restore_point
+
+        name = self.reference(text, database).database
+        return find_restore_point(self.repositories(store), text, database=name, now=datetime.now().astimezone())
 
     def _warn_of_duplicates(self) -> None:
         """Warn, once in a run, of two configured stores that are one: one copy must not be taken for two."""

@@ -17,15 +17,18 @@ from backupd.cli.verbs import (
     snapshot_argument,
     store_option,
 )
+from backupd.errors import BackupdError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from backupd.format.manifest import AnyManifest, Manifest
+    from backupd.repository.moments import CommitFacts
     from backupd.repository.proofs import KnownOutcome
     from backupd.repository.references import FoundSnapshot
 
 _OWN_WIDTH = 16
+_COMMITS_SHOWN = 5
 
 
 @click.command(
@@ -47,18 +50,35 @@ def command(invocation: Invocation, snapshot: str, database: str | None, store: 
     """Show everything that is known about SNAPSHOT.
 
     SNAPSHOT is an id or its unique beginning, `latest`, `latest~2` (two before it), a time (2026-11-22T08:00: the
-    newest at or before it), an age (2h, 3d) or a tag. NAME@ before it chooses the database.
+    newest at or before it), a time of day (08:00), an age (2h, 3d) or a tag. NAME@ before it chooses the database.
+    For a time or an age, the commits around it are shown too, where the log was followed.
     """
     from backupd.cli.session import Session
+    from backupd.cli.windows import commit_line, commit_values
 
     session = Session(invocation)
     found = session.snapshot(snapshot, database, store)
     check = found.archive.proofs().known(found.manifest)
+    at = session.reference(snapshot, database).moment(datetime.now().astimezone())
+    commits = [] if at is None else _commits_around(found, at)
     if session.is_json:
-        output.print_document({"snapshot": _values(found, check)})
+        document = {"snapshot": _values(found, check), "commits": [commit_values(commit) for commit in commits]}
+        output.print_document(document)
         return
-    lines = (f"{label:{_OWN_WIDTH}}{output.printable(text)}" for label, text in _facts(found, check))
-    output.print_result("\n".join(lines))
+    facts = [*_facts(found, check)]
+    facts += [("commit before" if at and each.seen_at <= at else "commit after", commit_line(each)) for each in commits]
+    output.print_result("\n".join(f"{label:{_OWN_WIDTH}}{output.printable(text)}" for label, text in facts))
+
+
+def _commits_around(found: FoundSnapshot, at: datetime) -> Sequence[CommitFacts]:
+    """The commits around `at`. A segment that cannot be read hides no snapshot."""
+    from backupd.repository.moments import commits_around
+
+    try:
+        return commits_around(found.archive, found.archive.segments(), at, most=_COMMITS_SHOWN)
+    except BackupdError as error:
+        output.print_warning(f"the commits around that time cannot be shown: {error.message}")
+        return ()
 
 
 def _values(snapshot: FoundSnapshot, check: KnownOutcome | None) -> dict[str, Any]:

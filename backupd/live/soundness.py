@@ -68,11 +68,11 @@ def opened_image(file: Path) -> Iterator[apsw.Connection]:
         connection.close()
 
 
-def why_unreadable(file: Path, page_count: int, *, needs_schema: bool) -> str | None:
+def why_unreadable(file: Path, page_count: int, *, needs_schema: bool, checks_pages: bool = False) -> str | None:
     """Return why SQLite does not accept `file`, an image of `page_count` pages, or None if it does.
 
     No other process may have it open: it is opened as immutable, or SQLite would leave `-wal` and `-shm` beside it.
-    With `needs_schema` its tables are read too.
+    With `needs_schema` its tables are read too, and with `checks_pages` every page (`PRAGMA quick_check`).
     """
     try:
         with opened_image(file) as connection:
@@ -85,8 +85,15 @@ def why_unreadable(file: Path, page_count: int, *, needs_schema: bool) -> str | 
                 if needs_schema:
                     connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
             seen = connection.pragma("page_count")
+            found = _Found()
+            if checks_pages:
+                connection.pragma("ignore_check_constraints", True)
+                with suppress(apsw.SQLError):  # a table needs the application's code: its pages came before that
+                    found.check(connection, "1", verb="quick_check")
     except apsw.Error as error:
         return str(error)
+    if found.findings:
+        return found.findings[0]
     return None if seen == page_count else f"SQLite sees {seen} pages instead of {page_count}"
 
 
@@ -193,9 +200,9 @@ class _Found:
         """Whether SQLite may have stopped because that was enough."""
         return len(self.findings) + len(self.unchecked) + self.odd_values.total() >= MOST_FINDINGS
 
-    def check(self, connection: apsw.Connection, argument: str) -> None:
+    def check(self, connection: apsw.Connection, argument: str, *, verb: str = "integrity_check") -> None:
         """Run the check, and sort what it reports, up to a hundred lines of damage."""
-        for (text,) in connection.execute(f"PRAGMA integrity_check({argument})"):
+        for (text,) in connection.execute(f"PRAGMA {verb}({argument})"):
             for line in str(text).splitlines():
                 self._add(line)
             if len(self.findings) >= MOST_FINDINGS:

@@ -1,14 +1,14 @@
 """Snapshots across stores: list all of them, or find the one that a reference means.
 
-A reference is an id, `latest~2`, `before-restore`, a time, an age or a tag; with or without `NAME@`. An id, a time or
-an age begins with a digit; `latest` and tags do not.
+A reference is an id, `latest~2`, `before-restore`, a time, a time of day, an age or a tag; with or without `NAME@`. An
+id, a time or an age begins with a digit; `latest` and tags do not.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time, timedelta
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 from backupd.config import InvalidValueError, check_database_name, parse_duration
@@ -27,7 +27,7 @@ from backupd.logs import log
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from backupd.format.manifest import AnyManifest, AnySummary, Manifest
+    from backupd.format.manifest import AnyManifest, AnySummary
     from backupd.repository import Repository
     from backupd.repository.archive import Archive
     from backupd.repository.history import History, Listing
@@ -36,6 +36,7 @@ _M_co = TypeVar("_M_co", covariant=True)
 _LATEST = re.compile(r"(?P<word>latest|before-restore)(?:~(?P<back>[0-9]{1,9}))?")
 _ID_BEGINNING = re.compile(r"[0-9]{4,8}|[0-9]{8}T[0-9]{0,9}|[0-9]{8}T[0-9]{9}Z(?:-[0-9a-f]{0,8})?")
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}.*")
+_TIME_OF_DAY = re.compile(r"[0-9]{1,2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?")
 _TAG = re.compile(r"[A-Za-z][A-Za-z0-9._+-]{0,99}")
 _CANDIDATES_SHOWN = 5
 _DATABASES_SHOWN = 8
@@ -52,6 +53,14 @@ class Reference:
     def names_one_moment(self) -> bool:
         """Whether it means a different snapshot in each database: `latest`, a time or an age."""
         return not (self.is_id or self.is_tag)
+
+    def moment(self, now: datetime) -> datetime | None:
+        """Return the time (UTC) that it means: a time, the last such time of day, or an age before `now`; or None.
+
+        `now` is aware. A time without an offset is local time, as it was at that date. Raises `UsageError`.
+        """
+        is_other = self.is_id or self.is_tag or _LATEST.fullmatch(self.text)
+        return None if is_other else _moment(self.text, now)
 
     @property
     def is_id(self) -> bool:
@@ -75,12 +84,12 @@ def parse_reference(text: str) -> Reference:
     if database:
         check_database_name(database)
     reference = Reference(rest, database if separator else None)
-    is_known = reference.is_tag or any(form.fullmatch(rest) for form in (_LATEST, _ID_BEGINNING, _TIME))
+    is_known = reference.is_tag or any(form.fullmatch(rest) for form in (_LATEST, _ID_BEGINNING, _TIME, _TIME_OF_DAY))
     if (separator and not database) or not (is_known or _age_seconds(rest) is not None):
         raise UsageError(
             f"{text!r} is not a snapshot",
-            hint="give an id or its beginning, latest, latest~2, a time such as 2026-11-22T08:00, an age such as 2h "
-            "or 3d, or a tag; NAME@ before it chooses the database",
+            hint="give an id or its beginning, latest, latest~2, a time such as 2026-11-22T08:00 or 08:00, an age such "
+            "as 2h or 3d, or a tag; NAME@ before it chooses the database",
         )
     return reference
 
@@ -123,12 +132,24 @@ def _newest(manifests: Sequence[AnySummary]) -> AnySummary | None:
 def _moment(text: str, now: datetime) -> datetime:
     age = _age_seconds(text)
     try:
+        if age is not None:
+            return datetime.fromtimestamp(now.timestamp() - age, UTC)
+        if _TIME_OF_DAY.fullmatch(text):
+            return _last_time_of_day(text, now)
         # Through the timestamp, because astimezone() takes a local time that the clocks skipped for an earlier one.
-        seconds = datetime.fromisoformat(text).timestamp() if age is None else now.timestamp() - age
-        return datetime.fromtimestamp(seconds, UTC)
+        return datetime.fromtimestamp(datetime.fromisoformat(text).timestamp(), UTC)
     except (ValueError, OverflowError) as error:
         hint = "write it like 2026-11-22T08:00, with +02:00 behind it if it is not local time"
         raise UsageError(f"{text!r} is not a time: {error}", hint=hint) from error
+
+
+def _last_time_of_day(text: str, now: datetime) -> datetime:
+    """Return the last moment up to `now` at which local clocks showed `text`, the time of today or yesterday."""
+    hours, _, rest = text.partition(":")
+    clock = time.fromisoformat(f"{hours:0>2}:{rest}")
+    today = datetime.fromtimestamp(now.timestamp()).date()  # noqa: DTZ006  (local, as users write times)
+    moments = (datetime.combine(today - timedelta(days=days), clock).timestamp() for days in range(3))
+    return datetime.fromtimestamp(next(each for each in moments if each <= now.timestamp()), UTC)
 
 
 def _age_seconds(text: str) -> float | None:
@@ -150,8 +171,6 @@ ListedSnapshot: TypeAlias = "StoredSnapshot[AnySummary]"
 """A snapshot with its manifest as far as that is known here, without the page map."""
 FoundSnapshot: TypeAlias = "StoredSnapshot[AnyManifest]"
 """A snapshot with its manifest as the store has it."""
-WholeSnapshot: TypeAlias = "StoredSnapshot[Manifest]"
-"""A snapshot with the complete manifest that a restore needs."""
 
 
 @dataclass(slots=True)
@@ -220,7 +239,7 @@ def find_snapshot(
                 listings = _listings(repository, wanted)
                 if (found := _find_in(repository, reference, listings, now)) is not None:
                     candidates.append(StoredSnapshot(repository.archive(found.database), found))
-        except (NoSuchSnapshotError, DamageError, UnsupportedFormatError):
+        except (NoSuchSnapshotError, DamageError, UnsupportedFormatError, UsageError):
             raise
         except BackupdError as error:
             failed = failed or error
@@ -237,11 +256,6 @@ def find_snapshot(
             f"snapshot {best.manifest.id} was removed from {best.archive.url} just now",
             hint=f"it may be in the trash: backupd list --trash {best.manifest.database}",
         ) from error
-
-
-def whole(found: FoundSnapshot) -> WholeSnapshot:
-    """Give `found` everything that a restore needs. Raises `IdentityNeededError`."""
-    return StoredSnapshot(found.archive, found.archive.opened(found.manifest))
 
 
 def _listings(repository: Repository, database: str | None) -> Mapping[str, Listing | None]:

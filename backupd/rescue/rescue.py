@@ -3,6 +3,7 @@
     python3 rescue.py                                             list the snapshots
     python3 rescue.py restore app@latest ../restored.db           write one to a new file
     python3 rescue.py restore app@2026-11-22T08:00 ../old.db      the newest at or before that time (local; Z for UTC)
+    python3 rescue.py restore app ../old.db --at 2026-11-22T08:00:07    the last commit at or before that time
     python3 rescue.py needs app@latest                            the objects that it needs, to copy only these
 
 This file needs Python 3.8 or later, without extra packages. It needs the program `zstd`, unless Python is 3.14 or
@@ -58,10 +59,12 @@ FORMAT = 1
 DATABASE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 SNAPSHOT_ID = r"[0-9]{8}T[0-9]{9}Z-[0-9a-f]{8}"
 SHA256 = r"[0-9a-f]{64}"
+SEGMENT = re.compile(r"([0-9]{12})-([0-9]{12})-([0-9]{8}T[0-9]{9}Z)-([0-9a-f]{64})\.zst(\.age)?")
 INDEX_HASH = r"[0-9a-f]{32}"
 MAX_MANIFEST_BYTES, MAX_TRASH_BYTES = 1 << 28, 1 << 30
 MAX_PACK_BYTES, MAX_ENCRYPTED_PACK_BYTES, MAX_PACK_IMAGE_BYTES = 17564700, 17634556, 1 << 24
 MIN_FRAME_BYTES = 1 << 16
+MAX_SEGMENT_BYTES, MAX_SEGMENT_CONTENT_BYTES, MAX_SEGMENT_IMAGE_BYTES = 84365456, 80 << 20, 64 << 20
 MAX_IMAGE_PAGES = 1 << 26
 ALWAYS_COUNTED_SEQUENCES = 1 << 32
 
@@ -95,6 +98,17 @@ class Snapshot(NamedTuple):
     page_count: int
     packs: list[dict[str, Any]]
     values: dict[str, Any]
+
+
+class SegmentName(NamedTuple):
+    """What the key of a segment says: its window, its first and last commit there, and when the last one was seen."""
+
+    key: str
+    database: str
+    window: str
+    first: int
+    last: int
+    seen_at: str
 
 
 # ---------------------------------------------------------------- reading the repository
@@ -178,6 +192,28 @@ class Repository:
             raise Failure(f"it belongs to {snapshot.database}@{snapshot.id}")
         highest = highest_sequence(os.lstat(self.root / key).st_mtime_ns // 10**6, time.time_ns() // 10**6)
         return snapshot._replace(sequence=min(snapshot.sequence, highest))
+
+    def chains(self, database: str) -> list[list[SegmentName]]:
+        """Return the segments of a database that continue each other, without a hole; the oldest first."""
+        chains: list[list[SegmentName]] = []
+        windows = self.root / database / "segments"
+        for window in filter(re.compile(SNAPSHOT_ID).fullmatch, self._names(windows)):
+            matches = (SEGMENT.fullmatch(name) for name in self._names(windows / window))
+            names = [
+                SegmentName(
+                    f"{database}/segments/{window}/{match[0]}", database, window, int(match[1]), int(match[2]), match[3]
+                )
+                for match in matches
+                if match
+            ]
+            chain: list[SegmentName] = []
+            for name in sorted(names, key=lambda each: (each.first, -each.last)):
+                if not chain or name.first > chain[-1].last + 1:
+                    chain = []
+                    chains.append(chain)
+                if not chain or name.last > chain[-1].last:
+                    chain.append(name)
+        return chains
 
     def _names(self, directory: Path) -> list[str]:
         # The root may be a link, because the user named it.
@@ -384,6 +420,15 @@ def decompressed(frames: list[tuple[memoryview, int]]) -> bytes:
     return content
 
 
+def declared_size(frame: bytes | memoryview) -> int:
+    """Return the size that a zstd frame declares for its content; 0 if it declares none."""
+    if len(frame) < 14:
+        return 0
+    flags = frame[4]
+    width, at = (flags >> 5 & 1, 2, 4, 8)[flags >> 6], 5 if flags >> 5 & 1 else 6
+    return int.from_bytes(frame[at : at + width], "little") + (256 if width == 2 else 0)
+
+
 def reject_wrong_frame(frame: bytes | memoryview, size: int) -> None:
     """Raise unless `frame` is one whole zstd frame of `size` bytes without a dictionary (RFC 8878, section 3.1.1)."""
     try:
@@ -587,6 +632,148 @@ def read_pack(data: bytes, page_size: int, entry: dict[str, Any]) -> Pack:
     return Pack(numbers, data[28 + 4 * count : table], decompressed(frames))
 
 
+class Segment(NamedTuple):
+    """A segment: its head, its commits (time in milliseconds, pages of the database), and its page images.
+
+    `table` has page number and index of the commit of each image.
+    """
+
+    head: dict[str, Any]
+    commits: list[tuple[int, int]]
+    table: list[tuple[int, int]]
+    images: memoryview
+
+
+def read_segment(repository: Repository, name: SegmentName, identity: str | None) -> Segment:
+    """Read a segment, and check that it is the one that its name says."""
+    try:
+        data = repository.read(name.key, MAX_SEGMENT_BYTES)
+        if hashlib.sha256(data).hexdigest() != name.key.rpartition("-")[2][:64]:
+            raise Failure("it does not have the SHA-256 that names it")
+        segment = parsed_segment(decrypted(data, identity) if name.key.endswith(".age") else data)
+        reject_other_segment(segment, name)
+    except Failure as error:
+        raise Failure(f"segment {name.key}: {error}", error.hint, error.code) from error
+    return segment
+
+
+def reject_other_segment(segment: Segment, name: SegmentName) -> None:
+    """Raise unless `segment` is the one that its name says."""
+    head = segment.head
+    place = (head["database"], head["window"], head["first"], head["first"] + head["commits"] - 1)
+    if place != name[1:5] or id_time(segment.commits[-1][0]) != name.seen_at:
+        raise Failure("it is not the one that its name says")
+
+
+def parsed_segment(data: bytes) -> Segment:
+    """Parse a segment, which is not encrypted."""
+    if len(data) < 16 or struct.unpack_from("<II4s", data) != (0x184D2A5B, 8, b"bksg"):
+        raise Failure("it does not begin as a segment")
+    reject_version("the segment", struct.unpack_from("<I", data, 12)[0])
+    frame = memoryview(data)[16:]
+    size = declared_size(frame)
+    if not 4 <= size <= MAX_SEGMENT_CONTENT_BYTES:
+        raise Failure(f"its content declares {size} bytes")
+    content = memoryview(decompressed([(frame, size)]))
+    start = 4 + struct.unpack_from("<I", content)[0]
+    if start > min(size, 4 + (1 << 20)):
+        raise Failure("its head is too long")
+    head = parsed("the head of the segment", bytes(content[4:start]))
+    reject_invalid_head(head)
+    table_start = start + 12 * head["commits"]
+    images_start = table_start + 8 * head["images"]
+    if images_start + head["images"] * head["page_size"] != size:
+        raise Failure("its content has another size than its head says")
+    commits = list(struct.iter_unpack("<QI", content[start:table_start]))
+    table = list(struct.iter_unpack("<II", content[table_start:images_start]))
+    times = [seen_at for seen_at, _ in commits]
+    if times != sorted(times) or times[-1] > 253402300799999:
+        raise Failure("its commits are out of order")
+    if not all(1 <= page_count <= MAX_IMAGE_PAGES for _, page_count in commits):
+        raise Failure("a commit has a number of pages that is out of range")
+    if table != sorted(set(table)) or not 1 <= table[0][0] <= table[-1][0] <= MAX_IMAGE_PAGES:
+        raise Failure("its images are out of order")
+    if any(page == (1 << 30) // head["page_size"] + 1 or commit >= head["commits"] for page, commit in table):
+        raise Failure("an image is of the lock page, or of no commit")
+    return Segment(head, commits, table, content[images_start:])
+
+
+def reject_invalid_head(head: dict[str, Any]) -> None:
+    """Raise unless the head of a segment has all keys, with values in their range."""
+    reject_version("the head of the segment", head.get("format"))
+    field(head, "database", str, form=DATABASE)
+    field(head, "window", str, form=SNAPSHOT_ID)
+    first, page_size = field(head, "first", int, 1, 10**12), field(head, "page_size", int)
+    images = field(head, "images", int, 1, MAX_SEGMENT_IMAGE_BYTES // 512 + 1)
+    last = first + field(head, "commits", int, 1, images + 1) - 1
+    if page_size not in [512 << shift for shift in range(8)] or images * page_size > MAX_SEGMENT_IMAGE_BYTES:
+        raise Failure("its page size or its number of images is out of range")
+    anchors = head.setdefault("anchors", [])
+    if not isinstance(anchors, list) or last >= 10**12:
+        raise Failure("its head is out of range")
+    for anchor in anchors:
+        if not isinstance(anchor, dict):
+            raise Failure("an anchor is not an object")
+        field(anchor, "snapshot", str, form=SNAPSHOT_ID)
+        field(anchor, "after", int, 0, field(anchor, "by", int, 0, last + 1) + 1)
+
+
+class Replay(NamedTuple):
+    """The commits `after + 1` to `until` of `segments`, which follow a snapshot."""
+
+    segments: list[SegmentName]
+    after: int
+    until: int
+    page_count: int
+    seen_at: int
+
+
+def replay_until(
+    repository: Repository, snapshots: list[Snapshot], database: str, at: int, identity: str | None
+) -> tuple[Snapshot, Replay]:
+    """Find the last commit of `database` that was seen by `at` (milliseconds), and the newest snapshot before it."""
+    hint = "restore a snapshot: python3 rescue.py lists them"
+    for chain in reversed(repository.chains(database)):
+        if chain[0].window[: len(id_time(at))] > id_time(at):
+            continue  # it began later
+        # The first segment that ended later may have begun before.
+        end = sum(name.seen_at <= id_time(at) for name in chain)
+        for name in reversed(chain[max(0, end - 1) : end + 1]):
+            segment = read_segment(repository, name, identity)
+            count = sum(seen_at <= at for seen_at, _ in segment.commits)
+            if not count:
+                continue
+            seen_at, page_count = segment.commits[count - 1]
+            until = name.first + count - 1
+            found = find_base(repository, snapshots, chain, until, identity)
+            if found is None:
+                raise Failure(f"no snapshot here can begin the commit of {id_time(seen_at)}", hint, NO_SUCH_SNAPSHOT)
+            base, after = found
+            needed = [each for each in chain if each.last > after and each.first <= until]
+            return base, Replay(needed, after, until, page_count, seen_at)
+    raise Failure(f"no commit of {database} up to that time is stored", hint, NO_SUCH_SNAPSHOT)
+
+
+def find_base(
+    repository: Repository, snapshots: list[Snapshot], chain: list[SegmentName], until: int, identity: str | None
+) -> tuple[Snapshot, int] | None:
+    """Find the newest snapshot that commit `until` of `chain` can be rebuilt from, and the commit that it is after."""
+    known = {each.id: each for each in snapshots if each.database == chain[0].database}
+    place = sum(name.last < until for name in chain)
+    for name in [*reversed(chain[: place + 1]), *chain[place + 1 :]]:
+        for anchor in reversed(read_segment(repository, name, identity).head["anchors"]):
+            base, after = known.get(anchor["snapshot"]), anchor["after"]
+            if base and anchor["by"] <= until and after + 1 >= chain[0].first:
+                return base, after
+    return None
+
+
+def id_time(milliseconds: int) -> str:
+    """Return a time as the ids of snapshots and the names of segments have it."""
+    seconds, rest = divmod(milliseconds, 1000)
+    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(seconds))}{rest:03}Z"
+
+
 class Image:
     """The image of one of the `snapshots`, which is written into an empty file."""
 
@@ -628,6 +815,39 @@ class Image:
         if blake3(bytes(self.hashes)) != self.digest:
             hint = "try another snapshot"
             raise Failure(f"the packs of snapshot {self.snapshot.id} do not make up its image", hint)
+
+    def replay(self, replay: Replay) -> None:
+        """Turn the image, which is complete, into the state after the last commit of `replay`."""
+        size, after = self.snapshot.page_size, replay.after
+        zeros = page_hashes(bytes(size), size)
+        del self.hashes[16 * replay.page_count :]
+        self.hashes += zeros * (replay.page_count - len(self.hashes) // 16)
+        for position, name in enumerate(replay.segments, 1):
+            progress(f"segment {position} of {len(replay.segments)}")
+            segment = read_segment(self.repository, name, self.identity)
+            if segment.head["page_size"] != size or name.first > after + 1:
+                raise Failure(f"segment {name.key} does not continue what comes before it")
+            low, high = after - name.first, replay.until - name.first
+            newest = {page: i for i, (page, commit) in enumerate(segment.table) if low < commit <= high}
+            for page, i in newest.items():
+                if page <= replay.page_count:
+                    image = bytes(segment.images[i * size : (i + 1) * size])
+                    self.file.seek((page - 1) * size)
+                    self.file.write(image)
+                    self.hashes[16 * page - 16 : 16 * page] = page_hashes(image, size)
+            after = max(after, name.last)
+        self.file.truncate(size * replay.page_count)
+        self.complete_first_page()
+
+    def complete_first_page(self) -> None:
+        """Give page 1 the change counter that stands for the content of the image, as a snapshot has it."""
+        self.file.seek(0)
+        page = bytearray(self.file.read(self.snapshot.page_size))
+        page[24:28] = page[92:96] = bytes(4)
+        counter = bytes.fromhex(blake3(bytes(page) + bytes(self.hashes[16:]))[:8])
+        page[24:28] = page[92:96] = counter if any(counter) else b"\0\0\0\1"
+        self.file.seek(0)
+        self.file.write(page)
 
     def read(self, key: str, pack: dict[str, Any]) -> Pack:
         """Return a pack, after a check that it is the one that the manifest names."""
@@ -702,8 +922,9 @@ def restore(
     snapshot: Snapshot,
     target: Path,
     arguments: argparse.Namespace,
+    replay: Replay | None = None,
 ) -> None:
-    """Create a new file with the image of one of the `snapshots`, or no file."""
+    """Create a new file with the image of one of the `snapshots`, and what was committed after it, or no file."""
     reject_target(target)
     if repository.root.resolve() in target.resolve().parents:
         raise Failure(f"{target} would be in the repository", "name a file elsewhere: ../restored.db", USAGE)
@@ -719,7 +940,10 @@ def restore(
     partial = Path(name)
     try:
         with open(descriptor, "r+b") as file:
-            Image(repository, snapshots, snapshot, file, arguments).write()
+            image = Image(repository, snapshots, snapshot, file, arguments)
+            image.write()
+            if replay:
+                image.replay(replay)
             file.flush()
             os.fsync(file.fileno())
         progress("SQLite checks the database")
@@ -731,7 +955,8 @@ def restore(
         if partial.exists():
             partial.unlink()
     progress("")
-    print(f"restored {snapshot.database}@{snapshot.id} to {target} ({image_bytes} bytes)")
+    more = f" and the commits after it up to {id_time(replay.seen_at)}" if replay else ""
+    print(f"restored {snapshot.database}@{snapshot.id}{more} to {target} ({os.path.getsize(target)} bytes)")
     if unchecked:
         say(f"note: all bytes are as captured, but SQLite could not check them: {printable(unchecked)}")
     if findings:
@@ -798,10 +1023,14 @@ def last_before(text: str) -> str:
     """Return a text above the ids of all snapshots up to a time (local, if not UTC); "" if `text` is not a time."""
     if not re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}", text):
         return ""
+    return f"{id_time(milliseconds_of(text))}~"
+
+
+def milliseconds_of(text: str) -> int:
+    """Return a time (local, if not UTC) in milliseconds since 1970."""
     try:
         moment = datetime.fromisoformat(re.sub(" ?(UTC|Z)$", "+00:00", text))
-        seconds, milliseconds = divmod(round(moment.timestamp() * 1000), 1000)
-        return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(seconds))}{milliseconds:03}Z~"
+        return max(0, round(moment.timestamp() * 1000))
     except (ValueError, OverflowError, OSError) as error:
         hint = "write 2026-11-22T08:00, by the clock of this machine, or 2026-11-22T08:00Z"
         raise Failure(f"{text!r} is not a time: {error}", hint, USAGE) from error
@@ -846,6 +1075,7 @@ def parsed_arguments() -> argparse.Namespace:
     restoring.add_argument("snapshot", help="DATABASE@latest, DATABASE@ID, the beginning of an id, or a local time")
     restoring.add_argument("target", type=Path, help="a new file")
     restoring.add_argument("--identity", metavar="FILE", help="secret key of age, for encrypted snapshots")
+    restoring.add_argument("--at", metavar="TIME", help="the last commit at or before this time; SNAPSHOT is DATABASE")
     restoring.add_argument("--check-pages", action="store_true", help="also compare each page with its hash: slow")
     needing = verbs.add_parser("needs", help="print the names of the objects that one snapshot needs")
     needing.add_argument("snapshot", help="as for restore")
@@ -863,13 +1093,23 @@ def run() -> int:
     if arguments.verb is None:
         print("\n".join(map(listed, snapshots)) or "no snapshots")
         return DAMAGE if damaged else 0
+    target = Path(os.path.abspath(arguments.target)) if arguments.verb == "restore" else None
+    if target and arguments.at:
+        database, at = arguments.snapshot, milliseconds_of(arguments.at)
+        base, replay = replay_until(repository, snapshots, database, at, arguments.identity)
+        restore(repository, snapshots, base, target, arguments, replay)
+        newer = [each.id for each in snapshots if each.database == database and each.kind == "regular"]
+        newer = [each for each in newer if id_time(replay.seen_at) < each <= id_time(at)]
+        if newer:
+            say(f"note: a snapshot was taken after that commit and before {arguments.at}: {database}@{newer[-1]}")
+        return 0
     snapshot = chosen(snapshots, arguments.snapshot)
     if arguments.verb == "needs":
         if arguments.identity is not None:
             private_part(snapshot, arguments.identity)
         print("\n".join(needs(snapshot)))
-    else:
-        restore(repository, snapshots, snapshot, Path(os.path.abspath(arguments.target)), arguments)
+    elif target:
+        restore(repository, snapshots, snapshot, target, arguments)
     return 0
 
 

@@ -1,8 +1,9 @@
-"""Bring a snapshot back: to a file, which is here, or into the configured database.
+"""Bring a restore point back (a snapshot, or a commit after it): to a file, which is here, or into the database.
 
 A restored file appears complete or not at all: the image is proven beside the target, and put in place in one step.
 
-image        the image out of its packs, proven
+image        the image out of its packs and segments, proven
+replay       the commits after a snapshot
 placing      files beside the target, and how they come into place
 plan         what a restore into the configured database would change
 in_place     that restore: live, beside the running application, or by another file while it is stopped
@@ -37,8 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from backupd.format.manifest import Manifest
-    from backupd.repository.archive import Archive
+    from backupd.repository.moments import RestorePoint
 
 __all__ = ["Progress", "RestoreResult", "reject_unusable_target", "restore_to_file"]
 
@@ -114,35 +114,33 @@ def _reject_parting_from_log(target: Path) -> None:
 
 
 def restore_to_file(
-    archive: Archive,
-    manifest: Manifest,
+    point: RestorePoint,
     target: Path,
     *,
     force: bool,
     as_source: bool,
     on_progress: Callable[[Progress], None],
 ) -> RestoreResult:
-    """Write the image of `manifest` to `target`, which appears complete or not at all.
+    """Write the image of `point` to `target`, which appears complete or not at all.
 
-    Each pack's SHA-256 and zstd checksum and the image digest are checked, and SQLite opens the image, before it gets
-    its name. Mode 0600, or with `as_source` the owner and mode of the file that was backed up. Repeatable. Raises
-    `DamageError`, `StoreError`, `TargetExistsError`, `TargetUnwritableError`, and `BusyError` when another restore to
-    the same file is running.
+    It is proven as `write_image` does before it gets its name. Mode 0600, or with `as_source` the owner and mode of the
+    file that was backed up. Repeatable. Raises `DamageError`, `StoreError`, `TargetExistsError`,
+    `TargetUnwritableError`, and `BusyError` when another restore to the same file is running.
     """
     started = time.monotonic()
     reject_unusable_target(target, force=force)
     if force:
         target = resolve_target(target)
         reject_unusable_target(target, force=force)
-    finish_interrupted(target, archive.repository.state, lock_timeout=_LOCK_SECONDS)
-    reject_no_room(target.parent, manifest.image_bytes)
+    finish_interrupted(target, point.archive.repository.state, lock_timeout=_LOCK_SECONDS)
+    reject_no_room(target.parent, point.scratch_bytes)
     with reporting_errors(target), partial_file(target) as (partial, descriptor):
-        fetched_bytes = write_image(archive, manifest, partial, descriptor, on_progress)
+        fetched_bytes = write_image(point, partial, descriptor, on_progress)
         if as_source:
-            give_back_ownership(descriptor, manifest, target.parent)
+            give_back_ownership(descriptor, point.manifest, target.parent)
         reject_unusable_target(target, force=force)
         _put_in_place(partial, descriptor, target)
-    return RestoreResult(target, manifest.image_bytes, fetched_bytes, time.monotonic() - started)
+    return RestoreResult(target, point.image_bytes, fetched_bytes, time.monotonic() - started)
 
 
 def _put_in_place(partial: Path, descriptor: int, target: Path) -> None:

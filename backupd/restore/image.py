@@ -1,9 +1,10 @@
-"""The image of a snapshot, out of its packs: fetched in parallel, and proven before it is used."""
+"""The image of a restore point, out of packs and segments: fetched in parallel, and proven before it is used."""
 
 from __future__ import annotations
 
 import os
 import threading
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,6 +15,7 @@ from backupd.concurrency import worker_threads
 from backupd.errors import BackupdError, DamageError
 from backupd.format.pagemap import ImageCheck, image_digest
 from backupd.live.soundness import why_unreadable
+from backupd.restore.replay import replay_segments, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from backupd.format.manifest import Manifest, PackEntry
+    from backupd.format.pagemap import PageHashes
     from backupd.repository.archive import Archive, StoredPack
+    from backupd.repository.moments import RestorePoint
 
 _FETCHERS = 4
 """Each holds a pack as it is stored, and one of its frames decompressed."""
@@ -40,21 +44,42 @@ class Progress:
     fetched_bytes: int
 
 
-def write_image(
-    archive: Archive, manifest: Manifest, file: Path, descriptor: int, on_progress: Callable[[Progress], None]
-) -> int:
-    """Write the image of `manifest` into `file`, open as `descriptor`, and prove it; the number of bytes fetched.
+def write_image(point: RestorePoint, file: Path, descriptor: int, on_progress: Callable[[Progress], None]) -> int:
+    """Write the image of `point` into `file`, open as `descriptor`, and prove it; the number of bytes fetched.
 
-    Each pack's SHA-256 and zstd checksum and the image digest are checked, and SQLite opens the image. Durable. Raises
-    `DamageError`, `StoreError` and OSError, and then what is in the file is worthless.
+    The SHA-256 of each pack and segment, their zstd checksums and the image digest of the snapshot are checked, and
+    SQLite opens the image; after a replay, it checks all pages. Durable. Raises `DamageError`, `StoreError` and
+    OSError, and then what is in the file is worthless.
     """
-    fetched_bytes = fetch_image(archive, manifest, descriptor, on_progress)
-    _prove_by_sqlite(archive, manifest, file)
+    fetch = _Fetch(point.archive, point.manifest, descriptor, on_progress)
+    fetch.run()
+    fetched_bytes = fetch.fetched_bytes
+    if point.replay is not None:
+        with _with_hint_to_snapshot(point):
+            fetched_bytes += replay_segments(point, point.replay, descriptor, fetch.hashes)
+    os.fsync(descriptor)
+    with _with_hint_to_snapshot(point):
+        _prove_by_sqlite(point, file)
     return fetched_bytes
 
 
+@contextmanager
+def _with_hint_to_snapshot(point: RestorePoint) -> Iterator[None]:
+    """Extend a `DamageError` of what comes after the snapshot of `point` by a hint to that snapshot."""
+    try:
+        yield
+    except DamageError as error:
+        if point.replay is None:
+            raise
+        snapshot = f"{point.manifest.database}@{point.manifest.id}"
+        raise DamageError(
+            f"{error.message}; nothing was written",
+            hint=f"restore {snapshot}, the snapshot before that commit, or use another store with --store",
+        ) from error
+
+
 def fetch_image(archive: Archive, manifest: Manifest, descriptor: int, on_progress: Callable[[Progress], None]) -> int:
-    """Do what `write_image` does, without opening the image in SQLite: damage is then always that of the store.
+    """Write the image of a snapshot, and check what `write_image` checks, without SQLite: damage is that of the store.
 
     `on_progress` is called from several threads, one at a time; what it raises ends the fetching.
     """
@@ -79,6 +104,11 @@ class _Fetch:
         self._restored_bytes = 0
         self._flushed_bytes = 0
         self._lock = threading.Lock()
+
+    @property
+    def hashes(self) -> PageHashes:
+        """The page hashes of the image, complete after `run`."""
+        return self._fitting.hashes
 
     def run(self) -> None:
         """Fetch everything and compare the image digest. Stops at the first damage or failure."""
@@ -124,7 +154,7 @@ class _Fetch:
             for run in of_frame:
                 start = (run.place - frame.first_page) * page_size
                 data = images[start : start + run.pages * page_size]
-                _write_all(self._descriptor, data, run.first * page_size)
+                write_all(self._descriptor, data, run.first * page_size)
         return len(places)
 
     def _with_victims(self, error: DamageError, pack: PackEntry) -> DamageError:
@@ -159,18 +189,18 @@ def _runs(places: npt.NDArray[np.intp], indices: npt.NDArray[np.int64], pages_pe
         yield _Run(int(places[start]), int(indices[start]), end - start)
 
 
-def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(descriptor, data, offset)
-        data, offset = data[written:], offset + written
-
-
-def _prove_by_sqlite(archive: Archive, manifest: Manifest, file: Path) -> None:
-    if manifest.page_count == 0:
+def _prove_by_sqlite(point: RestorePoint, file: Path) -> None:
+    manifest = point.manifest
+    if point.page_count == 0:
         return
-    reason = why_unreadable(file, manifest.page_count, needs_schema=manifest.source.tables is not None)
+    reason = why_unreadable(
+        file,
+        point.page_count,
+        needs_schema=manifest.source.tables is not None,
+        checks_pages=point.replay is not None,
+    )
     if reason is not None:
         raise DamageError(
-            f"snapshot {manifest.id} in {archive.url} is complete, but SQLite does not open it: {reason}",
+            f"{point.name} in {point.archive.url} is complete, but SQLite does not open it: {reason}",
             hint="the database was damaged when it was taken; restore an older snapshot",
         )

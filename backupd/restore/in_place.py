@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from backupd.format import SnapshotId
     from backupd.format.manifest import Manifest
     from backupd.live.contents import Contents
-    from backupd.repository.references import WholeSnapshot
+    from backupd.repository.moments import RestorePoint
     from backupd.state import StateDirectory
 
     TakeSafetySnapshot = Callable[[], SnapshotId]
@@ -90,7 +90,7 @@ class InPlaceResult:
 
 @contextmanager
 def planned_restore(
-    snapshot: WholeSnapshot, target: Target, request: InPlaceRequest, on_progress: Callable[[Progress], None]
+    point: RestorePoint, target: Target, request: InPlaceRequest, on_progress: Callable[[Progress], None]
 ) -> Iterator[PlannedRestore]:
     """Fetch and prove the image into scratch, which is gone after the block, and plan its restore.
 
@@ -103,7 +103,7 @@ def planned_restore(
     with target.state.spool() as spool:
         found = examine(
             target.path,
-            snapshot.manifest,
+            point,
             scratch=spool,
             must_replace=request.must_replace,
             lock_timeout=target.lock_timeout,
@@ -116,10 +116,10 @@ def planned_restore(
                 must_replace=request.must_replace,
                 is_app_stopped=request.is_app_stopped,
             )
-        reject_no_room(spool, snapshot.manifest.image_bytes)
+        reject_no_room(spool, point.scratch_bytes)
         image = spool / "image.db"
-        fetched_bytes = _fetch(snapshot, image, on_progress)
-        yield PlannedRestore(make_plan(snapshot, found, image, fetched_bytes), target, image, seen)
+        fetched_bytes = _fetch(point, image, on_progress)
+        yield PlannedRestore(make_plan(point, found, image, fetched_bytes), target, image, seen)
 
 
 def _settle_hot_journal(target: Target) -> None:
@@ -131,11 +131,11 @@ def _settle_hot_journal(target: Target) -> None:
             settle(target.path, lock_timeout=target.lock_timeout)
 
 
-def _fetch(snapshot: WholeSnapshot, image: Path, on_progress: Callable[[Progress], None]) -> int:
+def _fetch(point: RestorePoint, image: Path, on_progress: Callable[[Progress], None]) -> int:
     with reporting_errors(image):
         descriptor = os.open(image, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            return write_image(snapshot.archive, snapshot.manifest, image, descriptor, on_progress)
+            return write_image(point, image, descriptor, on_progress)
         finally:
             os.close(descriptor)
 
@@ -159,10 +159,8 @@ class PlannedRestore:
         started = time.monotonic()
         now = self.plan.now
         if self.plan.way is Way.NEW_FILE:
-            snapshot = self.plan.snapshot
             restore_to_file(
-                snapshot.archive,
-                snapshot.manifest,
+                self.plan.point,
                 self._target.path,
                 force=False,
                 as_source=True,
@@ -203,7 +201,7 @@ class PlannedRestore:
                             if take_safety_snapshot is not None and version != saved_version:
                                 saved_version = version
                                 safety = take_safety_snapshot()
-                            reject_small_disk(path, now, self.plan.snapshot.manifest)
+                            reject_small_disk(path, now, self.plan.point)
                             with reporting_errors(path):
                                 announcement.enter_context(announced_transaction(path, state))
                         is_done = database.replace_content(
@@ -227,7 +225,7 @@ class PlannedRestore:
         aside = _replace_database(
             self._target.path,
             self._image,
-            self.plan.snapshot.manifest,
+            self.plan.point.manifest,
             self._target.state,
             is_readable=is_readable,
             lock_timeout=self._target.lock_timeout,
@@ -310,7 +308,7 @@ def _replace_database(
     if is_readable:
         settle(target, lock_timeout=lock_timeout)
     with reporting_errors(target), partial_file(target) as (partial, descriptor):
-        reject_no_room(target.parent, manifest.image_bytes)
+        reject_no_room(target.parent, image.stat().st_size)
         take_over_ownership(descriptor, manifest, target)
         copy_image(image, descriptor)
         _reject_use(target)

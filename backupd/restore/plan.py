@@ -15,8 +15,7 @@ from backupd.system.files import free_bytes, is_mounted_read_only
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from backupd.format.manifest import Manifest
-    from backupd.repository.references import WholeSnapshot
+    from backupd.repository.moments import RestorePoint
 
 _WAL_FRAME_BYTES = 24
 _JOURNAL_PAGE_BYTES = 8
@@ -30,7 +29,7 @@ _SAVED_BYTES_PER_SECOND = 800e6
 
 
 class Way(StrEnum):
-    """How the snapshot gets into the configured database."""
+    """How the restore point gets into the configured database."""
 
     LIVE = "live"
     REPLACEMENT = "replacement"
@@ -39,7 +38,7 @@ class Way(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TableChange:
-    """Rows of one table now and in the snapshot; None where there is no such table, or its rows were not counted."""
+    """Rows of one table now and after the restore; None where there is no such table, or its rows were not counted."""
 
     table: str
     rows_now: int | None
@@ -55,7 +54,7 @@ class Plan:
     Both are None where the application must be stopped. `schema` has the objects that differ: `+ index users_email`.
     """
 
-    snapshot: WholeSnapshot
+    point: RestorePoint
     target: Path
     way: Way
     reason: str
@@ -76,7 +75,7 @@ class Plan:
 
     @property
     def changes_revision(self) -> bool:
-        """Whether the Alembic revision of the snapshot differs from that of now."""
+        """Whether the Alembic revision of what is restored differs from that of now."""
         return self.now is not None and self.now.alembic_revisions != self.then.alembic_revisions
 
     @property
@@ -98,8 +97,10 @@ class TargetState:
     contents: Contents | None
 
 
-def examine(target: Path, manifest: Manifest, *, scratch: Path, must_replace: bool, lock_timeout: float) -> TargetState:
-    """Find out how `manifest` can be restored into `target`, which may be in use, by way of `scratch`, a directory.
+def examine(
+    target: Path, point: RestorePoint, *, scratch: Path, must_replace: bool, lock_timeout: float
+) -> TargetState:
+    """Find out how `point` can be restored into `target`, which may be in use, by way of `scratch`, a directory.
 
     Raises `BusyError`, `TargetUnwritableError`, and `SourceUnusableError` where a person has to look first.
     """
@@ -113,19 +114,19 @@ def examine(target: Path, manifest: Manifest, *, scratch: Path, must_replace: bo
             contents = contents_of_live(target, lock_timeout=lock_timeout)
         except NotADatabaseError as error:
             return TargetState(target, Way.REPLACEMENT, error.message, None)
-    reason = "as requested" if must_replace else _why_misfit(target, contents, manifest)
+    reason = "as requested" if must_replace else _why_misfit(target, contents, point)
     if reason is not None:
         return TargetState(target, Way.REPLACEMENT, reason, contents)
-    reject_small_disk(target, contents, manifest, scratch=scratch)
+    reject_small_disk(target, contents, point, scratch=scratch)
     return TargetState(target, Way.LIVE, "", contents)
 
 
-def make_plan(snapshot: WholeSnapshot, found: TargetState, image: Path, fetched_bytes: int) -> Plan:
-    """The plan for the proven `image` of `snapshot`. Reads, and changes nothing."""
-    now, then, manifest = found.contents, contents_of_image(image), snapshot.manifest
+def make_plan(point: RestorePoint, found: TargetState, image: Path, fetched_bytes: int) -> Plan:
+    """The plan for the proven `image` of `point`. Reads, and changes nothing."""
+    now, then = found.contents, contents_of_image(image)
     is_live = found.way is Way.LIVE and now is not None
     return Plan(
-        snapshot=snapshot,
+        point=point,
         target=found.target,
         way=found.way,
         reason=found.reason,
@@ -134,9 +135,9 @@ def make_plan(snapshot: WholeSnapshot, found: TargetState, image: Path, fetched_
         tables=_table_changes(now, then),
         schema=_schema_changes(now.schema if now else {}, then.schema),
         fetched_bytes=fetched_bytes,
-        scratch_bytes=manifest.image_bytes,
-        log_bytes=_log_bytes(now, manifest) if now and is_live else 0,
-        pause_seconds=_pause_seconds(now, manifest) if now and is_live else None,
+        scratch_bytes=point.scratch_bytes,
+        log_bytes=_log_bytes(now, point) if now and is_live else 0,
+        pause_seconds=_pause_seconds(now, point) if now and is_live else None,
         saving_seconds=_SAVING_SECONDS + now.image_bytes / _SAVED_BYTES_PER_SECOND if now and is_live else None,
     )
 
@@ -151,12 +152,12 @@ def reject_change(planned: Plan, now: Identity) -> None:
         )
 
 
-def reject_small_disk(target: Path, now: Contents, manifest: Manifest, *, scratch: Path | None = None) -> None:
+def reject_small_disk(target: Path, now: Contents, point: RestorePoint, *, scratch: Path | None = None) -> None:
     """Refuse when the log of a live restore has no room; with the image, when `scratch` is on the same disk."""
     free = free_bytes(target.parent)
-    needed = _log_bytes(now, manifest) + max(0, manifest.image_bytes - now.image_bytes)
+    needed = _log_bytes(now, point) + max(0, point.image_bytes - now.image_bytes)
     if scratch is not None and scratch.stat().st_dev == target.parent.stat().st_dev:
-        needed += manifest.image_bytes
+        needed += point.scratch_bytes
     if free is not None and free < needed:
         raise TargetUnwritableError(
             f"{target.parent} has {free >> 20} MiB free, and the restore needs {(needed >> 20) + 1} MiB there for its "
@@ -186,15 +187,16 @@ def _reject_odd_target(target: Path) -> None:
         )
 
 
-def _why_misfit(target: Path, now: Contents, manifest: Manifest) -> str | None:
+def _why_misfit(target: Path, now: Contents, point: RestorePoint) -> str | None:
     """Why open connections would break. SQLite refuses most of these itself, without a reason."""
     if has_page_checksums(target):
         # SQLite writes page 1 last, and not with the VFS of the application, which would not read it any more.
         return "its pages have the checksums of SQLite's checksum VFS, which only the application can write"
     if now.is_read_only:
         return "its header makes it read-only for SQLite (a write version above 2)"
-    if not now.page_count or not manifest.page_count:
+    if not now.page_count or not point.page_count:
         return None
+    manifest = point.manifest
     if now.is_wal and now.page_size != manifest.page_size:
         return f"it is in WAL mode with pages of {now.page_size} bytes, and the snapshot has {manifest.page_size}"
     if now.encoding != manifest.source.encoding:
@@ -210,16 +212,16 @@ def _described(identity: Identity) -> str:
     )
 
 
-def _log_bytes(now: Contents, manifest: Manifest) -> int:
+def _log_bytes(now: Contents, point: RestorePoint) -> int:
     """The bytes that SQLite writes beside the database: all new pages in WAL mode, all old ones otherwise."""
     if now.is_wal:
-        return manifest.page_count * (manifest.page_size + _WAL_FRAME_BYTES)
+        return point.page_count * (point.manifest.page_size + _WAL_FRAME_BYTES)
     return now.page_count * (now.page_size + _JOURNAL_PAGE_BYTES)
 
 
-def _pause_seconds(now: Contents, manifest: Manifest) -> float:
+def _pause_seconds(now: Contents, point: RestorePoint) -> float:
     rate = _WAL_BYTES_PER_SECOND if now.is_wal else _JOURNAL_BYTES_PER_SECOND
-    return _FIXED_PAUSE_SECONDS + max(manifest.image_bytes, now.image_bytes) / rate
+    return _FIXED_PAUSE_SECONDS + max(point.image_bytes, now.image_bytes) / rate
 
 
 def _table_changes(now: Contents | None, then: Contents) -> tuple[TableChange, ...]:

@@ -13,7 +13,8 @@ from backupd.backup import SnapshotRequest, back_up
 from backupd.errors import BackupdError, NoMatchingSnapshotError, NoSuchSnapshotError, UsageError
 from backupd.format import SnapshotId  # noqa: TC001  (a note reads the types of its record)
 from backupd.format.manifest import SnapshotKind
-from backupd.repository.references import find_snapshot, whole
+from backupd.repository.moments import RestorePoint
+from backupd.repository.references import find_snapshot
 from backupd.restore.placing import resolve_target
 from backupd.state import Note
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from backupd.config import Database, Settings
     from backupd.repository import Repository
-    from backupd.repository.references import WholeSnapshot
     from backupd.restore.in_place import InPlaceResult
     from backupd.state import StateDirectory
 
@@ -145,7 +145,7 @@ class SafetySnapshots(msgspec.Struct, frozen=True):
 
 def snapshot_to_undo(
     repositories: Sequence[Repository], state: StateDirectory, name: str | None, path: Path | None, *, now: datetime
-) -> WholeSnapshot:
+) -> RestorePoint:
     """Find the snapshot of what was there before the last restore of the database `name` into `path`.
 
     The state directory of the machine that restored knows that. Elsewhere, and without `path`, it is the newest safety
@@ -155,15 +155,15 @@ def snapshot_to_undo(
     file = None if path is None else resolve_target(path)
     last = None if name is None or file is None else last_restore(state, name, file).read()
     if name is not None and last is not None:
-        return whole(find_snapshot(repositories, str(last.undone_by(name)), database=name, now=now))
+        return RestorePoint.of(find_snapshot(repositories, str(last.undone_by(name)), database=name, now=now))
     found = _newest_safety_snapshot(repositories, name, now)
     _reject_other_file(found, file)
     return found
 
 
-def _newest_safety_snapshot(repositories: Sequence[Repository], name: str | None, now: datetime) -> WholeSnapshot:
+def _newest_safety_snapshot(repositories: Sequence[Repository], name: str | None, now: datetime) -> RestorePoint:
     try:
-        return whole(find_snapshot(repositories, str(SnapshotKind.BEFORE_RESTORE), database=name, now=now))
+        return RestorePoint.of(find_snapshot(repositories, str(SnapshotKind.BEFORE_RESTORE), database=name, now=now))
     except NoMatchingSnapshotError as error:
         whose = "" if name is None else f" of {name}"
         raise NoSuchSnapshotError(
@@ -172,7 +172,7 @@ def _newest_safety_snapshot(repositories: Sequence[Repository], name: str | None
         ) from error
 
 
-def _reject_other_file(found: WholeSnapshot, file: Path | None) -> None:
+def _reject_other_file(found: RestorePoint, file: Path | None) -> None:
     """Refuse a safety snapshot of another file of that name on this machine: it is not what was in `file`."""
     manifest = found.manifest
     writer = manifest.writer

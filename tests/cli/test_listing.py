@@ -72,7 +72,7 @@ def test_json_document_has_every_key(stored: CommandLine) -> None:
     """Every key of every snapshot, under the names of the manifest."""
     document = stored.run("list", "app", "--json", expect=0).document
     first, second, third = document["snapshots"]
-    assert document == {"snapshots": [first, second, third], "problems": []}
+    assert document == {"snapshots": [first, second, third], "windows": [], "problems": []}
     taken_at = datetime.fromisoformat(second["taken_at"])
     assert timedelta(0) < datetime.now(UTC) - taken_at < timedelta(hours=1)
     assert second == {
@@ -129,7 +129,8 @@ def test_empty_store_is_no_error(cli: CommandLine) -> None:
     assert result.stdout == f"no snapshots in {cli.directory}/backups\n"
     assert result.stderr == "hint: take one with: backupd now\n"
     configured = {"BACKUPD_DATABASES__0__PATH": str(cli.directory / "app.db")}
-    assert cli.run("list", "app", "--json", environ=configured, expect=0).document == {"snapshots": [], "problems": []}
+    listed = cli.run("list", "app", "--json", environ=configured, expect=0).document
+    assert listed == {"snapshots": [], "windows": [], "problems": []}
     assert not (cli.directory / "backups").exists()
 
 

@@ -121,7 +121,7 @@ def test_full_store_takes_the_snapshot_when_it_has_space(place: Place) -> None:
         backupd = CommandLine(place.home, runner=mounts.runner())
         backupd.refusal("now", "big.db", "--store", "small", code=UNAVAILABLE, names=["no space", small])
         assert [path for path in mounts.seen(small).rglob("*") if path.is_file() and path.suffix != ".json"] == []
-        assert backupd.json("list", "--store", "small") == {"snapshots": [], "problems": []}
+        assert backupd.json("list", "--store", "small") == {"snapshots": [], "windows": [], "problems": []}
         mounts.mount("-o", "remount,size=50m", small)
         backupd.run("now", "big.db", "--store", "small")
         backupd.run("restore", "latest", "--store", "small", "--to", "restored.db")

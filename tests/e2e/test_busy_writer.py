@@ -14,6 +14,7 @@ from harness.ledger import bookkeeper, create_ledger, imbalance
 from backupd.backup import Outcome, SnapshotRequest, back_up
 from backupd.config import CaptureSettings, Database, PackSettings, Settings
 from backupd.repository import Repository
+from backupd.repository.moments import RestorePoint
 from backupd.restore import restore_to_file
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
@@ -63,9 +64,9 @@ def test_every_snapshot_under_full_load_is_a_balanced_state(
     assert len({manifest.image_digest for manifest in manifests}) == snapshots
     for manifest in manifests:
         target = tmp_path / f"{manifest.id}.db"
+        archive = Repository(store, state).archive("ledger")
         restore_to_file(
-            Repository(store, state).archive("ledger"),
-            Repository(store, state).archive("ledger").manifest(manifest.id),
+            RestorePoint(archive, archive.manifest(manifest.id)),
             target,
             force=False,
             as_source=False,
@@ -107,9 +108,9 @@ def test_growing_log_ends_the_patience_with_a_store_that_hangs(tmp_path: Path, b
     assert len(failed) == blocked_stores
     (manifest,) = Repository(good, state).archive("ledger").history().manifests
     restored = tmp_path / "restored.db"
+    archive = Repository(good, state).archive("ledger")
     restore_to_file(
-        Repository(good, state).archive("ledger"),
-        Repository(good, state).archive("ledger").manifest(manifest.id),
+        RestorePoint(archive, archive.manifest(manifest.id)),
         restored,
         force=False,
         as_source=False,

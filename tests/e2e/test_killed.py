@@ -16,6 +16,7 @@ from harness.killing import processes_of
 from harness.ledger import create_ledger, imbalance
 
 from backupd.repository import Repository
+from backupd.repository.moments import RestorePoint
 from backupd.repository.references import list_snapshots
 from backupd.restore import restore_to_file
 from backupd.state import StateDirectory
@@ -59,8 +60,7 @@ def test_killed_runs_leave_only_restorable_snapshots(tmp_path: Path, journal_mod
     for each in listing.snapshots:
         target = tmp_path / f"{each.manifest.id}.db"
         restore_to_file(
-            each.archive,
-            each.archive.manifest(each.manifest.id),
+            RestorePoint(each.archive, each.archive.manifest(each.manifest.id)),
             target,
             force=False,
             as_source=False,

@@ -13,6 +13,7 @@ from backupd.config import StoreSettings
 from backupd.errors import BackupdError
 from backupd.format import SnapshotId
 from backupd.repository import Repository
+from backupd.repository.moments import RestorePoint
 from backupd.restore import restore_to_file
 from backupd.state import StateDirectory
 from backupd.store import open_store
@@ -78,8 +79,7 @@ class Inspection:
                 repository.archive(snapshot.database).manifest(SnapshotId(snapshot.id))
             )
             restore_to_file(
-                repository.archive(manifest.database),
-                manifest,
+                RestorePoint(repository.archive(manifest.database), manifest),
                 target,
                 force=False,
                 as_source=False,

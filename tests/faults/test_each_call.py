@@ -19,6 +19,7 @@ from harness.rotation import Rotation, make_ripe
 from backupd.backup import Outcome
 from backupd.errors import BackupdError
 from backupd.format.records import CheckOutcome as Drilled
+from backupd.repository.moments import RestorePoint
 from backupd.restore import restore_to_file
 from backupd.store import Store
 from backupd.verify import Level, VerifyRequest, drill, verify
@@ -64,7 +65,11 @@ def _restore(rotation: Rotation, store: FaultyStore) -> bool:
     newest = repository.archive("app").history().manifests[-1]
     try:
         restore_to_file(
-            repository.archive(newest.database), newest, target, force=True, as_source=False, on_progress=lambda _: None
+            RestorePoint(repository.archive(newest.database), newest),
+            target,
+            force=True,
+            as_source=False,
+            on_progress=lambda _: None,
         )
     except BackupdError:
         assert not target.exists(), "a failure leaves no target"
@@ -114,8 +119,7 @@ def _require_promises(
         for manifest in rotation.manifests():
             target = rotation.home / "looked-at.db"
             restore_to_file(
-                rotation.repository().archive(manifest.database),
-                manifest,
+                RestorePoint(rotation.repository().archive(manifest.database), manifest),
                 target,
                 force=True,
                 as_source=False,

@@ -19,6 +19,7 @@ from harness.place import content_digest
 from backupd.backup import Outcome, SnapshotRequest, back_up
 from backupd.config import Database, Settings
 from backupd.repository import Repository
+from backupd.repository.moments import RestorePoint
 from backupd.repository.references import list_snapshots
 from backupd.restore import restore_to_file
 from backupd.state import StateDirectory
@@ -157,8 +158,7 @@ def _require_promises(home: Path, what: str) -> None:
     for each in listing.snapshots:
         target = home / f"{each.manifest.id}.db"
         restore_to_file(
-            each.archive,
-            each.archive.manifest(each.manifest.id),
+            RestorePoint(each.archive, each.archive.manifest(each.manifest.id)),
             target,
             force=False,
             as_source=False,

@@ -14,6 +14,7 @@ from backupd.config import Database, RetentionSettings, Settings
 from backupd.format.records import CheckOutcome, DeletionRecord, Drill, FoundPack, Moment, SweepRecord
 from backupd.prune import PruneOptions, PruneResult, forget, prune
 from backupd.repository import Repository
+from backupd.repository.moments import RestorePoint
 from backupd.restore import restore_to_file
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
@@ -140,8 +141,7 @@ class Rotation:
         for manifest in manifests:
             target = self.home / "restored.db"
             restore_to_file(
-                self.repository(f"reader-{self.restored}").archive(manifest.database),
-                manifest,
+                RestorePoint(self.repository(f"reader-{self.restored}").archive(manifest.database), manifest),
                 target,
                 force=True,
                 as_source=False,

@@ -9,7 +9,7 @@ import shutil
 import sqlite3
 import sys
 from contextlib import closing
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 _VECTORS = Path(__file__).parents[1] / "vectors"
 _USAGE, _UNAVAILABLE, _NO_SUCH_SNAPSHOT, _DAMAGE, _NEWER = 2, 10, 12, 20, 21
+_FIRST_COMMIT = datetime(2026, 11, 22, 8, 55, 57, 123000, UTC)
+"""In the golden segments, commit `n` was seen `n` seconds after this."""
+
 _STDLIB_ONLY = """
 import runpy, sys
 runpy.run_path(sys.argv[1])
@@ -84,6 +87,35 @@ def test_restores_the_golden_repository(bare: Bare, tmp_path: Path) -> None:
         bare.rescue("restore", snapshot, target, repository=repository)
         assert target.stat().st_size == facts["size_bytes"]
         assert _sha256(target) == facts["sha256"]
+
+
+def test_restores_each_commit_of_the_golden_segments(bare: Bare, tmp_path: Path) -> None:
+    """Each commit after the golden snapshot restores byte for byte, in Python alone and in backupd."""
+    copied = shutil.copytree(_VECTORS / "valid/followed", tmp_path / "repository")
+    backupd = CommandLine(tmp_path)
+    for number, facts in json.loads((_VECTORS / "valid/followed.expected.json").read_text()).items():
+        at = (_FIRST_COMMIT + timedelta(seconds=int(number))).isoformat()
+        target = tmp_path / f"{number}.db"
+        finished = bare.start(RESCUE, "--repository", copied, "restore", "app", target, "--at", at, cwd=tmp_path)
+        assert "and the commits after it up to" in finished.stdout, finished
+        assert (_sha256(target), target.stat().st_size) == (facts["sha256"], facts["size_bytes"])
+        backupd.run("restore", f"app@{at}", "--to", f"{number}.backupd.db", "--store", copied)
+        assert _sha256(tmp_path / f"{number}.backupd.db") == facts["sha256"]
+
+
+def test_a_damaged_segment_restores_nothing(bare: Bare, tmp_path: Path) -> None:
+    """A flipped bit in a segment that is needed is damage; a time before all commits has none."""
+    copied = shutil.copytree(_VECTORS / "valid/followed", tmp_path / "repository")
+    options = ("restore", "app", tmp_path / "out.db", "--at")
+    finished = bare.start(RESCUE, "--repository", copied, *options, "2026-11-22T08:00Z", cwd=tmp_path)
+    assert (finished.returncode, "no commit of app up to that time" in finished.stderr) == (_NO_SUCH_SNAPSHOT, True)
+    for file in copied.glob("app/segments/*/*"):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    finished = bare.start(RESCUE, "--repository", copied, *options, "2026-11-22T09:00Z", cwd=tmp_path)
+    assert (finished.returncode, "does not have the SHA-256" in finished.stderr) == (_DAMAGE, True)
+    assert not (tmp_path / "out.db").exists()
 
 
 def _sha256(file: Path) -> str:

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from blake3 import blake3
-from harness.packs import decode_pack
+from harness.packs import decode_pack, encode_pack
 from harness.rescuing import RESCUE
 
-from backupd.format import is_page_size, manifest, pack
-from backupd.format.pack import encode_pack, page_hash
+from backupd.format import is_page_size, manifest, pack, segment
+from backupd.format.pack import page_hash
 from backupd.format.pagemap import encode_page_map, image_digest
+from backupd.format.segment import decode_segment
 from backupd.rescue import rescue, rescue_objects
 from backupd.store.keys import RESCUE_KEY, RESTORE_KEY
 
@@ -68,6 +69,8 @@ def test_limits_are_those_of_the_format() -> None:
     assert rescue.MAX_ENCRYPTED_PACK_BYTES == pack.MAX_ENCRYPTED_PACK_BYTES
     assert rescue.MAX_PACK_IMAGE_BYTES == pack.MAX_RAW_BYTES
     assert rescue.MIN_FRAME_BYTES == pack.MIN_FRAME_BYTES
+    assert rescue.MAX_SEGMENT_BYTES == segment.MAX_ENCRYPTED_SEGMENT_BYTES
+    assert rescue.MAX_SEGMENT_IMAGE_BYTES == segment.MAX_SEGMENT_RAW_BYTES
     assert rescue.MAX_MANIFEST_BYTES == manifest.MAX_MANIFEST_BYTES
     assert rescue.ALWAYS_COUNTED_SEQUENCES == manifest.ALWAYS_COUNTED_SEQUENCES
 
@@ -158,11 +161,49 @@ def test_invalid_page_maps_are_refused(bare: Bare, monkeypatch: pytest.MonkeyPat
         rescue.read_page_map(snapshot, snapshot.values)
 
 
+@pytest.mark.parametrize("path", _names(_vectors("segment")))
+def test_invalid_segments_are_refused(bare: Bare, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """Each segment that breaks one rule of the format is refused, before it is replayed; a gap is not looked at."""
+    monkeypatch.setenv("PATH", str(bare.path))
+    if path.stem == "segment-gap-number":
+        rescue.parsed_segment(path.read_bytes())
+        return
+    with pytest.raises(rescue.Failure) as raised:
+        rescue.parsed_segment(path.read_bytes())
+    is_newer = path.stem in {"segment-version-2", "segment-head-format-2"}
+    assert raised.value.code == (_NEWER if is_newer else _DAMAGE)
+
+
+@pytest.mark.parametrize("path", _names(_vectors("segment", "valid")))
+def test_valid_segments_are_read(bare: Bare, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """The script reads valid segments as backupd does."""
+    monkeypatch.setenv("PATH", str(bare.path))
+    data = path.read_bytes()
+    found = rescue.parsed_segment(rescue.decrypted(data, str(_KEY)) if path.suffix == ".age" else data)
+    expected = decode_segment(path.with_suffix("").read_bytes() if path.suffix == ".age" else data)
+    assert [(each, pages) for each, pages in found.commits] == [*expected.commits]
+    images = {
+        page: bytes(found.images[i * expected.head.page_size :][: expected.head.page_size])
+        for i, (page, _) in enumerate(found.table)
+    }
+    changes = expected.changes(0, 10**12)
+    assert (tuple(images), b"".join(images.values())) == (changes.pages, changes.images)
+
+
+@pytest.mark.parametrize("path", _names(_vectors("repository-segment")))
+def test_segments_under_another_key_are_refused(path: Path) -> None:
+    """A segment that is in order, under the key of another, is refused before anything is written."""
+    repository = rescue.Repository(path)
+    ((name,),) = repository.chains("app")
+    with pytest.raises(rescue.Failure, match=r"it is not the one|does not have the SHA-256"):
+        rescue.read_segment(repository, name, None)
+
+
 @pytest.mark.parametrize("path", _names([path for path in _vectors("repository") if path.is_dir()]))
 def test_invalid_repositories_are_refused(bare: Bare, tmp_path: Path, path: Path) -> None:
     """An invalid repository restores nothing, unless only a record is invalid, which no restore needs."""
     if not list(path.glob("app/snapshots/*")):
-        assert re.search("trash|drill", path.stem)
+        assert re.search("trash|drill|segment", path.stem)
         return
     copied = shutil.copytree(path, tmp_path / "repository")
     shutil.copy(RESCUE, copied)

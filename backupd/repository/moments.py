@@ -1,0 +1,403 @@
+"""Moments between snapshots: which commits the segments of an archive hold, and how the state after one is rebuilt.
+
+FORMAT.md, "Segments", is the specification. A recovery window here is a chain of segments without a hole: a window of
+the format that lacks a segment is two.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from backupd.errors import DamageError, IdentityNeededError, StoreError
+from backupd.format.manifest import SnapshotKind
+from backupd.logs import log
+from backupd.repository.references import find_snapshot, parse_reference
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from typing import Self
+
+    from backupd.format import SnapshotId
+    from backupd.format.manifest import AnyManifest, AnySummary, Manifest
+    from backupd.format.segment import Anchor, Segment
+    from backupd.repository import Repository
+    from backupd.repository.archive import Archive
+    from backupd.repository.history import History, Listing, StoredSegment
+    from backupd.repository.references import FoundSnapshot
+
+_LATEST = datetime.max.replace(tzinfo=UTC)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_CLOCK_TOLERANCE = timedelta(minutes=1)
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryWindow:
+    """Segments that continue each other, oldest first; none of them has only commits that others have."""
+
+    id: SnapshotId
+    segments: tuple[StoredSegment, ...]
+
+    @property
+    def first(self) -> int:
+        """The number of its first commit."""
+        return self.segments[0].key.first
+
+    @property
+    def last(self) -> int:
+        """The number of its last commit."""
+        return self.segments[-1].key.last
+
+    @property
+    def began_at(self) -> datetime | None:
+        """When following began; None for what follows a hole."""
+        return self.id.taken_at if self.first == 1 else None
+
+    @property
+    def ended_at(self) -> datetime:
+        """When its last commit was seen."""
+        return self.segments[-1].key.seen_at
+
+    def place_of(self, number: int) -> int:
+        """Return the place among the segments of the first one that has commit `number`."""
+        return bisect_left(self.segments, number, key=lambda stored: stored.key.last)
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A span in which commits may have been missed, and why. A time that is not known, or has no end, is None."""
+
+    began_at: datetime | None
+    ended_at: datetime | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CommitFacts:
+    """One commit: its number in its window, when it was seen, the size of the database after it, and its pages."""
+
+    number: int
+    seen_at: datetime
+    page_count: int
+    pages: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What turns a snapshot into the state after commit `until` of a window: its commits from `after + 1` on.
+
+    `segments` have all of them. `seen_at` is when the last one was seen, and `page_count` the size after it.
+    """
+
+    segments: tuple[StoredSegment, ...]
+    after: int
+    until: int
+    seen_at: datetime
+    page_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """The state at a moment: that of `snapshot`, or with `replay` that after a commit.
+
+    `gap` is why the moment itself cannot be restored: then `snapshot` is the newest regular one before it, if any.
+    """
+
+    snapshot: AnySummary | None
+    replay: Replay | None = None
+    gap: Gap | None = None
+    is_newest: bool = False
+    """Whether nothing newer is stored: what was committed later, if anything, is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestorePoint:
+    """A state that can be restored: a snapshot with its whole manifest, and the commits to replay over it, if any.
+
+    `gap` is why it is not the moment that was asked for.
+    """
+
+    archive: Archive
+    manifest: Manifest
+    replay: Replay | None = None
+    gap: Gap | None = None
+    is_newest: bool = False
+    """Whether it stands for a time after which nothing is stored, so that later commits are not known."""
+
+    @classmethod
+    def of(cls, found: FoundSnapshot) -> Self:
+        """Return the state of a snapshot, with everything that a restore needs. Raises `IdentityNeededError`."""
+        return cls(found.archive, found.archive.opened(found.manifest))
+
+    @property
+    def name(self) -> str:
+        """What it is, for messages."""
+        name = f"snapshot {self.manifest.id}"
+        return f"commit {self.replay.until} after {name}" if self.replay else name
+
+    @property
+    def at(self) -> datetime:
+        """When this was the state of the database: the snapshot was taken, or the last commit was seen."""
+        return self.replay.seen_at if self.replay else self.manifest.id.taken_at
+
+    @property
+    def page_count(self) -> int:
+        """The number of pages of the restored file."""
+        return self.replay.page_count if self.replay else self.manifest.page_count
+
+    @property
+    def image_bytes(self) -> int:
+        """Size of the restored file."""
+        return self.page_count * self.manifest.page_size
+
+    @property
+    def scratch_bytes(self) -> int:
+        """The largest size of the file while it is made."""
+        return max(self.image_bytes, self.manifest.image_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class WindowSpan:
+    """A recovery window as users see it: any moment from `began_at` to the end of `window` can be restored.
+
+    `began_at` is when its first commit was seen that can be rebuilt from a snapshot that exists; None when there is
+    none, or when that cannot be read here, because of `problem`. `gap` lies between this window and the one before.
+    """
+
+    window: RecoveryWindow
+    began_at: datetime | None
+    gap: Gap | None
+    problem: DamageError | IdentityNeededError | None = None
+
+
+def recovery_windows(listing: Listing) -> list[RecoveryWindow]:
+    """Return the recovery windows that `listing` shows, oldest first."""
+    return [
+        RecoveryWindow(window, tuple(chain))
+        for window, segments in sorted(listing.segments.items())
+        for chain in _chains(segments)
+    ]
+
+
+def _chains(segments: Iterable[StoredSegment]) -> Iterator[list[StoredSegment]]:
+    """Divide the segments of one window where commits are missing; leave out those that only repeat others."""
+    chain: list[StoredSegment] = []
+    for stored in sorted(segments, key=lambda stored: (stored.key.first, -stored.key.last)):
+        if chain and stored.key.first > chain[-1].key.last + 1:
+            yield chain
+            chain = []
+        if not chain or stored.key.last > chain[-1].key.last:
+            chain.append(stored)
+    if chain:
+        yield chain
+
+
+def find_moment(archive: Archive, listing: Listing, history: History, at: datetime) -> Moment | None:
+    """Find the state that the database had at `at`: after the last commit that was seen by then.
+
+    A regular snapshot between that commit and `at` is that state too. None when the archive has no segments. Reads the
+    segment with that commit, and others until one names a snapshot to begin with. Raises `DamageError` and
+    `IdentityNeededError`.
+    """
+    windows = recovery_windows(listing)
+    if not windows:
+        return None
+    nearest = _newest_before(history, at)
+    place, commit = _last_commit(archive, windows, at) or (-1, None)
+    following = windows[place + 1] if place + 1 < len(windows) else None
+    if following and (commit is None or (commit.number == windows[place].last and commit.seen_at < at)):
+        is_followed = nearest and following.began_at and following.began_at <= nearest.id.taken_at
+        if not is_followed:
+            return Moment(nearest, gap=_gap_before(archive, windows[place] if commit else None, following))
+    if commit is None or (nearest and nearest.id.taken_at > commit.seen_at):
+        return Moment(nearest, is_newest=following is None and nearest is _newest_before(history, _LATEST))
+    base = _find_base(archive, windows[place], history, commit)
+    if base is None:
+        reason = "no snapshot is stored that the commits from then could be added to"
+        return Moment(nearest, gap=Gap(None, commit.seen_at, reason))
+    snapshot, anchor = base
+    is_newest = following is None and commit.number == windows[place].last
+    return Moment(snapshot, _replay(windows[place], anchor, commit), is_newest=is_newest)
+
+
+def _newest_before(history: History, at: datetime) -> AnySummary | None:
+    regular = [each for each in history.manifests if each.kind is SnapshotKind.REGULAR and each.id.taken_at <= at]
+    return regular[-1] if regular else None
+
+
+def _last_commit(archive: Archive, windows: Sequence[RecoveryWindow], at: datetime) -> tuple[int, CommitFacts] | None:
+    """Find the last commit that was seen by `at`, and the place of its window. None when all were seen later."""
+    for place in range(len(windows) - 1, -1, -1):
+        window = windows[place]
+        if window.id.taken_at - _CLOCK_TOLERANCE > at:
+            continue
+        # The first segment that ended later may have begun before.
+        end = bisect_right(window.segments, at, key=lambda stored: stored.key.seen_at)
+        for stored in reversed(window.segments[max(0, end - 1) : end + 1]):
+            segment = archive.segment(stored)
+            count = bisect_right(segment.commits, at, key=lambda commit: _time(commit.seen_at_ms))
+            if count:
+                return place, _facts(segment, segment.first + count - 1)
+    return None
+
+
+def _facts(segment: Segment, number: int) -> CommitFacts:
+    commit = segment.commits[number - segment.first]
+    return CommitFacts(number, _time(commit.seen_at_ms), commit.page_count, segment.pages_of(number))
+
+
+def _time(milliseconds: int) -> datetime:
+    return _EPOCH + timedelta(milliseconds=milliseconds)
+
+
+def _find_base(
+    archive: Archive, window: RecoveryWindow, history: History, commit: CommitFacts
+) -> tuple[AnySummary, Anchor] | None:
+    """Find the newest snapshot that `commit` can be rebuilt from, and its place in the window."""
+    snapshots = {each.id: each for each in history.manifests}
+    for place in _places_of_anchors(window, snapshots, commit):
+        segment = archive.segment(window.segments[place])
+        usable = [
+            anchor
+            for anchor in _usable_anchors(window, segment, snapshots)
+            if anchor.by <= commit.number and snapshots[anchor.snapshot].page_size == segment.head.page_size
+        ]
+        if usable:
+            anchor = max(usable, key=lambda anchor: (anchor.by, anchor.after))
+            return snapshots[anchor.snapshot], anchor
+        if segment.first > commit.number and segment.head.anchors:
+            break  # that of a later snapshot
+    return None
+
+
+def _places_of_anchors(window: RecoveryWindow, snapshots: Collection[SnapshotId], commit: CommitFacts) -> Iterator[int]:
+    """Yield the places of the segments that may name a snapshot before `commit`, the most likely ones first.
+
+    An anchor is in the first segment that was cut after its snapshot: as a rule the one that ended next. Without that,
+    it is looked for backwards; and then forwards, for a snapshot that took long to store.
+    """
+    end = window.place_of(commit.number) + 1
+    newest = max((each.taken_at for each in snapshots if each.taken_at <= commit.seen_at), default=commit.seen_at)
+    likely = min(end, bisect_left(window.segments, newest, key=lambda stored: stored.key.seen_at))
+    yield from range(likely, end)
+    yield from range(likely - 1, -1, -1)
+    yield from range(end, len(window.segments))
+
+
+def _usable_anchors(window: RecoveryWindow, segment: Segment, snapshots: Collection[SnapshotId]) -> list[Anchor]:
+    """Return the anchors of existing snapshots in `segment` from which all commits are in `window`."""
+    return [each for each in segment.head.anchors if each.snapshot in snapshots and each.after + 1 >= window.first]
+
+
+def _replay(window: RecoveryWindow, anchor: Anchor, commit: CommitFacts) -> Replay:
+    first, last = window.place_of(anchor.after + 1), window.place_of(commit.number)
+    segments = window.segments[first : last + 1] if anchor.after < commit.number else ()
+    return Replay(segments, anchor.after, commit.number, commit.seen_at, commit.page_count)
+
+
+def _gap_before(archive: Archive, before: RecoveryWindow | None, window: RecoveryWindow) -> Gap:
+    """Return the gap between two recovery windows; without `before`, what lies before the first one."""
+    began_at = before.ended_at if before else None
+    try:
+        segment = archive.segment(window.segments[0])
+    except (DamageError, IdentityNeededError) as error:
+        return Gap(began_at, window.began_at, error.message)
+    if window.began_at is not None:
+        return Gap(began_at, window.began_at, segment.head.gap or "nothing was followed before")
+    last = before.last if before and before.id == window.id else 0
+    reason = f"the segments of commits {last + 1} to {window.first - 1} are missing from the store"
+    return Gap(began_at, _time(segment.commits[0].seen_at_ms), reason)
+
+
+def window_spans(archive: Archive, listing: Listing, snapshots: Collection[SnapshotId]) -> list[WindowSpan]:
+    """Return the recovery windows of an archive as users see them, oldest first; `snapshots` are those that exist.
+
+    Reads the first segments of each, up to one that names a snapshot that exists. Raises the errors of `Store`.
+    """
+    windows = recovery_windows(listing)
+    gaps = [None, *(_gap_before(archive, before, window) for before, window in pairwise(windows))]
+    return [_span(archive, window, gap, snapshots) for window, gap in zip(windows, gaps, strict=False)]
+
+
+def _span(archive: Archive, window: RecoveryWindow, gap: Gap | None, snapshots: Collection[SnapshotId]) -> WindowSpan:
+    try:
+        return WindowSpan(window, _first_restorable(archive, window, snapshots), gap)
+    except (DamageError, IdentityNeededError) as error:
+        return WindowSpan(window, None, gap, error)
+
+
+def _first_restorable(archive: Archive, window: RecoveryWindow, snapshots: Collection[SnapshotId]) -> datetime | None:
+    """When the first commit of `window` was seen that can be rebuilt from one of `snapshots`."""
+    began_at = window.began_at or window.segments[0].key.seen_at
+    times = (each.taken_at for each in snapshots if each.taken_at >= began_at - _CLOCK_TOLERANCE)
+    start = bisect_left(window.segments, min(times, default=began_at), key=lambda stored: stored.key.seen_at)
+    for stored in window.segments[start:]:
+        if usable := _usable_anchors(window, archive.segment(stored), snapshots):
+            number = max(window.first, min(anchor.by for anchor in usable))
+            return _facts(archive.segment(window.segments[window.place_of(number)]), number).seen_at
+    return None
+
+
+def commits_around(archive: Archive, listing: Listing, at: datetime, *, most: int) -> list[CommitFacts]:
+    """Return up to `most` commits seen by `at`, and as many seen after it, of the recovery window at that time.
+
+    Empty when nothing had been followed by then. Raises `DamageError` and `IdentityNeededError`.
+    """
+    windows = recovery_windows(listing)
+    found = _last_commit(archive, windows, at)
+    if found is None:
+        return []
+    window, number = windows[found[0]], found[1].number
+    wanted = range(max(window.first, number - most + 1), min(window.last, number + most) + 1)
+    places = range(window.place_of(wanted.start), window.place_of(wanted.stop - 1) + 1)
+    facts = {}
+    for segment in (archive.segment(window.segments[place]) for place in places):
+        for each in range(max(segment.first, wanted.start), min(segment.last + 1, wanted.stop)):
+            facts[each] = _facts(segment, each)
+    return [facts[each] for each in wanted]
+
+
+def find_restore_point(
+    repositories: Sequence[Repository], text: str, *, database: str | None, now: datetime
+) -> RestorePoint:
+    """Find the state that `text`, a reference, means: a snapshot, or for a time or an age also a commit.
+
+    Of several stores, the one with the latest state before that time counts; of equal ones, the first. Raises what
+    `find_snapshot` raises, `IdentityNeededError`, and `DamageError` for segments that no store has undamaged.
+    """
+    best = RestorePoint.of(find_snapshot(repositories, text, database=database, now=now))
+    at = parse_reference(text).moment(now)
+    if at is None:
+        return best
+    failed: DamageError | IdentityNeededError | None = None
+    for repository in repositories:
+        try:
+            point = _point_at(repository.archive(best.manifest.database), at, best)
+        except (DamageError, IdentityNeededError) as error:
+            failed = failed or error
+            continue
+        except StoreError as error:
+            log.warning("a store could not be asked for segments", reason=error.message, hint=error.hint)
+            continue
+        is_better = point is not None and (point.at > best.at or (point.gap and not best.replay))
+        if point is not None and (is_better or (point.is_newest and point.at == best.at)):
+            best = point
+    if failed is not None and best.replay is None:
+        hint = f"restore the snapshot before that time: {best.manifest.database}@{best.manifest.id}"
+        raise type(failed)(failed.message, hint=failed.hint if isinstance(failed, IdentityNeededError) else hint)
+    return best
+
+
+def _point_at(archive: Archive, at: datetime, nearest: RestorePoint) -> RestorePoint | None:
+    """Return what one store has of the state at `at`; None when it has no segments."""
+    listing = archive.segments()
+    moment = find_moment(archive, listing, archive.history(), at) if listing.segments else None
+    if moment is None or moment.snapshot is None:
+        return None
+    if moment.gap is not None:
+        return RestorePoint(nearest.archive, nearest.manifest, gap=moment.gap)
+    manifest: AnyManifest = archive.manifest(moment.snapshot.id)
+    return RestorePoint(archive, archive.opened(manifest), moment.replay, is_newest=moment.is_newest)
