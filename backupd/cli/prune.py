@@ -240,6 +240,8 @@ def changes(result: PruneResult) -> list[str]:
         parts.append(f"{output.count(len(result.purged), 'snapshot')} gone from the trash")
     if result.deleted_packs:
         parts.append(f"{_packs(result.deleted_packs, result.freed_bytes)} freed")
+    if result.removed_segments:
+        parts.append(f"{output.count(result.removed_segments, 'segment')} too old")
     if result.unfinished:
         parts.append(f"{output.count(result.unfinished)} more with the next prune")
     return parts

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import UTC
+from contextlib import suppress
+from datetime import UTC, timedelta
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from backupd.concurrency import Pace
-from backupd.errors import BackupdError, DamageError, NoSuchObjectError, UnsupportedFormatError
+from backupd.errors import BackupdError, DamageError, IdentityNeededError, NoSuchObjectError, UnsupportedFormatError
 from backupd.format import FormatError, NewerFormatError
 from backupd.format.records import EMPTY_RETENTION_RECORD, MAX_RECORD_BYTES, Accepted, CheckOutcome, RetentionRecord
+from backupd.prune.segments import covered, expired, merge, mergeable, remove_covered
 from backupd.prune.sweep import StoreClock, Sweep
 from backupd.prune.trash import LOCK_SECONDS, bring_back, move_to_trash, purge, unmark_undeleted
 from backupd.repository.proofs import Proofs
@@ -20,13 +22,13 @@ from backupd.state import failed_snapshot
 from backupd.store.keys import RecordKind, retention_key
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-    from datetime import datetime, timedelta
+    from collections.abc import Collection, Mapping, Sequence
+    from datetime import datetime
 
     from backupd.config import RetentionSettings
     from backupd.format import SnapshotId
     from backupd.repository.archive import Archive
-    from backupd.repository.history import Holdings
+    from backupd.repository.history import Holdings, StoredSegment
 
 
 class PruneOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,8 +66,10 @@ class PruneResult(msgspec.Struct, frozen=True, kw_only=True):
     waiting_packs: int = 0
     """Packs that nothing names, within their grace."""
     waiting_bytes: int = 0
+    removed_segments: int = 0
+    """Segments that were deleted because they were older than commits are kept."""
     unfinished: int = 0
-    """How many snapshots and packs are left for the next prune, because the time was up."""
+    """How many snapshots, packs and segments are left for the next prune, because the time was up."""
     foreign: tuple[str, ...] = ()
     """Keys of objects that are not of this format, or cannot be read: they are left alone."""
     error: BackupdError | None = None
@@ -74,7 +78,7 @@ class PruneResult(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def has_changed_anything(self) -> bool:
         """Whether something was moved to the trash, purged from it, or deleted."""
-        return bool(self.removed or self.purged or self.deleted_packs)
+        return bool(self.removed or self.purged or self.deleted_packs or self.removed_segments)
 
     def values(self) -> dict[str, object]:
         """The result without its decisions, as JSON documents and logs show it."""
@@ -89,6 +93,7 @@ class PruneResult(msgspec.Struct, frozen=True, kw_only=True):
             "freed_bytes": self.freed_bytes,
             "waiting_packs": self.waiting_packs,
             "waiting_bytes": self.waiting_bytes,
+            "removed_segments": self.removed_segments,
             "unfinished": self.unfinished,
             "strangers": list(self.foreign),
             "error": None if self.error is None else self.error.values(),
@@ -96,6 +101,8 @@ class PruneResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _NO_OPTIONS = PruneOptions()
+_BEFORE_FIRST_COMMIT = timedelta(hours=1)
+"""How much longer than commits snapshots are kept, so that the first commits have one before them."""
 
 
 def prune(
@@ -139,6 +146,7 @@ class _Pruning:
         self._purged: list[SnapshotId] = []
         self._accepted: SnapshotId | None = None
         self._left = 0
+        self._expired: list[StoredSegment] = []
         self._foreign: list[str] = []
         self._sweep: Sweep | None = None
 
@@ -165,6 +173,7 @@ class _Pruning:
             freed_bytes=sum(stored.size_bytes for stored in deleted.values()),
             waiting_packs=len(waiting),
             waiting_bytes=sum(stored.size_bytes for stored in waiting.values()),
+            removed_segments=len(self._expired),
             unfinished=self._left + (self._sweep.unfinished if self._sweep else 0),
             foreign=(*self._foreign, *(self._sweep.unreadable if self._sweep else ())),
             error=error,
@@ -197,6 +206,7 @@ class _Pruning:
         self._hold = failure or doubt
         if self._hold is None:
             self._remove()
+            self._remove_segments(holdings, policy.commits)
         holdings.require_readable_trash()
         # After a failed snapshot space may be what is missing, and what is in the trash was removed before that. But
         # while the newest snapshot is in doubt, what lies in the trash may be wanted back.
@@ -206,6 +216,7 @@ class _Pruning:
         self._sweep = Sweep(self._archive, self._clock, self._pace, grace=policy.grace, now=self._now)
         self._sweep.run(holdings, is_dry_run=self._options.is_dry_run)
         self._archive.forget_records(holdings.listing)
+        self._merge_segments(holdings)
 
     def _decided(self, holdings: Holdings) -> list[Decision]:
         manifests = holdings.history.manifests
@@ -216,8 +227,12 @@ class _Pruning:
             if self._known.get(snapshot_id) in {None, CheckOutcome.INTACT}:
                 self._known[snapshot_id] = CheckOutcome.DAMAGED_SOURCE
         unknown = self._proofs.perhaps_proven(manifests)
+        policy = self._policy
+        if policy is not None and not policy.is_empty and holdings.listing.segments:
+            # Commits that are kept can be restored only from a snapshot before them.
+            policy = policy.replaced(within=max(policy.within or timedelta(0), policy.commits + _BEFORE_FIRST_COMMIT))
         decisions = decide(
-            manifests, self._policy, now=self._now, known=self._known, undeleted=holdings.listing.undeleted.keys()
+            manifests, policy, now=self._now, known=self._known, undeleted=holdings.listing.undeleted.keys()
         )
         if not unknown:
             return decisions
@@ -243,6 +258,30 @@ class _Pruning:
             self._removed = [*reasons]
         else:
             self._left += move_to_trash(self._archive, reasons, self._removed, self._pace, now=self._now)
+
+    def _remove_segments(self, holdings: Holdings, keep: timedelta) -> None:
+        """Delete segments that are too old. Nothing depends on them, so that they need no trash."""
+        self._expired = expired(holdings.listing.segments, self._clock, keep)
+        if not self._options.is_dry_run:
+            self._left += self._pace.each(self._archive.delete_segment, self._expired)
+
+    def _merge_segments(self, holdings: Holdings) -> None:
+        """Merge small segments. One that is damaged or cannot be decrypted stays, with its neighbours."""
+        if self._options.is_dry_run:
+            return
+        left = _without(holdings.listing.segments, self._expired)
+        doubles = [*covered(left, self._clock)]
+        self._left += self._pace.each(self._remove_covered, doubles)
+        left = _without(left, [segment for _, segments in doubles for segment in segments])
+        self._left += self._pace.each(self._merge, mergeable(left, self._clock))
+
+    def _remove_covered(self, double: tuple[StoredSegment, list[StoredSegment]]) -> None:
+        with suppress(DamageError, IdentityNeededError):
+            remove_covered(self._archive, *double)
+
+    def _merge(self, group: Sequence[StoredSegment]) -> None:
+        with suppress(DamageError, IdentityNeededError):
+            merge(self._archive, group)
 
     def _purge(self, holdings: Holdings, grace: timedelta) -> None:
         """Delete trash entries whose grace is over, except those of snapshots that are there or are coming back.
@@ -273,6 +312,13 @@ class _Pruning:
             # A young mark may belong to a host that is about to put the manifest back.
             if snapshot_id not in known and self._clock.is_older(stored, grace):
                 unmark_undeleted(self._archive, snapshot_id)
+
+
+def _without(
+    windows: Mapping[SnapshotId, Sequence[StoredSegment]], gone: Collection[StoredSegment]
+) -> dict[SnapshotId, list[StoredSegment]]:
+    removed = {*gone}
+    return {window: [each for each in segments if each not in removed] for window, segments in windows.items()}
 
 
 def _kept_anyway(decision: Decision) -> Decision:

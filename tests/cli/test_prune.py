@@ -111,6 +111,7 @@ def test_snapshot_that_no_rule_keeps_goes_to_the_trash_once(rotating: CommandLin
         "freed_bytes": 0,
         "waiting_packs": 0,
         "waiting_bytes": 0,
+        "removed_segments": 0,
         "unfinished": 0,
         "strangers": [],
         "error": None,

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from os import utime
+from typing import TYPE_CHECKING
+
+import pytest
+from harness.faults import FaultyStore
+from harness.rotation import LAST_ONE, Rotation
+
+from backupd.errors import StoreUnavailableError
+from backupd.format import SnapshotId
+from backupd.format.segment import Anchor, Commit, SegmentHead, encode_segment
+from backupd.prune.segments import merge
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from backupd.repository.archive import Archive
+
+_WINDOW = SnapshotId("20261129T120000000Z-0badcafe")
+_OTHER_WINDOW = SnapshotId("20261129T130000000Z-0badcafe")
+_NOON_MS = 1795953600000
+KEPT_FOREVER = LAST_ONE.replaced(commits=timedelta(days=36500))
+_SPAN = timedelta(minutes=15)
+_HOUR = timedelta(hours=1)
+_DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def rotation(tmp_path: Path) -> Rotation:
+    """A store with one snapshot."""
+    rotation = Rotation(tmp_path)
+    rotation.snapshot("base")
+    return rotation
+
+
+def put(
+    rotation: Rotation,
+    first: int,
+    last: int,
+    *,
+    window: SnapshotId = _WINDOW,
+    seen_at_ms: int = _NOON_MS,
+    put_ago: timedelta = _HOUR,
+    anchors: tuple[Anchor, ...] = (),
+    pages: int = 1,
+) -> None:
+    """Put a segment whose commits write other pages each, as it was some time ago."""
+    archive = archive_of(rotation)
+    commits = [
+        Commit(seen_at_ms, 500, tuple(range(number, number + pages)), number.to_bytes(8) * 64 * pages)
+        for number in range(first, last + 1)
+    ]
+    head = SegmentHead(database="app", window=window, first=first, page_size=512, anchors=anchors)
+    key = archive.put_segment(encode_segment(head, commits, level=1))
+    put_at = (datetime.now(UTC) - put_ago).timestamp()
+    utime(rotation.root / str(key), (put_at, put_at))
+
+
+def archive_of(rotation: Rotation) -> Archive:
+    """The archive of the database."""
+    return rotation.repository().archive("app")
+
+
+def spans(rotation: Rotation, window: SnapshotId = _WINDOW) -> list[tuple[int, int]]:
+    """First and last commit of each segment of a window."""
+    segments = archive_of(rotation).listing().segments.get(window, [])
+    return [(stored.key.first, stored.key.last) for stored in segments]
+
+
+def commits(rotation: Rotation) -> list[Commit]:
+    """All commits of the window, in their order."""
+    archive = archive_of(rotation)
+    segments = [archive.segment(stored) for stored in archive.listing().segments[_WINDOW]]
+    return [commit for segment in segments for commit in segment.with_images()]
+
+
+def test_small_segments_become_one_with_every_commit(rotation: Rotation):
+    """A merged segment has all commits, images and anchors of those that it stands for."""
+    snapshot = rotation.ids()[0]
+    put(rotation, 1, 3)
+    put(rotation, 4, 4, anchors=(Anchor(snapshot=snapshot, after=2, by=3),), pages=3)
+    put(rotation, 5, 9)
+    before = commits(rotation)
+    assert rotation.prune().error is None
+    assert spans(rotation) == [(1, 9)]
+    assert commits(rotation) == before
+    (merged,) = archive_of(rotation).listing().segments[_WINDOW]
+    assert archive_of(rotation).segment(merged).head.anchors == (Anchor(snapshot=snapshot, after=2, by=3),)
+    assert rotation.prune().error is None
+    assert spans(rotation) == [(1, 9)]
+
+
+def test_only_segments_of_one_span_that_continue_each_other_are_merged(rotation: Rotation):
+    """A hole, another window and another quarter of an hour keep them apart."""
+    put(rotation, 1, 1)
+    put(rotation, 2, 2)
+    put(rotation, 4, 4)
+    put(rotation, 5, 5, seen_at_ms=_NOON_MS + int(_SPAN.total_seconds()) * 1000)
+    put(rotation, 6, 6, window=_OTHER_WINDOW)
+    assert rotation.prune().error is None
+    assert spans(rotation) == [(1, 2), (4, 4), (5, 5)]
+    assert spans(rotation, _OTHER_WINDOW) == [(6, 6)]
+
+
+def test_what_may_still_get_a_neighbour_is_not_merged(rotation: Rotation):
+    """A span that is not over may get more segments."""
+    put(rotation, 1, 1)
+    put(rotation, 2, 2, put_ago=timedelta(minutes=5))
+    assert rotation.prune().error is None
+    assert spans(rotation) == [(1, 1), (2, 2)]
+
+
+def test_a_damaged_segment_stays_with_its_neighbours(rotation: Rotation):
+    """Nothing is deleted that the merged one would not have."""
+    put(rotation, 1, 1)
+    put(rotation, 2, 2)
+    stored = archive_of(rotation).listing().segments[_WINDOW][1]
+    file = rotation.root / str(stored.key)
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    file.write_bytes(b"x" * stored.size_bytes)
+    utime(file, ns=times)
+    assert rotation.prune().error is None
+    assert spans(rotation) == [(1, 1), (2, 2)]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_no_commit_is_lost_by_a_call_that_fails(rotation: Rotation, tmp_path: Path, *, after: bool):
+    """Whatever call of a merge fails, all commits are there, and the next prune finishes the work."""
+    put(rotation, 1, 1)
+    put(rotation, 2, 3)
+    before = commits(rotation)
+    has_failed, number = True, 0
+    while has_failed:
+        again = rotation.copy(tmp_path / f"failing-{number}")
+        archive = again.repository(store=FaultyStore(again.store, fail_at=number, after=after)).archive("app")
+        try:
+            merge(archive, archive_of(again).listing().segments[_WINDOW])
+            has_failed = False
+        except StoreUnavailableError:
+            number += 1
+        assert {commit for first, last in spans(again) for commit in range(first, last + 1)} == {1, 2, 3}
+        for file in (again.root / "app/segments").rglob("*.zst"):
+            utime(file, (0, 0))
+        assert again.prune(policy=KEPT_FOREVER).error is None
+        assert spans(again) == [(1, 3)]
+        assert commits(again) == before
+    assert number >= 6
+
+
+def test_a_segment_that_no_other_fits_to_stays(rotation: Rotation, monkeypatch: pytest.MonkeyPatch):
+    """One alone would be put again with the same bytes, so with the same name: it must not be deleted after that."""
+    monkeypatch.setattr("backupd.prune.segments._MOST_IMAGE_BYTES", 3 * 512)
+    put(rotation, 1, 2)
+    put(rotation, 3, 3)
+    put(rotation, 4, 4)
+    before = commits(rotation)
+    assert rotation.prune().error is None
+    assert spans(rotation) == [(1, 3), (4, 4)]
+    assert commits(rotation) == before
+
+
+def test_a_snapshot_keeps_both_of_its_places(rotation: Rotation):
+    """The state may be the same again: either place may be the only base of some commits."""
+    snapshot = rotation.ids()[0]
+    anchors = Anchor(snapshot=snapshot, after=0, by=1), Anchor(snapshot=snapshot, after=2, by=3)
+    put(rotation, 1, 1, anchors=anchors[:1])
+    put(rotation, 2, 3, anchors=anchors[1:])
+    put(rotation, 1, 3, pages=2)
+    assert rotation.prune().error is None
+    assert spans(rotation) == [(1, 1), (1, 3), (2, 3)]
+    stored = archive_of(rotation).listing().segments[_WINDOW]
+    archive_of(rotation).delete_segment(next(each for each in stored if each.key.last - each.key.first == 2))
+    assert rotation.prune().error is None
+    (merged,) = archive_of(rotation).listing().segments[_WINDOW]
+    assert archive_of(rotation).segment(merged).head.anchors == anchors
+
+
+def test_a_damaged_segment_is_no_cover(rotation: Rotation):
+    """Those that it has the commits of stay."""
+    put(rotation, 1, 3)
+    put(rotation, 2, 3)
+    file = next((rotation.root / "app/segments").rglob("*-000000000003-*"))
+    first = next(each for each in file.parent.iterdir() if each.name.startswith("000000000001"))
+    first.write_bytes(b"x")
+    utime(first, (datetime.now(UTC).timestamp() - 3600,) * 2)
+    assert rotation.prune().error is None
+    assert spans(rotation) == [(1, 3), (2, 3)]
+
+
+def test_segments_are_removed_when_commits_are_kept_no_longer(rotation: Rotation):
+    """By the time when the store got them, whatever their names say."""
+    put(rotation, 1, 1, put_ago=_DAY + _HOUR)
+    put(rotation, 2, 2, put_ago=_DAY - _HOUR, seen_at_ms=_NOON_MS - 10**9)
+    dry = rotation.prune(is_dry_run=True)
+    assert dry.removed_segments == 1
+    assert spans(rotation) == [(1, 1), (2, 2)]
+    result = rotation.prune()
+    assert (result.error, result.removed_segments) == (None, 1)
+    assert spans(rotation) == [(2, 2)]
+    assert rotation.prune(policy=LAST_ONE.replaced(commits=_HOUR * 2)).removed_segments == 1
+    assert spans(rotation) == []
+
+
+def test_a_hold_keeps_old_segments(rotation: Rotation):
+    """What is in doubt may be wanted back."""
+    put(rotation, 1, 1, put_ago=_DAY * 9)
+    rotation.prune(policy=None)
+    assert spans(rotation) == [(1, 1)]
+
+
+def test_snapshots_stay_as_long_as_commits_need_them(rotation: Rotation):
+    """Commits are restored from the snapshot before them: the policy that keeps one keeps all of a day."""
+    rotation.snapshot("other")
+    assert len(rotation.ids()) == 2
+    put(rotation, 1, 1)
+    assert rotation.prune().removed == ()
+    for file in (rotation.root / "app/segments").rglob("*.zst"):
+        file.unlink()
+    assert len(rotation.prune().removed) == 1
