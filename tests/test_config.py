@@ -38,7 +38,7 @@ from backupd.config import (
 )
 from backupd.config.loading import _usual_places
 from backupd.config.problems import variable_name
-from backupd.config.settings import TABLES, default_state_dir, tables_in
+from backupd.config.settings import TABLES, FollowSettings, default_state_dir, tables_in
 from backupd.config.tables import REQUIRED, InvalidTableError
 from backupd.errors import ExitCode, UsageError
 
@@ -116,6 +116,19 @@ def test_what_is_no_duration_is_refused_with_an_example(text):
     with pytest.raises(InvalidValueError, match="is not a duration") as caught:
         parse_duration(text)
     assert "1h30m" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("values", "is_valid"),
+    [({"interval": "5m"}, False), ({"interval": "10s", "max_age": "10s"}, False), ({"interval": "4m59s"}, True)],
+)
+def test_a_recovery_point_may_be_older_than_the_interval(values, is_valid):
+    """Otherwise an alarm would be on all the time."""
+    if is_valid:
+        assert FollowSettings.read(values).max_age == timedelta(minutes=5)
+        return
+    with pytest.raises(InvalidTableError, match="is not longer than interval"):
+        FollowSettings.read(values)
 
 
 def test_a_duration_beyond_the_calendar_is_refused():

@@ -155,6 +155,26 @@ def test_lines_that_switch_sqlalchemy_to_wal_do(tmp_path: Path) -> None:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
+def test_lines_that_keep_a_connection_open_keep_the_log(tmp_path: Path) -> None:
+    """With the page's lines, closing another connection does not remove the log, and without them it does."""
+    (code,) = [block for block in blocks(DOCS / "following.md", "python") if "keep_log" in block]
+    path = tmp_path / "app.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+    others = f"""
+import os, sqlite3
+connection = sqlite3.connect({str(path)!r})
+connection.execute("CREATE TABLE IF NOT EXISTS t (x)")
+connection.close()
+print(os.path.exists({str(path) + "-wal"!r}))
+"""
+    engine = f"create_engine('sqlite:///{path}', poolclass=NullPool)"
+    kept = f"from sqlalchemy import NullPool, create_engine\nengine = {engine}\n{code}"
+    for before, is_kept in (("", "False"), (kept, "True")):
+        command = [sys.executable, "-c", f"{before}\n{others}"]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"{is_kept}\n"
+
+
 def test_make_targets_of_readme_exist() -> None:
     """`make try` and its like are what the front page promises."""
     listed = subprocess.run(

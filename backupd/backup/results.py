@@ -117,6 +117,8 @@ class BackupResult(msgspec.Struct, frozen=True, kw_only=True):
     """False when the database was not read: nothing is known of it then but that it has not changed."""
     is_schema_readable: bool = True
     """False when the database is so damaged that SQLite cannot list its tables. It is captured anyway."""
+    journal_mode: str | None = None
+    """SQLite's word for the journal mode of the database; None when it is not known."""
     api_differs: bool = False
     """Whether reading the database's file gave something else than SQLite reads, so that only SQLite's API was used."""
     passed_over: PassedOver | None = None

@@ -131,7 +131,14 @@ class StoreSnapshot:
         if self.baseline.needs_snapshot or self._job.request.needs_snapshot:
             return False
         try:
-            result = self._result_of(manifest, manifest, outcome=Outcome.UNCHANGED, changed_pages=0, was_read=False)
+            result = self._result_of(
+                manifest,
+                manifest,
+                outcome=Outcome.UNCHANGED,
+                changed_pages=0,
+                was_read=False,
+                journal_mode=manifest.source.journal_mode,
+            )
         except BackupdError as error:
             self.fail(error)
             return False
@@ -175,6 +182,7 @@ class StoreSnapshot:
             stored_bytes=stored,
             replaced_packs=replaced,
             is_schema_readable=image.pinned.is_schema_readable,
+            journal_mode=image.pinned.facts.journal_mode,
             api_differs=image.api_differs,
         )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from backupd.errors import BackupdError, ExitCode, UsageError
 if TYPE_CHECKING:
     from backupd.cli.output import Cells
     from backupd.health.alarms import Alarm
-    from backupd.health.values import DatabaseHealth, Status, StoreHealth
+    from backupd.health.values import DatabaseHealth, FollowHealth, Status, StoreHealth
     from backupd.state.runs import Run
 
 _UNHEALTHY = 1
@@ -44,6 +44,8 @@ def command(invocation: Invocation, *, check: bool, runs: bool) -> int:
     A database is current in a store when its state was captured there, or nothing had changed since; it is late when
     that is longer ago than its schedule and health.grace allow. Without `backupd run`, only what `backupd now` and its
     like have done is known, and nothing is ever late.
+
+    Of a database that is followed, the recovery point is the time up to which every commit that was seen is stored.
 
     With --check, the exit code is 0 while `backupd run` is alive and every database is current, and 1 otherwise.
 
@@ -185,6 +187,7 @@ def _show(found: _Found, *, is_json: bool) -> int:
         for url, health in database.stores.items():
             if health.odd_values is not None:
                 output.print_note(f"note: {name}@{health.proven_id} in {url} has {health.odd_values}")
+    _print_following(found)
     for path in _awaited(found):
         output.print_line(f"waiting for the application to create {path}")
     for alarm in found.alarms:
@@ -202,6 +205,70 @@ def _print_table(found: _Found) -> None:
     ]
     headings = ("DATABASE", "STORE", "STATE", "CURRENT", "SNAPSHOT", "PROVEN", "NEXT RUN")
     output.print_result(output.table(headings, [(_daemon(found), rows)]))
+
+
+def _print_following(found: _Found) -> None:
+    """Print a line for each database that is to be followed, and once how the others could be."""
+    from backupd.health.recovery import TO_WAL, is_followable
+
+    followed = {
+        name: (database, database.follow)
+        for name, database in found.status.databases.items()
+        if database.follow is not None and database.vanished_at is None
+    }
+    for name, (database, follow) in followed.items():
+        output.print_line(f"{name}: {_following(database, follow, found)}")
+    others = [database for database, _ in followed.values() if not is_followable(database) and database.journal_mode]
+    if others:
+        output.print_hint(f"to have it followed, {TO_WAL.format(path=others[0].path)}")
+
+
+def _following(database: DatabaseHealth, follow: FollowHealth, found: _Found) -> str:
+    """Describe how one database is followed: `recovery point 2 s ago; window since 2026-11-22 09:55:57+01:00`."""
+    from backupd.health.recovery import is_followable
+
+    if not is_followable(database):
+        is_known = database.journal_mode is not None
+        return f"not followed: {'rollback-journal mode' if is_known else 'it has had no write-ahead log yet'}"
+    return "; ".join(filter(None, (_recovery_points(database, found), _window(follow), _gaps(follow, found.now))))
+
+
+def _recovery_points(database: DatabaseHealth, found: _Found) -> str:
+    """Describe the recovery point: that of all stores, or those of each of them where they differ."""
+    ages = {
+        url: "none yet" if point is None else output.age(point, found.now)
+        for url, point in _points(database, found).items()
+    }
+    if len(set(ages.values())) == 1:
+        return f"recovery point {next(iter(ages.values()))}"
+    return f"recovery point {', '.join(f'{age} in {url}' for url, age in ages.items())}"
+
+
+def _points(database: DatabaseHealth, found: _Found) -> dict[str, datetime | None]:
+    """The recovery point in each store (URL), as far as is known: no later than the daemon's last sign of life."""
+    from backupd.health.recovery import recovery_point
+
+    alive_at = min(found.alive_at or found.now, found.now)
+    return {
+        url: recovery_point(database, health, found.status.daemon, alive_at=alive_at)
+        for url, health in database.stores.items()
+    }
+
+
+def _window(follow: FollowHealth) -> str:
+    if follow.window_since is not None:
+        return f"window since {output.local_time(follow.window_since)}"
+    gap = follow.last_gap
+    if gap is None:
+        return "no window yet: no commit has been seen"
+    return f"no window since {output.local_time(gap.at)}: {gap.reason}"
+
+
+def _gaps(follow: FollowHealth, now: datetime) -> str:
+    from backupd.health.recovery import gaps_since, has_all_gaps
+
+    count = gaps_since(follow, now - timedelta(days=1))
+    return f"{output.count(count, 'gap')}{'' if has_all_gaps(follow) else ' or more'} in 24 h" if count else ""
 
 
 def _daemon(found: _Found) -> str:
@@ -318,6 +385,11 @@ def _values(found: _Found) -> dict[str, Any]:
         "alive_at": None if found.alive_at is None else utc_text(found.alive_at),
         "is_healthy": found.is_healthy,
         "alarms": [_alarm_values(alarm, found.status) for alarm in found.alarms],
+        "recovery_points": {
+            name: {url: None if point is None else utc_text(point) for url, point in _points(database, found).items()}
+            for name, database in found.status.databases.items()
+            if database.follow is not None
+        },
     }
 
 

@@ -8,6 +8,8 @@ work             snapshots, drills and prunes, each in its turn, and the context
 retries          when a failed snapshot is tried again
 runs             what is in progress
 requests         snapshots on request
+following        follows the logs of databases;  segment_uploads  puts what was read into the stores
+follow_report    puts what following comes to into the status
 alert_loop       finds alarms and has them reported
 http             answers requests;  listening  the sockets behind it
 """

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hmac
 import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
@@ -108,7 +109,7 @@ class HttpServer:
             case "GET" | "HEAD", "/healthz":
                 return self._health(context)
             case "GET" | "HEAD", "/metrics":
-                content = metrics_text(context.status.read(), self._alerts.alarms())
+                content = metrics_text(context.status.read(), self._alerts.alarms(), now=datetime.now(UTC))
                 return _Answer(HTTPStatus.OK, content, CONTENT_TYPE)
             case "GET" | "HEAD", _:
                 return _refusal(HTTPStatus.NOT_FOUND, "nothing is here", hint="there are /healthz and /metrics")

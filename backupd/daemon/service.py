@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING
 
 from backupd import __version__
 from backupd.capture.worker import Workers
+from backupd.concurrency import start_thread
 from backupd.config import missing_file_error
 from backupd.daemon.alert_loop import AlertLoop
 from backupd.daemon.discovery import Discovery, missing_databases
+from backupd.daemon.following import Following
 from backupd.daemon.http import HttpServer
 from backupd.daemon.runs import Runs
-from backupd.daemon.snapshot_rounds import SnapshotRounds
+from backupd.daemon.snapshot_rounds import SnapshotRounds, drill_soon
 from backupd.daemon.timetable import ONE_BY_ONE, Job, Timetable, is_drill_missed, is_round_missed
-from backupd.daemon.work import Context, run_drills, run_prunes
+from backupd.daemon.work import Context, back_up_database, run_drills, run_prunes
 from backupd.errors import BackupdError, BusyError, UsageError
 from backupd.health import StatusFile, planning
 from backupd.health.heartbeats import Heartbeats, warn_of_unknown_databases
@@ -76,6 +78,7 @@ class _Service:
         self._alerts = AlertLoop(settings, self._status)
         self._heartbeats = Heartbeats(settings.heartbeats, overall=self._alerts.problem)
         self._pruner = Pruner(state, self._status)
+        self._following = Following(state, self._status, self._begin_window)
         self._repositories: Sequence[tuple[StoreSettings, Repository]] = ()
         self._context = self._new_context(settings)
         self._http = HttpServer(self._alerts, self._context)
@@ -120,10 +123,12 @@ class _Service:
         """End what is running, in time: Docker kills after ten seconds."""
         self._timetable.stop()
         self._http.close()
+        following = start_thread(self._following.stop, name="follow-stop")
         finish_seconds = self._context.settings.daemon.stop_timeout.total_seconds()
         abandoned = self._runs.stop(finish_seconds=finish_seconds, abandon_seconds=_ABANDON_SECONDS)
         for name in abandoned:
             log.warning("a run was abandoned", database=name, hint="the next start takes the snapshot")
+        following.join(_ABANDON_SECONDS)
         now = datetime.now(UTC)
         self._status.update_or_log(lambda status: planning.with_daemon_stopped(status, at=now))
         self._alerts.stop()
@@ -174,6 +179,7 @@ class _Service:
             heartbeats=self._heartbeats,
             pruner=self._pruner,
             wake=self._alerts.wake,
+            following=self._following,
             workers=self._workers,
         )
 
@@ -202,6 +208,18 @@ class _Service:
             lambda status: planning.without_other_entries(planning.without_others(status, names), keys)
         )
         plan_all(context, self._timetable, status)
+        self._following.configure(context.settings, inventory)
+
+    def _begin_window(self, name: str) -> None:
+        """Have a snapshot taken of a followed database: without one, nothing in its window can be restored."""
+        context = self._context
+        inventory = context.discovery.now()
+        configured = next((each for each in inventory.all_databases if each.name == name), None)
+        if configured is None:
+            return
+        soon = partial(drill_soon, context, self._timetable)
+        run = partial(back_up_database, configured, inventory.stores, context, drill_soon=soon)
+        context.runs.start(name, run, lambda _: context.wake(), plan=context.superseded)
 
 
 def plan_all(context: Context, timetable: Timetable, status: Status) -> None:

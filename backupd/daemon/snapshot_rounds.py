@@ -144,6 +144,9 @@ class SnapshotRounds:
         plan = self._decide(found, is_partial=only is not None)
         if self._context.superseded.is_set():  # another configuration may have taken this entry out meanwhile
             return
+        if self._context.following is not None:  # the databases of a pattern come and go
+            inventory, superseded = self._context.discovery.now(), self._context.superseded
+            self._context.following.configure(self._context.settings, inventory, superseded=superseded)
         problem = self._record(found, plan)
         if problem is not None and is_reported:
             log.error("databases not found", path=self._entry.path, error=problem.values())
@@ -151,7 +154,7 @@ class SnapshotRounds:
             log.info("waiting for the application to create it", path=self._entry.path, found=problem.message)
         _log_plan(self._entry.path, plan)
         self._watch_for_vanished(found.databases)
-        work.start_all(plan, self._context, self._drill_soon)
+        work.start_all(plan, self._context, partial(drill_soon, self._context, self._timetable))
         if problem is not None:
             self._retries.want_look()
         work.all_begun()
@@ -230,10 +233,12 @@ class SnapshotRounds:
         vanished = [known.databases[name] for name in missing if known.databases[name].vanished_at is not None]
         self._retries.watch([Path(database.path) for database in vanished])
 
-    def _drill_soon(self, configured: ConfiguredDatabase) -> None:
-        if configured.schedule.drills is not None:
-            call = partial(run_drill, self._context, configured)
-            self._timetable.add_once(f"drill {configured.name}", call, datetime.now(UTC), queue="drills")
+
+def drill_soon(context: Context, timetable: Timetable, configured: ConfiguredDatabase) -> None:
+    """Plan a drill of one database for now, if drills of it are scheduled at all."""
+    if configured.schedule.drills is not None:
+        call = partial(run_drill, context, configured)
+        timetable.add_once(f"drill {configured.name}", call, datetime.now(UTC), queue="drills")
 
 
 class _RoundWork:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from backupd.capture.worker import Workers
     from backupd.config import DatabaseSettings, Settings
     from backupd.daemon.discovery import Discovery, Inventory
+    from backupd.daemon.following import Following
     from backupd.daemon.runs import Runs
     from backupd.errors import BackupdError
     from backupd.health import StatusFile, StoreHealth
@@ -53,6 +54,8 @@ class Context:
     pruner: Pruner
     wake: Callable[[], None]
     """Call it when the status has changed, so that alarms are reported without delay."""
+    following: Following | None = None
+    """What follows the databases; without it, no snapshot is known to lie in a window."""
     workers: Workers | None = None
     """The processes that capture, kept while runs follow each other; without them, each capture starts its own."""
     reachability: Reachability = field(default_factory=Reachability)
@@ -131,15 +134,21 @@ def take_logged_snapshot(
     """Take a snapshot into each of `stores`, and log each result, in their order."""
     if not stores:
         return []
-    results = take_snapshot(
-        configured,
-        stores,
-        context,
-        request=request,
-        on_progress=context.runs.abandoned.check,
-        workers=context.workers,
-        also=partial(planning.with_running, name=configured.name, since=None),
-    )
+    span = context.following.span(configured.name) if context.following else None
+    results: list[BackupResult] = []
+    try:
+        results = take_snapshot(
+            configured,
+            stores,
+            context,
+            request=request,
+            on_progress=context.runs.abandoned.check,
+            workers=context.workers,
+            also=partial(planning.with_running, name=configured.name, since=None),
+        )
+    finally:
+        if span is not None:
+            span.end(results)
     for result in results:
         log_snapshot(result)
     return results

@@ -11,10 +11,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from backupd.concurrency import start_call, start_calls
-from backupd.doctor import configuration, databases, directories, stores, unattended
+from backupd.doctor import configuration, databases, directories, following, stores, unattended
 from backupd.doctor.configuration import Protected
 from backupd.doctor.stores import StoreExamination
 from backupd.errors import BackupdError, BusyError, StoreUnavailableError
+from backupd.health import StatusFile
 from backupd.system import mounts
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from backupd.doctor.directories import DirectoryFacts, StateFacts
     from backupd.doctor.findings import Finding
     from backupd.doctor.stores import StoreResult
+    from backupd.health import DatabaseHealth, Status
     from backupd.state import StateDirectory
 
 _DATABASE_THREADS = 4
@@ -69,6 +71,7 @@ class _Examination:
         self, settings: Settings, state: StateDirectory, environ: Mapping[str, str], limits: TimeLimits
     ) -> None:
         self._settings = settings
+        self._status = StatusFile(state)
         self._limits = limits
         self._environ = environ
         self._host = mounts.this_host(environ)
@@ -80,12 +83,13 @@ class _Examination:
         stores_end_at = time.monotonic() + self._limits.store
         try:
             state = start_call(lambda: directories.inspect_state(self._settings.state_dir), name="doctor-state")
+            reading = start_call(self._status.find, name="doctor-status")
             search = start_call(lambda: configuration.find_protected(self._settings), name="doctor-databases")
             unlisted = start_call(
                 lambda: configuration.find_unlisted(self._settings, search.result().paths), name="doctor-unlisted"
             )
             protected, of_configuration = self._check_protected(search)
-            facts, of_databases = self._check_databases(protected.databases)
+            facts, of_databases = self._check_databases(protected.databases, reading)
             of_state = self._check_state(state, facts)
             of_configuration += self._check_unlisted(unlisted)
             of_stores = [*self._check_stores(used, stores_end_at, facts)]
@@ -131,12 +135,15 @@ class _Examination:
         largest_bytes = max((database.image_bytes for database in databases.values()), default=0)
         return [*directories.check_state(state, self._settings, self._host, largest_bytes=largest_bytes)]
 
-    def _check_databases(self, found: Sequence[Database]) -> tuple[dict[str, DatabaseFacts], list[Finding]]:
+    def _check_databases(
+        self, found: Sequence[Database], reading: Future[Status | None]
+    ) -> tuple[dict[str, DatabaseFacts], list[Finding]]:
         by_name: dict[str, DatabaseFacts] = {}
         findings: list[Finding] = []
         lock_timeout = min(self._settings.capture.lock_timeout.total_seconds(), self._limits.lock)
         max_lock = self._settings.capture.max_lock.total_seconds()
         outcomes = _inspect_all(found, self._limits, lock_timeout=lock_timeout, max_lock=max_lock)
+        known = _known_databases(reading, self._limits.directory)
         for database in found:
             try:
                 facts = outcomes[database].result(0)
@@ -149,6 +156,10 @@ class _Examination:
                 if facts.file is not None:
                     by_name[database.name] = facts
                 findings += databases.check_database(database, facts, self._settings.capture, self._host)
+                of_log = following.check_following(
+                    database, facts, self._settings.follow, known.get(database.name), datetime.now(UTC)
+                )
+                findings += [of_log] if of_log else []
         return by_name, findings
 
     def _check_stores(
@@ -181,6 +192,15 @@ class _Examination:
             start_call(examination.cancel, name="doctor-cancel") for examination in self._examinations
         ]
         wait([*running, *used], timeout=_CLEANUP_SECONDS)
+
+
+def _known_databases(reading: Future[Status | None], seconds: float) -> Mapping[str, DatabaseHealth]:
+    """What the status says of each database; nothing when it cannot be read, which `backupd status` reports."""
+    try:
+        status = reading.result(seconds)
+    except (BackupdError, TimeoutError):
+        status = None
+    return status.databases if status else {}
 
 
 def _inspect_all(

@@ -3,6 +3,7 @@
 values         what is known of each database and store
 file           the status file;  codec  its JSON
 recording      what each outcome changes in the status;  planning  what the daemon's plans change
+recovery       up to when every commit of a followed database is stored
 alarms         what is wrong, from a status and a time
 notifications  which alarms each target is sent, and when
 heartbeats     signs of life for a service that raises an alarm when they stop

@@ -7,7 +7,9 @@ damaged          a drill found stored bytes that are not the ones that were writ
 damaged-source   what was captured is a damaged database, by its schema or by a drill            red
 drill-failed     a drill did not succeed for another reason                                      red
 unproven         drills are scheduled, and none has succeeded for too long                       red
+recovery-late    a store lacks commits of a followed database for longer than follow.max_age     red
 daemon-silent    the daemon has left no sign of life (only a check from outside can find that)   red
+gaps             recovery windows of a followed database end again and again
 read-differs     reading the file of a database gave other bytes than SQLite reads
 vanished         a file that a pattern found before is gone
 held             pruning would remove something and does not
@@ -25,12 +27,13 @@ import msgspec
 from msgspec.structs import replace
 
 from backupd.errors import ExitCode
+from backupd.health.recovery import gaps_since, recovery_stop
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from datetime import datetime
 
-    from backupd.health.values import DatabaseHealth, Failure, Status, StoreHealth
+    from backupd.health.values import DaemonHealth, DatabaseHealth, Failure, Status, StoreHealth
 
 SILENT_AFTER = timedelta(minutes=2)
 """A daemon that has left no sign of life for this long hangs, cannot write, or was killed."""
@@ -38,6 +41,7 @@ LOOKS_THAT_MAY_FIND_NOTHING = 3
 """How often a file may be missing before that is an alarm: an application may be about to create it (half a minute)."""
 
 _ATTEMPTS_THAT_MAY_FAIL = 1
+_GAPS_IN_AN_HOUR = 6
 _CLOCKS_MAY_DIFFER_BY = timedelta(minutes=5)
 
 
@@ -100,6 +104,8 @@ def find_alarms(status: Status, *, now: datetime, alive_at: datetime | None) -> 
     for name, database in status.databases.items():
         is_missing = status.daemon is not None and database.path in status.daemon.entry_problems
         alarms += _database_alarms(name, database, now, is_missing=is_missing)
+        if database.follow is not None and database.vanished_at is None:
+            alarms += _following_alarms(name, database, status.daemon, now)
     return tuple(sorted(alarms, key=lambda alarm: not alarm.is_red))
 
 
@@ -181,6 +187,42 @@ def _database_alarms(name: str, database: DatabaseHealth, now: datetime, *, is_m
         yield from filter(None, (not_current, drill, _passed_over(copy, health), held, _prune_failing(copy, health)))
     if not has_drill_alarm:
         yield from filter(None, (_unproven(subject, database, now),))
+
+
+def _following_alarms(
+    name: str, database: DatabaseHealth, daemon: DaemonHealth | None, now: datetime
+) -> Iterator[Alarm]:
+    for url, health in database.stores.items():
+        yield from filter(None, (_recovery_late(_Subject(name, url), database, health, daemon, now),))
+    yield from filter(None, (_gaps(_Subject(name), database, now),))
+
+
+def _recovery_late(
+    copy: _Subject, database: DatabaseHealth, health: StoreHealth, daemon: DaemonHealth | None, now: datetime
+) -> Alarm | None:
+    stop = recovery_stop(database, health, daemon)
+    follow = database.follow
+    if stop is None or follow is None or (now - stop.at).total_seconds() <= follow.max_age_seconds:
+        return None
+    message = f"{copy.name} can be restored from {copy.url} up to {_time(stop.at)} only: {stop.reason}"
+    return copy.alarm(stop.at, _Text(f"recovery point of {copy}", message, stop.hint), kind="recovery-late")
+
+
+def _gaps(subject: _Subject, database: DatabaseHealth, now: datetime) -> Alarm | None:
+    follow = database.follow
+    if follow is None or follow.last_gap is None:
+        return None
+    since = now - timedelta(hours=1)
+    count = gaps_since(follow, since)
+    if count <= _GAPS_IN_AN_HOUR:
+        return None
+    text = _Text(
+        f"recovery windows of {subject}",
+        f"{count} recovery windows of {subject} have ended within an hour: some moments cannot be restored. The last "
+        f"one ended because of this: {follow.last_gap.reason}",
+        "if the application closes its last connection again and again, keep one open; docs/following.md shows how",
+    )
+    return subject.alarm(min(at for at in follow.gaps if at >= since), text, kind="gaps", is_red=False)
 
 
 def _not_current(copy: _Subject, health: StoreHealth, now: datetime) -> Alarm | None:

@@ -18,8 +18,11 @@ from backupd.health.values import (
     DatabaseHealth,
     Delivery,
     Failure,
+    FollowHealth,
+    Gap,
     LastRun,
     Problem,
+    SegmentsHealth,
     Status,
     StoreHealth,
     Totals,
@@ -171,7 +174,13 @@ def _by_name(record: _Record[Any]) -> _Kind:
 
 _TEXT, _INT, _FLOAT, _BOOL = _simple(str), _simple(int), _simple(float, int), _simple(bool)
 # Most times are as they were in the last status, and formatting them costs as much as all the rest.
-_TIME = _Kind(_time, lru_cache(maxsize=1 << 13)(datetime.isoformat), utc_text)
+_iso_text = lru_cache(maxsize=1 << 13)(datetime.isoformat)
+_TIME = _Kind(_time, _iso_text, utc_text)
+_TIMES = _Kind(
+    lambda texts: tuple([_time(text) for text in texts]),
+    lambda times: [_iso_text(each) for each in times],
+    lambda times: [utc_text(each) for each in times],
+)
 
 _FAILURE_RECORD = _Record(
     Failure,
@@ -196,6 +205,28 @@ _LAST_RUN = _one(
         changed_pages=_INT,
         page_count=_INT,
         page_size=_INT,
+    )
+)
+_FOLLOW = _one(
+    _Record(
+        FollowHealth,
+        max_age_seconds=_FLOAT,
+        lag_seconds=_FLOAT,
+        window=_TEXT,
+        window_since=_TIME,
+        last_gap=_one(_Record(Gap, at=_TIME, reason=_TEXT, is_blind=_BOOL)),
+        gaps=_TIMES,
+        gaps_total=_INT,
+    )
+)
+_SEGMENTS = _one(
+    _Record(
+        SegmentsHealth,
+        waiting_since=_TIME,
+        waiting_bytes=_INT,
+        problem=_PROBLEM,
+        lost_since=_TIME,
+        lost_until=_TIME,
     )
 )
 _STORE = _Record(
@@ -226,6 +257,7 @@ _STORE = _Record(
     prune_failure=_FAILURE,
     pruned_at=_TIME,
     passed_over=_PROBLEM,
+    segments=_SEGMENTS,
 )
 _DATABASE = _Record(
     DatabaseHealth,
@@ -237,6 +269,8 @@ _DATABASE = _Record(
     running_since=_TIME,
     read_problem=_PROBLEM,
     vanished_at=_TIME,
+    journal_mode=_TEXT,
+    follow=_FOLLOW,
     stores=_by_name(_STORE),
 )
 _DAEMON = _Record(
@@ -247,6 +281,7 @@ _DAEMON = _Record(
     stopped_at=_TIME,
     config_problem=_PROBLEM,
     entry_problems=_by_name(_FAILURE_RECORD),
+    blind_since=_TIME,
 )
 _ALARM = _Record(
     AlarmState,

@@ -14,12 +14,16 @@ For each database in each store, with the labels `database` and `store` (its URL
     backupd_failures_total                   attempts that failed
     backupd_stored_bytes_total               bytes of packs written
     backupd_is_current                       1, or 0 when an alarm says that it is not
+    backupd_recovery_point_timestamp_seconds every commit up to then is stored; only where it is followed
+    backupd_waiting_segments_bytes           segments that wait for the store; only where it is followed
 
 For each database, with the label `database`:
 
     backupd_next_run_timestamp_seconds       when its next round is due
     backupd_next_drill_timestamp_seconds     when its next drill is due
     backupd_running                          1 while a run of it is in progress
+    backupd_recovery_window_open             1, or 0 while no recovery window is open; only where it is to be followed
+    backupd_recovery_gaps_total              recovery windows that have ended; only where it is to be followed
 
 For each store, with the label `store`:
 
@@ -47,6 +51,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from backupd import __version__
 from backupd.health.alarms import is_healthy
 from backupd.health.heartbeats import sendable
+from backupd.health.recovery import recovery_point
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -61,10 +66,10 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 """The content type of `metrics_text`."""
 
 
-def metrics_text(status: Status, alarms: Collection[Alarm]) -> bytes:
-    """Return the answer to `GET /metrics` for a status and its alarms."""
+def metrics_text(status: Status, alarms: Collection[Alarm], *, now: datetime) -> bytes:
+    """Return the answer to `GET /metrics` for a status and its alarms at `now` (aware)."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_HealthCollector(status, alarms))
+    registry.register(_HealthCollector(status, alarms, now))
     return generate_latest(registry)
 
 
@@ -79,6 +84,7 @@ class _PerDatabase(NamedTuple):
     name: str
     help: str
     value: Callable[[DatabaseHealth], float | None]
+    is_counter: bool = False
 
 
 _PER_STORE = (
@@ -149,15 +155,28 @@ _PER_DATABASE = (
         "1 while a run of the database is in progress.",
         lambda database: float(database.running_since is not None),
     ),
+    _PerDatabase(
+        "backupd_recovery_window_open",
+        "1, or 0 while no recovery window is open.",
+        lambda database: None if database.follow is None else float(database.follow.window is not None),
+    ),
+    _PerDatabase(
+        "backupd_recovery_gaps",
+        "Recovery windows that have ended.",
+        lambda database: None if database.follow is None else database.follow.gaps_total,
+        is_counter=True,
+    ),
 )
 
 
 class _HealthCollector(Collector):
-    def __init__(self, status: Status, alarms: Collection[Alarm]) -> None:
+    def __init__(self, status: Status, alarms: Collection[Alarm], now: datetime) -> None:
+        self._daemon = status.daemon
         self._databases = {
             name: database for name, database in status.databases.items() if database.vanished_at is None
         }
         self._alarms = alarms
+        self._now = now
         self._is_healthy = is_healthy(status, alarms)
 
     def collect(self) -> Iterator[Metric]:
@@ -169,8 +188,10 @@ class _HealthCollector(Collector):
                 _add(found, (name, url), metric.value(health))
             yield found
         yield self._is_current()
+        yield from self._recovery()
         for per_database in _PER_DATABASE:
-            found = GaugeMetricFamily(per_database.name, per_database.help, labels=("database",))
+            family = CounterMetricFamily if per_database.is_counter else GaugeMetricFamily
+            found = family(per_database.name, per_database.help, labels=("database",))
             for name, database in self._databases.items():
                 _add(found, (name,), per_database.value(database))
             yield found
@@ -192,6 +213,24 @@ class _HealthCollector(Collector):
         for name, url, _ in self._stores():
             _add(found, (name, url), float((name, url) not in late))
         return found
+
+    def _recovery(self) -> Iterator[Metric]:
+        points = GaugeMetricFamily(
+            "backupd_recovery_point_timestamp_seconds",
+            "Every commit that was seen up to this time is stored.",
+            labels=("database", "store"),
+        )
+        waiting = GaugeMetricFamily(
+            "backupd_waiting_segments_bytes", "Bytes of segments that wait for the store.", labels=("database", "store")
+        )
+        for name, url, health in self._stores():
+            database = self._databases[name]
+            point = recovery_point(database, health, self._daemon, alive_at=self._now)
+            _add(points, (name, url), _seconds(point))
+            if database.follow is not None:
+                _add(waiting, (name, url), health.segments.waiting_bytes if health.segments else 0)
+        yield points
+        yield waiting
 
     def _store_errors(self) -> Metric:
         errors: Counter[str] = Counter()

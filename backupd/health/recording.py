@@ -69,6 +69,7 @@ def with_snapshots(
             path=str(path),
             vanished_at=None,
             read_problem=_read_problem(database, result, at),
+            journal_mode=result.journal_mode or database.journal_mode,
             stores={**database.stores, result.store: after},
         )
         status = with_databases(status, {result.database: database})

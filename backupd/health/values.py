@@ -76,6 +76,46 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
 NOTHING_YET = Totals()
 
 
+class Gap(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of a recovery window: commits may have been missed here."""
+
+    at: datetime
+    reason: str
+    is_blind: bool = False
+    """No commit is seen after it, because the log cannot be read, or the spool takes no more."""
+
+
+class FollowHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """How the write-ahead log of a database is followed."""
+
+    max_age_seconds: float
+    """How old the recovery point of a store may be, as configured."""
+    lag_seconds: float
+    """What was committed this long ago is in the store, or is counted as waiting there."""
+    window: str | None = None
+    """The id of the recovery window that is open."""
+    window_since: datetime | None = None
+    last_gap: Gap | None = None
+    gaps: tuple[datetime, ...] = ()
+    """When windows ended, in the last 24 hours; the last 50 of them at most."""
+    gaps_total: int = 0
+    """How many windows have ended since the status file was created."""
+
+
+class SegmentsHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """What one store lacks of the segments of a followed database."""
+
+    waiting_since: datetime | None = None
+    """When the oldest commit was seen that waits for the store; None while none waits for longer than usual."""
+    waiting_bytes: int = 0
+    problem: Problem | None = None
+    """Why the store takes no segments."""
+    lost_since: datetime | None = None
+    """When the oldest commit was seen that the store will never have: its segment was given up."""
+    lost_until: datetime | None = None
+    """When the newest such commit was seen. A snapshot that was begun later closes the gap."""
+
+
 class StoreHealth(msgspec.Struct, frozen=True, kw_only=True):
     """The health of one database in one store."""
 
@@ -121,6 +161,8 @@ class StoreHealth(msgspec.Struct, frozen=True, kw_only=True):
     """When the last prune was made that followed no new snapshot for a day."""
     passed_over: Problem | None = None
     """The last snapshot found manifests that it does not build on: damaged or impossible ones."""
+    segments: SegmentsHealth | None = None
+    """None when the database is not followed, or the store lacks nothing of it."""
 
     @property
     def proofs_at(self) -> tuple[datetime, ...]:
@@ -149,6 +191,10 @@ class DatabaseHealth(msgspec.Struct, frozen=True, kw_only=True):
     """Reading the file without SQLite gave other bytes than SQLite reads."""
     vanished_at: datetime | None = None
     """When a pattern no longer found the file; None while it does, and for a path without wildcards."""
+    journal_mode: str | None = None
+    """SQLite's word for it at the newest snapshot; None when that is not known."""
+    follow: FollowHealth | None = None
+    """None when it is not to be followed."""
     stores: Mapping[str, StoreHealth] = msgspec.field(default_factory=dict)
 
 
@@ -164,6 +210,8 @@ class DaemonHealth(msgspec.Struct, frozen=True, kw_only=True):
     """Why a changed configuration was refused: the one before is in force."""
     entry_problems: Mapping[str, Failure] = msgspec.field(default_factory=dict)
     """By the pattern of a [[databases]] entry: why it gives no databases."""
+    blind_since: datetime | None = None
+    """Since when the process that follows databases has ended, or does not answer; None while it reads their logs."""
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):

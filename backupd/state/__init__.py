@@ -142,6 +142,10 @@ class StateDirectory:
         """A directory for what is known of one database in one repository."""
         return self._directory("cache", repository_id, database)
 
+    def followed(self, database: str) -> Path:
+        """A directory for the segments of a followed database, until every store has them."""
+        return self._directory("followed", database)
+
     def verifications(self) -> Path:
         """A directory for what interrupted verifications have read."""
         return self._directory("verifications")

@@ -33,6 +33,8 @@ from backupd.health import Status, StatusFile
 from backupd.health.codec import Encoder, decode
 from backupd.health.planning import with_daemon_stopped, with_running, with_vanished
 from backupd.health.recording import with_drill
+from backupd.health.recovery import with_following
+from backupd.health.values import FollowHealth, Gap, SegmentsHealth
 from backupd.state import StateDirectory
 
 if TYPE_CHECKING:
@@ -41,6 +43,15 @@ if TYPE_CHECKING:
 
     from harness.command_line import CommandLine
 
+FOLLOW = FollowHealth(
+    max_age_seconds=300,
+    lag_seconds=4,
+    window="20261122T100000000Z-7f3a91c2",
+    window_since=NOON - 2 * HOUR,
+    last_gap=Gap(at=NOON - 2 * HOUR, reason="the log was removed"),
+    gaps=(NOON - 2 * HOUR,),
+    gaps_total=1,
+)
 _COST = """
 import os, resource, sys
 sys.argv = ["backupd", "status", "--check"]
@@ -74,6 +85,44 @@ def prepare(state_dir: Path, status: Status, *, age: timedelta = timedelta(0), i
 def state(cli: CommandLine) -> Path:
     """The state directory of the commands."""
     return cli.directory / "state"
+
+
+def followed(status: Status, follow: FollowHealth, lacking: SegmentsHealth | None = None) -> Status:
+    """The status with `app`, in WAL mode, being followed, and a bucket that lacks something."""
+    app = replace(status.databases["app"], journal_mode="wal")
+    status = replace(status, databases={**status.databases, "app": app})
+    return with_following(
+        status, {"app": follow}, {} if lacking is None else {("app", BUCKET): lacking}, blind_since=None
+    )
+
+
+def test_a_followed_database_has_a_line(cli: CommandLine, state: Path) -> None:
+    """One recovery point for all stores where they agree, and one for each where they do not."""
+    prepare(state, followed(healthy(), FOLLOW))
+    (line,) = [line for line in cli.run("status", expect=0).stdout.splitlines() if line.startswith("app: ")]
+    assert re.fullmatch(r"app: recovery point \d+ s ago; window since \S+ \S+; 1 gap in 24 h", line)
+    prepare(state, followed(healthy(), FOLLOW, SegmentsHealth(waiting_since=NOON - 2 * HOUR)))
+    finished = cli.run("status", expect=0)
+    assert re.search(rf"app: recovery point \d+ s ago in {DISK}, 2 h ago in {BUCKET}; window since ", finished.stdout)
+    assert f"warning: app can be restored from {BUCKET} up to " in finished.stderr
+    points = cli.run("status", "--json", expect=0).document["status"]["recovery_points"]["app"]
+    assert points[BUCKET] < points[DISK]
+
+
+def test_a_database_that_is_not_followed_has_a_line_with_the_reason(cli: CommandLine, state: Path) -> None:
+    """The last gap, or the journal mode with what to do about it."""
+    closed = replace(FOLLOW, window=None, window_since=None)
+    prepare(state, followed(healthy(), closed))
+    assert re.search(r"; no window since \S+ \S+: the log was removed; 1 gap in 24 h", cli.run("status").stdout)
+    prepare(state, followed(healthy(), replace(closed, last_gap=None, gaps=())))
+    assert "; no window yet: no commit has been seen\n" in cli.run("status").stdout
+    for journal_mode, said in (("delete", "rollback-journal mode"), (None, "it has had no write-ahead log yet")):
+        app = replace(followed(healthy(), closed).databases["app"], journal_mode=journal_mode)
+        prepare(state, replace(healthy(), databases={"app": app}))
+        finished = cli.run("status", expect=0)
+        assert f"app: not followed: {said}\n" in finished.stdout
+        assert ("PRAGMA journal_mode=WAL" in finished.stderr) == (journal_mode == "delete")
+    assert "recovery" not in cli.run("status", "--check").stdout
 
 
 def test_healthy_status_is_one_line(cli: CommandLine, state: Path) -> None:

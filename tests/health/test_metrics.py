@@ -27,6 +27,8 @@ from backupd.health import Status, metrics
 from backupd.health.metrics import CONTENT_TYPE, metrics_text
 from backupd.health.planning import with_entry_problem, with_running, with_vanished
 from backupd.health.recording import with_drill
+from backupd.health.recovery import with_following
+from backupd.health.values import FollowHealth, SegmentsHealth
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -39,7 +41,7 @@ APP_IN_BUCKET = (("database", "app"), ("store", BUCKET))
 
 def scraped(status: Status, now: datetime = NOON) -> dict[str, Metric]:
     """The families by name, as Prometheus reads them."""
-    text = metrics_text(status, alarms_of(status, now)).decode()
+    text = metrics_text(status, alarms_of(status, now), now=now).decode()
     return {family.name: family for family in text_string_to_metric_families(text)}
 
 
@@ -54,6 +56,25 @@ def samples(status: Status, now: datetime = NOON) -> dict[str, dict[tuple[tuple[
     return found
 
 
+def followed(status: Status) -> Status:
+    """The status with `app` being followed, and a bucket that has lacked its segments for a minute."""
+    app = replace(status.databases["app"], journal_mode="wal")
+    status = replace(status, databases={**status.databases, "app": app})
+    follow = FollowHealth(max_age_seconds=300, lag_seconds=4, window="w", window_since=NOON - HOUR, gaps_total=2)
+    lacking = {("app", BUCKET): SegmentsHealth(waiting_since=NOON - MINUTE, waiting_bytes=100)}
+    return with_following(status, {"app": follow}, lacking, blind_since=None)
+
+
+def test_following_has_metrics_only_where_it_is_wanted() -> None:
+    """The recovery point of a store that lacks nothing is that of a few seconds ago."""
+    found = samples(followed(healthy("app", "other")))
+    noon = NOON.timestamp()
+    assert found["backupd_recovery_point_timestamp_seconds"] == {APP_ON_DISK: noon - 4, APP_IN_BUCKET: noon - 60}
+    assert found["backupd_waiting_segments_bytes"] == {APP_ON_DISK: 0, APP_IN_BUCKET: 100}
+    assert found["backupd_recovery_window_open"] == {(("database", "app"),): 1}
+    assert found["backupd_recovery_gaps_total"] == {(("database", "app"),): 2}
+
+
 def test_metrics_are_exactly_those_documented() -> None:
     """The metrics are those that the module documents, each with its help."""
     documented = set(re.findall(r"^    (backupd_\w+) ", metrics.__doc__ or "", flags=re.MULTILINE))
@@ -61,6 +82,7 @@ def test_metrics_are_exactly_those_documented() -> None:
     status = with_drill(status, drilled("proven", id=snapshot_id()), at=NOON)
     status = with_times(status, "app", next_run_at=NOON, next_drill_at=NOON)
     status = recorded(recorded(status, failed()), failed())
+    status = followed(status)
     assert set(samples(status)) == documented
     assert all(family.documentation.endswith(".") for family in scraped(status).values())
     assert "text/plain" in CONTENT_TYPE

@@ -31,7 +31,8 @@ from backupd.health.codec import values
 from backupd.health.notifications import notice_for, with_alarms, with_delivered
 from backupd.health.planning import with_config_problem, with_daemon_stopped, with_entry_problem, with_running
 from backupd.health.recording import with_drill, with_prune
-from backupd.health.values import DatabaseHealth, StoreHealth
+from backupd.health.recovery import with_following
+from backupd.health.values import DatabaseHealth, FollowHealth, Gap, Problem, SegmentsHealth, StoreHealth
 from backupd.prune.pruning import PruneResult
 from backupd.retention.holds import Hold
 from backupd.state import StateDirectory
@@ -62,6 +63,24 @@ StatusFile(StateDirectory(Path(sys.argv[1]))).update(lambda status: replace(stat
 """
 
 
+_FOLLOW = FollowHealth(
+    max_age_seconds=300.0,
+    lag_seconds=4.0,
+    window="20261122T120000000Z-7f3a91c2",
+    window_since=NOON,
+    last_gap=Gap(at=NOON, reason="the log was removed", is_blind=True),
+    gaps=(NOON - HOUR, NOON),
+    gaps_total=2,
+)
+_LACKING = SegmentsHealth(
+    waiting_since=NOON,
+    waiting_bytes=100,
+    problem=Problem(since=NOON, message="down", hint="wait"),
+    lost_since=NOON,
+    lost_until=NOON + HOUR,
+)
+
+
 def full_status() -> Status:
     """A status in which every field of every value is set."""
     status = recorded(healthy(), failed(), at=NOON + HOUR)
@@ -73,6 +92,7 @@ def full_status() -> Status:
     status = with_running(status, "app", since=NOON)
     status = with_config_problem(status, DOWN, at=NOON)
     status = with_entry_problem(status, "/data/*.db", DOWN, at=NOON)
+    status = with_following(status, {"app": _FOLLOW}, {("app", BUCKET): _LACKING}, blind_since=NOON)
     app = replace(status.databases["app"], is_scheduled=True, next_run_at=NOON, next_drill_at=NOON)
     status = replace(status, databases={"app": app, "größer": replace(app, vanished_at=NOON)}, written_at=NOON)
     alarms = alarms_of(status, NOON)
@@ -148,6 +168,19 @@ def test_json_has_every_key_whether_it_is_known_or_not() -> None:
         "is_transient": True,
         "is_refusal": False,
     }
+
+
+def test_json_has_what_is_known_of_following() -> None:
+    """Times are in UTC, as everywhere."""
+    app = values(full_status())["databases"]["app"]
+    assert app["follow"]["gaps"] == ["2026-11-22T11:00:00.000Z", "2026-11-22T12:00:00.000Z"]
+    assert app["follow"]["last_gap"] == {
+        "at": "2026-11-22T12:00:00.000Z",
+        "reason": "the log was removed",
+        "is_blind": True,
+    }
+    assert app["stores"][BUCKET]["segments"]["waiting_bytes"] == 100
+    assert app["stores"][DISK]["segments"] is None
 
 
 def test_reading_creates_nothing(file: StatusFile, tmp_path: Path) -> None:
