@@ -41,6 +41,7 @@ def pytest_xdist_auto_num_workers() -> int:
 @pytest.fixture(scope="session", autouse=True)
 def _clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Hide the credentials, proxies and certificates of this machine from every test."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, and every process that a test starts too
     nothing: Path = tmp_path_factory.mktemp("aws") / "nothing"
     with pytest.MonkeyPatch.context() as monkeypatch:
         for name in list(os.environ):
