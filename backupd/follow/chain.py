@@ -31,8 +31,9 @@ _LONGEST_PAUSE_SECONDS = 1.0
 _SHORTEST_PAUSE_SECONDS = 0.004
 _MOST_PAGES_PER_POLL = 300
 _FEWEST_PAGES_PER_POLL = 150
+_MANY_OPEN_FRAMES = 4096
 _IDLE_PART = 10
-"""A poll is followed by a pause of this many times its duration: a long uncommitted transaction is read each time."""
+"""A poll that has read a long open transaction is followed by a pause of so many times its duration: so is the next."""
 _LOOK_UP_SECONDS = 10.0
 """How often the path of a database is followed to its file: that costs more than all else about an idle one."""
 _MARK_SECONDS = 3.0
@@ -335,7 +336,7 @@ class Chain:
         elif pages < _FEWEST_PAGES_PER_POLL:
             self.pause *= 1.5
         self.pause = min(max(self.pause, _SHORTEST_PAUSE_SECONDS), self._interval, _LONGEST_PAUSE_SECONDS)
-        if not pages:
+        if not pages and self._log is not None and self._log.open_frames > _MANY_OPEN_FRAMES:
             self.pause = max(self.pause, _IDLE_PART * took_seconds)
 
 

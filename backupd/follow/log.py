@@ -185,6 +185,11 @@ class LogFollower:
         """Whether it has a log open, which the next poll compares with the file at the path."""
         return self._descriptor is not None
 
+    @property
+    def open_frames(self) -> int:
+        """How many frames of a transaction that is not committed yet the last look has read."""
+        return 0 if self.position is None else max(0, self._valid_frames - self.position.frame)
+
     def look_closely(self) -> None:
         """Let the next poll read the log even if `stat` shows no change."""
         self._seen = None
