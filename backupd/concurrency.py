@@ -180,11 +180,11 @@ class Pace:
         self._clock = clock
         self._ends_at = clock() + seconds
 
-    def each(self, do: Callable[[_T], None], things: Iterable[_T]) -> int:
+    def each(self, do: Callable[[_T], None], things: Iterable[_T], *, at_once: int = _WORKERS) -> int:
         """Call `do` with each of `things` until the time is up, at least with the first; gives how many were left out.
 
-        The first one goes alone, so that a store that refuses is asked once. After an exception, which is raised,
-        nothing more is begun.
+        At most `at_once` of them are done at the same time: 1 is for what takes much memory. The first one goes alone,
+        so that a store that refuses is asked once. After an exception, which is raised, nothing more is begun.
         """
         pending = iter(things)
         for first in pending:
@@ -202,6 +202,6 @@ class Pace:
                 raise
             return True
 
-        with worker_threads(_WORKERS) as threads:
+        with worker_threads(at_once) as threads:
             futures = [threads.submit(do_in_time, thing) for thing in pending]
             return sum(not future.result() for future in futures)

@@ -9,22 +9,19 @@ left anything behind.
 from __future__ import annotations
 
 import os
-import select
 import signal
-import subprocess
 import threading
 import time
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Self, cast
 
-from backupd.system.processes import child_environment, command_of, end, start
+from backupd.system.processes import end, lines_of, start_with_pipes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
 _TICK_SECONDS = 0.1
-_READ_BYTES = 1 << 16
 
 
 class Worker:
@@ -34,14 +31,7 @@ class Worker:
     """
 
     def __init__(self) -> None:
-        # In a process group of its own: Ctrl-C goes to the whole group, and the parent decides when the child ends.
-        self._process = start(
-            command_of("backupd.capture.child"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=child_environment(),
-            process_group=0,
-        )
+        self._process = start_with_pipes("backupd.capture.child")
         self._stdin = cast("IO[bytes]", self._process.stdin)
         self._stdout = cast("IO[bytes]", self._process.stdout)
         self._user = _user()
@@ -67,21 +57,11 @@ class Worker:
 
     def lines(self) -> Iterator[bytes | None]:
         """Yield each line that it writes until it ends, and None ten times a second while it writes nothing."""
+        self._note_heard()
+        yield from lines_of(self._stdout, tick_seconds=_TICK_SECONDS, on_read=self._note_heard)
+
+    def _note_heard(self) -> None:
         self.heard_at = time.monotonic()
-        descriptor = self._stdout.fileno()
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        rest = b""
-        while True:
-            if not poll.poll(_TICK_SECONDS * 1000):
-                yield None
-                continue
-            chunk = os.read(descriptor, _READ_BYTES)
-            if not chunk:
-                return
-            self.heard_at = time.monotonic()
-            *lines, rest = (rest + chunk).split(b"\n")
-            yield from lines
 
     def status(self) -> int:
         """Wait until it has ended, and return its exit status as `Popen.returncode` gives it."""

@@ -16,7 +16,7 @@ _PAGES_SHOWN = 8
 
 
 def gap_text(gap: Gap) -> str:
-    """Describe a gap: `between 14:02:11 and 14:05:40 nothing was followed: the log was truncated`, with dates."""
+    """Describe a gap, with dates: `between 14:02 and 14:05, not every moment can be restored: the log was truncated`."""
     began, ended = (None if each is None else output.local_time(each) for each in (gap.began_at, gap.ended_at))
     if began and ended:
         span = f"between {began} and {ended}"
@@ -24,7 +24,7 @@ def gap_text(gap: Gap) -> str:
         span = f"before {ended}"
     else:
         span = f"after {began}"
-    return f"{span}, not every commit was followed: {gap.reason}"
+    return f"{span}, not every moment can be restored: {gap.reason}"
 
 
 def print_gap(point: RestorePoint) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import select
 import subprocess
 import threading
 from concurrent.futures import Future
@@ -14,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 from backupd.follow.chain import Mark, WindowBegan, WindowEnded
 from backupd.follow.spool import Cut
 from backupd.format import SnapshotId
-from backupd.system.processes import child_environment, command_of, end, start
+from backupd.system.processes import end, lines_of, start_with_pipes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     from backupd.format.segment import Anchor
 
 _TICK_SECONDS = 1.0
-_READ_BYTES = 1 << 16
 _ENDS_WITHIN_SECONDS = 2.0
 
 
@@ -42,14 +39,7 @@ class FollowerProcess:
     """
 
     def __init__(self) -> None:
-        # In a process group of its own: Ctrl-C goes to the whole group, and the parent decides when it ends.
-        self._process = start(
-            command_of("backupd.follow.child"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=child_environment(),
-            process_group=0,
-        )
+        self._process = start_with_pipes("backupd.follow.child")
         self._stdin = cast("IO[bytes]", self._process.stdin)
         self._stdout = cast("IO[bytes]", self._process.stdout)
         # Not one lock: who writes may have to wait until what the process has reported is read.
@@ -94,23 +84,11 @@ class FollowerProcess:
 
     def events(self) -> Iterator[Event | None]:
         """Yield what it reports until it ends, and None every second while it reports nothing."""
-        descriptor = self._stdout.fileno()
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        rest = b""
         try:
-            while True:
-                if not poll.poll(_TICK_SECONDS * 1000):
-                    yield None
-                    continue
-                chunk = os.read(descriptor, _READ_BYTES)
-                if not chunk:
-                    return
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines:
-                    event = self._event(json.loads(line))
-                    if event is not None:
-                        yield event
+            for line in lines_of(self._stdout, tick_seconds=_TICK_SECONDS):
+                event = None if line is None else self._event(json.loads(line))
+                if event is not None or line is None:
+                    yield event
         finally:
             self._answer_all()
 

@@ -261,9 +261,15 @@ class _Pruning:
 
     def _remove_segments(self, holdings: Holdings, keep: timedelta) -> None:
         """Delete segments that are too old. Nothing depends on them, so that they need no trash."""
-        self._expired = expired(holdings.listing.segments, self._clock, keep)
-        if not self._options.is_dry_run:
-            self._left += self._pace.each(self._archive.delete_segment, self._expired)
+        due = expired(holdings.listing.segments, self._clock, keep)
+        if self._options.is_dry_run:
+            self._expired = due
+        else:
+            self._left += self._pace.each(self._remove_segment, due)
+
+    def _remove_segment(self, segment: StoredSegment) -> None:
+        self._archive.delete_segment(segment)
+        self._expired.append(segment)
 
     def _merge_segments(self, holdings: Holdings) -> None:
         """Merge small segments. One that is damaged or cannot be decrypted stays, with its neighbours."""
@@ -271,9 +277,9 @@ class _Pruning:
             return
         left = _without(holdings.listing.segments, self._expired)
         doubles = [*covered(left, self._clock)]
-        self._left += self._pace.each(self._remove_covered, doubles)
+        self._left += self._pace.each(self._remove_covered, doubles, at_once=1)
         left = _without(left, [segment for _, segments in doubles for segment in segments])
-        self._left += self._pace.each(self._merge, mergeable(left, self._clock))
+        self._left += self._pace.each(self._merge, mergeable(left, self._clock), at_once=1)
 
     def _remove_covered(self, double: tuple[StoredSegment, list[StoredSegment]]) -> None:
         with suppress(DamageError, IdentityNeededError):

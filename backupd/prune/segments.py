@@ -73,16 +73,15 @@ def mergeable(windows: Windows, clock: StoreClock) -> Iterator[list[StoredSegmen
 def merge(archive: Archive, group: Sequence[StoredSegment]) -> None:
     """Put fewer segments in the place of those in `group`, which continue each other. Repeatable after a failure.
 
-    Raises `DamageError`, and changes nothing, when one of them is damaged; `IdentityNeededError` when it cannot be
-    decrypted here; and the errors of `Store`.
+    One merged segment is in memory at a time. Raises `DamageError`, and deletes nothing, when one of them is damaged;
+    `IdentityNeededError` when it cannot be decrypted here; and the errors of `Store`.
     """
-    merged = {tuple(part): _joined(segments) for part, segments in _parts(archive, group)}
-    keys = {str(archive.put_segment(content)) for content in merged.values()}
-    if not keys:
+    merged = {str(archive.put_segment(_joined(segments))): part for part, segments in _parts(archive, group)}
+    if not merged:
         return
     prefix = f"{segments_prefix(archive.database)}{group[0].key.window}/"
-    if keys <= {stored.key for stored in archive.repository.store.list(prefix)}:
-        for stored in (stored for part in merged for stored in part if str(stored.key) not in keys):
+    if merged.keys() <= {stored.key for stored in archive.repository.store.list(prefix)}:
+        for stored in (stored for part in merged.values() for stored in part if str(stored.key) not in merged):
             archive.delete_segment(stored)
 
 

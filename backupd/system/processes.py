@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import select
 import sys
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from backupd import errors
 from backupd.errors import BackupdError, UsageError, limit_reached
@@ -20,12 +21,13 @@ from backupd.system.trust import way_of
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 NOT_LOADED = 126
 """The exit status of a child whose program cannot be loaded; shells use it for what cannot be run."""
 
 _GONE_WITHIN_SECONDS = 1.0
+_READ_BYTES = 1 << 16
 _M_ARENA_MAX = -8
 _PASSED_NAMES = frozenset(
     ("PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "SQLITE_TMPDIR", "OPENBLAS_NUM_THREADS", "LD_LIBRARY_PATH")
@@ -83,6 +85,39 @@ def start(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
         reject_unreachable_python()
         reason = (error.strerror or str(error)).lower()
         raise UsageError(f"uid {os.geteuid()} cannot run {command[0]}: {reason}", hint=_INSTALL_ELSEWHERE) from error
+
+
+def start_with_pipes(module: str) -> subprocess.Popen[bytes]:
+    """Start `module`, a program of backupd, with pipes to its stdin and from its stdout. Raises as `start` does.
+
+    It is in a process group of its own: Ctrl-C goes to the whole group, and the parent decides when the child ends.
+    """
+    from subprocess import PIPE  # noqa: PLC0415  (most commands start none)
+
+    return start(command_of(module), stdin=PIPE, stdout=PIPE, env=child_environment(), process_group=0)
+
+
+def lines_of(
+    pipe: IO[bytes], *, tick_seconds: float, on_read: Callable[[], None] = lambda: None
+) -> Iterator[bytes | None]:
+    """Yield each line that comes through `pipe` until its end, and None every `tick_seconds` while none comes.
+
+    `on_read` is called when something was read, be it only a part of a line.
+    """
+    descriptor = pipe.fileno()
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    rest = b""
+    while True:
+        if not poll.poll(tick_seconds * 1000):
+            yield None
+            continue
+        chunk = os.read(descriptor, _READ_BYTES)
+        if not chunk:
+            return
+        on_read()
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines
 
 
 def not_loaded(what: str, reason: str = "the lines above say what is missing") -> BackupdError:

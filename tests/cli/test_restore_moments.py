@@ -115,7 +115,7 @@ def test_a_time_in_a_gap_is_explained(service: Service):
     assert service.notes("before.db") == ["first"]
     warning, hint = result.stderr.splitlines()
     assert warning.startswith("warning: the snapshot before that moment is taken: between ")
-    assert warning.endswith(", not every commit was followed: the log was truncated")
+    assert warning.endswith(", not every moment can be restored: the log was truncated")
     closer = hint.removeprefix("hint: the last commit before that: backupd restore ")
     service.line.run("restore", closer, "--to", "closer.db", expect=0)
     assert service.notes("closer.db") == ["first", "second", "third"]
@@ -152,7 +152,7 @@ def test_list_shows_windows_and_the_gaps_between_them(service: Service):
     service.followed.cut()
     lines = service.line.run("list", expect=0).stdout.splitlines()[-3:]
     assert lines[0] == window
-    assert re.search(r": between .* and .*, not every commit was followed: the log was truncated$", lines[1])
+    assert re.search(r": between .* and .*, not every moment can be restored: the log was truncated$", lines[1])
     assert ": any moment from " in lines[2]
     first, second = service.line.run("list", "--json", expect=0).document["windows"]
     assert (first["first_commit"], first["last_commit"], first["segments"], first["gap"]) == (1, 4, 2, None)

@@ -98,7 +98,7 @@ def test_every_moment_in_the_store_is_a_state_that_there_was(site: Site, tmp_pat
 
 @pytest.mark.parametrize("victim", sampled(["daemon", "follower", "both"]))
 def test_a_kill_loses_no_commit(site: Site, tmp_path: Path, victim: str):
-    """Whoever is killed while commits go on: the next process continues, or a window with a reason begins."""
+    """A process is killed while commits go on: the next one continues, or a window with a reason begins."""
     with application(tmp_path / "app.db") as busy:
         with site.daemon() as daemon:
             wait_for_anchor(archive_of(site))

@@ -441,7 +441,7 @@ def test_a_mark_is_the_last_commit_by_now(scene: Scene):
 
 
 def test_a_mark_says_nothing_while_the_header_of_the_log_is_not_valid(scene: Scene):
-    """What is in the log cannot be told then: a snapshot might be later than the last commit that was seen."""
+    """What is in the log is not known then: a snapshot might be later than the last commit that was seen."""
     chain = scene.chain()
     list(chain.poll())
     book(scene.connection, 2)
