@@ -16,7 +16,7 @@ _PAGES_SHOWN = 8
 
 
 def gap_text(gap: Gap) -> str:
-    """Describe a gap, with dates: `between 14:02 and 14:05, not every moment can be restored: the log was truncated`."""
+    """Describe a gap, with dates: `between 14:02 and 14:05, not every moment can be restored: the log was cut`."""
     began, ended = (None if each is None else output.local_time(each) for each in (gap.began_at, gap.ended_at))
     if began and ended:
         span = f"between {began} and {ended}"

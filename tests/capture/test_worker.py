@@ -149,7 +149,8 @@ def test_later_capture_compares_with_its_own_base(run: Run) -> None:
 @pytest.mark.parametrize("journal_mode", ["wal", "delete"])
 def test_nothing_of_a_database_is_open_or_locked_when_the_next_begins(run: Run, journal_mode: str) -> None:
     """The process has neither its files open nor a lock on them, and an exclusive writer does not wait."""
-    first, second = (_database(run.root / name, journal_mode) for name in ("first.db", "second.db"))
+    # Large enough that the process cannot be through before the look.
+    first, second = (_database(run.root / name, journal_mode, rows=40_000) for name in ("first.db", "second.db"))
     # An application that has it open keeps the log and the shared memory, with their locks.
     with closing(sqlite3.connect(first, timeout=0, isolation_level=None)) as application:
         application.execute("SELECT count(*) FROM t").fetchone()
