@@ -230,7 +230,8 @@ def _following(database: DatabaseHealth, follow: FollowHealth, found: _Found) ->
     if not is_followable(database):
         is_known = database.journal_mode is not None
         return f"not followed: {'rollback-journal mode' if is_known else 'it has had no write-ahead log yet'}"
-    return "; ".join(filter(None, (_recovery_points(database, found), _window(follow), _gaps(follow, found.now))))
+    parts = (_recovery_points(database, found), _window(follow), _continuity(database), _gaps(follow, found.now))
+    return "; ".join(filter(None, parts))
 
 
 def _recovery_points(database: DatabaseHealth, found: _Found) -> str:
@@ -262,6 +263,12 @@ def _window(follow: FollowHealth) -> str:
     if gap is None:
         return "no window yet: no commit has been seen"
     return f"no window since {output.local_time(gap.at)}: {gap.reason}"
+
+
+def _continuity(database: DatabaseHealth) -> str:
+    """Say when commits were last found to be what was committed, in the store where that is longest ago."""
+    proven = [health.continuity_at for health in database.stores.values() if health.continuity_at is not None]
+    return f"continuity proven {output.local_time(min(proven))}" if proven else ""
 
 
 def _gaps(follow: FollowHealth, now: datetime) -> str:

@@ -24,10 +24,18 @@ from backupd.cli.verbs import (
 from backupd.errors import InterruptedByUserError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from backupd.cli.session import Session
-    from backupd.verify import CheckContext, Finding, Progress, Verification, VerifiedSnapshot, VerifyRequest
+    from backupd.verify import (
+        CheckContext,
+        ContinuityResult,
+        Finding,
+        Progress,
+        Verification,
+        VerifiedSnapshot,
+        VerifyRequest,
+    )
 
 _SHARE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?) ?%")
 _SNAPSHOTS_SHOWN = 3
@@ -204,6 +212,7 @@ def _values(found: Verification) -> dict[str, Any]:
         "findings": [finding.values() for finding in found.findings],
         "problems": [output.error_values(problem) for problem in found.problems],
         "warnings": [*found.warnings],
+        "continuity": [each.values() for each in found.continuity],
         "packs_read": found.packs_read,
         "packs_read_before": found.packs_known,
         "read_bytes": found.read_bytes,
@@ -215,6 +224,7 @@ def _print(found: Verification, session: Session) -> None:
     """Print a line for each snapshot on stdout; what is wrong, and what to do, on stderr."""
     for snapshot in found.snapshots:
         output.print_line(_line(snapshot))
+    _print_continuity(found.continuity)
     if not session.is_quiet:
         output.print_note(_summary(found))
     damage = [finding for finding in found.findings if finding.is_damage]
@@ -250,6 +260,16 @@ def _line(snapshot: VerifiedSnapshot) -> str:
     if snapshot.outcome.is_damage:
         how = "does not restore to a sound database from there"
     return f"{snapshot.database}  {_WORDS[snapshot.summary]}  {snapshot.id}  {how}  -> {snapshot.store}"
+
+
+def _print_continuity(results: Iterable[ContinuityResult]) -> None:
+    """Print which commits were proven. What is wrong with others is among the problems."""
+    for result in results:
+        if result.found is not None and not result.found.is_broken:
+            found = result.found
+            commits = f"commits {output.count(found.after + 1)} to {output.count(found.by)}"
+            how = f"{commits}, added to {found.base}, give exactly {found.snapshot}"
+            output.print_line(f"{result.database}  continuity proven  {how}  -> {result.store}")
 
 
 def _counted(snapshot: VerifiedSnapshot) -> str:

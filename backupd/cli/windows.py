@@ -9,6 +9,7 @@ from backupd.cli import output
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from backupd.format.records import Continuity
     from backupd.repository.archive import Archive
     from backupd.repository.moments import CommitFacts, Gap, RestorePoint, WindowSpan
 
@@ -55,12 +56,23 @@ def window_lines(archive: Archive, spans: Iterable[WindowSpan]) -> Iterator[str]
         if span.gap is not None:
             yield f"{name}: {gap_text(span.gap)}"
         if span.began_at is not None:
-            began, ended = output.local_time(span.began_at), output.local_time(span.window.ended_at)
-            yield f"{name}: any moment from {began} to {ended}"
+            ended_at = span.window.ended_at if span.broken is None else span.broken.began_at or span.began_at
+            if span.began_at <= ended_at:
+                began, ended = output.local_time(span.began_at), output.local_time(ended_at)
+                yield f"{name}: any moment from {began} to {ended}{_proven(span)}"
         else:
             commits = output.count(span.window.last - span.window.first + 1, "commit")
             problem = span.problem.message if span.problem else "no snapshot is left that they could be added to"
             yield f"{name}: {commits} up to {output.local_time(span.window.ended_at)}; {problem}"
+        if span.broken is not None:
+            yield f"{name}: {gap_text(span.broken)}"
+
+
+def _proven(span: WindowSpan) -> str:
+    """Say up to when the commits of a window are known to be what was committed."""
+    if span.continuity is None or span.continuity.is_broken:
+        return ""
+    return f"; continuity proven up to {output.local_time(span.continuity.snapshot.taken_at)}"
 
 
 def window_values(archive: Archive, span: WindowSpan) -> dict[str, Any]:
@@ -77,7 +89,19 @@ def window_values(archive: Archive, span: WindowSpan) -> dict[str, Any]:
         "segments": len(window.segments),
         "stored_bytes": sum(stored.size_bytes for stored in window.segments),
         "gap": None if span.gap is None else gap_values(span.gap),
+        "continuity": None if span.continuity is None else _continuity_values(span.continuity),
         "problem": None if span.problem is None else output.error_values(span.problem),
+    }
+
+
+def _continuity_values(found: Continuity) -> dict[str, Any]:
+    return {
+        "outcome": found.outcome.value,
+        "at": output.utc_time(found.at),
+        "base": str(found.base),
+        "snapshot": str(found.snapshot),
+        "first_commit": found.after + 1,
+        "last_commit": found.by,
     }
 
 

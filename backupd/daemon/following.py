@@ -153,6 +153,13 @@ class Following:
             process = self._process if name in self._followed else None
         return Span(self, process, name)
 
+    def distrust(self, name: str, window: SnapshotId) -> None:
+        """End a recovery window whose commits have turned out wrong. If the database is still in it, another begins."""
+        with self._lock:
+            process = self._process if name in self._followed else None
+        if process is not None:
+            process.distrust(name, window)
+
     def ended(self, name: str, anchored: SnapshotId | None) -> None:
         """Note the end of a span, and the window that has a snapshot now, if one has."""
         with self._lock:

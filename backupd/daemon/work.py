@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from backupd.jobs.configured import ConfiguredDatabase, ConfiguredStore
     from backupd.jobs.prunes import Pruner
     from backupd.state import StateDirectory
+    from backupd.verify import ContinuityResult
 
 _MOST_TRIES = 3
 _LONGEST_WAIT_SECONDS = 60.0
@@ -189,7 +190,8 @@ def run_drill(context: Context, configured: ConfiguredDatabase) -> None:
 
 
 def _drill(configured: ConfiguredDatabase, stores: _AnsweringStores, context: Context) -> None:
-    from backupd.jobs.checks import drill_next  # noqa: PLC0415  (numpy and SQLite: 7 MB in a daemon that only waits)
+    # numpy and SQLite: 7 MB in a daemon that only waits
+    from backupd.jobs.checks import check_continuity, drill_next  # noqa: PLC0415
 
     # In a turn of its own, beside snapshots: a stop of the daemon waits until the copy is gone from scratch.
     with context.runs.turn(f"{configured.name} (drill)", timeout=None):
@@ -200,11 +202,24 @@ def _drill(configured: ConfiguredDatabase, stores: _AnsweringStores, context: Co
             others=stores.others,
             should_stop=context.runs.stopping.check,
         )
+        if result is not None and not isinstance(result.error, StoreUnavailableError):
+            store = next(each for each in stores.answering if each.url == result.store)
+            continuity = check_continuity(configured.name, store, context, should_stop=context.runs.stopping.check)
+            if continuity is not None:
+                _log_continuity(continuity, context)
     if result is not None:
         write = log.info if result.error is None else log.error
         write("drill", **result.values())
         stores.skip_if_unavailable(result.store, result.error)
         context.wake()
+
+
+def _log_continuity(result: ContinuityResult, context: Context) -> None:
+    """Log what became of the check of a recovery window. One that is broken is over, and another one begins."""
+    write = log.info if result.error is None else log.error
+    write("continuity", **result.values())
+    if context.following is not None and result.found is not None and result.found.is_broken:
+        context.following.distrust(result.database, result.found.window)
 
 
 def run_prunes(context: Context, entry: DatabaseSettings) -> None:

@@ -173,6 +173,11 @@ class Chain:
             if not self._window.pending:
                 self._note_place()
 
+    def distrust(self, window: SnapshotId) -> Iterator[Cut | WindowEnded]:
+        """End the window, if it is still open, because its commits have turned out wrong."""
+        if self._window is not None and self._window.id == window:
+            yield from self._end_window("a check found that its commits are not what was committed")
+
     def close(self) -> None:
         """Close the log. Repeatable."""
         if self._log is not None:

@@ -6,6 +6,7 @@ follow      a database, with its spool: from now on its commits become segments 
 forget      a database
 mark        how far has it come? The answer has the `token` of the request
 anchor      a snapshot was taken between two marks
+distrust    the commits of a window have turned out wrong: end it
 
 The end of stdin means that the parent stops or is gone: what was committed by now is put into segments, and the process
 ends.
@@ -73,6 +74,9 @@ class _Following:
                 anchor = Anchor(snapshot=SnapshotId(request["snapshot"]), after=request["after"], by=request["by"])
                 if chain is not None:
                     chain.anchor(SnapshotId(request["window"]), anchor)
+            case "distrust":
+                if chain is not None:
+                    _report(name, chain.distrust(SnapshotId(request["window"])))
 
     def poll(self) -> float:
         """Poll each database that is due once; return after how many seconds the next one is.

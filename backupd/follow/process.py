@@ -82,6 +82,10 @@ class FollowerProcess:
         """Tell it that a snapshot was taken."""
         self._send(do="anchor", name=name, window=window, snapshot=anchor.snapshot, after=anchor.after, by=anchor.by)
 
+    def distrust(self, name: str, window: SnapshotId) -> None:
+        """Let it end a recovery window whose commits have turned out wrong."""
+        self._send(do="distrust", name=name, window=window)
+
     def events(self) -> Iterator[Event | None]:
         """Yield what it reports until it ends, and None every second while it reports nothing."""
         try:

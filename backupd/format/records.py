@@ -16,6 +16,7 @@ from msgspec import Meta
 from backupd.format import FormatError, NewerFormatError, SnapshotId
 from backupd.format.manifest import AnyManifest, Sequence, decode_manifest
 from backupd.format.seal import Digest, Name, Text, Value, decode_sealed, encode_sealed
+from backupd.format.segment import MAX_COMMIT_NUMBER
 
 MAX_RECORD_BYTES = 1 << 24
 """A reader's limit on one record that is not a trash entry."""
@@ -162,6 +163,64 @@ class Drill(msgspec.Struct, frozen=True, kw_only=True):
             at=body.at.time,
             damaged_packs=body.damaged_packs,
         )
+
+
+class ContinuityOutcome(StrEnum):
+    """The outcome of a replay of commits over one snapshot, compared with a later one."""
+
+    PROVEN = "proven"
+    """They gave exactly that snapshot."""
+    BROKEN = "broken"
+    """They gave another state: commits are missing, or are not what was committed."""
+
+
+class _Continuity(_Record, frozen=True):
+    sealed_as: ClassVar[str] = "continuity"
+
+    database: Name
+    window: SnapshotId
+    outcome: Literal["proven", "broken"]
+    base: SnapshotId
+    after: Annotated[int, Meta(ge=0, le=MAX_COMMIT_NUMBER)]
+    snapshot: SnapshotId
+    by: Annotated[int, Meta(ge=1, le=MAX_COMMIT_NUMBER)]
+    at: Moment
+
+
+class Continuity(msgspec.Struct, frozen=True, kw_only=True):
+    """The record of the last check of a recovery window: its commits `after + 1` to `by`, replayed over `base`.
+
+    They gave `snapshot`, which an independent capture had made, or they did not. A broken one is not replaced.
+    """
+
+    database: str
+    window: SnapshotId
+    outcome: ContinuityOutcome
+    base: SnapshotId
+    after: int
+    snapshot: SnapshotId
+    by: int
+    at: datetime
+    """When the check began (aware, UTC)."""
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether commits later than `after` are not to be restored."""
+        return self.outcome is ContinuityOutcome.BROKEN
+
+    def encode(self) -> bytes:
+        """Encode the record as a sealed object."""
+        values = {**msgspec.structs.asdict(self), "outcome": self.outcome.value, "at": Moment.of(self.at)}
+        return _Continuity(**values).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Decode a record. Raises `FormatError`."""
+        body = _Continuity.decode(data)
+        if body.by <= body.after:
+            raise FormatError(f"by: {body.by} is not above {body.after}, which after says")
+        values = {**msgspec.structs.asdict(body), "outcome": ContinuityOutcome(body.outcome), "at": body.at.time}
+        return cls(**values)
 
 
 class Accepted(Value, frozen=True):

@@ -29,6 +29,9 @@ from backupd.format.seal import Name, Text, Value, decode_versioned_as, values_o
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+MAX_COMMIT_NUMBER = 10**12 - 1
+"""The highest number of a commit in its window."""
+
 MAX_SEGMENT_RAW_BYTES = 64 << 20
 """The most bytes of page images in one segment, uncompressed."""
 
@@ -48,7 +51,6 @@ _TAG = b"bksg"
 _LENGTH = struct.Struct("<I")
 _COMMIT = struct.Struct("<QI")  # time seen, pages of the database
 _IMAGE = struct.Struct("<II")  # page number, index of the commit
-_LAST_COMMIT = 10**12 - 1
 _LAST_MILLISECOND = 253402300799999  # of the year 9999
 
 MAX_SEGMENT_BYTES = _PREFIX.size + _MAX_CONTENT_BYTES + (_MAX_CONTENT_BYTES >> 8) + (1 << 16)
@@ -66,8 +68,8 @@ class Anchor(Value, frozen=True):
     """
 
     snapshot: SnapshotId
-    after: Annotated[int, Meta(ge=0, le=_LAST_COMMIT)]
-    by: Annotated[int, Meta(ge=0, le=_LAST_COMMIT)]
+    after: Annotated[int, Meta(ge=0, le=MAX_COMMIT_NUMBER)]
+    by: Annotated[int, Meta(ge=0, le=MAX_COMMIT_NUMBER)]
 
 
 class SegmentHead(Value, frozen=True):
@@ -76,7 +78,7 @@ class SegmentHead(Value, frozen=True):
     database: Name
     window: SnapshotId
     """The id of the recovery window: the time of its beginning, and a random part."""
-    first: Annotated[int, Meta(ge=1, le=_LAST_COMMIT)]
+    first: Annotated[int, Meta(ge=1, le=MAX_COMMIT_NUMBER)]
     """The number of its first commit in the window, from 1."""
     page_size: int
     anchors: tuple[Anchor, ...] = ()
@@ -267,7 +269,7 @@ def _parse_head(content: bytes) -> tuple[SegmentHead, int]:
     if not is_page_size(head.page_size):
         raise FormatError(f"page_size: {head.page_size} is not a page size")
     # A commit writes at least one page, which bounds what commits take in memory.
-    if not 1 <= head.commits <= head.images or head.last > _LAST_COMMIT:
+    if not 1 <= head.commits <= head.images or head.last > MAX_COMMIT_NUMBER:
         raise FormatError(f"{head.commits} commits from {head.first} on with {head.images} images are out of range")
     if any(not anchor.after <= anchor.by <= head.last for anchor in head.anchors):
         raise FormatError(f"an anchor is not within the commits up to {head.last}")

@@ -8,6 +8,7 @@ damaged-source   what was captured is a damaged database, by its schema or by a 
 drill-failed     a drill did not succeed for another reason                                      red
 unproven         drills are scheduled, and none has succeeded for too long                       red
 recovery-late    a store lacks commits of a followed database for longer than follow.max_age     red
+continuity       a recovery window is not what it claims, or its segments are damaged             red
 daemon-silent    the daemon has left no sign of life (only a check from outside can find that)   red
 gaps             recovery windows of a followed database end again and again
 read-differs     reading the file of a database gave other bytes than SQLite reads
@@ -180,11 +181,13 @@ def _database_alarms(name: str, database: DatabaseHealth, now: datetime, *, is_m
         copy = _Subject(name, url)
         drill = _drill(copy, health, database) or _schema(copy, health, database, now)
         has_drill_alarm = has_drill_alarm or drill is not None
+        continuity = _continuity(copy, health)
         not_current = None if is_missing else _not_current(copy, health, now)
         # What a drill found holds pruning until another one succeeds: the alarm of the drill says that already.
         is_held_by_drill = drill is not None and health.hold is not None and health.hold.ends_by_itself
         held = None if is_held_by_drill else _held(copy, health)
-        yield from filter(None, (not_current, drill, _passed_over(copy, health), held, _prune_failing(copy, health)))
+        others = (_passed_over(copy, health), held, _prune_failing(copy, health))
+        yield from filter(None, (not_current, drill, continuity, *others))
     if not has_drill_alarm:
         yield from filter(None, (_unproven(subject, database, now),))
 
@@ -206,6 +209,16 @@ def _recovery_late(
         return None
     message = f"{copy.name} can be restored from {copy.url} up to {_time(stop.at)} only: {stop.reason}"
     return copy.alarm(stop.at, _Text(f"recovery point of {copy}", message, stop.hint), kind="recovery-late")
+
+
+def _continuity(copy: _Subject, health: StoreHealth) -> Alarm | None:
+    problem = health.continuity_problem
+    if problem is None:
+        return None
+    last = f"last proven {_time(health.continuity_at)}" if health.continuity_at else "continuity was never proven there"
+    hint = problem.hint or f"restore from snapshots, which are not affected: backupd list {copy.name}"
+    text = _Text(f"recovery windows of {copy}", f"{problem.message}; {last}", hint)
+    return copy.alarm(problem.since, text, kind="continuity")
 
 
 def _gaps(subject: _Subject, database: DatabaseHealth, now: datetime) -> Alarm | None:

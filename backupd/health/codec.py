@@ -258,6 +258,8 @@ _STORE = _Record(
     pruned_at=_TIME,
     passed_over=_PROBLEM,
     segments=_SEGMENTS,
+    continuity_at=_TIME,
+    continuity_problem=_PROBLEM,
 )
 _DATABASE = _Record(
     DatabaseHealth,

@@ -15,6 +15,8 @@ For each database in each store, with the labels `database` and `store` (its URL
     backupd_stored_bytes_total               bytes of packs written
     backupd_is_current                       1, or 0 when an alarm says that it is not
     backupd_recovery_point_timestamp_seconds every commit up to then is stored; only where it is followed
+    backupd_continuity_proven_timestamp_seconds
+                                             commits, added to a snapshot, gave a later one; only where it was checked
     backupd_waiting_segments_bytes           segments that wait for the store; only where it is followed
 
 For each database, with the label `database`:
@@ -223,14 +225,21 @@ class _HealthCollector(Collector):
         waiting = GaugeMetricFamily(
             "backupd_waiting_segments_bytes", "Bytes of segments that wait for the store.", labels=("database", "store")
         )
+        proven = GaugeMetricFamily(
+            "backupd_continuity_proven_timestamp_seconds",
+            "When commits, added to one snapshot, were last found to give a later one.",
+            labels=("database", "store"),
+        )
         for name, url, health in self._stores():
             database = self._databases[name]
             point = recovery_point(database, health, self._daemon, alive_at=self._now)
             _add(points, (name, url), _seconds(point))
             if database.follow is not None:
                 _add(waiting, (name, url), health.segments.waiting_bytes if health.segments else 0)
+            _add(proven, (name, url), _seconds(health.continuity_at))
         yield points
         yield waiting
+        yield proven
 
     def _store_errors(self) -> Metric:
         errors: Counter[str] = Counter()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from backupd.errors import AnotherRunError, InterruptedByUserError, SourceUnusableError
+from backupd.errors import AnotherRunError, DamageError, InterruptedByUserError, SourceUnusableError
 from backupd.format.records import CheckOutcome
 from backupd.health.values import (
     DatabaseHealth,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from backupd.backup.results import BackupResult
     from backupd.errors import BackupdError
     from backupd.prune.pruning import PruneResult
-    from backupd.verify import CheckResult
+    from backupd.verify import CheckResult, ContinuityResult
 
 _API_DIFFERS = SourceUnusableError(
     "reading its file gave something else than SQLite reads from it; snapshots are taken through SQLite alone since",
@@ -146,6 +146,21 @@ def with_drill(status: Status, result: CheckResult, *, at: datetime, proof_due_b
     if proof_due_by is None or result.outcome not in _SUCCEEDED:
         return status
     return with_database(status, result.database, lambda database: replace(database, proof_due_by=proof_due_by))
+
+
+def with_continuity(status: Status, result: ContinuityResult) -> Status:
+    """Record the check of the recovery windows of one database in one store; nothing for one that could not be done."""
+
+    def after(health: StoreHealth) -> StoreHealth:
+        error = result.error
+        if isinstance(error, DamageError):
+            problem = next_problem(health.continuity_problem, error, result.started_at)
+            return replace(health, continuity_problem=problem)
+        if result.found is None:
+            return health
+        return replace(health, continuity_at=result.started_at, continuity_problem=None)
+
+    return with_stores(status, {result.database: result.store}, after)
 
 
 def with_damaged_source(status: Status, result: CheckResult, stores: Iterable[str], *, at: datetime) -> Status:

@@ -163,6 +163,10 @@ class StoreHealth(msgspec.Struct, frozen=True, kw_only=True):
     """The last snapshot found manifests that it does not build on: damaged or impossible ones."""
     segments: SegmentsHealth | None = None
     """None when the database is not followed, or the store lacks nothing of it."""
+    continuity_at: datetime | None = None
+    """When the check was begun that last found a recovery window to be what it claims."""
+    continuity_problem: Problem | None = None
+    """The last check found that a recovery window is broken, or that segments are damaged."""
 
     @property
     def proofs_at(self) -> tuple[datetime, ...]:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import reduce
 from typing import TYPE_CHECKING
 
 from backupd.errors import BackupdError, InterruptedByUserError, NoSuchObjectError
 from backupd.format.manifest import Manifest
 from backupd.format.records import CheckOutcome, Drill
-from backupd.health.recording import with_damaged_source, with_drill
+from backupd.health.recording import with_continuity, with_damaged_source, with_drill
 from backupd.logs import log
 from backupd.store import canonical_url
-from backupd.verify import CheckContext, drill
+from backupd.verify import CheckContext, drill, prove_continuity
 from backupd.verify.recording import put_record
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from backupd.health import Status, StoreHealth
     from backupd.jobs.configured import ConfiguredDatabase, ConfiguredStore, JobContext
     from backupd.repository.archive import Archive
-    from backupd.verify import CheckResult, Verification
+    from backupd.verify import CheckResult, ContinuityResult, Verification
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
@@ -68,6 +69,22 @@ def drill_next(
         return with_damaged_source(after, result, reported.stores, at=now)  # their turn comes before this one's
 
     context.status.update_or_log(recorded)
+    return result
+
+
+def check_continuity(
+    database: str, store: ConfiguredStore, context: JobContext, *, should_stop: Callable[[], None]
+) -> ContinuityResult | None:
+    """Check the recovery windows of one database in one store, and record the outcome in the store and in the status.
+
+    None when there is nothing to check. Expected failures are in the result. Raises what `should_stop` does.
+    """
+    check = CheckContext(
+        now=datetime.now(UTC), examination_limit=context.settings.capture.deadline, should_stop=should_stop
+    )
+    result = prove_continuity(store.repository.archive(database), check)
+    if result is not None:
+        context.status.update_or_log(lambda before: with_continuity(before, result))
     return result
 
 
@@ -181,6 +198,8 @@ def record_verification(
         reported = report_damaged_sources(damaged, stores() if damaged else [])
         warnings += [warning for each in reported.values() for warning in each.warnings]
         record_in_status(found.status_results, configured(), context, reported=reported, is_drill=is_drill)
+        if found.continuity and context.status.find() is not None:
+            context.status.update(lambda before: reduce(with_continuity, found.continuity, before))
     except BackupdError as error:
         warnings.append(f"the result could not be recorded in the status: {error.message}")
     return replace(found, warnings=tuple(warnings))

@@ -306,7 +306,10 @@ class _Pruning:
             self._left += purge(self._archive, due, self._purged, self._pace)
 
     def _remove_orphaned_records(self, holdings: Holdings, grace: timedelta) -> None:
-        """Delete records about snapshots that are neither there nor in the trash, if they say nothing of others."""
+        """Delete records about snapshots that are neither there nor in the trash, if they say nothing of others.
+
+        Those about recovery windows go after the last of their segments.
+        """
         if self._options.is_dry_run:
             return
         known = holdings.listing.manifests.keys() | (holdings.listing.trash.keys() - self._purged)
@@ -314,6 +317,8 @@ class _Pruning:
         needed = self._proofs.reporting_damage([*holdings.history.manifests, *left])
         drills = [each for each in holdings.listing.drills if each not in known and each not in needed]
         self._pace.each(lambda each: self._archive.delete_record(RecordKind.DRILL, each), drills)
+        windows = [each for each in holdings.listing.continuity if each not in holdings.listing.segments]
+        self._pace.each(lambda each: self._archive.delete_record(RecordKind.CONTINUITY, each), windows)
         for snapshot_id, stored in holdings.listing.undeleted.items():
             # A young mark may belong to a host that is about to put the manifest back.
             if snapshot_id not in known and self._clock.is_older(stored, grace):

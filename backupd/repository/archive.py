@@ -290,7 +290,7 @@ class Archive:
 
     def forget_records(self, listing: Listing) -> None:
         """Drop what the catalog has of records that `listing` does not show."""
-        kinds = (listing.trash, listing.drills, listing.findings)
+        kinds = (listing.trash, listing.drills, listing.findings, listing.continuity)
         self.catalog.drop_records({stored.key for kind in kinds for stored in kind.values()})
 
     def store_time(self) -> datetime:

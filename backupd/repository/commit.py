@@ -39,6 +39,7 @@ from backupd.format.records import (
     DELETION_COUNTS_FOR,
     MAX_RECORD_BYTES,
     MAX_TRASH_BYTES,
+    Continuity,
     DeletionRecord,
     Drill,
     RetentionRecord,
@@ -211,6 +212,9 @@ def _read_record(key: RecordKey, content: bytes) -> None:
         case RecordKind.TRASH:
             manifest = TrashEntry.decode(content).manifest
             _require_own((key.database, key.id), (manifest.database, manifest.id))
+        case RecordKind.CONTINUITY:
+            continuity = Continuity.decode(content)
+            _require_own((key.database, key.id), (continuity.database, continuity.window))
         case RecordKind.SWEEP:
             SweepRecord.decode(content)
         case RecordKind.DELETION:

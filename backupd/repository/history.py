@@ -62,7 +62,7 @@ class StoredSegment(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The objects of one database in one store: packs by SHA-256 (hex), everything else by snapshot or record id."""
+    """The objects of one database in one store: packs by SHA-256 (hex), everything else by the id in its key."""
 
     manifests: dict[SnapshotId, StoredObject] = field(default_factory=dict)
     packs: Mapping[str, StoredObject] = field(default_factory=dict)
@@ -74,6 +74,8 @@ class Listing:
     deletions: dict[SnapshotId, StoredObject] = field(default_factory=dict)
     undeleted: dict[SnapshotId, StoredObject] = field(default_factory=dict)
     """Marks of snapshots that came back from the trash, which no rule removes again."""
+    continuity: dict[SnapshotId, StoredObject] = field(default_factory=dict)
+    """Records of checks of recovery windows, by the id of the window."""
     segments: dict[SnapshotId, list[StoredSegment]] = field(default_factory=dict)
     """The segments of each recovery window, by its id; windows and segments in the order of their keys."""
     single: dict[str, StoredObject] = field(default_factory=dict)
@@ -101,6 +103,7 @@ class Listing:
             RecordKind.SWEEP: listing.findings,
             RecordKind.DELETION: listing.deletions,
             RecordKind.UNDELETED: listing.undeleted,
+            RecordKind.CONTINUITY: listing.continuity,
         }
         single = {retention_key(database), clock_key(database)}
         segments = segments_prefix(database)

@@ -1,7 +1,6 @@
 """Moments between snapshots: which commits the segments of an archive hold, and how the state after one is rebuilt.
 
-FORMAT.md, "Segments", is the specification. A recovery window here is a chain of segments without a hole: a window of
-the format that lacks a segment is two.
+FORMAT.md, "Segments", is the specification.
 """
 
 from __future__ import annotations
@@ -10,60 +9,34 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 from backupd.errors import DamageError, IdentityNeededError, StoreError
 from backupd.format.manifest import SnapshotKind
 from backupd.logs import log
 from backupd.repository.references import find_snapshot, parse_reference
+from backupd.repository.windows import read_continuity, recovery_windows, usable_anchors
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from typing import Self
 
     from backupd.format import SnapshotId
     from backupd.format.manifest import AnyManifest, AnySummary, Manifest
+    from backupd.format.records import Continuity
     from backupd.format.segment import Anchor, Segment
     from backupd.repository import Repository
     from backupd.repository.archive import Archive
     from backupd.repository.history import History, Listing, StoredSegment
     from backupd.repository.references import FoundSnapshot
+    from backupd.repository.windows import RecoveryWindow
+
+NOTHING_CHECKED: Mapping[SnapshotId, Continuity] = MappingProxyType({})
 
 _LATEST = datetime.max.replace(tzinfo=UTC)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CLOCK_TOLERANCE = timedelta(minutes=1)
-
-
-@dataclass(frozen=True, slots=True)
-class RecoveryWindow:
-    """Segments that continue each other, oldest first; none of them has only commits that others have."""
-
-    id: SnapshotId
-    segments: tuple[StoredSegment, ...]
-
-    @property
-    def first(self) -> int:
-        """The number of its first commit."""
-        return self.segments[0].key.first
-
-    @property
-    def last(self) -> int:
-        """The number of its last commit."""
-        return self.segments[-1].key.last
-
-    @property
-    def began_at(self) -> datetime | None:
-        """When following began; None for what follows a hole."""
-        return self.id.taken_at if self.first == 1 else None
-
-    @property
-    def ended_at(self) -> datetime:
-        """When its last commit was seen."""
-        return self.segments[-1].key.seen_at
-
-    def place_of(self, number: int) -> int:
-        """Return the place among the segments of the first one that has commit `number`."""
-        return bisect_left(self.segments, number, key=lambda stored: stored.key.last)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,42 +144,33 @@ class WindowSpan:
     began_at: datetime | None
     gap: Gap | None
     problem: DamageError | IdentityNeededError | None = None
+    continuity: Continuity | None = None
+    """The last check of its commits."""
+    broken: Gap | None = None
+    """The end of the window, when the check has found its commits wrong: no moment in it can be restored."""
 
 
-def recovery_windows(listing: Listing) -> list[RecoveryWindow]:
-    """Return the recovery windows that `listing` shows, oldest first."""
-    return [
-        RecoveryWindow(window, tuple(chain))
-        for window, segments in sorted(listing.segments.items())
-        for chain in _chains(segments)
-    ]
-
-
-def _chains(segments: Iterable[StoredSegment]) -> Iterator[list[StoredSegment]]:
-    """Divide the segments of one window where commits are missing; leave out those that only repeat others."""
-    chain: list[StoredSegment] = []
-    for stored in sorted(segments, key=lambda stored: (stored.key.first, -stored.key.last)):
-        if chain and stored.key.first > chain[-1].key.last + 1:
-            yield chain
-            chain = []
-        if not chain or stored.key.last > chain[-1].key.last:
-            chain.append(stored)
-    if chain:
-        yield chain
-
-
-def find_moment(archive: Archive, listing: Listing, history: History, at: datetime) -> Moment | None:
+def find_moment(
+    archive: Archive,
+    listing: Listing,
+    history: History,
+    at: datetime,
+    *,
+    checked: Mapping[SnapshotId, Continuity] = NOTHING_CHECKED,
+) -> Moment | None:
     """Find the state that the database had at `at`: after the last commit that was seen by then.
 
-    A regular snapshot between that commit and `at` is that state too. None when the archive has no segments. Reads the
-    segment with that commit, and others until one names a snapshot to begin with. Raises `DamageError` and
-    `IdentityNeededError`.
+    A regular snapshot between that commit and `at` is that state too. `checked` is what was found of each window, by
+    its id: no commit of one that is broken counts. None when the archive has no segments. Reads the segment with that
+    commit, and others until one names a snapshot to begin with. Raises `DamageError` and `IdentityNeededError`.
     """
     windows = recovery_windows(listing)
     if not windows:
         return None
     nearest = _newest_before(history, at)
     place, commit = _last_commit(archive, windows, at) or (-1, None)
+    if commit is not None and (gap := broken_span(windows[place], checked)) and commit.number > gap.after:
+        return Moment(nearest, gap=gap.gap)
     following = windows[place + 1] if place + 1 < len(windows) else None
     if following and (commit is None or (commit.number == windows[place].last and commit.seen_at < at)):
         is_followed = nearest and following.began_at and following.began_at <= nearest.id.taken_at
@@ -221,6 +185,25 @@ def find_moment(archive: Archive, listing: Listing, history: History, at: dateti
     snapshot, anchor = base
     is_newest = following is None and commit.number == windows[place].last
     return Moment(snapshot, _replay(windows[place], anchor, commit), is_newest=is_newest)
+
+
+class BrokenSpan(NamedTuple):
+    """The commits of a window that are not what was committed: those above `after`, and the gap that they are."""
+
+    after: int
+    gap: Gap
+
+
+def broken_span(window: RecoveryWindow, checked: Mapping[SnapshotId, Continuity]) -> BrokenSpan | None:
+    """Return the commits of `window` that a check has found wrong; None when it has found none."""
+    record = checked.get(window.id)
+    if record is None or not record.is_broken or window.last <= record.after:
+        return None
+    reason = (
+        f"commits {record.after + 1} to {record.by} of the recovery window, added to snapshot {record.base}, do not "
+        f"give snapshot {record.snapshot}"
+    )
+    return BrokenSpan(record.after, Gap(record.base.taken_at, max(window.ended_at, record.base.taken_at), reason))
 
 
 def _newest_before(history: History, at: datetime) -> AnySummary | None:
@@ -262,7 +245,7 @@ def _find_base(
         segment = archive.segment(window.segments[place])
         usable = [
             anchor
-            for anchor in _usable_anchors(window, segment, snapshots)
+            for anchor in usable_anchors(window, segment, snapshots)
             if anchor.by <= commit.number and snapshots[anchor.snapshot].page_size == segment.head.page_size
         ]
         if usable:
@@ -285,11 +268,6 @@ def _places_of_anchors(window: RecoveryWindow, snapshots: Collection[SnapshotId]
     yield from range(likely, end)
     yield from range(likely - 1, -1, -1)
     yield from range(end, len(window.segments))
-
-
-def _usable_anchors(window: RecoveryWindow, segment: Segment, snapshots: Collection[SnapshotId]) -> list[Anchor]:
-    """Return the anchors of existing snapshots in `segment` from which all commits are in `window`."""
-    return [each for each in segment.head.anchors if each.snapshot in snapshots and each.after + 1 >= window.first]
 
 
 def _replay(window: RecoveryWindow, anchor: Anchor, commit: CommitFacts) -> Replay:
@@ -315,18 +293,29 @@ def _gap_before(archive: Archive, before: RecoveryWindow | None, window: Recover
 def window_spans(archive: Archive, listing: Listing, snapshots: Collection[SnapshotId]) -> list[WindowSpan]:
     """Return the recovery windows of an archive as users see them, oldest first; `snapshots` are those that exist.
 
-    Reads the first segments of each, up to one that names a snapshot that exists. Raises the errors of `Store`.
+    Reads the first segments of each, up to one that names a snapshot that exists, and what checks have found. Raises
+    the errors of `Store`.
     """
     windows = recovery_windows(listing)
+    checked = read_continuity(archive) if windows else NOTHING_CHECKED
     gaps = [None, *(_gap_before(archive, before, window) for before, window in pairwise(windows))]
-    return [_span(archive, window, gap, snapshots) for window, gap in zip(windows, gaps, strict=False)]
+    return [_span(archive, window, gap, snapshots, checked) for window, gap in zip(windows, gaps, strict=False)]
 
 
-def _span(archive: Archive, window: RecoveryWindow, gap: Gap | None, snapshots: Collection[SnapshotId]) -> WindowSpan:
+def _span(
+    archive: Archive,
+    window: RecoveryWindow,
+    gap: Gap | None,
+    snapshots: Collection[SnapshotId],
+    checked: Mapping[SnapshotId, Continuity],
+) -> WindowSpan:
+    broken = broken_span(window, checked)
+    began_at, problem = None, None
     try:
-        return WindowSpan(window, _first_restorable(archive, window, snapshots), gap)
+        began_at = _first_restorable(archive, window, snapshots)
     except (DamageError, IdentityNeededError) as error:
-        return WindowSpan(window, None, gap, error)
+        problem = error
+    return WindowSpan(window, began_at, gap, problem, checked.get(window.id), broken and broken.gap)
 
 
 def _first_restorable(archive: Archive, window: RecoveryWindow, snapshots: Collection[SnapshotId]) -> datetime | None:
@@ -335,7 +324,7 @@ def _first_restorable(archive: Archive, window: RecoveryWindow, snapshots: Colle
     times = (each.taken_at for each in snapshots if each.taken_at >= began_at - _CLOCK_TOLERANCE)
     start = bisect_left(window.segments, min(times, default=began_at), key=lambda stored: stored.key.seen_at)
     for stored in window.segments[start:]:
-        if usable := _usable_anchors(window, archive.segment(stored), snapshots):
+        if usable := usable_anchors(window, archive.segment(stored), snapshots):
             number = max(window.first, min(anchor.by for anchor in usable))
             return _facts(archive.segment(window.segments[window.place_of(number)]), number).seen_at
     return None
@@ -394,7 +383,9 @@ def find_restore_point(
 def _point_at(archive: Archive, at: datetime, nearest: RestorePoint) -> RestorePoint | None:
     """Return what one store has of the state at `at`; None when it has no segments."""
     listing = archive.segments()
-    moment = find_moment(archive, listing, archive.history(), at) if listing.segments else None
+    if not listing.segments:
+        return None
+    moment = find_moment(archive, listing, archive.history(), at, checked=read_continuity(archive))
     if moment is None or moment.snapshot is None:
         return None
     if moment.gap is not None:

@@ -749,9 +749,24 @@ def replay_until(
             if found is None:
                 raise Failure(f"no snapshot here can begin the commit of {id_time(seen_at)}", hint, NO_SUCH_SNAPSHOT)
             base, after = found
+            reject_broken(repository, name, until)
             needed = [each for each in chain if each.last > after and each.first <= until]
             return base, Replay(needed, after, until, page_count, seen_at)
     raise Failure(f"no commit of {database} up to that time is stored", hint, NO_SUCH_SNAPSHOT)
+
+
+def reject_broken(repository: Repository, name: SegmentName, until: int) -> None:
+    """Raise if a check has found that commit `until` of the window is not what was committed."""
+    key = f"{name.database}/continuity/{name.window}.json"
+    try:
+        record = unsealed("continuity", repository.read(key, MAX_MANIFEST_BYTES))
+        is_broken = field(record, "outcome", str) == "broken" and field(record, "window", str) == name.window
+        after = field(record, "after", int, 0, 10**12)
+    except (OSError, Failure):
+        return  # no check, or a record that says nothing
+    if is_broken and until > after:
+        hint = f"restore a snapshot: python3 rescue.py lists them; to have that commit anyway, move {key} away"
+        raise Failure(f"a check found that commits after {after} of window {name.window} are not what was committed", hint)
 
 
 def find_base(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from blake3 import blake3
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from backupd.format.pagemap import PageHashes
-    from backupd.format.segment import Segment
+    from backupd.format.segment import Changes, Segment
     from backupd.repository.archive import Archive
     from backupd.repository.history import StoredSegment
     from backupd.repository.moments import Replay, RestorePoint
@@ -38,27 +38,92 @@ def replay_segments(point: RestorePoint, replay: Replay, descriptor: int, hashes
     `DamageError`, `StoreError` and OSError.
     """
     size = point.manifest.page_size
-    replayed = _resized(hashes, replay.page_count, size)
-    after = replay.after
-    for stored, segment in zip(replay.segments, _read_ahead(point.archive, replay.segments), strict=True):
-        if segment.head.page_size != size or segment.first > after + 1:
-            raise DamageError(f"segment {stored.key} in {point.archive.url} does not continue what comes before it")
-        changes = segment.changes(after, replay.until)
-        images = memoryview(changes.images)
-        for place, number in enumerate(changes.pages):
+    state = ReplayedState(hashes, os.pread(descriptor, size, 0), page_size=size)
+    for step in replay_steps(point.archive, replay.segments, replay.after, [replay.until], page_size=size):
+        state.take(step.changes)
+        images = memoryview(step.changes.images)
+        for place, number in enumerate(step.changes.pages):
             if number <= replay.page_count:
-                image = images[place * size : (place + 1) * size]
-                write_all(descriptor, image, (number - 1) * size)
-                replayed[(number - 1) * HASH_BYTES : number * HASH_BYTES] = page_hash(image)
-        after = max(after, segment.last)
-    if after < replay.until:
-        raise DamageError(f"the segments of {point.manifest.database} in {point.archive.url} end at commit {after}")
+                write_all(descriptor, images[place * size : (place + 1) * size], (number - 1) * size)
     os.truncate(descriptor, replay.page_count * size)
-    _complete_first_page(descriptor, size, replayed)
+    write_all(descriptor, memoryview(state.first_page(replay.page_count)), 0)
     return sum(stored.size_bytes for stored in replay.segments)
 
 
-def _read_ahead(archive: Archive, segments: Sequence[StoredSegment]) -> Iterator[Segment]:
+class ReplayStep(NamedTuple):
+    """What the commits after the step before, up to commit `until`, have changed; `page_count` is the size after it."""
+
+    until: int
+    page_count: int
+    changes: Changes
+
+
+def replay_steps(
+    archive: Archive, segments: Sequence[StoredSegment], after: int, stops: Sequence[int], *, page_size: int
+) -> Iterator[ReplayStep]:
+    """Yield what the commits from `after + 1` to the last of `stops` change, with a step that ends at each of `stops`.
+
+    `stops` ascend; a step ends with each of `segments`, too. Raises `DamageError` when a commit is missing, and what
+    `Archive.segment` raises.
+    """
+    for stored, segment in zip(segments, read_segments(archive, segments), strict=True):
+        if segment.head.page_size != page_size or segment.first > after + 1:
+            raise DamageError(f"segment {stored.key} in {archive.url} does not continue what comes before it")
+        for until in (*(stop for stop in stops if stop < segment.last), min(segment.last, stops[-1])):
+            if until > after:
+                page_count = segment.commits[until - segment.first].page_count
+                yield ReplayStep(until, page_count, segment.changes(after, until))
+                after = until
+    if after < stops[-1]:
+        raise DamageError(f"the segments of {archive.database} in {archive.url} end at commit {after}")
+
+
+class ReplayedState:
+    """The page hashes of a snapshot after the commits that were added to it, and its first page."""
+
+    def __init__(self, hashes: PageHashes, first_page: bytes, *, page_size: int) -> None:
+        """Take those of the image of the snapshot; `first_page` is empty when that has no page."""
+        self._hashes = bytearray(hashes)
+        self._first_page = first_page
+        self._page_size = page_size
+
+    def take(self, changes: Changes) -> None:
+        """Add what some commits have changed."""
+        size = self._page_size
+        self._extend(max(changes.pages))
+        images = memoryview(changes.images)
+        for place, number in enumerate(changes.pages):
+            image = images[place * size : (place + 1) * size]
+            self._hashes[(number - 1) * HASH_BYTES : number * HASH_BYTES] = page_hash(image)
+            if number == 1:
+                self._first_page = bytes(image)
+
+    def first_page(self, page_count: int) -> bytes:
+        """Return page 1 with the change counter that the image of a snapshot of this state has, with so many pages."""
+        page, others = self._first_page, self._others(page_count)
+        return completed_first_page(
+            page,
+            schema_version=int.from_bytes(page[40:44], "big"),
+            writer_version=int.from_bytes(page[96:100], "big"),
+            digest_of_image=lambda first_page: blake3(first_page).update(others).digest(),
+        )
+
+    def digest(self, page_count: int) -> str:
+        """Return the image digest of this state, with so many pages."""
+        return blake3(page_hash(self.first_page(page_count))).update(self._others(page_count)).hexdigest()
+
+    def _others(self, page_count: int) -> bytes:
+        self._extend(page_count)
+        return bytes(memoryview(self._hashes)[HASH_BYTES : page_count * HASH_BYTES])
+
+    def _extend(self, page_count: int) -> None:
+        """Have hashes of at least so many pages. A page that was never written is zeros."""
+        missing = page_count - len(self._hashes) // HASH_BYTES
+        if missing > 0:
+            self._hashes += page_hash(bytes(self._page_size)) * missing
+
+
+def read_segments(archive: Archive, segments: Sequence[StoredSegment]) -> Iterator[Segment]:
     """Yield the segments in their order, and read the next few at the same time: stores answer slowly."""
     with worker_threads(_READERS, name="segments") as threads:
         waiting: deque[tuple[int, Future[Segment]]] = deque()
@@ -68,26 +133,6 @@ def _read_ahead(archive: Archive, segments: Sequence[StoredSegment]) -> Iterator
             waiting.append((stored.size_bytes, threads.submit(archive.segment, stored)))
         while waiting:
             yield waiting.popleft()[1].result()
-
-
-def _resized(hashes: PageHashes, page_count: int, page_size: int) -> bytearray:
-    """Return the hashes of so many pages: those that are known, and that of zeros for the others."""
-    resized = bytearray(hashes[: page_count * HASH_BYTES])
-    resized += page_hash(bytes(page_size)) * (page_count - len(resized) // HASH_BYTES)
-    return resized
-
-
-def _complete_first_page(descriptor: int, page_size: int, hashes: bytearray) -> None:
-    """Give page 1 the change counter that it has in the image of a snapshot with the same content."""
-    page = os.pread(descriptor, page_size, 0)
-    others = memoryview(hashes)[HASH_BYTES:]
-    completed = completed_first_page(
-        page,
-        schema_version=int.from_bytes(page[40:44], "big"),
-        writer_version=int.from_bytes(page[96:100], "big"),
-        digest_of_image=lambda first_page: blake3(first_page).update(others).digest(),
-    )
-    write_all(descriptor, memoryview(completed), 0)
 
 
 def write_all(descriptor: int, data: memoryview, offset: int) -> None:

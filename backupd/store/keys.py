@@ -22,7 +22,7 @@ _PROBE_KEY = re.compile(f"{_PROBE_PREFIX}[0-9a-f]{{32}}\\.probe")
 _DATABASE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 _SNAPSHOT_ID = r"[0-9]{8}T[0-9]{9}Z-[0-9a-f]{8}"
 _SHA256 = r"[0-9a-f]{64}"
-_RECORD_KINDS = "deletions|drills|sweeps|trash|undeleted"
+_RECORD_KINDS = "continuity|deletions|drills|sweeps|trash|undeleted"
 _SNAPSHOT_KEY = re.compile(f"({_DATABASE})/snapshots/({_SNAPSHOT_ID})\\.json")
 _PACK_KEY = re.compile(f"({_DATABASE})/packs/({_SHA256})\\.zst(\\.age)?")
 _RECORD_KEY = re.compile(f"({_DATABASE})/({_RECORD_KINDS})/({_SNAPSHOT_ID})\\.json")
@@ -126,6 +126,8 @@ class SegmentKey(msgspec.Struct, frozen=True):
 class RecordKind(StrEnum):
     """The kinds of records, the small objects beside the manifests, by their directories."""
 
+    CONTINUITY = "continuity"
+    """Whether the commits of a recovery window, replayed, gave what they must."""
     DELETION = "deletions"
     """Packs that a sweep is deleting. Listings must show these before the packs: FORMAT.md says why."""
     DRILL = "drills"
@@ -139,7 +141,8 @@ class RecordKind(StrEnum):
 class RecordKey(msgspec.Struct, frozen=True):
     """The key of a record; `str` gives its text. Raises ValueError for a malformed part.
 
-    `id` has the form of a snapshot id; except for deletions and sweeps, it is that of the snapshot.
+    `id` has the form of a snapshot id. It is that of the snapshot, or for continuity that of the window; deletions and
+    sweeps have their own.
     """
 
     kind: RecordKind
@@ -214,6 +217,11 @@ def clock_key(database: str) -> str:
 def sweeps_prefix(database: str) -> str:
     """Return the prefix of the records that sweeps keep for the next one."""
     return f"{database}/{RecordKind.SWEEP}/"
+
+
+def continuity_prefix(database: str) -> str:
+    """Return the prefix of the records of all recovery windows of one database."""
+    return f"{database}/{RecordKind.CONTINUITY}/"
 
 
 def drills_prefix(database: str) -> str:

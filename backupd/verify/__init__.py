@@ -6,6 +6,7 @@ levels, the last of which is drills. Every check gives a `CheckOutcome`, which i
 results        what is asked for, what checks need to run, what can be wrong, and what checks give
 selection      which snapshots are checked
 packs          each pack by itself, every byte and page; and the image that packs make up
+continuity     whether commits, added to one snapshot, give a later one
 drills         the drill: an image in scratch, examined by SQLite
 inspection     the steps of a verification in one archive
 journal        what an interrupted verification has read
@@ -14,10 +15,12 @@ recording      the records in the stores, the report, and what the status record
 verification   archive by archive, in all stores
 """
 
+from backupd.verify.continuity import prove_continuity
 from backupd.verify.drills import drill
 from backupd.verify.results import (
     CheckContext,
     CheckResult,
+    ContinuityResult,
     Depth,
     Finding,
     Kind,
@@ -32,6 +35,7 @@ from backupd.verify.verification import verify
 __all__ = [
     "CheckContext",
     "CheckResult",
+    "ContinuityResult",
     "Depth",
     "Finding",
     "Kind",
@@ -41,5 +45,6 @@ __all__ = [
     "VerifiedSnapshot",
     "VerifyRequest",
     "drill",
+    "prove_continuity",
     "verify",
 ]

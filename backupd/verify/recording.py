@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from backupd.repository.proofs import KnownOutcome
     from backupd.verify.inspection import Inspection
     from backupd.verify.metering import Tally
-    from backupd.verify.results import VerifiedSnapshot
+    from backupd.verify.results import ContinuityResult, VerifiedSnapshot
     from backupd.verify.selection import ListedArchive
 
 _WORKERS = 8
@@ -169,6 +169,7 @@ class Report:
         self._problems: list[BackupdError] = []
         self._warnings: list[str] = []
         self._status_results: list[CheckResult] = []
+        self._continuity: list[ContinuityResult] = []
         self._damaged_sources: list[CheckResult] = []
 
     def add_problem(self, error: BackupdError) -> None:
@@ -186,6 +187,12 @@ class Report:
         finding = Finding(kind=Kind.NOT_CHECKABLE, store=url, database=None, key="", reason=reason)
         if finding not in self._findings:
             self._findings.append(finding)
+
+    def add_continuity(self, result: ContinuityResult) -> None:
+        """Add the check of a recovery window."""
+        self._continuity.append(result)
+        if result.error is not None:
+            self.add_problem(result.error)
 
     def add_archive(
         self,
@@ -210,6 +217,7 @@ class Report:
             problems=tuple(self._problems),
             warnings=tuple(self._warnings),
             status_results=tuple(self._status_results),
+            continuity=tuple(self._continuity),
             damaged_sources=tuple(self._damaged_sources),
             packs_read=tally.packs_read,
             packs_known=tally.packs_known,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from backupd.errors import BackupdError
     from backupd.format import SnapshotId
     from backupd.format.manifest import AnyManifest
+    from backupd.format.records import Continuity
     from backupd.repository.proofs import KnownOutcome
     from backupd.repository.references import Reference
 
@@ -172,6 +173,43 @@ class CheckResult:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContinuityResult:
+    """The result of the check of one recovery window in one store.
+
+    `found` is what is recorded; None when the check has not come to its end, because of `error`. That is a
+    `DamageError` also when the window is broken.
+    """
+
+    database: str
+    store: str
+    window: SnapshotId | None
+    """None when none could be chosen, because of `error`."""
+    started_at: datetime
+    """Aware, UTC."""
+    found: Continuity | None = None
+    error: BackupdError | None = None
+    fetched_bytes: int = 0
+    duration_seconds: float = 0.0
+
+    def values(self) -> dict[str, object]:
+        """The result as JSON documents and logs show it."""
+        found = self.found
+        return {
+            "database": self.database,
+            "store": self.store,
+            "window": self.window and str(self.window),
+            "outcome": "failed" if found is None else found.outcome.value,
+            "base": found and str(found.base),
+            "snapshot": found and str(found.snapshot),
+            "first_commit": found and found.after + 1,
+            "last_commit": found and found.by,
+            "fetched_bytes": self.fetched_bytes,
+            "duration_seconds": round(self.duration_seconds, 3),
+            "error": None if self.error is None else self.error.values(),
+        }
+
+
 def source_found_damaged_before(database: str, store: str, snapshot: SnapshotId, found: KnownOutcome) -> DamageError:
     """The error for a damaged source that an earlier drill found, when this check cannot restore the snapshot."""
     return DamageError(
@@ -301,6 +339,8 @@ class Verification:
     warnings: tuple[str, ...] = ()
     status_results: tuple[CheckResult, ...] = ()
     """What the status of this machine must record, at most one result of each database in each store."""
+    continuity: tuple[ContinuityResult, ...] = ()
+    """Checks of recovery windows, at most one in each archive."""
     damaged_sources: tuple[CheckResult, ...] = ()
     """Drills, of any snapshots, that found a database damaged as it was captured."""
     packs_read: int = 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from backupd.errors import BackupdError, InterruptedByUserError, NoSuchSnapshotError, StoreUnavailableError
 from backupd.format.records import CheckOutcome
 from backupd.store import canonical_url
+from backupd.verify.continuity import prove_continuity
 from backupd.verify.drills import drill
 from backupd.verify.inspection import Inspection
 from backupd.verify.journal import Journal
@@ -189,6 +190,8 @@ class ArchiveCheck:
                 self._run.report.add_problem(result.error)
         self._record_damage(already=recorded)
         self._note_ciphertext()
+        if continuity := prove_continuity(self._archive, context):
+            self._run.report.add_continuity(continuity)
 
     def _note_ciphertext(self) -> None:
         if Depth.CIPHERTEXT in self._inspection.depths.values():

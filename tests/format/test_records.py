@@ -16,6 +16,8 @@ from backupd.format.records import (
     RECORDED_OUTCOMES,
     Accepted,
     CheckOutcome,
+    Continuity,
+    ContinuityOutcome,
     DeletionRecord,
     Drill,
     FoundPack,
@@ -25,6 +27,7 @@ from backupd.format.records import (
     SweepRecord,
     TrashEntry,
 )
+from backupd.format.segment import MAX_COMMIT_NUMBER
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 moments = st.datetimes(min_value=datetime(1, 1, 2), timezones=st.just(UTC))  # noqa: DTZ001
@@ -43,6 +46,14 @@ def test_drills_round_trip(snapshot: SnapshotId, outcome: CheckOutcome, at: date
     """A drill round-trips with each outcome that can be recorded, with and without damaged packs."""
     drill = Drill(snapshot=snapshot, database="app", outcome=outcome, at=at, damaged_packs=tuple(packs))
     assert Drill.decode(drill.encode()) == drill
+
+
+@given(snapshot_ids, st.sampled_from(ContinuityOutcome), moments, st.integers(0, MAX_COMMIT_NUMBER - 1))
+def test_continuity_round_trips(snapshot: SnapshotId, outcome: ContinuityOutcome, at: datetime, after: int):
+    """The check of a window round-trips, with each number of a commit."""
+    ids = {"window": snapshot, "base": snapshot, "snapshot": snapshot}
+    record = Continuity(database="app", outcome=outcome, after=after, by=after + 1, at=at, **ids)
+    assert Continuity.decode(record.encode()) == record
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ from backupd.format.records import (
     MAX_RECORD_BYTES,
     RECORDED_OUTCOMES,
     CheckOutcome,
+    Continuity,
     DeletionRecord,
     Drill,
     FoundPack,
@@ -64,6 +65,7 @@ from backupd.format.segment import (
 )
 from backupd.repository import Repository
 from backupd.repository.moments import RestorePoint
+from backupd.repository.windows import read_continuity
 from backupd.rescue import rescue
 from backupd.restore import restore_to_file
 from backupd.restore.image import fetch_image
@@ -225,6 +227,12 @@ _INVALID_MAPS = {
 
 _NO_TIME = "is not a time"
 _INVALID_RECORDS = {
+    "continuity-by-not-above-after": "by: 1 is not above 1, which after says",
+    "continuity-by-null": "by: Expected `int`, got `null`",
+    "continuity-by-too-high": "by: Expected `int` <= 999999999999",
+    "continuity-missing-key": "Object missing required field `base`",
+    "continuity-outcome-unknown": "outcome: Invalid enum value 'failed'",
+    "continuity-window-malformed": "window: 'latest' is not a snapshot id",
     "deletion-format-2": "the deletion is of format version 2",
     "deletion-no-packs": "packs: Expected `array` of length >= 1",
     "deletion-not-json": "not JSON: Expecting ',' delimiter",
@@ -282,6 +290,7 @@ _INVALID_PRIVATE = {
     "sha256-malformed": "private.sha256: Expected `str` matching regex '^[0-9a-f]{64}\\\\Z'",
 }
 _CODECS: dict[str, tuple[Callable[[bytes], object], Callable[[Any], bytes]]] = {
+    "continuity": (Continuity.decode, Continuity.encode),
     "deletion": (DeletionRecord.decode, DeletionRecord.encode),
     "drill": (Drill.decode, Drill.encode),
     "retention": (RetentionRecord.decode, RetentionRecord.encode),
@@ -631,6 +640,12 @@ def test_valid_records_say_what_they_say():
     assert tuple(Drill.decode(files[f"drill-{word}"]).outcome for word in words) == RECORDED_OUTCOMES
     assert drill.damaged_packs == ()
     assert Drill.decode(files["drill-failed-packs"]).damaged_packs == (trash.manifest.packs[0].sha256, "0" * 64)
+    continuity = Continuity.decode(files["continuity-proven"])
+    assert (continuity.window, str(continuity.base)) == (drill.snapshot, "20261122T091500000Z-0badcafe")
+    assert str(continuity.snapshot) == "20261122T093000999Z-ffffffff"
+    assert (continuity.after, continuity.by, continuity.is_broken) == (0, 1, False)
+    assert Continuity.decode(files["continuity-unknown-keys"]) == continuity
+    assert Continuity.decode(files["continuity-broken"]).is_broken
     both = RetentionRecord.decode(files["retention-both"])
     assert both.accepted_order == (2, SnapshotId("20261122T091500000Z-0badcafe"))
     assert both.held is not None
@@ -691,6 +706,13 @@ def test_a_drill_belongs_to_its_key(tmp_path: Path):
     proofs, manifests = repository.archive("app").proofs(), repository.archive("app").history().manifests
     assert proofs.newest_proven(manifests) is None
     assert {str(each) for each in proofs.perhaps_proven(manifests)} == {"20261122T085557123Z-7f3a91c2"}
+
+
+def test_a_continuity_record_belongs_to_its_key(tmp_path: Path):
+    """A record stored under another window's key says nothing of either."""
+    repository = repository_at(_INVALID / "repository-continuity-of-another-id", tmp_path)
+    assert repository.archive("app").listing().continuity
+    assert read_continuity(repository.archive("app")) == {}
 
 
 @pytest.mark.parametrize("name", _INVALID_REPOSITORY_OBJECTS)

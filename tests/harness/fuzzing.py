@@ -23,7 +23,7 @@ from backupd.format import FormatError, SnapshotId
 from backupd.format.manifest import Manifest, SealedManifest, decode_manifest, encode_manifest, open_manifest
 from backupd.format.pack import page_hash, parse_index
 from backupd.format.pagemap import decode_page_map
-from backupd.format.records import DeletionRecord, Drill, RetentionRecord, SweepRecord, TrashEntry
+from backupd.format.records import Continuity, DeletionRecord, Drill, RetentionRecord, SweepRecord, TrashEntry
 from backupd.health import StatusFile
 from backupd.repository import Repository
 from backupd.repository.history import Listing
@@ -46,6 +46,7 @@ _PACK = encode_pack(512, [1, 2], page_hash(bytes(512)) * 2, bytes(1024), level=1
 _INDEX = parse_index(_PACK).encoded
 _RECORDS: dict[str, Callable[[bytes], object]] = {
     "trash": TrashEntry.decode,
+    "continuity": Continuity.decode,
     "drill": Drill.decode,
     "retention": RetentionRecord.decode,
     "sweep": SweepRecord.decode,

@@ -103,6 +103,23 @@ def test_restores_each_commit_of_the_golden_segments(bare: Bare, tmp_path: Path)
         assert _sha256(tmp_path / f"{number}.backupd.db") == facts["sha256"]
 
 
+def test_commits_that_were_found_wrong_are_not_restored(bare: Bare, tmp_path: Path) -> None:
+    """A record that a window is broken keeps later commits from being restored, until it is moved away."""
+    copied = shutil.copytree(_VECTORS / "valid/followed", tmp_path / "repository")
+    (window,) = (copied / "app/segments").iterdir()
+    values = json.loads((_VECTORS / "valid/continuity-broken.json").read_text())["continuity"] | {"window": window.name}
+    options = ("restore", "app", tmp_path / "out.db", "--at", (_FIRST_COMMIT + timedelta(seconds=7)).isoformat())
+    record = copied / f"app/continuity/{window.name}.json"
+    record.parent.mkdir()
+    for outcome, code in (("broken", _DAMAGE), ("proven", 0)):
+        body = json.dumps(values | {"outcome": outcome}).encode()
+        record.write_bytes(b'{"sha256":"%s","continuity":%s}\n' % (hashlib.sha256(body).hexdigest().encode(), body))
+        finished = bare.start(RESCUE, "--repository", copied, *options, cwd=tmp_path)
+        assert finished.returncode == code, finished
+        assert ("a check found that commits after 0" in finished.stderr) == (outcome == "broken")
+        assert (tmp_path / "out.db").exists() == (outcome == "proven")
+
+
 def test_a_damaged_segment_restores_nothing(bare: Bare, tmp_path: Path) -> None:
     """A flipped bit in a segment that is needed is damage; a time before all commits has none."""
     copied = shutil.copytree(_VECTORS / "valid/followed", tmp_path / "repository")

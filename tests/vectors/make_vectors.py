@@ -480,6 +480,17 @@ TRASH: dict[str, Any] = {
     "manifest": manifest(VALUES).decode(),
 }
 DRILL = {"format": 1, "snapshot": ID_1, "database": "app", "outcome": "proven", "at": NOON}
+CONTINUITY: dict[str, Any] = {
+    "format": 1,
+    "database": "app",
+    "window": ID_1,
+    "outcome": "proven",
+    "base": ID_2,
+    "after": 0,
+    "snapshot": ID_3,
+    "by": 1,
+    "at": NOON,
+}
 RETENTION: dict[str, Any] = {"format": 1, "accepted_shrink": None, "held": None}
 ACCEPTED: dict[str, Any] = {"snapshot": ID_2, "sequence": 2}
 HELD = {"snapshot": ID_3, "reason": "has 4 kB in use, and 20261122T085557123Z-7f3a91c2 had 1 MB"}
@@ -499,6 +510,9 @@ def valid_records() -> dict[str, bytes]:
         "drill-failed-packs.json": record("drill", DRILL | {"outcome": "failed", "damaged_packs": [DIGEST, "0" * 64]}),
         "drill-damaged-source.json": record("drill", DRILL | {"outcome": "damaged-source"}),
         "drill-unknown-keys.json": record("drill", DRILL | {"damaged_packs": [], "later": {"key": [1, None]}}),
+        "continuity-proven.json": record("continuity", CONTINUITY),
+        "continuity-broken.json": record("continuity", CONTINUITY | {"outcome": "broken", "by": 10**12 - 1}),
+        "continuity-unknown-keys.json": record("continuity", CONTINUITY | {"later": {"key": [1, None]}}),
         "retention-minimal.json": record("retention", RETENTION),
         "retention-both.json": record("retention", RETENTION | {"accepted_shrink": ACCEPTED, "held": HELD}),
         "retention-unknown-keys.json": record("retention", RETENTION | {"later": {"key": [1, None]}}),
@@ -529,6 +543,12 @@ def invalid_records() -> dict[str, bytes]:
         "drill-outcome-unknown": DRILL | {"outcome": "perhaps"},
         "drill-damaged-packs-null": DRILL | {"damaged_packs": None},
         "drill-damaged-pack-malformed": DRILL | {"damaged_packs": ["g" * 64]},
+        "continuity-missing-key": without(CONTINUITY, "base"),
+        "continuity-by-null": CONTINUITY | {"by": None},
+        "continuity-by-not-above-after": CONTINUITY | {"after": 1},
+        "continuity-by-too-high": CONTINUITY | {"by": 10**12},
+        "continuity-outcome-unknown": CONTINUITY | {"outcome": "failed"},
+        "continuity-window-malformed": CONTINUITY | {"window": "latest"},
         "retention-format-2": RETENTION | {"format": 2},
         "retention-missing-key": without(RETENTION, "held"),
         "retention-accepted-shrink-malformed": RETENTION | {"accepted_shrink": ACCEPTED | {"snapshot": "all"}},
@@ -596,6 +616,8 @@ def invalid_repositories() -> dict[str, bytes]:
         "trash-of-another-id": tiny_repository(good, VALUES) | {f"app/trash/{ID_2}.json": record("trash", TRASH)},
         "drill-of-another-id": tiny_repository(good, VALUES)
         | {f"app/drills/{ID_1}.json": record("drill", DRILL | {"snapshot": ID_2})},
+        "continuity-of-another-id": tiny_repository(good, VALUES)
+        | {f"app/continuity/{ID_2}.json": record("continuity", CONTINUITY)},
     }
     files = {
         f"repository-{repository}/{key}": content

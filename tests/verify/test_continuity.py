@@ -1,0 +1,252 @@
+"""Whether the commits of a recovery window, added to one snapshot, give a later one that was captured independently."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+from harness.checks import check_context
+from harness.damage import flip
+from harness.following import Followed
+
+from backupd.encryption import NO_ENCRYPTION, Encryption, generate_identity
+from backupd.errors import DamageError
+from backupd.format import SnapshotId
+from backupd.format.records import Continuity, ContinuityOutcome
+from backupd.prune.segments import merge
+from backupd.repository import Repository
+from backupd.repository.moments import find_restore_point, window_spans
+from backupd.repository.windows import read_continuity
+from backupd.state import StateDirectory
+from backupd.verify import ContinuityResult, prove_continuity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from backupd.repository.archive import Archive
+    from backupd.store.keys import SegmentKey
+
+_FILL = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200) "
+
+
+@pytest.fixture
+def followed(tmp_path: Path) -> Iterator[Followed]:
+    """A database with a table of 200 rows; nothing of it is stored yet."""
+    database = Followed(tmp_path)
+    fill(database)
+    yield database
+    database.close()
+
+
+def fill(database: Followed) -> None:
+    """Make a table of 200 rows."""
+    database.execute("CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT)")
+    database.execute(f"{_FILL} INSERT INTO notes SELECT i, printf('note %0100d', i) FROM n")
+
+
+def insert(number: int) -> str:
+    """A statement that changes some pages."""
+    return f"INSERT INTO notes (text) VALUES (printf('later %0200d', {number}))"
+
+
+def between_snapshots(followed: Followed, *statements: str) -> SegmentKey:
+    """Two snapshots, and the commits of these statements between them, in one segment with both anchors."""
+    followed.snapshot()
+    followed.execute(*statements)
+    followed.snapshot()
+    return followed.cut()
+
+
+def check(archive: Archive) -> ContinuityResult:
+    """The check of an archive in which there is something to check."""
+    result = prove_continuity(archive, check_context())
+    assert result is not None
+    return result
+
+
+def on_another_machine(followed: Followed, encryption: Encryption = NO_ENCRYPTION) -> Archive:
+    """The archive for a machine that has read nothing of it before."""
+    state = StateDirectory(followed.path.parent / "another")
+    return Repository(followed.repository.store, state, encryption).archive("app")
+
+
+def proven(result: ContinuityResult) -> Continuity:
+    """What was found, if that is what it should be."""
+    assert result.error is None
+    assert result.found is not None
+    assert result.found.outcome is ContinuityOutcome.PROVEN
+    return result.found
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ["UPDATE notes SET text = 'short' WHERE id = 7"],
+        [insert(1), "DELETE FROM notes WHERE id > 40", "VACUUM", f"{_FILL} INSERT INTO notes SELECT 900 + i, i FROM n"],
+        ["CREATE TABLE other (a)", "PRAGMA user_version = 7", "DROP TABLE other"],
+    ],
+    ids=["first page not written", "shrinks and grows", "schema"],
+)
+def test_commits_give_the_later_snapshot(followed: Followed, statements: list[str]):
+    """Any commits between two snapshots, added to the first one, give the second one."""
+    between_snapshots(followed, *statements)
+    for archive in (followed.archive, on_another_machine(followed)):
+        found = proven(check(archive))
+        assert [found.base, found.snapshot] == followed.snapshots
+        assert (found.after, found.by) == (2, 2 + len(statements))
+        assert read_continuity(archive) == {found.window: found}
+
+
+@pytest.mark.parametrize("page_size", [512, 65536])
+def test_other_page_sizes(tmp_path: Path, page_size: int):
+    """The smallest and the largest page size."""
+    followed = Followed(tmp_path, page_size=page_size)
+    fill(followed)
+    between_snapshots(followed, insert(1), insert(2))
+    proven(check(followed.archive))
+    followed.close()
+
+
+def test_the_place_of_a_snapshot_may_be_wide(followed: Followed):
+    """The state of a snapshot is looked for after each commit that it may be that of."""
+    followed.snapshot(after=0)
+    followed.execute(insert(1), insert(2))
+    followed.snapshot(after=2, by=5)
+    followed.execute(insert(3))
+    followed.cut()
+    assert proven(check(followed.archive)).by == 4
+
+
+def test_a_missed_commit_is_found(followed: Followed):
+    """A window that lacks a commit is broken: that is recorded for good, and none of its moments is offered."""
+    followed.snapshot()
+    before = followed.execute(insert(1))
+    followed.miss("UPDATE notes SET text = 'missed' WHERE id = 3")
+    after = followed.execute(insert(2))
+    followed.snapshot()
+    followed.execute(insert(3))
+    followed.cut()
+    archive = followed.archive
+    result = check(archive)
+    assert isinstance(result.error, DamageError)
+    assert f"added to snapshot {followed.snapshots[0]}" in result.error.message
+    assert result.found is not None
+    assert (result.found.outcome, result.found.after) == (ContinuityOutcome.BROKEN, 2)
+    for state in (before, after):
+        point = find_restore_point(
+            [followed.repository], state.seen_at.isoformat(), database="app", now=datetime.now(UTC)
+        )
+        assert (point.replay, point.manifest.id) == (None, followed.snapshots[0])
+        assert point.gap is not None
+        assert "do not give snapshot" in point.gap.reason
+    (span,) = window_spans(archive, archive.listing(), archive.listing().manifests)
+    assert span.broken is not None
+    assert (span.continuity, span.broken.began_at) == (result.found, followed.snapshots[0].taken_at)
+    again = check(on_another_machine(followed))
+    assert (again.found, str(again.error)) == (result.found, str(result.error))
+
+
+def test_a_window_after_a_broken_one_may_be_proven(followed: Followed):
+    """A broken window says nothing of the next one."""
+    followed.snapshot()
+    followed.execute(insert(1))
+    followed.miss(insert(2))
+    between_snapshots(followed, insert(3))
+    broken = check(followed.archive)
+    followed.begin_window("a check found that its commits are not what was committed")
+    between_snapshots(followed, insert(4))
+    found = proven(check(followed.archive))
+    assert read_continuity(followed.archive) == {broken.window: broken.found, found.window: found}
+
+
+def test_a_wrong_page_is_found(followed: Followed):
+    """A page that is not what was committed does not come out as if it were."""
+    followed.snapshot()
+    followed.execute(insert(1))
+    commit = followed._pending[-1]
+    assert commit.pages[-1] != 1
+    followed._pending[-1] = commit._replace(images=commit.images[:-1] + bytes([commit.images[-1] ^ 1]))
+    followed.snapshot()
+    followed.cut()
+    assert isinstance(check(followed.archive).error, DamageError)
+
+
+def test_there_may_be_nothing_to_check(followed: Followed):
+    """Without segments, or without two snapshots in a window, nothing is checked, and nothing is recorded."""
+    assert prove_continuity(followed.archive, check_context()) is None
+    followed.snapshot()
+    assert prove_continuity(followed.archive, check_context()) is None
+    followed.execute(insert(1))
+    followed.cut()
+    followed.begin_window("a gap")
+    followed.snapshot()
+    followed.execute(insert(2))
+    followed.cut()
+    assert prove_continuity(followed.archive, check_context()) is None
+    assert read_continuity(followed.archive) == {}
+
+
+def test_everything_since_the_last_check_is_replayed(followed: Followed):
+    """A check begins where the last one has ended, although there are snapshots between."""
+    between_snapshots(followed, insert(1))
+    first = proven(check(followed.archive))
+    for number in range(2, 5):
+        followed.execute(insert(number))
+        followed.snapshot()
+        followed.cut()
+    second = proven(check(followed.archive))
+    assert (first.base, first.snapshot) == (followed.snapshots[0], followed.snapshots[1])
+    assert (second.base, second.snapshot) == (followed.snapshots[1], followed.snapshots[-1])
+    assert (second.after, second.by) == (3, 6)
+
+
+def test_damage_of_a_segment_is_no_broken_window(followed: Followed):
+    """A damaged segment is an error that names it; nothing is recorded, because the window may be right."""
+    key = between_snapshots(followed, insert(1))
+    flip(followed.path.parent / "backups" / str(key))
+    result = check(followed.archive)
+    assert isinstance(result.error, DamageError)
+    assert str(key) in result.error.message
+    assert result.found is None
+    assert read_continuity(followed.archive) == {}
+
+
+def test_segments_may_be_merged_meanwhile(followed: Followed, monkeypatch: pytest.MonkeyPatch):
+    """Segments that a prune has merged since they were listed are found in the merged one."""
+    archive = followed.archive
+    between_snapshots(followed, insert(1))
+    between_snapshots(followed, insert(2))
+    listings = [archive.segments()]
+    merge(archive, *listings[0].segments.values())
+    listings.append(archive.segments())
+    monkeypatch.setattr(archive, "segments", lambda: listings.pop(0))
+    proven(check(archive))
+    assert not listings
+
+
+def test_an_encrypted_window_needs_the_key(tmp_path: Path):
+    """With the key, a window is proven; without it, nothing can be said, and nothing is."""
+    public, identity = generate_identity(datetime.now(UTC))
+    (tmp_path / "identity").write_text(identity)
+    encryption = Encryption([public], tmp_path / "identity")
+    followed = Followed(tmp_path, encryption=encryption)
+    fill(followed)
+    between_snapshots(followed, insert(1))
+    assert prove_continuity(on_another_machine(followed, Encryption([public])), check_context()) is None
+    assert read_continuity(followed.archive) == {}
+    proven(check(on_another_machine(followed, encryption)))
+    followed.close()
+
+
+def test_a_record_that_cannot_be_read_proves_nothing(followed: Followed):
+    """A damaged record, or one that was put under the name of another window, counts as none."""
+    between_snapshots(followed, insert(1))
+    found = proven(check(followed.archive))
+    other = SnapshotId("20200101T000000000Z-0badcafe")
+    records = followed.path.parent / "backups/app/continuity"
+    (records / f"{other}.json").write_bytes(found.encode())
+    flip(records / f"{found.window}.json")
+    assert read_continuity(on_another_machine(followed)) == {}
+    assert proven(check(on_another_machine(followed))).window == found.window
