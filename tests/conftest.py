@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,6 +28,12 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 # A shell that starts the suite in the background has Ctrl-C ignored, and every process under it would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Images of Python set these. The commands of tests do not have them, so none could be forked from a process that has
+# loaded backupd (`harness.warm`); and without bytecode, every process would compile what it imports.
+for _name in ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"):
+    os.environ.pop(_name, None)
+sys.dont_write_bytecode = False
 
 _MOST_LATE_HOOKS = 2
 _FOREIGN = ("AWS_", "BOTO_", "BACKUPD_")
