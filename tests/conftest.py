@@ -10,6 +10,7 @@ from harness.faults import late_hooks
 from harness.s3_server import S3Server, moto_server, s3_server
 from hypothesis import HealthCheck, settings
 
+from backupd import errors
 from backupd.system import processes
 
 if TYPE_CHECKING:
@@ -60,6 +61,16 @@ def _clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
         if any(name.startswith("COVERAGE_") for name in os.environ):
             # The processes that look at databases are to be measured too.
             monkeypatch.setattr(processes, "_PASSED_PREFIXES", (*processes._PASSED_PREFIXES, "COVERAGE_"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _own_secrets() -> Iterator[None]:
+    """Forget the secrets of each test with its end: all later tests would search every text for them."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(errors, "_secrets", set(errors._secrets))
+        monkeypatch.setattr(errors, "_spelled", set(errors._spelled))
+        monkeypatch.setattr(errors, "_pattern", errors._pattern)
         yield
 
 
