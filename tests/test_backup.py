@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from harness.extent import in_parts, part_of
 from harness.faults import FaultyStore, ForgetfulStore
+from harness.kept_workers import kept_workers
 from msgspec.structs import replace
 
 from backupd.backup import BackupResult, Outcome, Progress, SnapshotRequest, back_up
@@ -67,6 +68,7 @@ class Place:
             settings or Settings(),
             request=request or SnapshotRequest(),
             on_progress=lambda _: None,
+            workers=kept_workers(),
         )
 
     def snapshot(self) -> BackupResult:
@@ -386,6 +388,7 @@ def test_progress_ends_at_the_whole_image(place: Place) -> None:
         Settings(),
         request=SnapshotRequest(),
         on_progress=seen.append,
+        workers=kept_workers(),
     )
     assert seen[-1].captured_bytes == seen[-1].image_bytes == place.path.stat().st_size
     assert seen[-1].stored_bytes == sum(pack.stat().st_size for pack in place.packs())
@@ -431,6 +434,7 @@ def test_refused_rescue_objects_are_put_once_in_the_life_of_a_process(
             Settings(),
             request=SnapshotRequest(),
             on_progress=lambda _: None,
+            workers=kept_workers(),
         )
         assert result.outcome is Outcome.CREATED
     assert store.tried == tried
@@ -446,6 +450,7 @@ def test_store_that_was_emptied_becomes_a_repository_again(place: Place) -> None
             Settings(),
             request=SnapshotRequest(),
             on_progress=lambda _: None,
+            workers=kept_workers(),
         )
         assert result.outcome is Outcome.CREATED
         present = {file.name for file in (place.root / "store").iterdir()}

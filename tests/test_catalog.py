@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from harness.extent import examples
 from harness.faults import FaultyStore
+from harness.kept_workers import kept_workers
 from harness.manifests import manifests
 from harness.rotation import LAST_ONE, Rotation
 from hypothesis import given, settings
@@ -249,6 +250,7 @@ def test_an_older_listing_forgets_no_private_part(tmp_path: Path) -> None:
         Settings(),
         request=SnapshotRequest(),
         on_progress=lambda _: None,
+        workers=kept_workers(),
     )
     assert result.id is not None
     change_state(rotation, "DELETE FROM manifests", "a")

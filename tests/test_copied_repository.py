@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from harness.extent import sampled
+from harness.kept_workers import kept_workers
 
 from backupd.backup import Outcome, SnapshotRequest, back_up
 from backupd.config import Database, Settings
@@ -40,6 +41,7 @@ def taken(root: Path, settings: Settings, *stores: str) -> list[BackupResult]:
             settings,
             request=SnapshotRequest(),
             on_progress=lambda _: None,
+            workers=kept_workers(),
         )
     )
 

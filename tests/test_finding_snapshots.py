@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from harness.faults import FaultyStore
+from harness.kept_workers import kept_workers
 
 from backupd.backup import SnapshotRequest, back_up
 from backupd.config import Database, Settings
@@ -42,6 +43,7 @@ class TwoStores:
             Settings(),
             request=SnapshotRequest(tags=(tag, "both")),
             on_progress=lambda _: None,
+            workers=kept_workers(),
         )
         assert results[0].id is not None
         return results[0].id

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from harness.faults import FaultyStore, RefusingStore
+from harness.kept_workers import kept_workers
 from harness.rotation import LAST_ONE, Rotation
 
 from backupd.backup import Outcome, SnapshotRequest, back_up
@@ -93,6 +94,7 @@ def test_the_newest_snapshots_cannot_be_forgotten(rotation: Rotation, ids: list[
         Settings(),
         request=SnapshotRequest(kind=SnapshotKind.BEFORE_RESTORE),
         on_progress=lambda _: None,
+        workers=kept_workers(),
     )
     assert safety.id is not None
     for snapshot_id, reason in (

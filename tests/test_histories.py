@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 from blake3 import blake3
 from harness.extent import examples, slow
+from harness.kept_workers import kept_workers
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
@@ -109,6 +110,7 @@ class Protected:
             Settings(),
             request=request or SnapshotRequest(),
             on_progress=lambda _: None,
+            workers=kept_workers(),
         )
         image = self.app.image()
         for result in results:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 from harness.extent import slow
+from harness.kept_workers import kept_workers
 from harness.place import change_rows, connected, content_digest, create_database
 
 from backupd.backup import SnapshotRequest, back_up
@@ -67,9 +68,14 @@ class Service:
         self.manifest: Manifest = self.archive.history().manifests[0]
 
     def save(self, kind: SnapshotKind = SnapshotKind.BEFORE_RESTORE) -> SnapshotId:
-        database = Database("app", self.path)
-        request = SnapshotRequest(kind=kind)
-        (result,) = back_up(database, [self._repository], Settings(), request=request, on_progress=lambda _: None)
+        (result,) = back_up(
+            Database("app", self.path),
+            [self._repository],
+            Settings(),
+            request=SnapshotRequest(kind=kind),
+            on_progress=lambda _: None,
+            workers=kept_workers(),
+        )
         assert result.error is None, result.error
         assert result.id is not None
         return result.id

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from harness.extent import in_parts, part_of, sampled
 from harness.faults import HookedStore, come_last
+from harness.kept_workers import kept_workers
 from harness.rotation import Ripe, Rotation, make_ripe
 
 from backupd.backup import BackupResult, Outcome, SnapshotRequest, back_up
@@ -82,6 +83,7 @@ class _Weeks:
             Settings(),
             request=SnapshotRequest(is_full=True),
             on_progress=lambda _: None,
+            workers=kept_workers(),
         )
         for _ in range(3):
             rotation.age()

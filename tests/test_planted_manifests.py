@@ -17,6 +17,7 @@ import pytest
 import zstandard
 from harness.extent import sampled, slow
 from harness.fuzzing import sealed
+from harness.kept_workers import kept_workers
 
 from backupd.backup import BackupResult, Outcome, SnapshotRequest, back_up
 from backupd.config import Database, Settings
@@ -77,6 +78,7 @@ class Place:
             Settings(),
             request=request or SnapshotRequest(),
             on_progress=lambda _: None,
+            workers=kept_workers(),
         )
         return result
 

@@ -13,6 +13,7 @@ from harness.checks import check_context
 from harness.damage import flip
 from harness.extent import sampled
 from harness.faults import FaultyStore
+from harness.kept_workers import kept_workers
 
 from backupd.backup import BackupResult, SnapshotRequest, back_up
 from backupd.backup.results import Outcome
@@ -66,6 +67,7 @@ class Place:
             Settings(),
             request=request or SnapshotRequest(),
             on_progress=lambda _: None,
+            workers=kept_workers(),
         )
         assert [result.error for result in results] == [None] * len(results)
         return results

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from harness.faults import FaultyStore
+from harness.kept_workers import kept_workers
 from harness.packs import decode_pack
 from harness.place import create_database
 from harness.rotation import Rotation
@@ -133,6 +134,7 @@ def test_an_encrypted_pack_shows_nothing_of_its_index(tmp_path: Path) -> None:
         Settings(encryption=EncryptionSettings(recipients=(recipient,))),
         request=SnapshotRequest(),
         on_progress=lambda _: None,
+        workers=kept_workers(),
     )
     (file,) = (tmp_path / "store/app/snapshots").iterdir()
     assert b"index_" not in file.read_bytes()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from harness.kept_workers import kept_workers
 from harness.packs import decode_pack, entry_of
 from harness.place import create_database
 from msgspec.structs import replace
@@ -47,6 +48,7 @@ class Snapshotted:
             Settings(),
             request=SnapshotRequest(),
             on_progress=lambda _: None,
+            workers=kept_workers(),
         )
         self.image = path.read_bytes()
         self.repository = Repository(store, state)
@@ -261,6 +263,7 @@ class _TwoFrames:
             Settings(),
             request=SnapshotRequest(),
             on_progress=lambda _: None,
+            workers=kept_workers(),
         )
         (self.manifest,) = (self.archive.opened(each) for each in self.archive.history().manifests)
         (pack,) = self.manifest.packs

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from harness.faults import FaultyStore
+from harness.kept_workers import kept_workers
 from harness.packs import pack_entry
 from harness.stored import Stored
 
@@ -46,6 +47,7 @@ def run(stored: Stored, store: Store, *, is_full: bool = False) -> BackupResult:
         Settings(),
         request=SnapshotRequest(is_full=is_full),
         on_progress=lambda _: None,
+        workers=kept_workers(),
     )
     return result
 

@@ -19,6 +19,7 @@ from backupd.repository import Repository
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
 from harness.faults import FaultyStore
+from harness.kept_workers import kept_workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -96,6 +97,7 @@ class PlacedContext:
             heartbeats=self.heard,
             pruner=Pruner(state, status, patience=timedelta(seconds=1)),
             wake=self.woken.set,
+            workers=kept_workers(),
         )
 
     @classmethod

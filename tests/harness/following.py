@@ -26,6 +26,7 @@ from backupd.format.segment import Anchor, Commit, SegmentHead, encode_segment
 from backupd.repository import Repository
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
+from harness.kept_workers import kept_workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,6 +137,7 @@ class Followed:
             Settings(),
             request=SnapshotRequest(),
             on_progress=lambda _: None,
+            workers=kept_workers(),
         )
         assert result.id is not None
         span = (self._count if each is None else each for each in (after, by))

@@ -18,6 +18,7 @@ from backupd.repository.moments import RestorePoint
 from backupd.restore import restore_to_file
 from backupd.state import StateDirectory
 from backupd.store.directory import DirectoryStore
+from harness.kept_workers import kept_workers
 from harness.place import change_rows, create_database
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Rotation:
             Settings(),
             request=SnapshotRequest(tags=tags),
             on_progress=lambda _: None,
+            workers=kept_workers(),
         )
         return result
 

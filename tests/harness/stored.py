@@ -16,6 +16,7 @@ from backupd.store.directory import DirectoryStore
 from backupd.verify import Verification, VerifyRequest, verify
 from harness.checks import check_context
 from harness.faults import FaultyStore
+from harness.kept_workers import kept_workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,6 +50,7 @@ class Stored:
             Settings(),
             request=SnapshotRequest(is_full=is_full),
             on_progress=lambda _: None,
+            workers=kept_workers(),
         )
         assert result.error is None
         assert result.id is not None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from harness.checks import check_context
 from harness.extent import sampled
+from harness.kept_workers import kept_workers
 
 from backupd.backup import BackupResult, SnapshotRequest, back_up
 from backupd.backup.results import Outcome
@@ -75,6 +76,7 @@ class Place:
             Settings(),
             request=SnapshotRequest(),
             on_progress=lambda _: None,
+            workers=kept_workers(),
         )
         return result
 

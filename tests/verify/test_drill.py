@@ -22,6 +22,7 @@ from harness.checks import check_context
 from harness.command_line import wait_until
 from harness.damage import flip
 from harness.faults import FaultyStore
+from harness.kept_workers import kept_workers
 from harness.packs import decode_pack, encode_pack, entry_of
 from msgspec.structs import replace
 
@@ -84,9 +85,14 @@ class Place:
 
     def back_up(self, *, is_full: bool = False) -> SnapshotId:
         """Take a snapshot; its id."""
-        request = SnapshotRequest(is_full=is_full)
-        database = Database(name="app", path=self.path)
-        (result,) = back_up(database, [self.repository], Settings(), request=request, on_progress=lambda _: None)
+        (result,) = back_up(
+            Database(name="app", path=self.path),
+            [self.repository],
+            Settings(),
+            request=SnapshotRequest(is_full=is_full),
+            on_progress=lambda _: None,
+            workers=kept_workers(),
+        )
         assert result.error is None
         assert result.id is not None
         return result.id
@@ -464,6 +470,7 @@ class Encrypted:
             self.settings,
             request=SnapshotRequest(),
             on_progress=lambda _: None,
+            workers=kept_workers(),
         )
         assert result.error is None
 
