@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 from harness.cli import CommandLine, Finished, Runner
 from harness.extent import sampled
+from harness.kept_workers import kept_workers
 from harness.killing import kill
 from harness.place import content_digest
 
@@ -149,6 +150,7 @@ def _require_promises(home: Path, what: str) -> None:
         Settings(),
         request=SnapshotRequest(is_full=True),
         on_progress=lambda _: None,
+        workers=kept_workers(),
     )
     assert again.outcome is Outcome.CREATED, what
     repository = Repository(store, StateDirectory(home / "reader"))
