@@ -14,6 +14,7 @@ import pytest
 from blake3 import blake3
 from harness.capturing import capture
 from harness.extent import examples
+from harness.kept_workers import kept_workers
 from harness.place import change_rows, create_database
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -157,7 +158,7 @@ def test_captures_that_know_blocks_store_what_has_changed(tmp_path: Path, journa
         connection.execute(f"PRAGMA page_size = {page_size}")
         connection.execute("VACUUM")
     create_database(database, rows=2000, journal_mode=journal_mode)
-    last = capture(database, tmp_path / "0")
+    last = capture(database, tmp_path / "0", workers=kept_workers())
     assert not last.hashes.with_name("hashes.blocks").exists()
     for number, change in enumerate(
         (
@@ -170,8 +171,8 @@ def test_captures_that_know_blocks_store_what_has_changed(tmp_path: Path, journa
     ):
         change()
         base = StreamBase(last.page_size, str(last.hashes), ())
-        now = capture(database, tmp_path / str(number), streams=[base])
-        plain = capture(database, tmp_path / f"{number}-plain")
+        now = capture(database, tmp_path / str(number), streams=[base], workers=kept_workers())
+        plain = capture(database, tmp_path / f"{number}-plain", workers=kept_workers())
         assert now.hashes.read_bytes() == plain.hashes.read_bytes()
         assert set(now.streams[0]) == _differing(last, now)
         assert now.hashes.with_name("hashes.blocks").exists() == (page_size < BLOCK_BYTES)
