@@ -1,18 +1,17 @@
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from harness.command_line import wait_until
 from harness.extent import sampled, slow
 from harness.faults import FaultyStore
+from harness.kept_workers import children_that_capture
 from harness.relay import relay
 
 from backupd.backup import BackupResult, Outcome, Patience, Progress, SnapshotRequest, back_up
@@ -26,6 +25,7 @@ from backupd.store.s3 import S3Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from harness.s3_server import S3Server
 
@@ -124,20 +124,11 @@ class Setting:
         assert silent.url in failed.error.message
         assert failed.error.hint
         assert list((self.root / "state" / "spool").iterdir()) == []
-        assert _captures() == []
+        assert children_that_capture() == []
         for store in (silent, self.good):
             with self.state.lock(f"app in {store.url}", timeout=0):
                 pass
         return failed
-
-
-def _captures() -> list[str]:
-    """Command lines of this process's children that capture."""
-    children = [
-        pid for task in Path(f"/proc/{os.getpid()}/task").iterdir() for pid in (task / "children").read_text().split()
-    ]
-    commands = [Path(f"/proc/{pid}/cmdline").read_text() for pid in children]
-    return [command for command in commands if "backupd.capture" in command]
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ import os
 import signal
 import sqlite3
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import apsw
 import pytest
 from harness.capturing import Capturing, capture
 from harness.extent import sampled, slow
+from harness.kept_workers import children_that_capture
 
 from backupd.capture.limits import StreamBase
 from backupd.capture.process import Pinned
@@ -20,6 +20,8 @@ from backupd.errors import BusyError, SourceUnusableError
 from backupd.format import lock_page
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from backupd.capture.process import Event
 
 PAGE_SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
@@ -273,11 +275,6 @@ def test_lock_is_waited_for_up_to_the_limit(tmp_path: Path) -> None:
     assert captured.page_count > 0
 
 
-def _children_that_capture() -> list[int]:
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return [int(child) for child in children if b"backupd.capture.child" in Path(f"/proc/{child}/cmdline").read_bytes()]
-
-
 def test_deadline_ends_a_capture(tmp_path: Path) -> None:
     """A capture that waits for a lock ends at its deadline."""
     database = tmp_path / "app.db"
@@ -307,7 +304,7 @@ def test_file_that_changes_under_the_capture_fails_it(tmp_path: Path, meddle: ob
 
     def at_pinned(event: Event | None) -> None:
         if isinstance(event, Pinned):
-            (child,) = _children_that_capture()
+            (child,) = children_that_capture()
             os.kill(child, signal.SIGSTOP)  # else it may be through before this process has its turn
             meddle(database)  # type: ignore[operator]
             os.kill(child, signal.SIGCONT)

@@ -273,7 +273,7 @@ def test_database_with_wrong_counters_is_captured_where_sqlite_reads_it(
 
 
 @slow
-@pytest.mark.parametrize("files", sampled([40, 300]))
+@pytest.mark.parametrize("files", sampled([40, 150]))
 def test_malformed_files_are_captured_where_sqlite_reads_them(tmp_path: Path, files: int) -> None:
     """Bytes of page 1 and of others are changed at random: nothing ends in another error than a refusal."""
     database = tmp_path / "app.db"

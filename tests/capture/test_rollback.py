@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -17,6 +16,7 @@ import pytest
 from harness.capturing import Capturing, capture
 from harness.command_line import wait_until
 from harness.extent import sampled, slow
+from harness.kept_workers import children_that_capture
 
 from backupd.capture.confirmed import ConfirmedCapture
 from backupd.capture.holder import LockHolder
@@ -28,6 +28,7 @@ from backupd.format import lock_page
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
 STEP = 64 << 10
 COMMIT = "UPDATE t SET b = randomblob(300) WHERE a = abs(random() % 18000)"
@@ -64,12 +65,6 @@ def commit(path: Path, statement: str = COMMIT) -> None:
     """What the application does, in one transaction."""
     with closing(sqlite3.connect(path, timeout=30)) as connection, connection:
         connection.execute(statement)
-
-
-def children_that_capture() -> list[int]:
-    """Processes that capture for this one; the process that holds the lock is in the group of its own."""
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return [int(child) for child in children if b"backupd.capture.child" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 from harness.capturing import NOTHING, capture
 from harness.command_line import wait_until
+from harness.kept_workers import children_that_capture
 
 from backupd.capture.limits import WHOLE_BYTES, CaptureRequest, StreamBase
 from backupd.capture.process import Capture, Captured, Pinned
@@ -79,15 +80,6 @@ def run(tmp_path: Path) -> Iterator[Run]:
     with made.workers:
         yield made
     wait_until(lambda: not children_that_capture())
-
-
-def children_that_capture() -> list[int]:
-    """The processes that capture for this one."""
-    found = []
-    for thread in Path("/proc/self/task").iterdir():
-        with suppress(FileNotFoundError, ProcessLookupError):
-            found += [int(child) for child in (thread / "children").read_text().split()]
-    return [child for child in found if b"backupd.capture.child" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def _kill(child: int) -> None:

@@ -43,7 +43,7 @@ DECK = {
     "replaced": 30,
     "time stamp set back": 450,
     "short pause": 330,
-    "long pause": 1,
+    "long pause": 5,
     "reopened": 40,
     "journal mode delete": 20,
     "journal mode persist": 12,
