@@ -12,6 +12,7 @@ from harness.following import Followed
 
 from backupd.encryption import Encryption, generate_identity
 from backupd.errors import DamageError, IdentityNeededError
+from backupd.format.segment import decode_segment, encode_segment
 from backupd.repository import Repository
 from backupd.repository.moments import (
     Moment,
@@ -277,6 +278,34 @@ def test_windows_are_described_with_their_gaps(followed: Followed):
     archive.delete_manifest(followed.snapshots[0])
     assert window_spans(archive, archive.listing(), archive.listing().manifests)[0].began_at is None
     assert first.seen_at < last.seen_at
+
+
+def test_commits_that_were_left_out_are_those_before_them(followed: Followed, tmp_path: Path):
+    """Of a thinned segment, the state at a time is that after the last commit that is still there."""
+    followed.snapshot()
+    followed.execute(insert(1))
+    followed.cut()
+    for number in range(2, 40):
+        followed.execute(insert(number))
+    followed.snapshot(after=10, by=20)
+    key = followed.cut()
+    archive = followed.archive
+    (_, stored) = next(iter(archive.segments().segments.values()))
+    segment = archive.segment(stored)
+    thinned = encode_segment(segment.head, segment.thinned(20), level=1)
+    archive.put_segment(thinned)
+    remove(followed, key)
+    kept = decode_segment(thinned).numbers
+    assert 3 < len(kept) < 38
+    last = followed.states[2]
+    for number, state in enumerate(followed.states[3:], 4):
+        last = state if number in kept else last
+        assert restored(followed, state.seen_at, tmp_path) == last.image
+    moments = commits_around(archive, archive.segments(), followed.states[-1].seen_at, most=3)
+    assert [each.number for each in moments] == kept[-3:]
+    moments = commits_around(archive, archive.segments(), followed.states[3].seen_at, most=2)
+    before = [number for number in (1, 2, 3, *kept) if number <= 4]
+    assert [each.number for each in moments] == [*before[-2:], *[number for number in kept if number > 4][:2]]
 
 
 def test_commits_around_a_time_are_shown(followed: Followed):

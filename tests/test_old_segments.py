@@ -126,14 +126,16 @@ def test_a_damaged_segment_stays_with_its_neighbours(rotation: Rotation):
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_no_commit_is_lost_by_a_call_that_fails(rotation: Rotation, tmp_path: Path, *, after: bool):
+def test_no_commit_is_lost_by_a_call_that_fails(
+    rotation: Rotation, tmp_path_factory: pytest.TempPathFactory, *, after: bool
+):
     """Whatever call of a merge fails, all commits are there, and the next prune finishes the work."""
     put(rotation, 1, 1)
     put(rotation, 2, 3)
     before = commits(rotation)
     has_failed, number = True, 0
     while has_failed:
-        again = rotation.copy(tmp_path / f"failing-{number}")
+        again = rotation.copy(tmp_path_factory.mktemp("failing") / "home")
         archive = again.repository(store=FaultyStore(again.store, fail_at=number, after=after)).archive("app")
         try:
             merge(archive, archive_of(again).listing().segments[_WINDOW])
@@ -193,14 +195,147 @@ def test_segments_are_removed_when_commits_are_kept_no_longer(rotation: Rotation
     """By the time when the store got them, whatever their names say."""
     put(rotation, 1, 1, put_ago=_DAY + _HOUR)
     put(rotation, 2, 2, put_ago=_DAY - _HOUR, seen_at_ms=_NOON_MS - 10**9)
-    dry = rotation.prune(is_dry_run=True)
+    policy = LAST_ONE.replaced(minutes=_DAY)
+    dry = rotation.prune(policy=policy, is_dry_run=True)
     assert dry.removed_segments == 1
     assert spans(rotation) == [(1, 1), (2, 2)]
-    result = rotation.prune()
+    result = rotation.prune(policy=policy)
     assert (result.error, result.removed_segments) == (None, 1)
     assert spans(rotation) == [(2, 2)]
-    assert rotation.prune(policy=LAST_ONE.replaced(commits=_HOUR * 2)).removed_segments == 1
+    assert rotation.prune(policy=policy.replaced(commits=_HOUR * 2, minutes=_HOUR)).removed_segments == 1
     assert spans(rotation) == []
+
+
+def put_hours(rotation: Rotation, *, put_ago: timedelta, hours: int = 7) -> None:
+    """Put a window with a segment every ten minutes, each with four commits, two of them in the same minute."""
+    archive, newest_put_at = archive_of(rotation), datetime.now(UTC) - put_ago
+    begin = newest_put_at - _HOUR * hours
+    begin = begin.replace(hour=begin.hour // 6 * 6, minute=0, second=0, microsecond=0)  # when six hours begin
+    (snapshot, *_) = rotation.ids()
+    for index in range(hours * 6):
+        at = begin + timedelta(minutes=10 * index)
+        first = 1 + 4 * index
+        at_ms = int(at.timestamp() * 1000)
+        commits = [
+            Commit(at_ms + seconds * 1000, 500, (number, 400), bytes([number % 251]) * 1024)
+            for number, seconds in enumerate((0, 61, 119, 300), first)
+        ]
+        anchors = (Anchor(snapshot=snapshot, after=0, by=1),) if index == 0 else ()
+        head = SegmentHead(database="app", window=SnapshotId.new(begin, 7), first=first, page_size=512, anchors=anchors)
+        key = archive.put_segment(encode_segment(head, commits, level=1))
+        put_at = (newest_put_at - timedelta(minutes=10) * (hours * 6 - 1 - index)).timestamp()
+        utime(rotation.root / str(key), (put_at, put_at))
+
+
+def numbers(rotation: Rotation) -> list[int]:
+    """The numbers of all commits of all windows that can be restored."""
+    archive = archive_of(rotation)
+    windows = archive.listing().segments.values()
+    return [number for window in windows for stored in window for number in archive.segment(stored).numbers]
+
+
+def changes(rotation: Rotation, until: int) -> dict[int, bytes]:
+    """The pages that the commits up to that one have changed, in all segments."""
+    archive, pages = archive_of(rotation), {}
+    for window in archive.listing().segments.values():
+        for stored in window:
+            found = archive.segment(stored).changes(0, until)
+            pages |= {page: found.images[i * 512 : (i + 1) * 512] for i, page in enumerate(found.pages)}
+    return pages
+
+
+def test_after_a_day_the_last_commit_of_each_minute_stays(rotation: Rotation):
+    """Segments of six hours become one with the last commit of each minute, the same states, and all anchors."""
+    put_hours(rotation, put_ago=_DAY + _HOUR * 6, hours=12)
+    every = numbers(rotation)
+    last_of_minutes = [number for number in every if number % 4 != 2]
+    before = {number: changes(rotation, number) for number in last_of_minutes[::20]}
+    (snapshot, *_) = rotation.ids()
+    assert rotation.prune(is_dry_run=True).error is None
+    assert numbers(rotation) == every
+    result = rotation.prune()
+    assert (result.error, result.removed_segments, result.unfinished) == (None, 0, 0)
+    assert numbers(rotation) == last_of_minutes
+    assert {number: changes(rotation, number) for number in before} == before
+    (window,) = archive_of(rotation).listing().segments.values()
+    assert len(window) == 2
+    assert archive_of(rotation).segment(window[0]).head.anchors == (Anchor(snapshot=snapshot, after=0, by=1),)
+    times = [stored.stored.modified_at for stored in window]
+    assert rotation.prune().error is None
+    (window,) = archive_of(rotation).listing().segments.values()
+    assert [stored.stored.modified_at for stored in window] == times  # nothing is read or put again
+
+
+def test_what_is_not_old_enough_is_not_thinned(rotation: Rotation):
+    """Six hours wait until the last of their segments is a day old; without `minutes`, segments expire instead."""
+    put_hours(rotation, put_ago=_DAY - _HOUR * 3, hours=6)
+    every = numbers(rotation)
+    assert rotation.prune().error is None
+    assert numbers(rotation) == every
+    assert rotation.prune(policy=LAST_ONE.replaced(minutes=_DAY)).removed_segments > 0
+    assert len(numbers(rotation)) < len(every)
+
+
+def test_thinned_segments_are_removed_when_minutes_are_kept_no_longer(rotation: Rotation):
+    """By the time when the store got them. A window of less than an hour is not thinned, and goes after a day."""
+    put_hours(rotation, put_ago=_DAY * 31, hours=6)
+    put(rotation, 1, 1, put_ago=_DAY + _HOUR)
+    assert rotation.prune().removed_segments == 37
+    assert numbers(rotation) == []
+
+
+def test_a_hold_thins_nothing(rotation: Rotation):
+    """What is in doubt may be wanted back."""
+    put_hours(rotation, put_ago=_DAY * 2, hours=6)
+    every = numbers(rotation)
+    rotation.prune(policy=None)
+    assert numbers(rotation) == every
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_no_minute_is_lost_by_a_call_that_fails(
+    rotation: Rotation, tmp_path_factory: pytest.TempPathFactory, *, after: bool
+):
+    """Whatever call of the thinning fails, each minute is there, and the next prune finishes the work."""
+    put_hours(rotation, put_ago=_DAY * 2, hours=2)
+    wanted = [number for number in numbers(rotation) if number % 4 != 2]
+    has_failed, failing = True, 0
+    while has_failed:
+        again = rotation.copy(tmp_path_factory.mktemp("failing") / "home")
+        archive = again.repository(store=FaultyStore(again.store, fail_at=failing, after=after)).archive("app")
+        try:
+            ((_, segments),) = archive_of(again).listing().segments.items()
+            merge(archive, segments, thins=True)
+            has_failed = False
+        except StoreUnavailableError:
+            failing += 2
+        assert {*numbers(again)} >= {*wanted}
+        assert again.prune().error is None
+        assert again.prune().error is None
+        assert sorted({*numbers(again)}) == wanted
+    assert failing >= 6
+
+
+def test_the_snapshots_that_begin_a_window_stay(rotation: Rotation, monkeypatch: pytest.MonkeyPatch):
+    """Minutes can be restored only from a snapshot in their window: the first ones stay as long as it does."""
+    rotation.snapshot("in the window")
+    rotation.snapshot("later")
+    rotation.snapshot("newest")
+    begin = rotation.ids()[0].taken_at + timedelta(milliseconds=1)
+    archive = archive_of(rotation)
+    for index in range(2):
+        at = int((begin + _HOUR * index).timestamp() * 1000)
+        head = SegmentHead(database="app", window=SnapshotId.new(begin, 7), first=1 + index, page_size=512)
+        key = archive.put_segment(encode_segment(head, [Commit(at, 500, (1,), bytes(512))], level=1))
+        put_at = (datetime.now(UTC) - _DAY * 2).timestamp()
+        utime(rotation.root / str(key), (put_at, put_at))
+    monkeypatch.setattr("backupd.prune.pruning._BEFORE_FIRST_COMMIT", timedelta(0))
+    before, *others = rotation.ids()
+    decisions = rotation.prune(policy=LAST_ONE.replaced(commits=timedelta(0))).decisions
+    kept = {each.manifest.id: each.reasons for each in decisions if each.is_kept}
+    assert [*kept] == others
+    assert [kept[each] for each in others[:2]] == [("a recovery window begins with it",)] * 2
+    assert before not in rotation.ids()
 
 
 def test_a_hold_keeps_old_segments(rotation: Rotation):

@@ -102,8 +102,8 @@ def command(
     The level `receipt` reads no pack: every object is there, has the right size, and the right checksum where the store
     keeps one. `packs` reads every byte: the SHA-256 of each pack, the checksum of its content, the hash of each page,
     and whether they make up the image. `drill` restores to scratch and has SQLite check the database, as every night.
-    What is encrypted, and no key here decrypts, is compared with its SHA-256 at both of these levels. Of a database that
-    is followed, `drill` also adds commits to one snapshot, which must give a later one.
+    What is encrypted, and no key here decrypts, is compared with its SHA-256 at both of these levels. Of a database
+    that is followed, `drill` also adds commits to one snapshot, which must give a later one.
 
     A pack that several snapshots need is read once. Interrupted at the level `packs`, the same command continues within
     7 days. Damage is recorded in the store, so that the next snapshot stores it again, and is an alarm until then;

@@ -54,7 +54,7 @@ class RetentionSettings(Table):
 
     The counts are snapshots: the newest ones, and the newest of each hour, day, ISO week, month and year of `time_zone`
     that has one. `backupd.retention` applies the rules. `commits` is for how long each commit of a followed database
-    is kept.
+    is kept, and `minutes` for how long the last one of each minute is.
     """
 
     keep_last: Snapshots = 48
@@ -66,6 +66,7 @@ class RetentionSettings(Table):
     within: Age | None = None
     tagged: Age = timedelta(days=365)
     commits: Age = timedelta(hours=24)
+    minutes: Age = timedelta(days=30)
     time_zone: TimeZone | None = None
     grace: Age = timedelta(days=3)
     after_snapshot: bool = True

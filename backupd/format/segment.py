@@ -6,9 +6,10 @@ FORMAT.md, "Segments", is the specification. This module does not import numpy: 
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
 from dataclasses import dataclass
-from itertools import pairwise
-from operator import lt
+from itertools import accumulate, groupby, pairwise
+from operator import attrgetter, lt
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import msgspec
@@ -27,7 +28,7 @@ from backupd.format import (
 from backupd.format.seal import Name, Text, Value, decode_versioned_as, values_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 MAX_COMMIT_NUMBER = 10**12 - 1
 """The highest number of a commit in its window."""
@@ -49,7 +50,7 @@ _PREFIX = struct.Struct("<II4sI")  # frame magic, frame size, "bksg", version
 _FRAME_BYTES = 8
 _TAG = b"bksg"
 _LENGTH = struct.Struct("<I")
-_COMMIT = struct.Struct("<QI")  # time seen, pages of the database
+_COMMIT = struct.Struct("<QII")  # time seen, pages of the database, number from that of the first commit on
 _IMAGE = struct.Struct("<II")  # page number, index of the commit
 _LAST_MILLISECOND = 253402300799999  # of the year 9999
 
@@ -73,7 +74,7 @@ class Anchor(Value, frozen=True):
 
 
 class SegmentHead(Value, frozen=True):
-    """What a segment says of itself. `encode_segment` fills in `commits` and `images`, how many of each there are."""
+    """What a segment says of itself. `encode_segment` fills in `last`, `commits` and `images`."""
 
     database: Name
     window: SnapshotId
@@ -84,32 +85,36 @@ class SegmentHead(Value, frozen=True):
     anchors: tuple[Anchor, ...] = ()
     gap: Text | None = None
     """Why the window before this one ended; only in the first segment of a window."""
+    last: Annotated[int, Meta(ge=0, le=MAX_COMMIT_NUMBER)] = 0
+    """The number of its last commit in the window."""
     commits: int = 0
+    """How many of the commits `first` to `last` it has: all, unless it was thinned."""
     images: int = 0
-
-    @property
-    def last(self) -> int:
-        """The number of its last commit in the window."""
-        return self.first + self.commits - 1
 
 
 class Commit(NamedTuple):
     """One commit: when it was seen (milliseconds since 1970, UTC), the size of the database after it, and its pages.
 
-    `images` has the last version of each page, in the order of `pages`, which ascend strictly.
+    `images` has the last version of each page, in the order of `pages`, which ascend strictly. `others` is how many
+    commits before it were left out, whose pages are among its own.
     """
 
     seen_at_ms: int
     page_count: int
     pages: tuple[int, ...]
     images: bytes
+    others: int = 0
 
 
 class SeenCommit(NamedTuple):
-    """A commit of a segment without its pages: when it was seen, in ms, and how many pages the database had then."""
+    """A commit of a segment without its pages: when it was seen, in ms, and how many pages the database had then.
+
+    `offset` is its number in the window less that of the first commit of the segment.
+    """
 
     seen_at_ms: int
     page_count: int
+    offset: int
 
 
 class Changes(NamedTuple):
@@ -140,40 +145,66 @@ class Segment:
         return self.head.last
 
     @property
+    def is_thinned(self) -> bool:
+        """Whether commits were left out: of these, only the pages are there, as those of later ones."""
+        return self.head.commits < self.last - self.first + 1
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of its commits in the window, ascending; the last one is `last`."""
+        return [self.first + commit.offset for commit in self.commits]
+
+    @property
     def image_bytes(self) -> int:
         """The size of all its page images."""
         return len(self._images)
 
+    def index_of(self, number: int) -> int:
+        """Return the index of the first commit whose number in the window is `number` or above, up to `last`."""
+        return bisect_left(self.commits, number - self.first, key=attrgetter("offset"))
+
     def pages_of(self, number: int) -> tuple[int, ...]:
         """The numbers of the pages that commit `number` (in the window) wrote, ascending."""
-        return tuple(page for page, commit in self._table if commit == number - self.first)
+        index = self.index_of(number)
+        return tuple(page for page, commit in self._table if commit == index)
 
     def with_images(self) -> tuple[Commit, ...]:
         """All of its commits with their pages, as `encode_segment` takes them."""
+        return tuple(self._combined([range(index, index + 1) for index in range(len(self.commits))]))
+
+    def thinned(self, step_ms: int) -> tuple[Commit, ...]:
+        """Its commits as `with_images` gives them, but of those within the same `step_ms` only the last."""
+        runs = []
+        for _, run in groupby(range(len(self.commits)), key=lambda index: self.commits[index].seen_at_ms // step_ms):
+            first, *others = run
+            runs.append(range(first, (others or [first])[-1] + 1))
+        return tuple(self._combined(runs))
+
+    def _combined(self, runs: Sequence[range]) -> Iterator[Commit]:
+        """Yield one commit for each of `runs` of indices, which follow each other: the last, with the pages of all."""
         size = self.head.page_size
-        places: list[list[int]] = [[] for _ in self.commits]
-        for place, (_, commit) in enumerate(self._table):
-            places[commit].append(place)
-        return tuple(
-            Commit(
-                *commit,
-                tuple(self._table[place][0] for place in of_commit),
-                b"".join([self._images[place * size : (place + 1) * size] for place in of_commit]),
-            )
-            for commit, of_commit in zip(self.commits, places, strict=True)
-        )
+        run_of = [place for place, run in enumerate(runs) for _ in run]
+        newest: list[dict[int, int]] = [{} for _ in runs]
+        for place, (page, commit) in enumerate(self._table):
+            newest[run_of[commit]][page] = place
+        before = -1
+        for run, places in zip(runs, newest, strict=True):
+            seen_at_ms, page_count, offset = self.commits[run[-1]]
+            images = b"".join([self._images[place * size : (place + 1) * size] for place in places.values()])
+            yield Commit(seen_at_ms, page_count, tuple(places), images, offset - before - 1)
+            before = offset
 
     def changes(self, after: int, until: int) -> Changes:
-        """The last version of each page in the commits `after + 1` to `until`, by their numbers in the window."""
-        low, high = after - self.first, until - self.first
-        newest = {page: place for place, (page, commit) in enumerate(self._table) if low < commit <= high}
+        """The last version of each page in the commits above `after`, up to `until`, by their numbers in the window."""
+        low, high = self.index_of(after + 1), self.index_of(until + 1)
+        newest = {page: place for place, (page, commit) in enumerate(self._table) if low <= commit < high}
         size = self.head.page_size
         images = (self._images[place * size : (place + 1) * size] for place in newest.values())
         return Changes(tuple(newest), b"".join(images))
 
 
 def encode_segment(head: SegmentHead, commits: Sequence[Commit], *, level: int) -> bytes:
-    """Return one segment object with `commits`, which continue each other. The counts of `head` are filled in.
+    """Return one segment object with `commits`, which continue each other. What `head` says of them is filled in.
 
     `level` is that of zstd. `SEGMENT_LEVEL` suits what a web service commits.
     Releases the interpreter lock while it compresses. Raises `FormatError` rather than return a segment that
@@ -185,13 +216,15 @@ def encode_segment(head: SegmentHead, commits: Sequence[Commit], *, level: int) 
     images = sorted(
         (page, index, place) for index, commit in enumerate(commits) for place, page in enumerate(commit.pages)
     )
-    counted = msgspec.structs.replace(head, commits=len(commits), images=len(images))
+    offsets = [*accumulate((commit.others + 1 for commit in commits), initial=-1)][1:]
+    last = head.first + offsets[-1] if offsets else 0
+    counted = msgspec.structs.replace(head, last=last, commits=len(commits), images=len(images))
     encoded = msgspec.json.encode(values_of(counted))
     content = b"".join(
         (
             _LENGTH.pack(len(encoded)),
             encoded,
-            *(_pack_commit(commit) for commit in commits),
+            *(_pack_commit(commit, offset) for commit, offset in zip(commits, offsets, strict=True)),
             *(_IMAGE.pack(page, index) for page, index, _ in images),
             *(memoryview(commits[index].images)[place * size : (place + 1) * size] for _, index, place in images),
         )
@@ -201,9 +234,9 @@ def encode_segment(head: SegmentHead, commits: Sequence[Commit], *, level: int) 
     return _PREFIX.pack(_SKIPPABLE_MAGIC, _FRAME_BYTES, _TAG, FORMAT_VERSION) + compressor.compress(content)
 
 
-def _pack_commit(commit: Commit) -> bytes:
+def _pack_commit(commit: Commit, offset: int) -> bytes:
     try:
-        return _COMMIT.pack(commit.seen_at_ms, commit.page_count)
+        return _COMMIT.pack(commit.seen_at_ms, commit.page_count, offset)
     except struct.error as error:
         raise FormatError(f"a commit has numbers out of range: {error}") from error
 
@@ -252,7 +285,7 @@ def _parse(content: bytes) -> Segment:
     view = memoryview(content)
     commits = tuple(map(SeenCommit._make, _COMMIT.iter_unpack(view[start:table_start])))
     table = tuple(_IMAGE.iter_unpack(view[table_start:images_start]))
-    _reject_odd_commits(commits)
+    _reject_odd_commits(commits, head)
     _reject_odd_table(table, head)
     return Segment(head, commits, table, view[images_start:])
 
@@ -269,14 +302,20 @@ def _parse_head(content: bytes) -> tuple[SegmentHead, int]:
     if not is_page_size(head.page_size):
         raise FormatError(f"page_size: {head.page_size} is not a page size")
     # A commit writes at least one page, which bounds what commits take in memory.
-    if not 1 <= head.commits <= head.images or head.last > MAX_COMMIT_NUMBER:
-        raise FormatError(f"{head.commits} commits from {head.first} on with {head.images} images are out of range")
+    if not 1 <= head.commits <= min(head.images, head.last - head.first + 1):
+        raise FormatError(
+            f"{head.commits} commits from {head.first} to {head.last} with {head.images} images are out of range"
+        )
     if any(not anchor.after <= anchor.by <= head.last for anchor in head.anchors):
         raise FormatError(f"an anchor is not within the commits up to {head.last}")
     return head, end
 
 
-def _reject_odd_commits(commits: Sequence[SeenCommit]) -> None:
+def _reject_odd_commits(commits: Sequence[SeenCommit], head: SegmentHead) -> None:
+    if any(before.offset >= after.offset for before, after in pairwise(commits)):
+        raise FormatError("the numbers of commits do not ascend strictly")
+    if head.first + commits[-1].offset != head.last:
+        raise FormatError(f"its last commit is {head.first + commits[-1].offset}, and its head says {head.last}")
     if any(before.seen_at_ms > after.seen_at_ms for before, after in pairwise(commits)):
         raise FormatError("a commit was seen before the one that it follows")
     if commits[-1].seen_at_ms > _LAST_MILLISECOND:

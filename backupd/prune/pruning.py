@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from contextlib import suppress
 from datetime import UTC, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -12,7 +14,7 @@ from backupd.concurrency import Pace
 from backupd.errors import BackupdError, DamageError, IdentityNeededError, NoSuchObjectError, UnsupportedFormatError
 from backupd.format import FormatError, NewerFormatError
 from backupd.format.records import EMPTY_RETENTION_RECORD, MAX_RECORD_BYTES, Accepted, CheckOutcome, RetentionRecord
-from backupd.prune.segments import covered, expired, merge, mergeable, remove_covered
+from backupd.prune.segments import covered, expired, lasting_windows, merge, mergeable, remove_covered, thinnable
 from backupd.prune.sweep import StoreClock, Sweep
 from backupd.prune.trash import LOCK_SECONDS, bring_back, move_to_trash, purge, unmark_undeleted
 from backupd.repository.proofs import Proofs
@@ -22,7 +24,7 @@ from backupd.state import failed_snapshot
 from backupd.store.keys import RecordKind, retention_key
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from backupd.config import RetentionSettings
@@ -103,6 +105,7 @@ class PruneResult(msgspec.Struct, frozen=True, kw_only=True):
 _NO_OPTIONS = PruneOptions()
 _BEFORE_FIRST_COMMIT = timedelta(hours=1)
 """How much longer than commits snapshots are kept, so that the first commits have one before them."""
+_FIRST_IN_WINDOW = 2
 
 
 def prune(
@@ -206,7 +209,7 @@ class _Pruning:
         self._hold = failure or doubt
         if self._hold is None:
             self._remove()
-            self._remove_segments(holdings, policy.commits)
+            self._remove_segments(holdings, policy)
         holdings.require_readable_trash()
         # After a failed snapshot space may be what is missing, and what is in the trash was removed before that. But
         # while the newest snapshot is in doubt, what lies in the trash may be wanted back.
@@ -216,7 +219,8 @@ class _Pruning:
         self._sweep = Sweep(self._archive, self._clock, self._pace, grace=policy.grace, now=self._now)
         self._sweep.run(holdings, is_dry_run=self._options.is_dry_run)
         self._archive.forget_records(holdings.listing)
-        self._merge_segments(holdings)
+        has_minutes = self._hold is None and policy.minutes > policy.commits
+        self._merge_segments(holdings, policy.commits if has_minutes else None)
 
     def _decided(self, holdings: Holdings) -> list[Decision]:
         manifests = holdings.history.manifests
@@ -234,9 +238,10 @@ class _Pruning:
         decisions = decide(
             manifests, policy, now=self._now, known=self._known, undeleted=holdings.listing.undeleted.keys()
         )
-        if not unknown:
-            return decisions
-        return [_kept_anyway(decision) if decision.manifest.id in unknown else decision for decision in decisions]
+        anyway = dict.fromkeys(unknown, "perhaps proven, the record is damaged")
+        if policy is not None and not policy.is_empty and policy.minutes > policy.commits:
+            anyway |= dict.fromkeys(_beginnings(holdings), "a recovery window begins with it")
+        return [_kept_anyway(each, reason) if (reason := anyway.get(each.manifest.id)) else each for each in decisions]
 
     def _with_shrink(self, holdings: Holdings, record: RetentionRecord) -> RetentionRecord:
         """Add to `record` that the database has shrunk, which holds until it is accepted, or the acceptance."""
@@ -259,9 +264,9 @@ class _Pruning:
         else:
             self._left += move_to_trash(self._archive, reasons, self._removed, self._pace, now=self._now)
 
-    def _remove_segments(self, holdings: Holdings, keep: timedelta) -> None:
+    def _remove_segments(self, holdings: Holdings, policy: RetentionSettings) -> None:
         """Delete segments that are too old. Nothing depends on them, so that they need no trash."""
-        due = expired(holdings.listing.segments, self._clock, keep)
+        due = expired(holdings.listing.segments, self._clock, commits=policy.commits, minutes=policy.minutes)
         if self._options.is_dry_run:
             self._expired = due
         else:
@@ -271,23 +276,36 @@ class _Pruning:
         self._archive.delete_segment(segment)
         self._expired.append(segment)
 
-    def _merge_segments(self, holdings: Holdings) -> None:
-        """Merge small segments. One that is damaged or cannot be decrypted stays, with its neighbours."""
+    def _merge_segments(self, holdings: Holdings, thinned_after: timedelta | None) -> None:
+        """Merge small segments, and thin those that were stored so long ago; None thins nothing.
+
+        One that is damaged or cannot be decrypted stays, with its neighbours.
+        """
         if self._options.is_dry_run:
             return
         left = _without(holdings.listing.segments, self._expired)
         doubles = [*covered(left, self._clock)]
-        self._left += self._pace.each(self._remove_covered, doubles, at_once=1)
+
+        def may_thin(segment: StoredSegment) -> bool:
+            return thinned_after is not None and self._clock.is_older(segment.stored, thinned_after)
+
+        self._left += self._pace.each(partial(self._remove_covered, may_thin=may_thin), doubles, at_once=1)
         left = _without(left, [segment for _, segments in doubles for segment in segments])
+        if thinned_after is not None:
+            old = [*thinnable(left, self._clock, thinned_after)]
+            self._left += self._pace.each(partial(self._merge, thins=True), old, at_once=1)
+            left = _without(left, [segment for group in old for segment in group])
         self._left += self._pace.each(self._merge, mergeable(left, self._clock), at_once=1)
 
-    def _remove_covered(self, double: tuple[StoredSegment, list[StoredSegment]]) -> None:
+    def _remove_covered(
+        self, double: tuple[StoredSegment, list[StoredSegment]], *, may_thin: Callable[[StoredSegment], bool]
+    ) -> None:
         with suppress(DamageError, IdentityNeededError):
-            remove_covered(self._archive, *double)
+            remove_covered(self._archive, *double, may_thin)
 
-    def _merge(self, group: Sequence[StoredSegment]) -> None:
+    def _merge(self, group: Sequence[StoredSegment], *, thins: bool = False) -> None:
         with suppress(DamageError, IdentityNeededError):
-            merge(self._archive, group)
+            merge(self._archive, group, thins=thins)
 
     def _purge(self, holdings: Holdings, grace: timedelta) -> None:
         """Delete trash entries whose grace is over, except those of snapshots that are there or are coming back.
@@ -332,9 +350,21 @@ def _without(
     return {window: [each for each in segments if each not in removed] for window, segments in windows.items()}
 
 
-def _kept_anyway(decision: Decision) -> Decision:
+def _beginnings(holdings: Holdings) -> Iterator[SnapshotId]:
+    """Yield the first snapshots in each recovery window that lasts: commits of it are restored from one of them.
+
+    That is the one that the daemon takes when a window begins; one by hand, which has no place in the window, may come
+    before it.
+    """
+    ids = sorted(each.id for each in holdings.history.manifests)
+    for window in lasting_windows(holdings.listing.segments):
+        first = bisect_left(ids, window.taken_at, key=lambda each: each.taken_at)
+        yield from ids[first : first + _FIRST_IN_WINDOW]
+
+
+def _kept_anyway(decision: Decision, reason: str) -> Decision:
     reasons = decision.reasons if decision.is_kept else ()
-    return Decision(decision.manifest, is_kept=True, reasons=(*reasons, "perhaps proven, the record is damaged"))
+    return Decision(decision.manifest, is_kept=True, reasons=(*reasons, reason))
 
 
 def _read_record(holdings: Holdings) -> RetentionRecord:

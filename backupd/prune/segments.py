@@ -1,11 +1,13 @@
-"""Segments that are old: small ones of one quarter of an hour become one, and those of another day are removed.
+"""Segments that are old: small ones of a quarter of an hour become one; a day later they are thinned, and then removed.
 
-A merged segment has every commit of those that it stands for, which are deleted when a listing shows it. A reader takes
-any of them meanwhile. FORMAT.md, "Segments", says why nothing else depends on one.
+A merged segment has every commit of those that it stands for, a thinned one the last of each minute. Those are deleted
+when a listing shows it. A reader takes any of them meanwhile. FORMAT.md, "Segments", says why nothing else depends on
+one.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -15,10 +17,10 @@ from backupd.format.segment import SEGMENT_LEVEL, encode_segment
 from backupd.store.keys import segments_prefix
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from backupd.format import SnapshotId
-    from backupd.format.segment import Segment
+    from backupd.format.segment import Commit, SegmentHead
     from backupd.prune.sweep import StoreClock
     from backupd.repository.archive import Archive
     from backupd.repository.history import StoredSegment
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     Windows = Mapping[SnapshotId, Sequence[StoredSegment]]
 
 _SPAN = timedelta(minutes=15)
+_THINNED_SPAN = timedelta(hours=6)
+_LEAST_WINDOW = timedelta(hours=1)
+_MINUTE_MS = 60_000
 _SETTLED_AFTER = timedelta(minutes=2)
 """A segment may come late: the store was down, or another one is still on its way."""
 _SMALL_BYTES = 256 << 10
@@ -33,9 +38,39 @@ _MOST_IMAGE_BYTES = 32 << 20
 """How many bytes of page images a merged segment may have: a reader of one commit holds all of them."""
 
 
-def expired(windows: Windows, clock: StoreClock, keep: timedelta) -> list[StoredSegment]:
-    """Return the segments that were stored longer than `keep` ago, by the store's clock."""
-    return [segment for window in windows.values() for segment in window if clock.is_older(segment.stored, keep)]
+def expired(windows: Windows, clock: StoreClock, *, commits: timedelta, minutes: timedelta) -> list[StoredSegment]:
+    """Return the segments that were stored too long ago, by the store's clock: `commits`, or if thinned, `minutes`."""
+    return [
+        segment
+        for window in windows.values()
+        for segment in window
+        if clock.is_older(segment.stored, minutes if _lasts(window) and minutes > commits else commits)
+    ]
+
+
+def thinnable(windows: Windows, clock: StoreClock, commits: timedelta) -> Iterator[list[StoredSegment]]:
+    """Yield the segments of one span, when all of them were stored longer than `commits` ago, unless they are thinned.
+
+    What was put so long after its last commit was seen is thinned already.
+    """
+    for window in windows.values():
+        if not _lasts(window):
+            continue
+        for group in _neighbours(window, _THINNED_SPAN, most_bytes=None):
+            is_due = all(clock.is_older(segment.stored, commits) for segment in group)
+            if is_due and any(each.stored.modified_at - each.key.seen_at < commits for each in group):
+                yield group
+
+
+def lasting_windows(windows: Windows) -> list[SnapshotId]:
+    """Return the windows that are long enough to be thinned: a snapshot from which they begin is worth its space."""
+    return [window for window, segments in windows.items() if _lasts(segments)]
+
+
+def _lasts(segments: Sequence[StoredSegment]) -> bool:
+    """Whether a window is long enough. An application that closes its log all the time leaves one after the other."""
+    times = [segment.key.seen_at for segment in segments]
+    return bool(times) and max(times) - min(times) >= _LEAST_WINDOW
 
 
 def covered(windows: Windows, clock: StoreClock) -> Iterator[tuple[StoredSegment, list[StoredSegment]]]:
@@ -51,32 +86,40 @@ def covered(windows: Windows, clock: StoreClock) -> Iterator[tuple[StoredSegment
         yield from by_cover.items()
 
 
-def remove_covered(archive: Archive, cover: StoredSegment, segments: Sequence[StoredSegment]) -> None:
+def remove_covered(
+    archive: Archive,
+    cover: StoredSegment,
+    segments: Sequence[StoredSegment],
+    may_thin: Callable[[StoredSegment], bool],
+) -> None:
     """Delete those of `segments` that say nothing which their cover does not, after all were read and found whole.
 
-    Raises what `Archive.segment` raises.
+    A cover that was thinned lacks commits, which may go where `may_thin` says so. Raises what `Archive.segment` raises.
     """
-    anchors = {*archive.segment(cover).head.anchors}
+    whole = archive.segment(cover)
+    anchors, numbers = {*whole.head.anchors}, {*whole.numbers}
     for stored in segments:
-        if anchors.issuperset(archive.segment(stored).head.anchors):
+        segment = archive.segment(stored)
+        if anchors.issuperset(segment.head.anchors) and (numbers.issuperset(segment.numbers) or may_thin(stored)):
             archive.delete_segment(stored)
 
 
 def mergeable(windows: Windows, clock: StoreClock) -> Iterator[list[StoredSegment]]:
     """Yield small segments that continue each other and can become one: those of one span, when it is over."""
     for window in windows.values():
-        for group in _neighbours(window):
+        for group in _neighbours(window, _SPAN, most_bytes=_SMALL_BYTES):
             if len(group) > 1 and all(clock.is_older(segment.stored, _SPAN + _SETTLED_AFTER) for segment in group):
                 yield group
 
 
-def merge(archive: Archive, group: Sequence[StoredSegment]) -> None:
+def merge(archive: Archive, group: Sequence[StoredSegment], *, thins: bool = False) -> None:
     """Put fewer segments in the place of those in `group`, which continue each other. Repeatable after a failure.
 
-    One merged segment is in memory at a time. Raises `DamageError`, and deletes nothing, when one of them is damaged;
-    `IdentityNeededError` when it cannot be decrypted here; and the errors of `Store`.
+    With `thins`, they have the last commit of each minute of the segments that they stand for. One merged segment is in
+    memory at a time. Raises `DamageError`, and deletes nothing, when one of them is damaged; `IdentityNeededError` when
+    it cannot be decrypted here; and the errors of `Store`.
     """
-    merged = {str(archive.put_segment(_joined(segments))): part for part, segments in _parts(archive, group)}
+    merged = {str(archive.put_segment(part.encoded())): part.stored for part in _parts(archive, group, thins=thins)}
     if not merged:
         return
     prefix = f"{segments_prefix(archive.database)}{group[0].key.window}/"
@@ -85,45 +128,64 @@ def merge(archive: Archive, group: Sequence[StoredSegment]) -> None:
             archive.delete_segment(stored)
 
 
-def _parts(archive: Archive, group: Sequence[StoredSegment]) -> Iterator[tuple[list[StoredSegment], list[Segment]]]:
-    """Read a group, and divide it where the images become too many for one segment. One alone is left as it is."""
-    part: list[StoredSegment] = []
-    segments: list[Segment] = []
+@dataclass(slots=True)
+class _Part:
+    """What becomes one segment: the segments that it stands for, their heads, and their commits."""
+
+    stored: list[StoredSegment] = field(default_factory=list)
+    heads: list[SegmentHead] = field(default_factory=list)
+    commits: list[Commit] = field(default_factory=list)
+    image_bytes: int = 0
+
+    def encoded(self) -> bytes:
+        # A snapshot may be the state at two places: either may be the only base of some commits.
+        anchors = dict.fromkeys(anchor for head in self.heads for anchor in head.anchors)
+        head = replace(self.heads[0], anchors=tuple(anchors))
+        return encode_segment(head, self.commits, level=SEGMENT_LEVEL)
+
+
+def _parts(archive: Archive, group: Sequence[StoredSegment], *, thins: bool) -> Iterator[_Part]:
+    """Read a group, and divide it where the images become too many for one segment.
+
+    One segment alone is left as it is, unless it is thinned.
+    """
+    part = _Part()
     for stored in group:
         segment = archive.segment(stored)
-        if segments and sum(each.image_bytes for each in segments) + segment.image_bytes > _MOST_IMAGE_BYTES:
-            if len(part) > 1:
-                yield part, segments
-            part, segments = [], []
-        part.append(stored)
-        segments.append(segment)
-    if len(part) > 1:
-        yield part, segments
+        commits = segment.thinned(_MINUTE_MS) if thins else segment.with_images()
+        image_bytes = sum(len(commit.images) for commit in commits)
+        if part.stored and part.image_bytes + image_bytes > _MOST_IMAGE_BYTES:
+            if thins or len(part.stored) > 1:
+                yield part
+            part = _Part()
+        part.stored.append(stored)
+        part.heads.append(segment.head)
+        part.commits += commits
+        part.image_bytes += image_bytes
+    if thins or len(part.stored) > 1:
+        yield part
 
 
-def _joined(parts: Sequence[Segment]) -> bytes:
-    # A snapshot may be the state at two places: either may be the only base of some commits.
-    anchors = dict.fromkeys(anchor for part in parts for anchor in part.head.anchors)
-    head = replace(parts[0].head, anchors=tuple(anchors))
-    return encode_segment(head, [commit for part in parts for commit in part.with_images()], level=SEGMENT_LEVEL)
-
-
-def _neighbours(segments: Iterable[StoredSegment]) -> Iterator[list[StoredSegment]]:
+def _neighbours(
+    segments: Iterable[StoredSegment], span: timedelta, *, most_bytes: int | None
+) -> Iterator[list[StoredSegment]]:
     """Divide segments, in their order, into those that are small, of one span, and continue each other."""
     group: list[StoredSegment] = []
     for stored in segments:
-        fits = stored.size_bytes < _SMALL_BYTES
-        if group and not (fits and _continues(group[-1], stored)):
+        fits = most_bytes is None or stored.size_bytes < most_bytes
+        if group and not (fits and _continues(group[-1], stored, span)):
             yield group
             group = []
         if fits:
             group.append(stored)
-    yield group
+    if group:
+        yield group
 
 
-def _continues(before: StoredSegment, stored: StoredSegment) -> bool:
-    return before.key.last + 1 == stored.key.first and _span_of(before) == _span_of(stored)
+def _continues(before: StoredSegment, stored: StoredSegment, span: timedelta) -> bool:
+    return before.key.last + 1 == stored.key.first and _number_of(before, span) == _number_of(stored, span)
 
 
-def _span_of(stored: StoredSegment) -> float:
-    return stored.key.seen_at.timestamp() // _SPAN.total_seconds()
+def _number_of(stored: StoredSegment, span: timedelta) -> float:
+    """Return the number of the span in which the last commit was seen, since 1970."""
+    return stored.key.seen_at.timestamp() // span.total_seconds()

@@ -19,7 +19,7 @@ from backupd.repository.references import find_snapshot, parse_reference
 from backupd.repository.windows import read_continuity, recovery_windows, usable_anchors
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from typing import Self
 
     from backupd.format import SnapshotId
@@ -223,12 +223,12 @@ def _last_commit(archive: Archive, windows: Sequence[RecoveryWindow], at: dateti
             segment = archive.segment(stored)
             count = bisect_right(segment.commits, at, key=lambda commit: _time(commit.seen_at_ms))
             if count:
-                return place, _facts(segment, segment.first + count - 1)
+                return place, _facts(segment, count - 1)
     return None
 
 
-def _facts(segment: Segment, number: int) -> CommitFacts:
-    commit = segment.commits[number - segment.first]
+def _facts(segment: Segment, index: int) -> CommitFacts:
+    commit, number = segment.commits[index], segment.first + segment.commits[index].offset
     return CommitFacts(number, _time(commit.seen_at_ms), commit.page_count, segment.pages_of(number))
 
 
@@ -326,7 +326,8 @@ def _first_restorable(archive: Archive, window: RecoveryWindow, snapshots: Colle
     for stored in window.segments[start:]:
         if usable := usable_anchors(window, archive.segment(stored), snapshots):
             number = max(window.first, min(anchor.by for anchor in usable))
-            return _facts(archive.segment(window.segments[window.place_of(number)]), number).seen_at
+            holding = archive.segment(window.segments[window.place_of(number)])
+            return _facts(holding, holding.index_of(number)).seen_at
     return None
 
 
@@ -340,13 +341,23 @@ def commits_around(archive: Archive, listing: Listing, at: datetime, *, most: in
     if found is None:
         return []
     window, number = windows[found[0]], found[1].number
-    wanted = range(max(window.first, number - most + 1), min(window.last, number + most) + 1)
-    places = range(window.place_of(wanted.start), window.place_of(wanted.stop - 1) + 1)
-    facts = {}
-    for segment in (archive.segment(window.segments[place]) for place in places):
-        for each in range(max(segment.first, wanted.start), min(segment.last + 1, wanted.stop)):
-            facts[each] = _facts(segment, each)
-    return [facts[each] for each in wanted]
+    place = window.place_of(number)
+    before = _some_facts(archive, reversed(window.segments[: place + 1]), range(number, 0, -1), most)
+    after = _some_facts(archive, window.segments[place:], range(number + 1, window.last + 1), most)
+    return [*reversed(before), *after]
+
+
+def _some_facts(archive: Archive, segments: Iterable[StoredSegment], wanted: range, most: int) -> list[CommitFacts]:
+    """Return the first `most` commits in the range `wanted`, in its order, which is that of `segments` too."""
+    found: dict[int, CommitFacts] = {}
+    for stored in segments:
+        if len(found) == most:
+            break
+        segment = archive.segment(stored)
+        numbers = [number for number in segment.numbers if number in wanted and number not in found]
+        for number in sorted(numbers, reverse=wanted.step < 0)[: most - len(found)]:
+            found[number] = _facts(segment, segment.index_of(number))
+    return [*found.values()]
 
 
 def find_restore_point(

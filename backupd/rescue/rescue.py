@@ -633,13 +633,14 @@ def read_pack(data: bytes, page_size: int, entry: dict[str, Any]) -> Pack:
 
 
 class Segment(NamedTuple):
-    """A segment: its head, its commits (time in milliseconds, pages of the database), and its page images.
+    """A segment: its head, its commits (time in milliseconds, pages of the database, number), and its page images.
 
-    `table` has page number and index of the commit of each image.
+    The number of a commit is counted from that of the first one in the head. `table` has page number and index of the
+    commit of each image.
     """
 
     head: dict[str, Any]
-    commits: list[tuple[int, int]]
+    commits: list[tuple[int, int, int]]
     table: list[tuple[int, int]]
     images: memoryview
 
@@ -660,7 +661,7 @@ def read_segment(repository: Repository, name: SegmentName, identity: str | None
 def reject_other_segment(segment: Segment, name: SegmentName) -> None:
     """Raise unless `segment` is the one that its name says."""
     head = segment.head
-    place = (head["database"], head["window"], head["first"], head["first"] + head["commits"] - 1)
+    place = (head["database"], head["window"], head["first"], head["last"])
     if place != name[1:5] or id_time(segment.commits[-1][0]) != name.seen_at:
         raise Failure("it is not the one that its name says")
 
@@ -680,16 +681,18 @@ def parsed_segment(data: bytes) -> Segment:
         raise Failure("its head is too long")
     head = parsed("the head of the segment", bytes(content[4:start]))
     reject_invalid_head(head)
-    table_start = start + 12 * head["commits"]
+    table_start = start + 16 * head["commits"]
     images_start = table_start + 8 * head["images"]
     if images_start + head["images"] * head["page_size"] != size:
         raise Failure("its content has another size than its head says")
-    commits = list(struct.iter_unpack("<QI", content[start:table_start]))
+    commits = list(struct.iter_unpack("<QII", content[start:table_start]))
     table = list(struct.iter_unpack("<II", content[table_start:images_start]))
-    times = [seen_at for seen_at, _ in commits]
-    if times != sorted(times) or times[-1] > 253402300799999:
+    times, page_counts, numbers = ([commit[i] for commit in commits] for i in range(3))
+    if times != sorted(times) or times[-1] > 253402300799999 or numbers != sorted(set(numbers)):
         raise Failure("its commits are out of order")
-    if not all(1 <= page_count <= MAX_IMAGE_PAGES for _, page_count in commits):
+    if head["first"] + numbers[-1] != head["last"]:
+        raise Failure("its last commit is not the one that its head says")
+    if not all(1 <= page_count <= MAX_IMAGE_PAGES for page_count in page_counts):
         raise Failure("a commit has a number of pages that is out of range")
     if table != sorted(set(table)) or not 1 <= table[0][0] <= table[-1][0] <= MAX_IMAGE_PAGES:
         raise Failure("its images are out of order")
@@ -704,13 +707,14 @@ def reject_invalid_head(head: dict[str, Any]) -> None:
     field(head, "database", str, form=DATABASE)
     field(head, "window", str, form=SNAPSHOT_ID)
     first, page_size = field(head, "first", int, 1, 10**12), field(head, "page_size", int)
+    last = field(head, "last", int, first, 10**12)
     images = field(head, "images", int, 1, MAX_SEGMENT_IMAGE_BYTES // 512 + 1)
-    last = first + field(head, "commits", int, 1, images + 1) - 1
+    field(head, "commits", int, 1, min(images, last - first + 1) + 1)
     if page_size not in [512 << shift for shift in range(8)] or images * page_size > MAX_SEGMENT_IMAGE_BYTES:
         raise Failure("its page size or its number of images is out of range")
     anchors = head.setdefault("anchors", [])
-    if not isinstance(anchors, list) or last >= 10**12:
-        raise Failure("its head is out of range")
+    if not isinstance(anchors, list):
+        raise Failure("its anchors are not a list")
     for anchor in anchors:
         if not isinstance(anchor, dict):
             raise Failure("an anchor is not an object")
@@ -740,11 +744,11 @@ def replay_until(
         end = sum(name.seen_at <= id_time(at) for name in chain)
         for name in reversed(chain[max(0, end - 1) : end + 1]):
             segment = read_segment(repository, name, identity)
-            count = sum(seen_at <= at for seen_at, _ in segment.commits)
+            count = sum(seen_at <= at for seen_at, _, _ in segment.commits)
             if not count:
                 continue
-            seen_at, page_count = segment.commits[count - 1]
-            until = name.first + count - 1
+            seen_at, page_count, number = segment.commits[count - 1]
+            until = name.first + number
             found = find_base(repository, snapshots, chain, until, identity)
             if found is None:
                 raise Failure(f"no snapshot here can begin the commit of {id_time(seen_at)}", hint, NO_SUCH_SNAPSHOT)
@@ -766,7 +770,9 @@ def reject_broken(repository: Repository, name: SegmentName, until: int) -> None
         return  # no check, or a record that says nothing
     if is_broken and until > after:
         hint = f"restore a snapshot: python3 rescue.py lists them; to have that commit anyway, move {key} away"
-        raise Failure(f"a check found that commits after {after} of window {name.window} are not what was committed", hint)
+        raise Failure(
+            f"a check found that commits after {after} of window {name.window} are not what was committed", hint
+        )
 
 
 def find_base(
@@ -843,7 +849,8 @@ class Image:
             if segment.head["page_size"] != size or name.first > after + 1:
                 raise Failure(f"segment {name.key} does not continue what comes before it")
             low, high = after - name.first, replay.until - name.first
-            newest = {page: i for i, (page, commit) in enumerate(segment.table) if low < commit <= high}
+            chosen = {i for i, (_, _, number) in enumerate(segment.commits) if low < number <= high}
+            newest = {page: i for i, (page, commit) in enumerate(segment.table) if commit in chosen}
             for page, i in newest.items():
                 if page <= replay.page_count:
                     image = bytes(segment.images[i * size : (i + 1) * size])

@@ -63,15 +63,18 @@ def replay_steps(
 ) -> Iterator[ReplayStep]:
     """Yield what the commits from `after + 1` to the last of `stops` change, with a step that ends at each of `stops`.
 
-    `stops` ascend; a step ends with each of `segments`, too. Raises `DamageError` when a commit is missing, and what
-    `Archive.segment` raises.
+    `stops` ascend; a step ends with each of `segments`, too. Raises `DamageError` when a commit is missing, or was left
+    out that is one of `stops`, and what `Archive.segment` raises.
     """
     for stored, segment in zip(segments, read_segments(archive, segments), strict=True):
         if segment.head.page_size != page_size or segment.first > after + 1:
             raise DamageError(f"segment {stored.key} in {archive.url} does not continue what comes before it")
         for until in (*(stop for stop in stops if stop < segment.last), min(segment.last, stops[-1])):
             if until > after:
-                page_count = segment.commits[until - segment.first].page_count
+                index = segment.index_of(until)
+                if segment.first + segment.commits[index].offset != until:
+                    raise DamageError(f"segment {stored.key} in {archive.url} does not have commit {until}")
+                page_count = segment.commits[index].page_count
                 yield ReplayStep(until, page_count, segment.changes(after, until))
                 after = until
     if after < stops[-1]:

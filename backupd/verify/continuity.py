@@ -129,6 +129,8 @@ class _Check:
         anchors: list[Anchor] = []
         for segment in read_segments(self._archive, [*reversed(segments)]):
             self._should_stop()
+            if segment.is_thinned:  # the state of a snapshot may be that after a commit that was left out
+                break
             size = segment.head.page_size
             usable = usable_anchors(window, segment, snapshots)
             anchors += (each for each in usable if snapshots[each.snapshot].page_size == size)

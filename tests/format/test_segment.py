@@ -52,9 +52,9 @@ def test_a_segment_says_what_its_commits_are():
     """Head, times, sizes of the database and pages of each commit come back."""
     head = replace(_HEAD, anchors=(Anchor(snapshot=_SNAPSHOT, after=4, by=6),), gap="the log was truncated")
     segment = decode_segment(encode_segment(head, _COMMITS, level=3))
-    assert segment.head == replace(head, commits=3, images=7)
+    assert segment.head == replace(head, last=7, commits=3, images=7)
     assert (segment.first, segment.last) == (5, 7)
-    assert segment.commits == tuple((each.seen_at_ms, each.page_count) for each in _COMMITS)
+    assert segment.commits == tuple((each.seen_at_ms, each.page_count, index) for index, each in enumerate(_COMMITS))
     assert [segment.pages_of(number) for number in (5, 6, 7)] == [each.pages for each in _COMMITS]
 
 
@@ -74,6 +74,30 @@ def test_changes_are_the_last_version_of_each_page(after: int, until: int, expec
     """Only commits within the limits count, and of those the last that wrote a page."""
     images = b"".join(page(f"page {number} of commit {by}") for number, by in expected.items())
     assert decode_segment(_SEGMENT).changes(after, until) == Changes(tuple(expected), images)
+
+
+def test_a_thinned_segment_has_the_last_commit_of_each_step():
+    """What others of the same step wrote is among its pages; times, numbers and every later state are the same."""
+    numbers = (0, 5, 59_999, 60_000, 200_000)
+    written = [commit(5 + index, 1 + index % 2, 3) for index in range(len(numbers))]
+    start = _NOON - _NOON % 60_000
+    written = [each._replace(seen_at_ms=start + ms) for each, ms in zip(written, numbers, strict=True)]
+    whole = decode_segment(encode_segment(_HEAD, written, level=3))
+    assert not whole.is_thinned
+    kept = whole.thinned(60_000)
+    assert [(each.seen_at_ms - start, each.others, each.pages) for each in kept] == [
+        (59_999, 2, (1, 2, 3)),
+        (60_000, 0, (2, 3)),
+        (200_000, 0, (1, 3)),
+    ]
+    thinned = decode_segment(encode_segment(_HEAD, kept, level=3))
+    assert thinned.is_thinned
+    assert (thinned.first, thinned.last, thinned.numbers) == (5, 9, [7, 8, 9])
+    assert [thinned.index_of(number) for number in range(5, 10)] == [0, 0, 0, 1, 2]
+    assert [thinned.changes(4, until) for until in (7, 8)] == [whole.changes(4, until) for until in (7, 8)]
+    assert thinned.changes(5, 7) == whole.changes(4, 7)  # those of the commits before that were left out, too
+    assert thinned.changes(4, 9) == whole.changes(4, 9)
+    assert thinned.thinned(60_000) == thinned.with_images() == kept
 
 
 commits = st.lists(
@@ -135,10 +159,10 @@ def test_forged_content_is_rejected(noise: bytes, place: int):
 
 def changed(**values: object) -> bytes:
     """The content of a segment of one commit and one page, with other values."""
-    defaults = {"head": b"", "commits": struct.pack("<QI", _NOON, 9), "table": struct.pack("<II", 1, 0)}
+    defaults = {"head": b"", "commits": struct.pack("<QII", _NOON, 9, 0), "table": struct.pack("<II", 1, 0)}
     parts = defaults | {"images": bytes(_SIZE)} | values
     head = parts["head"] or (
-        b'{"format":1,"database":"app","window":"%s","first":5,"page_size":512,"commits":1,"images":1}'
+        b'{"format":1,"database":"app","window":"%s","first":5,"last":5,"page_size":512,"commits":1,"images":1}'
         % _WINDOW.encode()
     )
     assert isinstance(head, bytes)
@@ -174,19 +198,22 @@ def test_the_shortest_content_is_decoded():
         (changed(head=head_with("app", "../app")), "database: "),
         (changed(head=head_with(_WINDOW, "now")), "window: 'now' is not a snapshot id"),
         (changed(head=head_with("512", "500")), "500 is not a page size"),
-        (changed(head=head_with('"commits":1', '"commits":0')), "0 commits from 5 on"),
-        (changed(head=head_with('"commits":1', '"commits":2')), "2 commits from 5 on"),
+        (changed(head=head_with('"commits":1', '"commits":0')), "0 commits from 5 to 5"),
+        (changed(head=head_with('"commits":1', '"commits":2')), "2 commits from 5 to 5"),
         (changed(head=head_with('"images":1', '"images":-1')), "-1 images are out of range"),
         (changed(head=head_with('"images":1', '"images":1000000')), "do not make"),
         (changed(head=head_with('"first":5', '"first":999999999999,"commits":2')), "a key is repeated"),
+        (changed(head=head_with('"last":5', '"last":4')), "from 5 to 4 with"),
+        (changed(head=head_with('"last":5', '"last":6')), "its last commit is 5, and its head says 6"),
+        (changed(commits=struct.pack("<QII", _NOON, 9, 1)), "its last commit is 6, and its head says 5"),
         (changed(head=anchored(_SNAPSHOT, 4, 3)), "an anchor is not within"),
         (changed(head=anchored(_SNAPSHOT, 4, 6)), "an anchor is not within"),
         (changed(head=anchored("x", 4, 5)), "is not a snapshot id"),
         (changed(images=bytes(_SIZE - 1)), "do not make"),
         (changed(images=bytes(_SIZE + 1)), "do not make"),
-        (changed(commits=struct.pack("<QI", _NOON, 0)), "outside 1 to"),
-        (changed(commits=struct.pack("<QI", _NOON, (1 << 26) + 1)), "outside 1 to"),
-        (changed(commits=struct.pack("<QI", (1 << 64) - 1, 9)), "after the year 9999"),
+        (changed(commits=struct.pack("<QII", _NOON, 0, 0)), "outside 1 to"),
+        (changed(commits=struct.pack("<QII", _NOON, (1 << 26) + 1, 0)), "outside 1 to"),
+        (changed(commits=struct.pack("<QII", (1 << 64) - 1, 9, 0)), "after the year 9999"),
         (changed(table=struct.pack("<II", 0, 0)), "page numbers must be from 1"),
         (changed(table=struct.pack("<II", (1 << 26) + 1, 0)), "page numbers must be from 1"),
         (changed(table=struct.pack("<II", 1, 1)), "of a commit beyond the last one"),

@@ -315,15 +315,19 @@ _INVALID_SEGMENTS = {
     "head-first-0": "first: Expected `int` >= 1",
     "head-format-2": "the segment is of format version 2",
     "head-format-text": "format: the segment does not name its version",
-    "head-last-too-high": "2 commits from 999999999999 on with 3 images are out of range",
+    "head-last-too-high": "last: Expected `int` <= 999999999999",
     "head-missing-key": "Object missing required field `window`",
-    "head-more-commits-than-images": "4 commits from 1 on with 3 images are out of range",
-    "head-no-commits": "0 commits from 1 on with 3 images are out of range",
-    "head-no-images": "2 commits from 1 on with 0 images are out of range",
+    "head-more-commits-than-images": "4 commits from 1 to 4 with 3 images are out of range",
+    "head-more-commits-than-numbers": "2 commits from 1 to 1 with 3 images are out of range",
+    "head-no-commits": "0 commits from 1 to 2 with 3 images are out of range",
+    "head-no-images": "2 commits from 1 to 2 with 0 images are out of range",
     "head-not-json": "not JSON: Expecting ',' delimiter",
     "head-page-size-1000": "page_size: 1000 is not a page size",
     "head-repeated-key": "a key is repeated in one object",
     "head-too-long": "is longer than the content or 1 MiB",
+    "head-without-last": "2 commits from 1 to 0 with 3 images are out of range",
+    "number-of-the-last-wrong": "its last commit is 2, and its head says 3",
+    "number-twice": "the numbers of commits do not ascend strictly",
     "head-window-malformed": "window: '20261122' is not a snapshot id",
     "image-twice": "the images do not ascend strictly by page and commit",
     "images-out-of-order": "the images do not ascend strictly by page and commit",
@@ -449,7 +453,7 @@ def test_valid_segments_hold_what_the_script_put_into_them():
     found = decode_segment((_VALID / "segment-minimal.zst").read_bytes())
     assert (found.head.database, str(found.head.window)) == ("app", "20261122T085000000Z-0badcafe")
     assert (found.first, found.last, found.head.page_size) == (1, 2, 512)
-    assert found.commits == ((1795337757123, 2), (1795337758123, 2))
+    assert found.commits == ((1795337757123, 2, 0), (1795337758123, 2, 1))
     first, later, second = (number.to_bytes(4, "big") + bytes(508) for number in (1, 101, 2))
     assert found.changes(0, 1) == ((1, 2), first + second)
     assert found.changes(0, 2) == ((1, 2), later + second)
@@ -458,10 +462,15 @@ def test_valid_segments_hold_what_the_script_put_into_them():
     assert segment("anchor-and-gap") == segment("minimal", anchors=(anchor,), gap="the log was truncated")
     assert segment("unknown-keys", anchors=()) == minimal
     highest = decode_segment((_VALID / "segment-highest-numbers.zst").read_bytes())
-    assert (highest.last, highest.commits) == (10**12 - 1, ((253402300799999, 1 << 26),))
+    assert (highest.last, highest.commits) == (10**12 - 1, ((253402300799999, 1 << 26, 0),))
     assert highest.pages_of(highest.last) == (1 << 26,)
     around = decode_segment((_VALID / "segment-around-the-lock-page.zst").read_bytes())
     assert around.pages_of(1) == (16384, 16386)
+    thinned = decode_segment((_VALID / "segment-thinned.zst").read_bytes())
+    assert (thinned.is_thinned, found.is_thinned) == (True, False)
+    assert (thinned.first, thinned.numbers, thinned.last) == (1, [4, 1 << 32], 1 << 32)
+    assert thinned.changes(0, 4) == found.changes(0, 1)
+    assert thinned.changes(3, 1 << 32) == found.changes(0, 2)
 
 
 def test_the_encrypted_segment_is_decrypted():

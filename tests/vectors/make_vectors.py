@@ -733,16 +733,20 @@ def segment(content: bytes, *, magic: int = MAGIC, size: int = 8, tag: bytes = b
 
 def segment_content(
     head: dict[str, Any] | bytes,
-    commits: list[tuple[int, int]],
+    commits: list[tuple[int, ...]],
     table: list[tuple[int, int]],
     images: bytes,
     *,
     head_bytes: int | None = None,
 ) -> bytes:
-    """The content of a segment: its head, commits (time, pages of the database), and images (page, index of commit)."""
+    """The content of a segment: its head, commits (time, pages of the database), and images (page, index of commit).
+
+    The number of a commit may be given as well, from 0; without it, none was left out.
+    """
     text = head if isinstance(head, bytes) else json.dumps(head, separators=(",", ":")).encode()
     length = struct.pack("<I", len(text) if head_bytes is None else head_bytes)
-    entries = [struct.pack("<QI", *commit) for commit in commits] + [struct.pack("<II", *entry) for entry in table]
+    numbered = [commit if len(commit) == 3 else (*commit, index) for index, commit in enumerate(commits)]
+    entries = [struct.pack("<QII", *commit) for commit in numbered] + [struct.pack("<II", *entry) for entry in table]
     return length + text + b"".join(entries) + images
 
 
@@ -751,11 +755,12 @@ SEGMENT_HEAD: dict[str, Any] = {
     "database": "app",
     "window": WINDOW,
     "first": 1,
+    "last": 2,
     "page_size": 512,
     "commits": 2,
     "images": 3,
 }
-SEGMENT_COMMITS = [(SEEN_AT_MS, 2), (SEEN_AT_MS + 1000, 2)]
+SEGMENT_COMMITS: list[tuple[int, ...]] = [(SEEN_AT_MS, 2), (SEEN_AT_MS + 1000, 2)]
 SEGMENT_TABLE = [(1, 0), (1, 1), (2, 0)]
 SEGMENT_IMAGES = zero_page(1, 512) + zero_page(101, 512) + zero_page(2, 512)
 ANCHOR = {"snapshot": ID_1, "after": 0, "by": 2}
@@ -768,10 +773,11 @@ def small_segment(**values: Any) -> bytes:
 
 def valid_segments() -> dict[str, bytes]:
     """Segments that a reader must read."""
-    highest = SEGMENT_HEAD | {"first": 10**12 - 1, "commits": 1, "images": 1}
+    highest = SEGMENT_HEAD | {"first": 10**12 - 1, "last": 10**12 - 1, "commits": 1, "images": 1}
     later = {"later": [1], "anchors": [ANCHOR | {"later": None}]}
     two = [(number, 0) for number in (16384, 16386)]
-    around = SEGMENT_HEAD | {"page_size": 65536, "commits": 1, "images": 2}
+    around = SEGMENT_HEAD | {"page_size": 65536, "last": 1, "commits": 1, "images": 2}
+    thinned = [(SEEN_AT_MS, 2, 3), (SEEN_AT_MS + 60000, 2, (1 << 32) - 1)]
     return {
         "segment-minimal.zst": small_segment(),
         "segment-anchor-and-gap.zst": small_segment(anchors=[ANCHOR], gap="the log was truncated"),
@@ -781,6 +787,9 @@ def valid_segments() -> dict[str, bytes]:
         ),
         "segment-around-the-lock-page.zst": segment(
             segment_content(around, [(0, 16386)], two, zero_page(1, 65536) + zero_page(2, 65536))
+        ),
+        "segment-thinned.zst": segment(
+            segment_content(SEGMENT_HEAD | {"last": 1 << 32}, thinned, SEGMENT_TABLE, SEGMENT_IMAGES)
         ),
         "segment-minimal.zst.age": age(small_segment()),
     }
@@ -794,14 +803,14 @@ def invalid_segments() -> dict[str, bytes]:
 
     def of(
         head: dict[str, Any] | bytes = SEGMENT_HEAD,
-        commits: list[tuple[int, int]] = SEGMENT_COMMITS,
+        commits: list[tuple[int, ...]] = SEGMENT_COMMITS,
         table: list[tuple[int, int]] = SEGMENT_TABLE,
         images: bytes = SEGMENT_IMAGES,
         **fields: int,
     ) -> bytes:
         return segment(segment_content(head, commits, table, images, **fields))
 
-    late = {"first": 10**12 - 1}
+    late = {"first": 10**12 - 1, "last": 10**12}
     segments = {
         "empty": b"",
         "truncated-prefix": good[:15],
@@ -835,8 +844,12 @@ def invalid_segments() -> dict[str, bytes]:
         "head-no-commits": of(SEGMENT_HEAD | {"commits": 0}, commits=[]),
         "head-no-images": of(SEGMENT_HEAD | {"images": 0}, table=[], images=b""),
         "head-more-commits-than-images": of(
-            SEGMENT_HEAD | {"commits": 4}, commits=[*SEGMENT_COMMITS, *[(SEEN_AT_MS + 1000, 2)] * 2]
+            SEGMENT_HEAD | {"last": 4, "commits": 4}, commits=[*SEGMENT_COMMITS, *[(SEEN_AT_MS + 1000, 2)] * 2]
         ),
+        "head-more-commits-than-numbers": small_segment(last=1),
+        "head-without-last": of(without(SEGMENT_HEAD, "last")),
+        "number-of-the-last-wrong": small_segment(last=3),
+        "number-twice": of(commits=[(*SEGMENT_COMMITS[0], 1), (*SEGMENT_COMMITS[1], 1)]),
         "anchor-not-ascending": small_segment(anchors=[ANCHOR | {"after": 2, "by": 1}]),
         "anchor-beyond-the-end": small_segment(anchors=[ANCHOR | {"by": 3}]),
         "anchor-snapshot-malformed": small_segment(anchors=[ANCHOR | {"snapshot": "latest"}]),
@@ -844,7 +857,7 @@ def invalid_segments() -> dict[str, bytes]:
         "images-too-short": of(images=SEGMENT_IMAGES[:-1]),
         "images-too-long": of(images=SEGMENT_IMAGES + b"\0"),
         "more-than-64-mib": of(
-            SEGMENT_HEAD | {"page_size": 65536, "commits": 1, "images": 1025},
+            SEGMENT_HEAD | {"page_size": 65536, "last": 1, "commits": 1, "images": 1025},
             commits=SEGMENT_COMMITS[:1],
             table=[(number, 0) for number in range(1, 1026)],
             images=bytes(65536 * 1025),
@@ -899,6 +912,9 @@ FOLLOWED = (
     "DELETE FROM notes WHERE id > 30",
     "VACUUM",
     "INSERT INTO notes (text) VALUES ('after the vacuum')",
+    "INSERT INTO notes VALUES (900, 'after that')",
+    "UPDATE notes SET text = 'and later' WHERE id = 900",
+    "PRAGMA user_version = 9",
 )
 
 
@@ -935,15 +951,22 @@ def checkpointed(file: Path) -> bytes:
         return copy.read_bytes()
 
 
-def followed_segment(commits: list[tuple[int, dict[int, bytes]]], first: int, last: int, **values: Any) -> Any:
-    """The key and the bytes of a segment with the commits `first` to `last`, one in each second."""
-    chosen = commits[first - 1 : last]
-    images = sorted((page, index) for index, (_, pages) in enumerate(chosen) for page in pages)
-    head = SEGMENT_HEAD | {"first": first, "commits": len(chosen), "images": len(images)} | values
+def followed_segment(
+    commits: list[tuple[int, dict[int, bytes]]], first: int, last: int, *, left_out: Any = (), **values: Any
+) -> Any:
+    """The key and the bytes of a segment with the commits `first` to `last`, one in each second, without some."""
+    chosen, others = [], {}
+    for number, (page_count, pages) in enumerate(commits[first - 1 : last], first):
+        others |= pages
+        if number not in left_out:
+            chosen.append((page_count, dict(sorted(others.items())), number))
+            others = {}
+    images = sorted((page, index) for index, (_, pages, _) in enumerate(chosen) for page in pages)
+    head = SEGMENT_HEAD | {"first": first, "last": last, "commits": len(chosen), "images": len(images)} | values
     content = segment(
         segment_content(
             head,
-            [(SEEN_AT_MS + (first + index) * 1000, pages) for index, (pages, _) in enumerate(chosen)],
+            [(SEEN_AT_MS + number * 1000, page_count, number - first) for page_count, _, number in chosen],
             images,
             b"".join(chosen[index][1][page] for page, index in images),
         )
@@ -971,11 +994,13 @@ def followed_repository() -> dict[str, bytes]:
         followed_segment(commits, 4, 4),
         followed_segment(commits, 4, 6),
         followed_segment(commits, 7, 7),
+        followed_segment(commits, 8, 10, left_out=[8]),
     ]
     files = tiny_repository({entry(pack)["sha256"]: pack}, values) | dict(segments)
     expected = {
         str(number): {"sha256": hashlib.sha256(canonical(image)).hexdigest(), "size_bytes": len(image)}
         for number, image in enumerate(images[1:], 2)
+        if number != 8
     }
     return {f"followed/{key}": content for key, content in files.items()} | {
         "followed.expected.json": json.dumps(expected, indent=2).encode() + b"\n"
