@@ -38,6 +38,8 @@ _OBJECTS = {
     "sweep": f"{PREFIX}/app/sweeps/x.json",
     "deletion": f"{PREFIX}/app/deletions/x.json",
     "drill": f"{PREFIX}/app/drills/x.json",
+    "continuity": f"{PREFIX}/app/continuity/x.json",
+    "segment": f"{PREFIX}/app/segments/x/x.zst",
     "another machine's": "others/app/packs/x.zst",
 }
 _OURS = _OBJECTS.keys() - {"another machine's"}
@@ -48,7 +50,7 @@ _MAY: dict[Role, dict[str, set[str]]] = {
     Role.FULL: {"get": set(_OURS), "put": set(_OURS), "delete": set(_OURS)},
     Role.PRUNE: {"get": set(_NOT_PACKS), "put": set(_NOT_PACKS), "delete": set(_OURS)},
     Role.RESTORE: {"get": set(_OURS), "put": set(), "delete": set()},
-    Role.TEST: {"get": set(_OURS), "put": {"drill"}, "delete": set()},
+    Role.TEST: {"get": set(_OURS), "put": {"drill", "continuity"}, "delete": set()},
     Role.RECOVER: {"get": set(_OURS), "put": set(), "delete": set()},
 }
 _MAY_LOOK_AT_BUCKET = {Role.PUT_ONLY, Role.FULL}
