@@ -40,6 +40,8 @@ _MOST_BYTES = 64 << 20
 """What one check reads of segments: as a rule, all since the check of the day before."""
 _LEAST_BYTES = 8 << 10
 """What a small segment counts as: each takes a request."""
+_MOST_CANDIDATES = 4096
+"""After how many commits the state of a snapshot is looked for: a digest of all page hashes for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,20 +129,28 @@ class _Check:
         """Choose two snapshots whose anchors are in `segments`, the last ones of `window`."""
         record = self._checked.get(window.id)
         anchors: list[Anchor] = []
+        whole_from = window.last + 1
         for segment in read_segments(self._archive, [*reversed(segments)]):
             self._should_stop()
             if segment.is_thinned:  # the state of a snapshot may be that after a commit that was left out
                 break
+            whole_from = min(whole_from, segment.first)
             size = segment.head.page_size
             usable = usable_anchors(window, segment, snapshots)
-            anchors += (each for each in usable if snapshots[each.snapshot].page_size == size)
+            anchors += (
+                each
+                for each in usable
+                if snapshots[each.snapshot].page_size == size and each.after + 1 >= segments[0].key.first
+            )
             if record is not None and _has_all_since(anchors, record):
                 break
         anchors.sort(key=lambda anchor: (anchor.by, anchor.after))
         for place in range(len(anchors) - 1, 0, -1):
-            if older := [each for each in anchors[:place] if each.after < anchors[place].after]:
+            newest = anchors[place]
+            older = [each for each in anchors[:place] if each.after < newest.after]
+            if older and newest.after >= whole_from and newest.by - newest.after <= _MOST_CANDIDATES:
                 known = [each for each in older if record is not None and each.snapshot == record.snapshot]
-                return _Span(window, (known or older)[0], anchors[place])
+                return _Span(window, (known or older)[0], newest)
         return None
 
     def known(self, span: _Span) -> Continuity | None:

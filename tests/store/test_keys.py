@@ -44,6 +44,7 @@ def test_keys_are_spelled_as_the_format_says():
     assert snapshots_prefix("app") == "app/snapshots/"
     assert packs_prefix("app") == "app/packs/"
     assert [str(RecordKey(kind, "app", _ID)) for kind in RecordKind] == [
+        f"app/continuity/{_ID}.json",
         f"app/deletions/{_ID}.json",
         f"app/drills/{_ID}.json",
         f"app/sweeps/{_ID}.json",

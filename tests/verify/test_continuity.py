@@ -14,6 +14,7 @@ from backupd.encryption import NO_ENCRYPTION, Encryption, generate_identity
 from backupd.errors import DamageError
 from backupd.format import SnapshotId
 from backupd.format.records import Continuity, ContinuityOutcome
+from backupd.format.segment import Commit, encode_segment
 from backupd.prune.segments import merge
 from backupd.repository import Repository
 from backupd.repository.moments import find_restore_point, window_spans
@@ -200,6 +201,41 @@ def test_everything_since_the_last_check_is_replayed(followed: Followed):
     assert (first.base, first.snapshot) == (followed.snapshots[0], followed.snapshots[1])
     assert (second.base, second.snapshot) == (followed.snapshots[1], followed.snapshots[-1])
     assert (second.after, second.by) == (3, 6)
+
+
+def test_commits_that_were_left_out_break_no_window(followed: Followed):
+    """What was thinned is not looked at: the state of a snapshot may be that after a commit that was left out."""
+    followed.snapshot()
+    followed.execute(insert(1), insert(2))
+    followed.snapshot()
+    followed.execute(insert(3), insert(4))
+    key = followed.cut()
+    ((stored,),) = followed.archive.segments().segments.values()
+    segment = followed.archive.segment(stored)
+    followed.archive.put_segment(encode_segment(segment.head, segment.thinned(3_600_000), level=1))
+    followed.repository.store.delete(str(key))
+    assert prove_continuity(followed.archive, check_context()) is None
+    followed.execute(insert(5))
+    followed.snapshot()
+    followed.execute(insert(6), insert(7))
+    followed.snapshot()
+    followed.cut()
+    assert proven(check(followed.archive)).base == followed.snapshots[2]
+
+
+def test_an_anchor_that_means_anything_is_no_later_snapshot(followed: Followed):
+    """A snapshot whose place may be anywhere, as a forged segment can say, is not looked for after each commit."""
+    followed.snapshot()
+    seen_at_ms = followed._pending[-1].seen_at_ms
+    for number in range(4100):
+        followed._pending.append(Commit(seen_at_ms, 9, (2,), bytes(4096)))
+        followed._count += 1
+        if number % 1000 == 999:
+            followed.cut()
+    followed.snapshot(after=2)
+    followed.execute(insert(1))
+    followed.cut()
+    assert prove_continuity(followed.archive, check_context()) is None
 
 
 def test_damage_of_a_segment_is_no_broken_window(followed: Followed):
