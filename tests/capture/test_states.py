@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-STEPS = int(os.environ.get("STATES_STEPS", str(2 * CARDS)))
+STEPS = int(os.environ.get("STATES_STEPS", str(CARDS)))
 SEED = os.environ.get("STATES_SEED", "1")
 MOST_WALKS = 3
 """A busy machine takes fewer captures during one walk, and may accept none in some rare condition."""
@@ -64,7 +64,7 @@ COARSE_AND_JUMPING = {"stamp_seconds": 2, "jump_seconds": 60}
 @pytest.mark.timeout(MOST_WALKS * (120 + STEPS // 20))
 @pytest.mark.parametrize(
     ("steps", "machine"),
-    sampled([(CARDS // 4, {}), (STEPS, {}), (STEPS // 2, COARSE), (STEPS // 2, COARSE_AND_JUMPING)]),
+    sampled([(CARDS // 4, {}), (STEPS, {}), (STEPS, COARSE), (STEPS, COARSE_AND_JUMPING)]),
     ids=["short", "true-times", "coarse-times", "coarse-times-and-jumping-clock"],
 )
 def test_every_accepted_image_was_committed_and_current(tmp_path: Path, steps: int, machine: dict[str, float]) -> None:
