@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from backupd.errors import BackupdError, SourceUnusableError
-from backupd.follow.log import Gap, LogFollower
+from backupd.follow.log import REMOVED, REPLACED, Gap, LogFollower
 from backupd.follow.spool import Cut, Place, Spool
 from backupd.format import FormatError, SnapshotId
 from backupd.format.segment import SEGMENT_LEVEL, Anchor, Commit, SegmentHead, encode_segment
@@ -119,9 +119,13 @@ class Chain:
         try:
             log = self._follower()
             found = log.poll()
-            self._reject_led_away(log)
+            replaced = self._why_replaced(log)
         except (OSError, BackupdError) as error:
             yield from self._lose(f"the log cannot be read: {_reason(error)}")
+            return
+        if replaced is not None:  # which database `found` is of is not known
+            self._give_up_log()
+            yield from self._end_window(replaced)
             return
         for each in found:
             if isinstance(each, Gap):
@@ -206,22 +210,30 @@ class Chain:
             self._log = LogFollower(path, position)
         return self._log
 
-    def _reject_led_away(self, log: LogFollower) -> None:
+    def _why_replaced(self, log: LogFollower) -> str | None:
         """Look up once more where the path leads after a log was opened: another user may have changed that meanwhile.
 
-        Raises `SourceUnusableError`; OSError when the log is gone again.
+        Return why what was opened is not there any more, as after the last connection was closed; None when it is.
+        Raises `SourceUnusableError` when the path leads elsewhere; OSError.
         """
         if not log.is_open:
             self._checked_file = None
         if log.position is None or not log.is_open:
-            return
+            return None
         file = (log.position.device, log.position.inode)
         if file == self._checked_file:
-            return
-        status = os.lstat(f"{self._database.file()}-wal")
-        if (status.st_dev, status.st_ino) != file:
+            return None
+        path = f"{self._database.file()}-wal"
+        if path != log.path:
             raise SourceUnusableError(f"{self._database.path} led elsewhere while its log was opened")
+        try:
+            status = os.lstat(path)
+        except FileNotFoundError:
+            return REMOVED
+        if (status.st_dev, status.st_ino) != file:
+            return REPLACED
         self._checked_file = file
+        return None
 
     def _take(self, commit: LogCommit) -> Iterator[Happening]:
         yield from self._resume()
@@ -268,12 +280,15 @@ class Chain:
     def _lose(self, reason: str) -> Iterator[Cut | WindowEnded]:
         """Give up what was read and not stored, and the position in the log."""
         self.pause = _LONGEST_PAUSE_SECONDS
-        self.close()
-        self._log = None
+        self._give_up_log()
         if self._window is not None:
             self._window.last -= len(self._window.pending)
             self._window.pending = []
         yield from self._end_window(reason, is_blind=True)
+
+    def _give_up_log(self) -> None:
+        self.close()
+        self._log = None
 
     def _store(self, window: _Window) -> Iterator[Cut | WindowEnded]:
         """Write the pending commits of the window; when that fails, the window is over."""

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 MOST_COMMIT_BYTES = 64 << 20
 """The most bytes of page images in one commit that is followed; a larger one is a gap, and a snapshot costs less."""
 
+REMOVED = "the log was removed: the last connection was closed, or the journal mode changed"
+REPLACED = "another log is in its place"
+
 _MOST_POLL_BYTES = 16 << 20
 _CHUNK_BYTES = 1 << 20
 _HEADER = struct.Struct(">8I")  # magic, version, page size, checkpoint sequence, two salts, two words of checksum
@@ -207,12 +210,13 @@ class LogFollower:
         """
         try:
             found = os.lstat(self.path)
+            if self._shows_nothing_new(found):
+                return []
+            reason = self._open(found)
         except FileNotFoundError:
             self.close()
-            return self._lost("the log was removed: the last connection was closed, or the journal mode changed")
-        if self._shows_nothing_new(found):
-            return []
-        if (reason := self._open(found)) is not None:
+            reason = REMOVED
+        if reason is not None:
             return self._lost(reason)
         self.is_behind = False
         happened = list(self._read())
@@ -255,7 +259,7 @@ class LogFollower:
         if self.position.boot != boot_id():
             return "the machine was restarted"
         if (self.position.device, self.position.inode) != file:
-            return "another log is in its place"
+            return REPLACED
         return None
 
     def _read(self) -> Iterator[LogCommit | Gap]:
