@@ -26,7 +26,7 @@ from sqlalchemy import event, text
 from harness.command_line import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 WORKERS = 3
 THREADS = 2
@@ -121,23 +121,50 @@ class WebService:
 @contextmanager
 def web_service(path: Path) -> Iterator[WebService]:
     """Serve the database at `path` until the block ends; all workers have to have lived until then."""
-    log = path.with_name("gunicorn.log")
+    with gunicorn(
+        "harness.webapp:create_app()",
+        path.parent,
+        workers=WORKERS,
+        threads=THREADS,
+        first_request="/generation",
+        environ={_PATH_VARIABLE: str(path), "PYTHONPATH": str(Path(__file__).parents[1])},
+    ) as service:
+        yield service
+
+
+@contextmanager
+def gunicorn(
+    application: str,
+    directory: Path,
+    *arguments: str,
+    workers: int,
+    threads: int,
+    first_request: str,
+    environ: Mapping[str, str],
+) -> Iterator[WebService]:
+    """Serve an application that runs in `directory` until the block ends; all workers have to have lived until then.
+
+    The block begins when `first_request`, a path, was answered. `arguments` are more options of gunicorn.
+    """
+    log = directory / "gunicorn.log"
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener, log.open("wb") as log_file:
         port = listener.getsockname()[1]
         options = {
-            "workers": WORKERS,
-            "threads": THREADS,
+            "workers": workers,
+            "threads": threads,
             "worker-class": "gthread",
             "bind": f"fd://{listener.fileno()}",
-            "worker-tmp-dir": path.parent,
+            "worker-tmp-dir": directory,
         }
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "gunicorn", "--no-control-socket"),
                 *(f"--{name}={value}" for name, value in options.items()),
-                "harness.webapp:create_app()",
+                *arguments,
+                application,
             ],
-            env={**os.environ, _PATH_VARIABLE: str(path), "PYTHONPATH": str(Path(__file__).parents[1])},
+            cwd=directory,
+            env={**os.environ, **environ},
             pass_fds=(listener.fileno(),),
             start_new_session=True,
             stdin=subprocess.DEVNULL,
@@ -145,9 +172,9 @@ def web_service(path: Path) -> Iterator[WebService]:
             stderr=subprocess.STDOUT,
         )
         try:
-            wait_until(lambda: process.poll() is not None or log.read_bytes().count(b"Booting worker") == WORKERS)
+            wait_until(lambda: process.poll() is not None or log.read_bytes().count(b"Booting worker") == workers)
             assert process.poll() is None, log.read_text()
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/generation").close()
+            urllib.request.urlopen(f"http://127.0.0.1:{port}{first_request}").close()
             yield WebService(port, process.pid)
             process.terminate()
             assert process.wait(_STOPS_WITHIN_SECONDS) == 0, log.read_text()
@@ -155,5 +182,5 @@ def web_service(path: Path) -> Iterator[WebService]:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-    assert log.read_text().count("Booting worker") == WORKERS, log.read_text()
+    assert log.read_text().count("Booting worker") == workers, log.read_text()
     log.unlink()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from harness.packs import decode_pack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from backupd.format import SnapshotId
@@ -102,14 +102,22 @@ def last_booking(image: bytes, scratch: Path) -> int:
     return int(last)
 
 
-def require_truth(archive: Archive, acknowledged: int, scratch: Path, *, moments: int = 12) -> list[Window]:
+def require_truth(
+    archive: Archive,
+    acknowledged: int,
+    scratch: Path,
+    *,
+    moments: int = 12,
+    last_number: Callable[[bytes, Path], int] = last_booking,
+) -> list[Window]:
     """Every window that has a snapshot gives exact states, and what is in none was lost to a gap that is named.
 
-    Returns the windows. The commits of an application do one booking each, so that the numbers of both go up together.
+    Returns the windows. The commits of an application do one booking each, so that the numbers of both go up together:
+    `last_number` finds the last one in an image, by way of a scratch file, and fails for a state that there never was.
     """
     windows = stored_windows(archive)
     newest = max(archive.listing().manifests)
-    reached = last_booking(base_image(archive, newest), scratch)
+    reached = last_number(base_image(archive, newest), scratch)
     for place, window in enumerate(windows):
         assert window.segments[0].first == 1, "the beginning of a window is missing"
         last = window.reach()
@@ -120,7 +128,7 @@ def require_truth(archive: Archive, acknowledged: int, scratch: Path, *, moments
             step = max(1, (last - anchor.by) // moments)
             found = {number: 0 for number in [*range(anchor.by, last, step), last] if number >= max(1, anchor.by)}
             for number in found:
-                found[number] = last_booking(window.image(base, anchor, number), scratch)
+                found[number] = last_number(window.image(base, anchor, number), scratch)
             offsets = {booked - number for number, booked in found.items()}
             assert len(offsets) == 1, f"commits of {window.id} are not where they should be: {found}"
             reached = max(reached, *found.values())
