@@ -329,8 +329,9 @@ class LogFollower:
         frame_bytes = _FRAME.size + before.page_size
         end, size = _HEADER.size + self._valid_frames * frame_bytes, self._size()
         is_uncut = size >= end + frame_bytes or (size == end and size >= self._largest)
-        # What ends the old log is older than it: a new frame may have written over a commit.
-        is_written_over = self._frame(self._valid_frames + 1, before.page_size)[2:4] == header.salts
+        # What ends the old log is older than it: a new frame may have written over a commit. A frame has no salts while
+        # its transaction is open, if that has written one of its frames again.
+        is_written_over = self._frame(self._valid_frames + 1, before.page_size)[2:4] in {header.salts, (0, 0)}
         if not is_uncut or is_written_over or not self._is_last_commit_whole(before, old):
             return False
         # After the size: as long as this frame is the old one, no new one has made the log longer.

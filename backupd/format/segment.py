@@ -28,7 +28,7 @@ from backupd.format import (
 from backupd.format.seal import Name, Text, Value, decode_versioned_as, values_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
 MAX_COMMIT_NUMBER = 10**12 - 1
 """The highest number of a commit in its window."""
@@ -168,31 +168,23 @@ class Segment:
         index = self.index_of(number)
         return tuple(page for page, commit in self._table if commit == index)
 
-    def with_images(self) -> tuple[Commit, ...]:
+    def with_images(self) -> list[Commit]:
         """All of its commits with their pages, as `encode_segment` takes them."""
-        return tuple(self._combined([range(index, index + 1) for index in range(len(self.commits))]))
-
-    def thinned(self, step_ms: int) -> tuple[Commit, ...]:
-        """Its commits as `with_images` gives them, but of those within the same `step_ms` only the last."""
-        runs = []
-        for _, run in groupby(range(len(self.commits)), key=lambda index: self.commits[index].seen_at_ms // step_ms):
-            first, *others = run
-            runs.append(range(first, (others or [first])[-1] + 1))
-        return tuple(self._combined(runs))
-
-    def _combined(self, runs: Sequence[range]) -> Iterator[Commit]:
-        """Yield one commit for each of `runs` of indices, which follow each other: the last, with the pages of all."""
         size = self.head.page_size
-        run_of = [place for place, run in enumerate(runs) for _ in run]
-        newest: list[dict[int, int]] = [{} for _ in runs]
-        for place, (page, commit) in enumerate(self._table):
-            newest[run_of[commit]][page] = place
-        before = -1
-        for run, places in zip(runs, newest, strict=True):
-            seen_at_ms, page_count, offset = self.commits[run[-1]]
-            images = b"".join([self._images[place * size : (place + 1) * size] for place in places.values()])
-            yield Commit(seen_at_ms, page_count, tuple(places), images, offset - before - 1)
-            before = offset
+        places: list[list[int]] = [[] for _ in self.commits]
+        for place, (_, commit) in enumerate(self._table):
+            places[commit].append(place)
+        offsets = [-1, *(commit.offset for commit in self.commits)]
+        return [
+            Commit(
+                commit.seen_at_ms,
+                commit.page_count,
+                tuple(self._table[place][0] for place in of_commit),
+                b"".join([self._images[place * size : (place + 1) * size] for place in of_commit]),
+                commit.offset - before - 1,
+            )
+            for commit, of_commit, before in zip(self.commits, places, offsets, strict=False)
+        ]
 
     def changes(self, after: int, until: int) -> Changes:
         """The last version of each page in the commits above `after`, up to `until`, by their numbers in the window."""
@@ -201,6 +193,25 @@ class Segment:
         size = self.head.page_size
         images = (self._images[place * size : (place + 1) * size] for place in newest.values())
         return Changes(tuple(newest), b"".join(images))
+
+
+def thinned(commits: Iterable[Commit], step_ms: int) -> list[Commit]:
+    """Return the last one of those `commits` that were seen in the same `step_ms` since 1970, with the pages of all.
+
+    `commits` follow each other.
+    """
+    kept = []
+    for _, run in groupby(commits, key=lambda commit: commit.seen_at_ms // step_ms):
+        images: dict[int, memoryview] = {}
+        others = -1
+        for commit in run:
+            view, others = memoryview(commit.images), others + commit.others + 1
+            size = len(view) // max(1, len(commit.pages))
+            images |= {page: view[i * size : (i + 1) * size] for i, page in enumerate(commit.pages)}
+        pages = tuple(sorted(images))
+        joined = b"".join([images[page] for page in pages])
+        kept.append(Commit(commit.seen_at_ms, commit.page_count, pages, joined, others))
+    return kept
 
 
 def encode_segment(head: SegmentHead, commits: Sequence[Commit], *, level: int) -> bytes:

@@ -304,7 +304,8 @@ class _Pruning:
             remove_covered(self._archive, *double, may_thin)
 
     def _merge(self, group: Sequence[StoredSegment], *, thins: bool = False) -> None:
-        with suppress(DamageError, IdentityNeededError):
+        # Segments that were forged may not fit into one.
+        with suppress(DamageError, IdentityNeededError, FormatError):
             merge(self._archive, group, thins=thins)
 
     def _purge(self, holdings: Holdings, grace: timedelta) -> None:

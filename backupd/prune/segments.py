@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from backupd.format.segment import SEGMENT_LEVEL, encode_segment
+from backupd.format.segment import SEGMENT_LEVEL, encode_segment, thinned
 from backupd.store.keys import segments_prefix
 
 if TYPE_CHECKING:
@@ -40,37 +40,38 @@ _MOST_IMAGE_BYTES = 32 << 20
 
 def expired(windows: Windows, clock: StoreClock, *, commits: timedelta, minutes: timedelta) -> list[StoredSegment]:
     """Return the segments that were stored too long ago, by the store's clock: `commits`, or if thinned, `minutes`."""
+    lasting = {*lasting_windows(windows)} if minutes > commits else set()
     return [
         segment
-        for window in windows.values()
-        for segment in window
-        if clock.is_older(segment.stored, minutes if _lasts(window) and minutes > commits else commits)
+        for window, segments in windows.items()
+        for segment in segments
+        if clock.is_older(segment.stored, minutes if window in lasting else commits)
     ]
 
 
 def thinnable(windows: Windows, clock: StoreClock, commits: timedelta) -> Iterator[list[StoredSegment]]:
     """Yield the segments of one span, when all of them were stored longer than `commits` ago, unless they are thinned.
 
-    What was put so long after its last commit was seen is thinned already.
+    A segment counts as thinned when the store got it so long after its last commit: so does one that came as late
+    because the store was down, and that keeps all of its commits.
     """
-    for window in windows.values():
-        if not _lasts(window):
-            continue
-        for group in _neighbours(window, _THINNED_SPAN, most_bytes=None):
+    for window in lasting_windows(windows):
+        for group in _neighbours(windows[window], _THINNED_SPAN, most_bytes=None):
             is_due = all(clock.is_older(segment.stored, commits) for segment in group)
             if is_due and any(each.stored.modified_at - each.key.seen_at < commits for each in group):
                 yield group
 
 
 def lasting_windows(windows: Windows) -> list[SnapshotId]:
-    """Return the windows that are long enough to be thinned: a snapshot from which they begin is worth its space."""
-    return [window for window, segments in windows.items() if _lasts(segments)]
+    """Return the windows that last an hour or more: a snapshot from which they begin is worth its space.
 
-
-def _lasts(segments: Sequence[StoredSegment]) -> bool:
-    """Whether a window is long enough. An application that closes its log all the time leaves one after the other."""
-    times = [segment.key.seen_at for segment in segments]
-    return bool(times) and max(times) - min(times) >= _LEAST_WINDOW
+    An application that closes its log all the time leaves one window after the other.
+    """
+    return [
+        window
+        for window, segments in windows.items()
+        if segments and max(each.key.seen_at for each in segments) - window.taken_at >= _LEAST_WINDOW
+    ]
 
 
 def covered(windows: Windows, clock: StoreClock) -> Iterator[tuple[StoredSegment, list[StoredSegment]]]:
@@ -78,12 +79,17 @@ def covered(windows: Windows, clock: StoreClock) -> Iterator[tuple[StoredSegment
     for window in windows.values():
         by_cover: dict[StoredSegment, list[StoredSegment]] = {}
         cover: StoredSegment | None = None
-        for segment in sorted(window, key=lambda each: (each.key.first, -each.key.last)):
+        for segment in sorted(window, key=_order_of_covers):
             if cover is None or segment.key.last > cover.key.last:
                 cover = segment
             elif clock.is_older(cover.stored, _SETTLED_AFTER):
                 by_cover.setdefault(cover, []).append(segment)
         yield from by_cover.items()
+
+
+def _order_of_covers(segment: StoredSegment) -> tuple[int, int, float]:
+    """The longest first, and of equal ones the newest: what another host is about to delete is older than its cover."""
+    return segment.key.first, -segment.key.last, -segment.stored.modified_at.timestamp()
 
 
 def remove_covered(
@@ -152,7 +158,9 @@ def _parts(archive: Archive, group: Sequence[StoredSegment], *, thins: bool) -> 
     part = _Part()
     for stored in group:
         segment = archive.segment(stored)
-        commits = segment.thinned(_MINUTE_MS) if thins else segment.with_images()
+        commits = segment.with_images()
+        if thins:
+            commits = thinned(commits, _MINUTE_MS)
         image_bytes = sum(len(commit.images) for commit in commits)
         if part.stored and part.image_bytes + image_bytes > _MOST_IMAGE_BYTES:
             if thins or len(part.stored) > 1:
@@ -160,8 +168,11 @@ def _parts(archive: Archive, group: Sequence[StoredSegment], *, thins: bool) -> 
             part = _Part()
         part.stored.append(stored)
         part.heads.append(segment.head)
-        part.commits += commits
-        part.image_bytes += image_bytes
+        if thins:  # a minute may have begun in the segment before
+            part.commits[-1:] = thinned([*part.commits[-1:], *commits], _MINUTE_MS)
+        else:
+            part.commits += commits
+        part.image_bytes = sum(len(commit.images) for commit in part.commits)
     if thins or len(part.stored) > 1:
         yield part
 

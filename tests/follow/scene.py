@@ -180,9 +180,17 @@ class Scene(Applications):
             return "polls that had to continue"
         is_next = header.salts[0] == (position.salts[0] + 1) % 2**32 and header.page_size == position.page_size
         is_aligned = (found.st_size - HEADER_BYTES) % (header.page_size + FRAME_HEADER_BYTES) == 0
-        if position.frame and is_next and is_aligned and not self._watched.truncated:
+        is_salvageable = is_aligned and not self._watched.truncated and not self._has_frame_without_salts()
+        if position.frame and is_next and is_salvageable:
             return "resets that had to be salvaged"
         return ""
+
+    def _has_frame_without_salts(self) -> bool:
+        """Whether an open transaction has left frames that do not say of which log they are."""
+        log = self._read_log() or b""
+        header = header_of(log)
+        step = FRAME_HEADER_BYTES + (header.page_size if header else 512)
+        return any(log[start + 8 : start + 16] == bytes(8) for start in range(HEADER_BYTES, len(log), step))
 
     def step_refused_sync(self, chosen: Random) -> None:
         """Let the sync after a whole commit fail: SQLite takes the commit back, and the next one overwrites it.

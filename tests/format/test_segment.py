@@ -18,6 +18,7 @@ from backupd.format.segment import (
     SegmentHead,
     decode_segment,
     encode_segment,
+    thinned,
 )
 
 _WINDOW = SnapshotId("20261129T140000000Z-0badcafe")
@@ -84,20 +85,20 @@ def test_a_thinned_segment_has_the_last_commit_of_each_step():
     written = [each._replace(seen_at_ms=start + ms) for each, ms in zip(written, numbers, strict=True)]
     whole = decode_segment(encode_segment(_HEAD, written, level=3))
     assert not whole.is_thinned
-    kept = whole.thinned(60_000)
+    kept = thinned(whole.with_images(), 60_000)
     assert [(each.seen_at_ms - start, each.others, each.pages) for each in kept] == [
         (59_999, 2, (1, 2, 3)),
         (60_000, 0, (2, 3)),
         (200_000, 0, (1, 3)),
     ]
-    thinned = decode_segment(encode_segment(_HEAD, kept, level=3))
-    assert thinned.is_thinned
-    assert (thinned.first, thinned.last, thinned.numbers) == (5, 9, [7, 8, 9])
-    assert [thinned.index_of(number) for number in range(5, 10)] == [0, 0, 0, 1, 2]
-    assert [thinned.changes(4, until) for until in (7, 8)] == [whole.changes(4, until) for until in (7, 8)]
-    assert thinned.changes(5, 7) == whole.changes(4, 7)  # those of the commits before that were left out, too
-    assert thinned.changes(4, 9) == whole.changes(4, 9)
-    assert thinned.thinned(60_000) == thinned.with_images() == kept
+    short = decode_segment(encode_segment(_HEAD, kept, level=3))
+    assert short.is_thinned
+    assert (short.first, short.last, short.numbers) == (5, 9, [7, 8, 9])
+    assert [short.index_of(number) for number in range(5, 10)] == [0, 0, 0, 1, 2]
+    assert [short.changes(4, until) for until in (7, 8)] == [whole.changes(4, until) for until in (7, 8)]
+    assert short.changes(5, 7) == whole.changes(4, 7)  # those of the commits before that were left out, too
+    assert short.changes(4, 9) == whole.changes(4, 9)
+    assert thinned(short.with_images(), 60_000) == short.with_images() == kept
 
 
 commits = st.lists(

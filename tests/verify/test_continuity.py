@@ -14,7 +14,7 @@ from backupd.encryption import NO_ENCRYPTION, Encryption, generate_identity
 from backupd.errors import DamageError
 from backupd.format import SnapshotId
 from backupd.format.records import Continuity, ContinuityOutcome
-from backupd.format.segment import Commit, encode_segment
+from backupd.format.segment import Commit, encode_segment, thinned
 from backupd.prune.segments import merge
 from backupd.repository import Repository
 from backupd.repository.moments import find_restore_point, window_spans
@@ -212,7 +212,7 @@ def test_commits_that_were_left_out_break_no_window(followed: Followed):
     key = followed.cut()
     ((stored,),) = followed.archive.segments().segments.values()
     segment = followed.archive.segment(stored)
-    followed.archive.put_segment(encode_segment(segment.head, segment.thinned(3_600_000), level=1))
+    followed.archive.put_segment(encode_segment(segment.head, thinned(segment.with_images(), 3_600_000), level=1))
     followed.repository.store.delete(str(key))
     assert prove_continuity(followed.archive, check_context()) is None
     followed.execute(insert(5))
