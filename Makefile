@@ -6,6 +6,7 @@ SIZE = 1GB
 ROUNDS = 3
 KEPT = 10000
 DATABASES = 1000
+FOLLOWED = 60
 ROWS =
 NEW =
 SCRATCH = build
@@ -20,7 +21,7 @@ PYTEST = -n auto --dist worksteal
 IN_MEMORY = $(shell [ "$$(df -m --output=avail /dev/shm 2>/dev/null | tail -n 1)" -gt 2000 ] 2>/dev/null && echo TMPDIR=/dev/shm)
 IN_VENV = $(VENV)/bin/python
 BENCH = PYTHONPATH=tests $(IN_VENV) -m bench
-BENCH_RUN = $(BENCH) run --size $(SIZE) --rounds $(ROUNDS) --kept $(KEPT) --databases $(DATABASES) --rows '$(ROWS)' --scratch $(SCRATCH)
+BENCH_RUN = $(BENCH) run --size $(SIZE) --rounds $(ROUNDS) --kept $(KEPT) --databases $(DATABASES) --followed $(FOLLOWED) --rows '$(ROWS)' --scratch $(SCRATCH)
 export DB
 
 .DEFAULT_GOAL = help

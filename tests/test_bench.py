@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -15,14 +17,17 @@ from xml.etree import ElementTree as ET
 import pytest
 from bench import pages
 from bench.chart import draw
+from bench.commits import committing, slowest_hundredth
 from bench.comparing import NotComparableError, Verdict, compare, growth, put_together
 from bench.machine import Machine
-from bench.measuring import Quantity, cpu_seconds, directory_bytes
+from bench.measuring import Quantity, cpu_seconds, descendant, directory_bytes
 from bench.report import change_lines, figure_text, peer_lines, size_text, summary, tables, value_text
 from bench.results import FAILURES, RATIO, USUAL_SCALE, Figure, Result, committed_file
 from bench.rows import PEER_ROWS, ROWS
-from bench.scene import Work
+from bench.scene import Scene, Work
+from bench.segments import INTERVALS, measure_stored_hour
 from harness.checks import check_context
+from harness.creditrobot import generate
 from harness.long_history import write_long_history
 
 from backupd.repository import Repository
@@ -220,6 +225,7 @@ def test_a_result_is_the_same_after_it_was_written(tmp_path):
         (0.0, Quantity.CPU, "0.00 s of CPU"),
         (0.024, RATIO, "0.02"),
         (0.1, FAILURES, "10%"),
+        (0.0, Quantity.GAPS, "0 gaps"),
     ],
 )
 def test_figures_are_written_for_people(value, unit, text):
@@ -358,6 +364,43 @@ def test_processor_time_includes_children_that_have_ended():
         process.stdout.readline()
         assert cpu_seconds(process.pid) >= 0.2
         process.communicate("\n")
+
+
+def test_a_process_is_found_by_its_module_among_the_descendants():
+    """The daemon starts several, and the one that follows is measured by itself."""
+    with subprocess.Popen(
+        [sys.executable, "-c", "input()", "some.module"], stdin=subprocess.PIPE, text=True
+    ) as process:
+        assert descendant(os.getpid(), "some.module") == process.pid
+        with pytest.raises(RuntimeError, match=r"no other\.module"):
+            descendant(os.getpid(), "other.module")
+        process.communicate("\n")
+
+
+def test_an_application_commits_at_the_given_rate_and_says_when(tmp_path):
+    """Each commit has its time, in their order, and the database is one in WAL mode."""
+    database = tmp_path / "app.db"
+    generate(database, size_bytes=1_500_000)
+    began = time.time()
+    with committing(database, 100) as application:
+        time.sleep(0.5)
+        commits = application.stop()
+    times = [at for at, _ in commits]
+    assert 1 < len(commits) <= (time.time() - began) * 100 + 10
+    assert times == sorted(times)
+    assert began <= times[0] <= times[-1] <= time.time()
+    assert 0 < slowest_hundredth(commits) < time.time() - began
+    assert [each.name for each in tmp_path.iterdir()] == ["app.db"]
+
+
+def test_commits_of_a_log_are_read_whole_and_cost_little_more_than_their_pages(tmp_path):
+    """What is measured as an hour of segments is what was committed, whichever parts the log was read in."""
+    scene = Scene(tmp_path, replace(USUAL_SCALE, size_bytes=2_000_000), rounds=1)
+    measure_stored_hour(scene)
+    for interval in INTERVALS:
+        work = f"follow-hour-{interval}s"
+        (stored,), (least,) = (scene.works[each].samples[Quantity.STORED] for each in (work, f"{work}-least"))
+        assert least < stored < 1.5 * least
 
 
 def test_a_long_history_is_one_of_real_snapshots(tmp_path):

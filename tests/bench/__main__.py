@@ -49,6 +49,12 @@ def main() -> int:
     run.add_argument(
         "--databases", type=int, default=USUAL_SCALE.databases, help="how many tenants there are (default: 1000)"
     )
+    run.add_argument(
+        "--followed",
+        type=int,
+        default=USUAL_SCALE.followed_seconds,
+        help="for how many seconds gaps are waited for at full rate; less than 60 shortens other spans (default: 60)",
+    )
     run.add_argument("--rows", default="", help="names or patterns of rows, such as 'first* help' (default: all)")
     run.add_argument("--peers", action="store_true", help="measure other tools beside backupd instead")
     run.add_argument("--scratch", type=Path, default=None, help="where to work; needs eight times the size")
@@ -76,7 +82,12 @@ def _run(arguments: argparse.Namespace) -> int:
     if not rows:
         print(f"error: no row is called {arguments.rows}; `python -m bench rows` lists them", file=sys.stderr)
         return _UNUSABLE
-    scale = Scale(size_bytes=arguments.size, kept=arguments.kept, databases=arguments.databases)
+    scale = Scale(
+        size_bytes=arguments.size,
+        kept=arguments.kept,
+        databases=arguments.databases,
+        followed_seconds=arguments.followed,
+    )
     if arguments.scratch is not None:
         arguments.scratch.mkdir(parents=True, exist_ok=True)
     commit, date = current_commit(), datetime.now(UTC).isoformat(timespec="seconds")

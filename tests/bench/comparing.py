@@ -31,6 +31,7 @@ _RESOLUTION: Mapping[str, float] = {
     Quantity.MEMORY: 2e6,
     Quantity.SHARE: 0.05,
     FAILURES: 0.0,
+    Quantity.GAPS: 0.0,
 }
 _TIMES = {quantity.value for quantity in Quantity if quantity.is_time}
 

@@ -40,6 +40,8 @@ class Quantity(StrEnum):
     """Anonymous: what the kernel cannot take back. All processes together."""
     SHARE = "% of a core"
     FAILURES = "failures"
+    GAPS = "gaps"
+    """Times at which commits were missed."""
 
     @property
     def is_time(self) -> bool:
@@ -117,6 +119,14 @@ def cpu_seconds(root: int) -> float:
         fields = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
         ticks += sum(map(int, fields[11:15]))  # utime, stime, cutime, cstime: proc_pid_stat(5)
     return ticks / _TICKS_PER_SECOND
+
+
+def descendant(root: int, module: str) -> int:
+    """The process that runs `module` of Python, among those that `root` has started. Raises when there is none."""
+    for pid in _tree(root):
+        if module in _read(Path(f"/proc/{pid}/cmdline")).split("\0"):
+            return pid
+    raise RuntimeError(f"process {root} has started no {module}")
 
 
 def written_bytes(root: int) -> int:

@@ -26,6 +26,7 @@ _UNITS: Mapping[str, str] = {
     Quantity.STORED: "stored",
     Quantity.WRITTEN: "written",
     Quantity.MEMORY: "of memory",
+    Quantity.GAPS: "gaps",
 }
 _SMALL = 0.1
 _FLUSHES_NOTHING_MS = 0.05
@@ -147,6 +148,8 @@ def _number(value: float, unit: str) -> str:
         return size_text(value)
     if unit == FAILURES:
         return f"{value:.0%}"
+    if unit == Quantity.GAPS:
+        return f"{value:.0f}"
     if 0 < value < _SMALL and unit != RATIO:
         return f"{value:.2g}"
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

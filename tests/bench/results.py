@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -25,6 +25,8 @@ class Scale:
     kept: int
     """Snapshots in a long history."""
     databases: int
+    followed_seconds: int = field(default=60, compare=False)
+    """How long gaps are waited for at full rate: longer is a better proof, and not another amount."""
 
 
 USUAL_SCALE = Scale(size_bytes=10**9, kept=10_000, databases=1000)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from bench.comparing import TOLERANCE
+from bench.following import FULL_RATE, RATES, time_bucket, time_commits, time_full_rate, time_resting
 from bench.idle import time_idle
 from bench.kept import FEW, time_long_histories
 from bench.live import MODES, time_live_restores
@@ -17,6 +19,7 @@ from bench.locks import SITUATIONS, time_lock_waits
 from bench.measuring import Quantity
 from bench.peers import OURS, PEERS, WORKS, time_peers
 from bench.results import RATIO, USUAL_SCALE, Figure
+from bench.segments import INTERVALS, LITESTREAM_INTERVAL, measure_stored_hour, time_moments
 from bench.snapshots import DAYS, LEVELS, UPDATES, time_increments, time_levels, time_snapshots
 from bench.tenants import CHANGED, time_tenants
 
@@ -29,11 +32,13 @@ if TYPE_CHECKING:
     Scenario = Callable[[Scene], None]
 
 _MEMORY_BYTES = 150e6
+_FOLLOWING_SHARES = (1.0, 8.0)
+"""Percent of a core at most, for each of `RATES`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One row of the report. `title` may name the `{kept}` snapshots and the `{databases}` of the scale."""
+    """One row of the report. `title` may name `{kept}`, `{databases}` and `{followed_seconds}` of the scale."""
 
     name: str
     title: str
@@ -64,7 +69,11 @@ class Row:
         samples = _ratios(ours, theirs) if self.against else ours
         paces = works[self.work].paces if self.quantity.is_time and not self.against else []
         return Figure(
-            title=self.title.format(kept=f"{scale.kept:,}", databases=f"{scale.databases:,}"),
+            title=self.title.format(
+                kept=f"{scale.kept:,}",
+                databases=f"{scale.databases:,}",
+                followed_seconds=f"{scale.followed_seconds:,}",
+            ),
             group=self.group,
             unit=self.unit,
             samples=tuple(samples),
@@ -96,6 +105,7 @@ def _rows() -> Iterator[Row]:
     yield from _level_rows()
     yield from _live_rows()
     yield from _lock_rows()
+    yield from _follow_rows()
 
 
 def _snapshot_rows() -> Iterator[Row]:
@@ -228,6 +238,66 @@ def _lock_rows() -> Iterator[Row]:
             yield row(f"{work}-seconds", f"{title}: the command", work, Quantity.SECONDS)
             yield row(f"{work}-cpu", f"{title}: the command", work, Quantity.CPU)
             yield row(f"{work}-failures", f"{title}: failed", work, Quantity.FAILURES, 0.0)
+
+
+def _follow_rows() -> Iterator[Row]:
+    def row(
+        name: str,
+        title: str,
+        scenario: Scenario,
+        work: str,
+        quantity: Quantity,
+        at_most: float | None = None,
+        **more: Any,
+    ) -> Row:
+        values = {"group": "Following the write-ahead log", "scenario": scenario, **more}
+        return Row(name=name, title=title, work=work, quantity=quantity, at_most=at_most, **values)
+
+    share, wait, seconds, stored = Quantity.SHARE, Quantity.WAIT, Quantity.SECONDS, Quantity.STORED
+    follower, daemon = "the following process", "the daemon beside it"
+    for rate, most_cpu in zip(RATES, _FOLLOWING_SHARES, strict=True):
+        work, title = f"follow-{rate}", f"{rate:,} commits a second"
+        yield row(work, f"{title}: {follower}", time_commits, work, share, most_cpu)
+        yield row(f"{work}-daemon", f"{title}: {daemon}", time_commits, f"{work}-daemon", share)
+        yield row(f"{work}-memory", f"{title}: {follower}", time_commits, work, Quantity.MEMORY)
+        writer, slowest = f"{work}-writer", f"{title}: 99 of 100 commits take at most"
+        alone = {"against": f"{writer}-alone", "compared_with": "not followed"}
+        yield row(f"{writer}-ratio", slowest, time_commits, writer, wait, 1 + TOLERANCE, **alone)
+        yield row(writer, f"{slowest}, followed", time_commits, writer, wait)
+        yield row(f"{writer}-alone", f"{slowest}, not followed", time_commits, f"{writer}-alone", wait)
+    newest = f"{RATES[0]} commits a second: age of the newest stored commit in 99 of 100 moments"
+    yield row("follow-age", f"{newest}, directory", time_commits, f"follow-{RATES[0]}-age", seconds, 1.5)
+    yield row("follow-bucket-age", f"{newest}, SeaweedFS", time_bucket, "follow-bucket-age", seconds, 2.5)
+    full = f"{FULL_RATE:,} commits a second for {{followed_seconds}} s"
+    yield row("follow-gaps", f"{full}: gaps", time_full_rate, "follow-full", Quantity.GAPS, 0.0)
+    yield row("follow-full", f"{full}: {follower}", time_full_rate, "follow-full", share)
+    for work, title, most_cpu, more in (
+        ("follow-idle", "1 database at rest", 0.05, {}),
+        ("follow-idle-many", "{databases} databases at rest", 1.0, {"scaled_by": "databases"}),
+    ):
+        yield row(work, f"{title}: {follower}", time_resting, work, share, most_cpu, **more)
+        yield row(f"{work}-daemon", f"{title}: {daemon}", time_resting, f"{work}-daemon", share)
+        yield row(f"{work}-memory", f"{title}: {follower}", time_resting, work, Quantity.MEMORY)
+    of_usual = {"scaled_by": "size_bytes"}
+    moment = "restore of a moment, after a quarter of an hour of 100 commits a second"
+    beside = {"against": "follow-restore-snapshot", "compared_with": "restore of the snapshot", **of_usual}
+    yield row("follow-restore-ratio", moment, time_moments, "follow-restore", seconds, 1.3, **beside)
+    yield row("follow-restore", moment, time_moments, "follow-restore", seconds)
+    yield row("follow-restore-cpu", moment, time_moments, "follow-restore", Quantity.CPU)
+    yield row(
+        "follow-restore-memory", moment, time_moments, "follow-restore", Quantity.MEMORY, _MEMORY_BYTES, **of_usual
+    )
+    hour = "an hour of 10 commits a second, in segments of"
+    least = "the last version of each page in each, compressed"
+    for interval in INTERVALS:
+        work = f"follow-hour-{interval}s"
+        beside = {"against": f"{work}-least", "compared_with": least, **of_usual}
+        yield row(f"{work}-ratio", f"{hour} {interval} s", measure_stored_hour, work, stored, 1.5, **beside)
+        yield row(work, f"{hour} {interval} s", measure_stored_hour, work, stored)
+    work, title = "follow-hour-litestream", f"the same hour, by Litestream every {LITESTREAM_INTERVAL} s"
+    beside = {"against": f"follow-hour-{LITESTREAM_INTERVAL}s-least", "compared_with": least}
+    yield row(f"{work}-ratio", title, measure_stored_hour, work, stored, **beside)
+    yield row(work, title, measure_stored_hour, work, stored)
 
 
 def _peer_rows() -> Iterator[Row]:

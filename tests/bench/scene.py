@@ -65,11 +65,20 @@ class Scene:
         shutil.copyfile(original, database)
         return database
 
-    def backupd(self, *databases: Path | str, level: int | None = None, **tables: Mapping[str, object]) -> Backupd:
-        """Configure backupd for `databases`, with an empty store and state directory; `tables` of its configuration."""
+    def backupd(
+        self,
+        *databases: Path | str,
+        level: int | None = None,
+        store: Mapping[str, object] | None = None,
+        **tables: Mapping[str, object],
+    ) -> Backupd:
+        """Configure backupd for `databases`, with an empty state directory; `tables` of its configuration.
+
+        Without a `store`, it has a directory as its store, which is empty.
+        """
         tool = Backupd(self.scratch / "backupd", level)
         tool.remove()
-        tool.configure(databases, **tables)
+        tool.configure(databases, store=store, **tables)
         return tool
 
     def record(self, work: str, **quantities: float) -> None:

@@ -99,13 +99,19 @@ class Backupd:
             own["BACKUPD_PACKS__COMPRESSION_LEVEL"] = str(self.level)
         return {**plain_environment(), **own}
 
-    def configure(self, databases: Sequence[Path | str], **tables: Mapping[str, object]) -> None:
-        """Write the configuration. `tables` win over what is usual here, key by key."""
-        lines = [f'[[stores]]\nurl = "{self.store}"']
+    def configure(
+        self,
+        databases: Sequence[Path | str],
+        *,
+        store: Mapping[str, object] | None = None,
+        **tables: Mapping[str, object],
+    ) -> None:
+        """Write the configuration. `tables` win over what is usual here, key by key. `store` replaces the directory."""
+        lines = [_table("[[stores]]", store or {"url": str(self.store)})]
         lines += [f'[[databases]]\npath = "{database}"' for database in databases]
         for name in {**_TABLES, **tables}:
             values = {**_TABLES.get(name, {}), **tables.get(name, {})}
-            lines.append("\n".join([f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]))
+            lines.append(_table(f"[{name}]", values))
         self.work.mkdir(parents=True, exist_ok=True)
         (self.work / "backupd.toml").write_text("\n".join(lines) + "\n")
 
@@ -203,14 +209,24 @@ class Litestream:
         """The configuration file, which `prepare` writes."""
         return self.work / "litestream.yml"
 
-    def prepare(self) -> None:
-        """Begin without a replica and without its local state."""
+    def remove(self) -> None:
+        """Remove the replica, and its local state."""
         shutil.rmtree(self.work, ignore_errors=True)
         shutil.rmtree(self.database.with_name(f".{self.database.name}-litestream"), ignore_errors=True)
+
+    def prepare(self, *, syncs_by_itself: bool = True) -> None:
+        """Begin without a replica and without its local state.
+
+        Unless it `syncs_by_itself`, it replicates when `sync` asks for it, and keeps all files of that.
+        """
+        self.remove()
         self.work.mkdir(parents=True)
         socket = f"socket:\n  enabled: true\n  path: {self._socket}\n"
-        replica = f"dbs:\n  - path: {self.database}\n    replica:\n      url: file://{self.replica}\n"
-        self.configuration.write_text(f"logging:\n  level: warn\n{socket}{replica}")
+        kept, seldom, never = "", "", ""
+        if not syncs_by_itself:
+            kept, seldom, never = "l0-retention: 24h\n", "    monitor-interval: 1h\n", "      sync-interval: 1h\n"
+        replica = f"dbs:\n  - path: {self.database}\n{seldom}    replica:\n      url: file://{self.replica}\n{never}"
+        self.configuration.write_text(f"logging:\n  level: warn\n{kept}{socket}{replica}")
 
     @property
     def _socket(self) -> Path:
@@ -228,6 +244,10 @@ class Litestream:
         """Wait until the running process has replicated everything, as a command."""
         return ["litestream", "sync", "-wait", "-timeout", "600", "-socket", str(self._socket), str(self.database)]
 
+    def replicated(self) -> dict[Path, int]:
+        """The files that it has replicated and not yet compacted, with their sizes in bytes."""
+        return {file: file.stat().st_size for file in self.replica.glob("ltx/0/*.ltx")}
+
     def has_settled(self) -> bool:
         """Whether a running process has written the first snapshot of its own, and no file is being written."""
         snapshots = self.replica.glob("ltx/9/*.ltx")
@@ -240,6 +260,11 @@ class Litestream:
             ["litestream", "restore", "-config", str(self.configuration), "-o", str(target), str(self.database)],
             ["sync", str(target)],
         )
+
+
+def _table(head: str, values: Mapping[str, object]) -> str:
+    """A table of a configuration."""
+    return "\n".join([head, *(f"{key} = {json.dumps(value)}" for key, value in values.items())])
 
 
 def _script(*commands: list[str]) -> list[str]:
