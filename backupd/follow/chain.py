@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from backupd.follow.log import LogCommit
 
 _CUT_BYTES = 16 << 20
+_QUICK_LEVEL = 2
+_QUICK_BYTES_PER_SECOND = 512 << 10
+"""From so many bytes of images on, segments are compressed at `_QUICK_LEVEL`: meanwhile the log is not read, and may be
+written over. They are 11 % larger until they are merged, which compresses them again."""
 _LONGEST_PAUSE_SECONDS = 1.0
 _SHORTEST_PAUSE_SECONDS = 0.004
 _MOST_PAGES_PER_POLL = 300
@@ -324,7 +328,8 @@ class Chain:
             anchors=tuple(each for each in window.anchors if each.by <= last),
             gap=window.gap if first == 1 else None,
         )
-        return encode_segment(head, commits, level=SEGMENT_LEVEL)
+        is_much = sum(len(commit.images) for commit in commits) > self._interval * _QUICK_BYTES_PER_SECOND
+        return encode_segment(head, commits, level=_QUICK_LEVEL if is_much else SEGMENT_LEVEL)
 
     def _note_place(self) -> None:
         """Note how far the segments go. What cannot be noted costs a gap, when this process ends."""
