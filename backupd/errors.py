@@ -191,6 +191,10 @@ class DamageError(BackupdError):
     exit_code = ExitCode.DAMAGE_FOUND
 
 
+class DamagedSegmentError(DamageError):
+    """A segment is not what was written, is missing, or does not continue the one before it."""
+
+
 class UnsupportedFormatError(BackupdError):
     """The store was written by a newer backupd."""
 

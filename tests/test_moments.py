@@ -55,7 +55,7 @@ def insert(number: int) -> str:
 def found(followed: Followed, at: datetime) -> Moment:
     """The moment that the archive has for a time."""
     archive = followed.archive
-    moment = find_moment(archive, archive.listing(), archive.history(), at)
+    moment = find_moment(archive, archive.listing(), archive.history(), at, {})
     assert moment is not None
     return moment
 
@@ -245,7 +245,7 @@ def test_a_time_in_a_gap_gives_the_snapshot_before_it_and_the_reason(followed: F
 def test_a_time_before_the_first_commit_gives_the_snapshot(followed: Followed):
     """Times before anything was followed are those of snapshots, or of none."""
     snapshot, archive = followed.snapshot(), followed.archive
-    assert find_moment(archive, archive.listing(), archive.history(), datetime.now(UTC)) is None
+    assert find_moment(archive, archive.listing(), archive.history(), datetime.now(UTC), {}) is None
     followed._pending.clear()
     followed.begin_window(None)
     after = followed.execute(insert(1))
@@ -268,7 +268,7 @@ def test_windows_are_described_with_their_gaps(followed: Followed):
     second = followed.execute(insert(3))
     followed.cut()
     archive = followed.archive
-    spans = window_spans(archive, archive.listing(), archive.listing().manifests)
+    spans = window_spans(archive, archive.listing(), archive.listing().manifests, {})
     assert [span.window.ended_at for span in spans] == [last.seen_at, second.seen_at]
     # The first snapshot is the state of commit 2, which so can be restored too.
     assert [span.began_at for span in spans] == [followed.states[1].seen_at, second.seen_at]
@@ -276,7 +276,7 @@ def test_windows_are_described_with_their_gaps(followed: Followed):
     assert spans[1].gap is not None
     assert (spans[1].gap.began_at, spans[1].gap.reason) == (last.seen_at, "the log was truncated")
     archive.delete_manifest(followed.snapshots[0])
-    assert window_spans(archive, archive.listing(), archive.listing().manifests)[0].began_at is None
+    assert window_spans(archive, archive.listing(), archive.listing().manifests, {})[0].began_at is None
     assert first.seen_at < last.seen_at
 
 

@@ -264,6 +264,47 @@ def test_after_a_day_the_last_commit_of_each_minute_stays(rotation: Rotation):
     assert rotation.prune().error is None
     (window,) = archive_of(rotation).listing().segments.values()
     assert [stored.stored.modified_at for stored in window] == times  # nothing is read or put again
+    for file in (rotation.root / "app/segments").rglob("*.zst"):
+        utime(file, (times[0].timestamp() - _DAY.total_seconds() * 9,) * 2)
+    assert rotation.prune().removed_segments == 0
+    assert numbers(rotation) == last_of_minutes
+
+
+def test_a_window_that_became_one_object_stays_as_long(rotation: Rotation):
+    """How long a window lasts is counted from its beginning, and its first snapshots stay with it."""
+    put_hours(rotation, put_ago=_DAY * 2, hours=2)
+    assert rotation.prune().error is None
+    ((stored,),) = archive_of(rotation).listing().segments.values()
+    kept = numbers(rotation)
+    put_at = (datetime.now(UTC) - _DAY * 3).timestamp()
+    utime(rotation.root / str(stored.key), (put_at, put_at))
+    assert rotation.prune().removed_segments == 0
+    assert numbers(rotation) == kept
+
+
+def test_a_minute_in_two_segments_has_one_commit(rotation: Rotation):
+    """The last commit of a minute is kept, in whichever segment it is, with the pages of all."""
+    begin = datetime.now(UTC) - _DAY * 3
+    begin = begin.replace(hour=begin.hour // 6 * 6, minute=0, second=0, microsecond=0)
+    window, at_ms = SnapshotId.new(begin, 7), int(begin.timestamp() * 1000)
+    for number in range(1, 9):
+        commit = Commit(at_ms + 3_600_000 + number * 20_000, 500, (number,), bytes([number]) * 512)
+        head = SegmentHead(database="app", window=window, first=number, page_size=512)
+        key = archive_of(rotation).put_segment(encode_segment(head, [commit], level=1))
+        put_at = begin.timestamp() + 3600
+        utime(rotation.root / str(key), (put_at, put_at))
+    before = changes(rotation, 8)
+    assert rotation.prune().error is None
+    assert numbers(rotation) == [2, 5, 8]
+    assert changes(rotation, 8) == before
+
+
+def test_segments_that_fit_into_no_one_stay(rotation: Rotation):
+    """What somebody has forged keeps no prune from its end."""
+    put(rotation, 1, 1)
+    put(rotation, 2, 2, seen_at_ms=_NOON_MS - 1)
+    assert rotation.prune().error is None
+    assert spans(rotation) == [(1, 1), (2, 2)]
 
 
 def test_what_is_not_old_enough_is_not_thinned(rotation: Rotation):

@@ -93,6 +93,7 @@ def _list_snapshots(session: Session, store: str | None, name: str | None) -> in
 def _windows(found: SnapshotList) -> list[tuple[Archive, list[WindowSpan]]]:
     """The recovery windows of each archive with listed snapshots. Errors go to the problems of the list."""
     from backupd.repository.moments import window_spans
+    from backupd.repository.windows import read_all_continuity
 
     snapshots: dict[Archive, set[SnapshotId]] = {}
     for snapshot in found.snapshots:
@@ -101,7 +102,9 @@ def _windows(found: SnapshotList) -> list[tuple[Archive, list[WindowSpan]]]:
     for archive, ids in snapshots.items():
         try:
             listing = found.listings.get(archive) or archive.segments()
-            windows.append((archive, window_spans(archive, listing, ids)))
+            same = [each for each in snapshots if each.database == archive.database]
+            checked = read_all_continuity(same) if listing.segments else {}
+            windows.append((archive, window_spans(archive, listing, ids, checked)))
         except BackupdError as error:
             found.problems.append(error)
     return windows

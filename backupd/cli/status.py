@@ -266,9 +266,9 @@ def _window(follow: FollowHealth) -> str:
 
 
 def _continuity(database: DatabaseHealth) -> str:
-    """Say when commits were last found to be what was committed, in the store where that is longest ago."""
+    """Say up to when commits were found to be what was committed: in each of the stores in which they were checked."""
     proven = [health.continuity_at for health in database.stores.values() if health.continuity_at is not None]
-    return f"continuity proven {output.local_time(min(proven))}" if proven else ""
+    return f"continuity proven up to {output.local_time(min(proven))}" if proven else ""
 
 
 def _gaps(follow: FollowHealth, now: datetime) -> str:

@@ -266,7 +266,7 @@ def _line(snapshot: VerifiedSnapshot) -> str:
 def _print_continuity(results: Iterable[ContinuityResult]) -> None:
     """Print which commits were proven. What is wrong with others is among the problems."""
     for result in results:
-        if result.found is not None and not result.found.is_broken:
+        if result.found is not None and not result.is_broken:
             found = result.found
             commits = f"commits {output.count(found.after + 1)} to {output.count(found.by)}"
             how = f"{commits}, added to {found.base}, give exactly {found.snapshot}"

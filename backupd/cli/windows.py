@@ -69,10 +69,12 @@ def window_lines(archive: Archive, spans: Iterable[WindowSpan]) -> Iterator[str]
 
 
 def _proven(span: WindowSpan) -> str:
-    """Say up to when the commits of a window are known to be what was committed."""
-    if span.continuity is None or span.continuity.is_broken:
+    """Say from when to when the commits of a window are known to be what was committed."""
+    found = span.continuity
+    if found is None or found.is_broken:
         return ""
-    return f"; continuity proven up to {output.local_time(span.continuity.snapshot.taken_at)}"
+    began, ended = output.local_time(found.base.taken_at), output.local_time(found.snapshot.taken_at)
+    return f"; continuity proven from {began} to {ended}"
 
 
 def window_values(archive: Archive, span: WindowSpan) -> dict[str, Any]:

@@ -204,7 +204,10 @@ def _drill(configured: ConfiguredDatabase, stores: _AnsweringStores, context: Co
         )
         if result is not None and not isinstance(result.error, StoreUnavailableError):
             store = next(each for each in stores.answering if each.url == result.store)
-            continuity = check_continuity(configured.name, store, context, should_stop=context.runs.stopping.check)
+            others = [each for each in (*stores.answering, *stores.others) if each.url != store.url]
+            continuity = check_continuity(
+                configured.name, store, context, others=others, should_stop=context.runs.stopping.check
+            )
             if continuity is not None:
                 _log_continuity(continuity, context)
     if result is not None:
@@ -218,7 +221,7 @@ def _log_continuity(result: ContinuityResult, context: Context) -> None:
     """Log what became of the check of a recovery window. One that is broken is over, and another one begins."""
     write = log.info if result.error is None else log.error
     write("continuity", **result.values())
-    if context.following is not None and result.found is not None and result.found.is_broken:
+    if context.following is not None and result.found is not None and result.is_broken:
         context.following.distrust(result.database, result.found.window)
 
 

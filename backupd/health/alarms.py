@@ -181,7 +181,7 @@ def _database_alarms(name: str, database: DatabaseHealth, now: datetime, *, is_m
         copy = _Subject(name, url)
         drill = _drill(copy, health, database) or _schema(copy, health, database, now)
         has_drill_alarm = has_drill_alarm or drill is not None
-        continuity = _continuity(copy, health)
+        continuity = None if database.follow is None else _continuity(copy, health)
         not_current = None if is_missing else _not_current(copy, health, now)
         # What a drill found holds pruning until another one succeeds: the alarm of the drill says that already.
         is_held_by_drill = drill is not None and health.hold is not None and health.hold.ends_by_itself
@@ -215,7 +215,8 @@ def _continuity(copy: _Subject, health: StoreHealth) -> Alarm | None:
     problem = health.continuity_problem
     if problem is None:
         return None
-    last = f"last proven {_time(health.continuity_at)}" if health.continuity_at else "continuity was never proven there"
+    known = health.continuity_at
+    last = f"last proven up to {_time(known)}" if known else "continuity was never proven there"
     hint = problem.hint or f"restore from snapshots, which are not affected: backupd list {copy.name}"
     text = _Text(f"recovery windows of {copy}", f"{problem.message}; {last}", hint)
     return copy.alarm(problem.since, text, kind="continuity")

@@ -260,6 +260,7 @@ _STORE = _Record(
     segments=_SEGMENTS,
     continuity_at=_TIME,
     continuity_problem=_PROBLEM,
+    continuity_window=_TEXT,
 )
 _DATABASE = _Record(
     DatabaseHealth,

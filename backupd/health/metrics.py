@@ -16,7 +16,7 @@ For each database in each store, with the labels `database` and `store` (its URL
     backupd_is_current                       1, or 0 when an alarm says that it is not
     backupd_recovery_point_timestamp_seconds every commit up to then is stored; only where it is followed
     backupd_continuity_proven_timestamp_seconds
-                                             commits, added to a snapshot, gave a later one; only where it was checked
+                                             commits up to then gave a later snapshot; only where that was checked
     backupd_waiting_segments_bytes           segments that wait for the store; only where it is followed
 
 For each database, with the label `database`:
@@ -227,7 +227,7 @@ class _HealthCollector(Collector):
         )
         proven = GaugeMetricFamily(
             "backupd_continuity_proven_timestamp_seconds",
-            "When commits, added to one snapshot, were last found to give a later one.",
+            "Commits up to this time, added to a snapshot, were found to give a later one.",
             labels=("database", "store"),
         )
         for name, url, health in self._stores():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from backupd.errors import AnotherRunError, DamageError, InterruptedByUserError, SourceUnusableError
+from backupd.errors import AnotherRunError, InterruptedByUserError, SourceUnusableError
 from backupd.format.records import CheckOutcome
 from backupd.health.values import (
     DatabaseHealth,
@@ -149,16 +149,21 @@ def with_drill(status: Status, result: CheckResult, *, at: datetime, proof_due_b
 
 
 def with_continuity(status: Status, result: ContinuityResult) -> Status:
-    """Record the check of the recovery windows of one database in one store; nothing for one that could not be done."""
+    """Record the check of a recovery window of one database in one store; nothing for one that could not be done.
+
+    What was wrong with one window stays until it, or a later one, is proven.
+    """
 
     def after(health: StoreHealth) -> StoreHealth:
-        error = result.error
-        if isinstance(error, DamageError):
-            problem = next_problem(health.continuity_problem, error, result.started_at)
-            return replace(health, continuity_problem=problem)
+        window = str(result.window)
+        if result.is_damage and result.error is not None:
+            problem = next_problem(health.continuity_problem, result.error, result.started_at)
+            return replace(health, continuity_problem=problem, continuity_window=window)
         if result.found is None:
             return health
-        return replace(health, continuity_at=result.started_at, continuity_problem=None)
+        health = replace(health, continuity_at=result.found.snapshot.taken_at)
+        is_over = window >= (health.continuity_window or "")
+        return replace(health, continuity_problem=None, continuity_window=None) if is_over else health
 
     return with_stores(status, {result.database: result.store}, after)
 

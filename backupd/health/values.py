@@ -164,9 +164,11 @@ class StoreHealth(msgspec.Struct, frozen=True, kw_only=True):
     segments: SegmentsHealth | None = None
     """None when the database is not followed, or the store lacks nothing of it."""
     continuity_at: datetime | None = None
-    """When the check was begun that last found a recovery window to be what it claims."""
+    """When the snapshot was taken that the last check found to be what commits of its recovery window give."""
     continuity_problem: Problem | None = None
-    """The last check found that a recovery window is broken, or that segments are damaged."""
+    """A check found a recovery window broken or its segments damaged, and none has proven that one or a later one."""
+    continuity_window: str | None = None
+    """The id of that window."""
 
     @property
     def proofs_at(self) -> tuple[datetime, ...]:

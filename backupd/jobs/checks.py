@@ -18,6 +18,7 @@ from backupd.health.recording import with_continuity, with_damaged_source, with_
 from backupd.logs import log
 from backupd.store import canonical_url
 from backupd.verify import CheckContext, drill, prove_continuity
+from backupd.verify.continuity import record_broken
 from backupd.verify.recording import put_record
 
 if TYPE_CHECKING:
@@ -73,18 +74,29 @@ def drill_next(
 
 
 def check_continuity(
-    database: str, store: ConfiguredStore, context: JobContext, *, should_stop: Callable[[], None]
+    database: str,
+    store: ConfiguredStore,
+    context: JobContext,
+    *,
+    others: Iterable[ConfiguredStore],
+    should_stop: Callable[[], None],
 ) -> ContinuityResult | None:
     """Check the recovery windows of one database in one store, and record the outcome in the store and in the status.
 
-    None when there is nothing to check. Expected failures are in the result. Raises what `should_stop` does.
+    A window that is broken is recorded in `others`, too, which have the same segments. None when there is nothing to
+    check. Expected failures are in the result. Raises what `should_stop` does.
     """
     check = CheckContext(
         now=datetime.now(UTC), examination_limit=context.settings.capture.deadline, should_stop=should_stop
     )
     result = prove_continuity(store.repository.archive(database), check)
-    if result is not None:
-        context.status.update_or_log(lambda before: with_continuity(before, result))
+    if result is None:
+        return None
+    context.status.update_or_log(lambda before: with_continuity(before, result))
+    if result.found is not None and result.is_broken:
+        for other in others:
+            if reason := record_broken(other.repository.archive(database), result.found):
+                log.warning("a broken window could not be recorded", database=database, store=other.url, reason=reason)
     return result
 
 

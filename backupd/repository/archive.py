@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from backupd.errors import (
     BackupdError,
+    DamagedSegmentError,
     DamageError,
     NoSuchObjectError,
     StoreUnavailableError,
@@ -248,8 +249,8 @@ class Archive:
     def segment(self, stored: StoredSegment) -> Segment:
         """Read a segment, and check its SHA-256 and that it is the one that its key names.
 
-        Raises `DamageError` when it is missing or is not what was written, and `IdentityNeededError` when it cannot be
-        decrypted here; its SHA-256 is right then.
+        Raises `DamagedSegmentError` when it is missing or is not what was written, and `IdentityNeededError` when it
+        cannot be decrypted here; its SHA-256 is right then.
         """
         key = stored.key
         name = f"segment {key} in {self.url}"
@@ -257,15 +258,17 @@ class Archive:
         try:
             content = self.repository.store.get(str(key), limit_bytes=limit)
         except NoSuchObjectError as error:
-            raise DamageError(f"segment {key} is missing from {self.url}") from error
+            raise DamagedSegmentError(f"segment {key} is missing from {self.url}") from error
         if hashlib.sha256(content).digest() != key.sha256:
-            raise DamageError(f"{name} does not have the SHA-256 that names it")
+            raise DamagedSegmentError(f"{name} does not have the SHA-256 that names it")
         if key.is_encrypted:
             content = self.repository.encryption.decrypt(content, what=name)
-        with _damage_of(name):
+        try:
             segment = decode_segment(content)
-            if _segment_key(segment, key.sha256, is_encrypted=key.is_encrypted) != key:
-                raise FormatError("it is not the one that its key names")
+        except FormatError as error:
+            raise DamagedSegmentError(f"{name} cannot be read: {error}") from error
+        if _segment_key(segment, key.sha256, is_encrypted=key.is_encrypted) != key:
+            raise DamagedSegmentError(f"{name} cannot be read: it is not the one that its key names")
         return segment
 
     def record(self, stored: StoredObject, decode: Callable[[bytes], _T], *, limit_bytes: int = MAX_RECORD_BYTES) -> _T:

@@ -9,14 +9,13 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from backupd.errors import DamageError, IdentityNeededError, StoreError
 from backupd.format.manifest import SnapshotKind
 from backupd.logs import log
 from backupd.repository.references import find_snapshot, parse_reference
-from backupd.repository.windows import read_continuity, recovery_windows, usable_anchors
+from backupd.repository.windows import read_all_continuity, recovery_windows, usable_anchors
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     from backupd.repository.history import History, Listing, StoredSegment
     from backupd.repository.references import FoundSnapshot
     from backupd.repository.windows import RecoveryWindow
-
-NOTHING_CHECKED: Mapping[SnapshotId, Continuity] = MappingProxyType({})
 
 _LATEST = datetime.max.replace(tzinfo=UTC)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -155,8 +152,7 @@ def find_moment(
     listing: Listing,
     history: History,
     at: datetime,
-    *,
-    checked: Mapping[SnapshotId, Continuity] = NOTHING_CHECKED,
+    checked: Mapping[SnapshotId, Continuity],
 ) -> Moment | None:
     """Find the state that the database had at `at`: after the last commit that was seen by then.
 
@@ -290,14 +286,18 @@ def _gap_before(archive: Archive, before: RecoveryWindow | None, window: Recover
     return Gap(began_at, _time(segment.commits[0].seen_at_ms), reason)
 
 
-def window_spans(archive: Archive, listing: Listing, snapshots: Collection[SnapshotId]) -> list[WindowSpan]:
+def window_spans(
+    archive: Archive,
+    listing: Listing,
+    snapshots: Collection[SnapshotId],
+    checked: Mapping[SnapshotId, Continuity],
+) -> list[WindowSpan]:
     """Return the recovery windows of an archive as users see them, oldest first; `snapshots` are those that exist.
 
-    Reads the first segments of each, up to one that names a snapshot that exists, and what checks have found. Raises
-    the errors of `Store`.
+    `checked` is what was found of each window. Reads the first segments of each, up to one that names a snapshot that
+    exists. Raises the errors of `Store`.
     """
     windows = recovery_windows(listing)
-    checked = read_continuity(archive) if windows else NOTHING_CHECKED
     gaps = [None, *(_gap_before(archive, before, window) for before, window in pairwise(windows))]
     return [_span(archive, window, gap, snapshots, checked) for window, gap in zip(windows, gaps, strict=False)]
 
@@ -315,7 +315,9 @@ def _span(
         began_at = _first_restorable(archive, window, snapshots)
     except (DamageError, IdentityNeededError) as error:
         problem = error
-    return WindowSpan(window, began_at, gap, problem, checked.get(window.id), broken and broken.gap)
+    record = checked.get(window.id)
+    is_of_this = record is not None and window.first <= record.after + 1 and record.by <= window.last
+    return WindowSpan(window, began_at, gap, problem, record if is_of_this else None, broken and broken.gap)
 
 
 def _first_restorable(archive: Archive, window: RecoveryWindow, snapshots: Collection[SnapshotId]) -> datetime | None:
@@ -373,9 +375,11 @@ def find_restore_point(
     if at is None:
         return best
     failed: DamageError | IdentityNeededError | None = None
-    for repository in repositories:
+    archives = [repository.archive(best.manifest.database) for repository in repositories]
+    checked = read_all_continuity(archives)
+    for archive in archives:
         try:
-            point = _point_at(repository.archive(best.manifest.database), at, best)
+            point = _point_at(archive, at, best, checked)
         except (DamageError, IdentityNeededError) as error:
             failed = failed or error
             continue
@@ -391,12 +395,14 @@ def find_restore_point(
     return best
 
 
-def _point_at(archive: Archive, at: datetime, nearest: RestorePoint) -> RestorePoint | None:
+def _point_at(
+    archive: Archive, at: datetime, nearest: RestorePoint, checked: Mapping[SnapshotId, Continuity]
+) -> RestorePoint | None:
     """Return what one store has of the state at `at`; None when it has no segments."""
     listing = archive.segments()
     if not listing.segments:
         return None
-    moment = find_moment(archive, listing, archive.history(), at, checked=read_continuity(archive))
+    moment = find_moment(archive, listing, archive.history(), at, checked)
     if moment is None or moment.snapshot is None:
         return None
     if moment.gap is not None:

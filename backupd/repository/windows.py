@@ -7,10 +7,11 @@ the format that lacks a segment is two.
 from __future__ import annotations
 
 from bisect import bisect_left
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from backupd.errors import NoSuchObjectError, UnsupportedFormatError
+from backupd.errors import NoSuchObjectError, StoreError, UnsupportedFormatError
 from backupd.format import FormatError
 from backupd.format.records import Continuity
 from backupd.repository.history import Listing
@@ -103,3 +104,18 @@ def read_continuity(archive: Archive, listing: Listing | None = None) -> Mapping
         if (record.database, record.window) == (archive.database, window):
             found[window] = record
     return found
+
+
+def read_all_continuity(archives: Iterable[Archive]) -> Mapping[SnapshotId, Continuity]:
+    """Read what the last checks in any of `archives`, which are of one database, have found, by the window's id.
+
+    A window that is broken in one of them is broken in all: they have the same commits. A store that does not answer is
+    left out.
+    """
+    merged: dict[SnapshotId, Continuity] = {}
+    for archive in archives:
+        with suppress(StoreError):
+            for window, record in read_continuity(archive).items():
+                if window not in merged or record.is_broken:
+                    merged[window] = record
+    return merged

@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from backupd.capture.sink import completed_first_page
 from backupd.concurrency import worker_threads
-from backupd.errors import DamageError
+from backupd.errors import DamagedSegmentError
 from backupd.format.pack import HASH_BYTES, page_hash
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def replay_segments(point: RestorePoint, replay: Replay, descriptor: int, hashes
     size = point.manifest.page_size
     state = ReplayedState(hashes, os.pread(descriptor, size, 0), page_size=size)
     for step in replay_steps(point.archive, replay.segments, replay.after, [replay.until], page_size=size):
-        state.take(step.changes)
+        state.take(step)
         images = memoryview(step.changes.images)
         for place, number in enumerate(step.changes.pages):
             if number <= replay.page_count:
@@ -51,10 +51,14 @@ def replay_segments(point: RestorePoint, replay: Replay, descriptor: int, hashes
 
 
 class ReplayStep(NamedTuple):
-    """What the commits after the step before, up to commit `until`, have changed; `page_count` is the size after it."""
+    """What the commits after the step before, up to commit `until`, have changed; `page_count` is the size after it.
+
+    `most_pages` is the largest size after any of them: pages beyond it do not matter.
+    """
 
     until: int
     page_count: int
+    most_pages: int
     changes: Changes
 
 
@@ -63,22 +67,22 @@ def replay_steps(
 ) -> Iterator[ReplayStep]:
     """Yield what the commits from `after + 1` to the last of `stops` change, with a step that ends at each of `stops`.
 
-    `stops` ascend; a step ends with each of `segments`, too. Raises `DamageError` when a commit is missing, or was left
-    out that is one of `stops`, and what `Archive.segment` raises.
+    `stops` ascend; a step ends with each of `segments`, too. Raises `DamagedSegmentError` when a commit is missing, or
+    was left out that is one of `stops`, and what `Archive.segment` raises.
     """
     for stored, segment in zip(segments, read_segments(archive, segments), strict=True):
         if segment.head.page_size != page_size or segment.first > after + 1:
-            raise DamageError(f"segment {stored.key} in {archive.url} does not continue what comes before it")
+            raise DamagedSegmentError(f"segment {stored.key} in {archive.url} does not continue what comes before it")
         for until in (*(stop for stop in stops if stop < segment.last), min(segment.last, stops[-1])):
             if until > after:
                 index = segment.index_of(until)
                 if segment.first + segment.commits[index].offset != until:
-                    raise DamageError(f"segment {stored.key} in {archive.url} does not have commit {until}")
-                page_count = segment.commits[index].page_count
-                yield ReplayStep(until, page_count, segment.changes(after, until))
+                    raise DamagedSegmentError(f"segment {stored.key} in {archive.url} does not have commit {until}")
+                sizes = [commit.page_count for commit in segment.commits[segment.index_of(after + 1) : index + 1]]
+                yield ReplayStep(until, sizes[-1], max(sizes), segment.changes(after, until))
                 after = until
     if after < stops[-1]:
-        raise DamageError(f"the segments of {archive.database} in {archive.url} end at commit {after}")
+        raise DamagedSegmentError(f"the segments of {archive.database} in {archive.url} end at commit {after}")
 
 
 class ReplayedState:
@@ -90,12 +94,14 @@ class ReplayedState:
         self._first_page = first_page
         self._page_size = page_size
 
-    def take(self, changes: Changes) -> None:
+    def take(self, step: ReplayStep) -> None:
         """Add what some commits have changed."""
         size = self._page_size
-        self._extend(max(changes.pages))
-        images = memoryview(changes.images)
-        for place, number in enumerate(changes.pages):
+        self._extend(step.most_pages)
+        images = memoryview(step.changes.images)
+        for place, number in enumerate(step.changes.pages):
+            if number > step.most_pages:
+                break
             image = images[place * size : (place + 1) * size]
             self._hashes[(number - 1) * HASH_BYTES : number * HASH_BYTES] = page_hash(image)
             if number == 1:
@@ -103,7 +109,15 @@ class ReplayedState:
 
     def first_page(self, page_count: int) -> bytes:
         """Return page 1 with the change counter that the image of a snapshot of this state has, with so many pages."""
-        page, others = self._first_page, self._others(page_count)
+        return self._completed(self._others(page_count))
+
+    def digest(self, page_count: int) -> str:
+        """Return the image digest of this state, with so many pages."""
+        others = self._others(page_count)
+        return blake3(page_hash(self._completed(others))).update(others).hexdigest()
+
+    def _completed(self, others: bytes) -> bytes:
+        page = self._first_page
         return completed_first_page(
             page,
             schema_version=int.from_bytes(page[40:44], "big"),
@@ -111,11 +125,8 @@ class ReplayedState:
             digest_of_image=lambda first_page: blake3(first_page).update(others).digest(),
         )
 
-    def digest(self, page_count: int) -> str:
-        """Return the image digest of this state, with so many pages."""
-        return blake3(page_hash(self.first_page(page_count))).update(self._others(page_count)).hexdigest()
-
     def _others(self, page_count: int) -> bytes:
+        """Return the hashes of all pages but the first."""
         self._extend(page_count)
         return bytes(memoryview(self._hashes)[HASH_BYTES : page_count * HASH_BYTES])
 

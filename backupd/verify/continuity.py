@@ -64,15 +64,16 @@ class _Span:
     @property
     def candidates(self) -> range:
         """The commits after one of which the state is that of `snapshot`."""
-        return range(max(self.snapshot.after, self.base.by, self.base.after + 1), self.snapshot.by + 1)
+        return range(self.snapshot.after, self.snapshot.by + 1)
 
 
 def prove_continuity(archive: Archive, context: CheckContext) -> ContinuityResult | None:
     """Check the newest recovery window that has two snapshots, and record the outcome in the store.
 
-    All commits are replayed that were stored since the last check, or 64 MiB of segments. A window that is recorded as
-    broken stays so. None when no window has two snapshots, or when what is needed cannot be decrypted here. Expected
-    failures are in the result, except what `context.should_stop` raises. Repeatable.
+    All commits are replayed that were stored since the last check, as far as they are not thinned and 64 MiB of stored
+    segments go. A window that is recorded as broken stays so. None when no window has two snapshots, or when what is
+    needed cannot be decrypted here. Expected failures are in the result, except what `context.should_stop` raises.
+    Repeatable.
     """
     began = time.monotonic()
     result = ContinuityResult(
@@ -84,9 +85,12 @@ def prove_continuity(archive: Archive, context: CheckContext) -> ContinuityResul
             span = check.find_span()
             if span is None:
                 return None
-            result = replace(result, window=span.window.id, fetched_bytes=span.stored_bytes)
-            found = check.known(span) or check.recorded(check.compare(span, at=result.started_at))
+            result = replace(result, window=span.window.id, segments_bytes=span.stored_bytes)
+            known = check.known(span)
+            found = known or check.compare(span, at=result.started_at)
             result = replace(result, found=found, error=_broken(archive, found) if found.is_broken else None)
+            if known is None:
+                result = replace(result, warning=_recorded(archive, found))
             break
         except IdentityNeededError:
             return None
@@ -94,10 +98,29 @@ def prove_continuity(archive: Archive, context: CheckContext) -> ContinuityResul
             raise
         except BackupdError as error:
             result = replace(result, error=error)
-            if is_last or not isinstance(error.__cause__, NoSuchObjectError):
+            if is_last or not isinstance(error.__cause__ or error, NoSuchObjectError):
                 break
             # A prune has merged segments since they were listed: the merged one has all that they had.
     return replace(result, duration_seconds=time.monotonic() - began)
+
+
+def record_broken(archive: Archive, found: Continuity) -> str | None:
+    """Record a broken window in an archive, too, if that has segments of it; return why it could not be, if so."""
+    try:
+        if found.window not in archive.segments().segments:
+            return None
+    except BackupdError as error:
+        return error.message
+    return _recorded(archive, found)
+
+
+def _recorded(archive: Archive, found: Continuity) -> str | None:
+    """Put the outcome into the store; return why it could not be, if so."""
+    try:
+        archive.put_record(RecordKind.CONTINUITY, found.window, found.encode())
+    except BackupdError as error:
+        return error.message
+    return None
 
 
 class _Check:
@@ -147,7 +170,7 @@ class _Check:
         anchors.sort(key=lambda anchor: (anchor.by, anchor.after))
         for place in range(len(anchors) - 1, 0, -1):
             newest = anchors[place]
-            older = [each for each in anchors[:place] if each.after < newest.after]
+            older = [each for each in anchors[:place] if each.after < newest.after and each.by <= newest.after]
             if older and newest.after >= whole_from and newest.by - newest.after <= _MOST_CANDIDATES:
                 known = [each for each in older if record is not None and each.snapshot == record.snapshot]
                 return _Span(window, (known or older)[0], newest)
@@ -161,7 +184,7 @@ class _Check:
     def compare(self, span: _Span, *, at: datetime) -> Continuity:
         """Replay the commits of `span`, and compare the states at its end with the later snapshot.
 
-        A mismatch counts when a second look, with everything read again, gives it, too.
+        A mismatch counts when a second look, with the segments read again, gives it, too.
         """
         base, snapshot = (self._archive.manifest(each.snapshot) for each in (span.base, span.snapshot))
         wanted = self._archive.opened(snapshot).image_digest
@@ -185,7 +208,7 @@ class _Check:
         candidates = span.candidates
         for step in replay_steps(self._archive, span.segments, span.base.after, candidates, page_size=base.page_size):
             self._should_stop()
-            state.take(step.changes)
+            state.take(step)
             if step.until in candidates and state.digest(step.page_count) == wanted:
                 return step.until
         return None
@@ -216,11 +239,6 @@ class _Check:
         if page_hash(page) != hashes[:HASH_BYTES]:
             raise DamageError(f"pack {pack.name} holds another page 1 than it says")
         return page
-
-    def recorded(self, found: Continuity) -> Continuity:
-        """Put the outcome into the store; it is `found`."""
-        self._archive.put_record(RecordKind.CONTINUITY, found.window, found.encode())
-        return found
 
 
 def _affordable(window: RecoveryWindow, most_bytes: int) -> Sequence[StoredSegment]:

@@ -193,6 +193,8 @@ class Report:
         self._continuity.append(result)
         if result.error is not None:
             self.add_problem(result.error)
+        if result.warning is not None:
+            self.add_warning(f"the check of {result.database} could not be recorded in the store: {result.warning}")
 
     def add_archive(
         self,

@@ -7,7 +7,7 @@ from enum import StrEnum
 from random import Random, SystemRandom
 from typing import TYPE_CHECKING
 
-from backupd.errors import DamageError, ExitCode
+from backupd.errors import DamagedSegmentError, DamageError, ExitCode
 from backupd.format.records import CheckOutcome
 from backupd.repository.packs import PackFault
 
@@ -177,8 +177,8 @@ class CheckResult:
 class ContinuityResult:
     """The result of the check of one recovery window in one store.
 
-    `found` is what is recorded; None when the check has not come to its end, because of `error`. That is a
-    `DamageError` also when the window is broken.
+    `found` is what was found; None when the check has not come to its end, because of `error`. That is a `DamageError`
+    when the window is broken, too. `warning` is why the outcome could not be recorded in the store, if so.
     """
 
     database: str
@@ -189,8 +189,20 @@ class ContinuityResult:
     """Aware, UTC."""
     found: Continuity | None = None
     error: BackupdError | None = None
-    fetched_bytes: int = 0
+    warning: str | None = None
+    segments_bytes: int = 0
+    """Stored bytes of the segments whose commits were replayed."""
     duration_seconds: float = 0.0
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether commits are not what was committed."""
+        return self.found is not None and self.found.is_broken
+
+    @property
+    def is_damage(self) -> bool:
+        """Whether commits are not what was committed, or segments not what was stored."""
+        return self.is_broken or isinstance(self.error, DamagedSegmentError)
 
     def values(self) -> dict[str, object]:
         """The result as JSON documents and logs show it."""
@@ -204,9 +216,10 @@ class ContinuityResult:
             "snapshot": found and str(found.snapshot),
             "first_commit": found and found.after + 1,
             "last_commit": found and found.by,
-            "fetched_bytes": self.fetched_bytes,
+            "segments_bytes": self.segments_bytes,
             "duration_seconds": round(self.duration_seconds, 3),
             "error": None if self.error is None else self.error.values(),
+            "warning": self.warning,
         }
 
 

@@ -190,7 +190,10 @@ class ArchiveCheck:
                 self._run.report.add_problem(result.error)
         self._record_damage(already=recorded)
         self._note_ciphertext()
-        if continuity := prove_continuity(self._archive, context):
+        continuity = prove_continuity(self._archive, context)
+        if continuity is not None and isinstance(continuity.error, StoreUnavailableError):
+            raise continuity.error
+        if continuity is not None:
             self._run.report.add_continuity(continuity)
 
     def _note_ciphertext(self) -> None:

@@ -55,8 +55,8 @@ def test_a_page_that_no_commit_wrote_is_found(tmp_path: Path) -> None:
         assert proven["outcome"] == "proven"
         assert proven["base"] <= first < second <= proven["snapshot"]
         daemon.require_green()
-        assert "; continuity proven " in site.backupd.run("status").stdout
-        assert "; continuity proven up to " in site.backupd.run("list").stdout
+        assert "; continuity proven up to " in site.backupd.run("status").stdout
+        assert "; continuity proven from " in site.backupd.run("list").stdout
         assert daemon.metric("backupd_continuity_proven_timestamp_seconds", database="app") is not None
 
         content = path.read_bytes()

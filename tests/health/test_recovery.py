@@ -6,10 +6,26 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from harness.statuses import BUCKET, DISK, HOUR, MINUTE, NOON, alarms_of, created, healthy, recorded, with_health
+from harness.statuses import (
+    BUCKET,
+    DISK,
+    DOWN,
+    HOUR,
+    MINUTE,
+    NOON,
+    alarms_of,
+    created,
+    healthy,
+    recorded,
+    snapshot_id,
+    with_health,
+)
 from msgspec.structs import replace
 
+from backupd.errors import DamagedSegmentError, DamageError
+from backupd.format.records import Continuity, ContinuityOutcome
 from backupd.health import Status
+from backupd.health.recording import with_continuity
 from backupd.health.recovery import (
     after_gap,
     gaps_since,
@@ -20,10 +36,12 @@ from backupd.health.recovery import (
     with_following,
 )
 from backupd.health.values import FollowHealth, Gap, Problem, SegmentsHealth
+from backupd.verify import ContinuityResult
 
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from backupd.errors import BackupdError
     from backupd.health.alarms import Alarm
 
 _SECOND = timedelta(seconds=1)
@@ -199,3 +217,49 @@ def test_windows_that_end_again_and_again_are_an_alarm_for_an_hour() -> None:
     assert alarm.message.endswith("because of this: the log was removed")
     assert "keep one open" in alarm.hint
     assert [each for each in alarms_of(followed(_gaps(7)), NOON + 61 * MINUTE) if each.kind == "gaps"] == []
+
+
+def checked(
+    outcome: str | None, *, window_at: datetime = NOON, error: BackupdError | None = None, store: str = BUCKET
+) -> ContinuityResult:
+    """A check of the window that began then, with a snapshot of an hour later; without an outcome, it failed."""
+    window, later = snapshot_id(window_at), snapshot_id(window_at + HOUR)
+    span: dict[str, Any] = {"base": window, "after": 1, "snapshot": later, "by": 9}
+    found = outcome and Continuity(database="app", window=window, outcome=ContinuityOutcome(outcome), at=NOON, **span)
+    if outcome == "broken":
+        error = DamageError("commits 2 to 9 do not give the snapshot", hint="restore from snapshots")
+    return ContinuityResult(
+        database="app", store=store, window=window, started_at=NOON + HOUR, found=found or None, error=error
+    )
+
+
+def continuity_alarms(status: Status) -> list[Alarm]:
+    """The alarms of recovery windows."""
+    return [alarm for alarm in alarms_of(status, _EVENING) if alarm.kind == "continuity"]
+
+
+def test_a_broken_window_is_an_alarm_until_a_later_one_is_proven() -> None:
+    """Neither a check that failed nor a proof of an older window ends it; the same window stays broken."""
+    status = with_continuity(followed(), checked("proven", window_at=NOON - HOUR))
+    assert continuity_alarms(status) == []
+    assert status.databases["app"].stores[BUCKET].continuity_at == NOON
+    status = with_continuity(status, checked("broken"))
+    (alarm,) = continuity_alarms(status)
+    assert (alarm.is_red, alarm.store, alarm.hint) == (True, BUCKET, "restore from snapshots")
+    assert alarm.message == "commits 2 to 9 do not give the snapshot; last proven up to 2026-11-22 12:00:00Z"
+    for result in (checked(None, error=DOWN), checked("proven", window_at=NOON - HOUR), checked("broken")):
+        status = with_continuity(status, result)
+        assert [each.since for each in continuity_alarms(status)] == [alarm.since]
+    assert continuity_alarms(with_continuity(status, checked("proven", window_at=NOON + MINUTE))) == []
+    assert continuity_alarms(with_following(status, {}, {}, blind_since=None)) == []  # it is followed no longer
+
+
+def test_damage_elsewhere_is_no_alarm_of_a_window() -> None:
+    """A damaged segment is; a damaged pack that a check came across is what drills report."""
+    damaged = DamagedSegmentError("segment x does not have the SHA-256 that names it")
+    (alarm,) = continuity_alarms(with_continuity(followed(), checked(None, error=damaged)))
+    assert "backupd list app" in alarm.hint
+    assert "never proven" in alarm.message
+    assert continuity_alarms(with_continuity(followed(), checked(None, error=DamageError("pack y")))) == []
+    proven = with_continuity(with_continuity(followed(), checked(None, error=damaged)), checked("proven"))
+    assert continuity_alarms(proven) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from harness.damage import flip
 from harness.following import Followed
 
 from backupd.encryption import NO_ENCRYPTION, Encryption, generate_identity
-from backupd.errors import DamageError
+from backupd.errors import DamageError, StoreRefusedError
 from backupd.format import SnapshotId
 from backupd.format.records import Continuity, ContinuityOutcome
 from backupd.format.segment import Commit, encode_segment, thinned
@@ -20,7 +21,10 @@ from backupd.repository import Repository
 from backupd.repository.moments import find_restore_point, window_spans
 from backupd.repository.windows import read_continuity
 from backupd.state import StateDirectory
+from backupd.store import StoreWrapper
+from backupd.store.directory import DirectoryStore
 from backupd.verify import ContinuityResult, prove_continuity
+from backupd.verify.continuity import record_broken
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +32,12 @@ if TYPE_CHECKING:
 
     from backupd.repository.archive import Archive
     from backupd.store.keys import SegmentKey
+
+
+class _RefusingStore(StoreWrapper):
+    def put(self, key: str, content: bytes | Path, *, sha256: bytes) -> None:  # noqa: ARG002
+        raise StoreRefusedError(f"{self.url} refused {key}")
+
 
 _FILL = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200) "
 
@@ -142,11 +152,63 @@ def test_a_missed_commit_is_found(followed: Followed):
         assert (point.replay, point.manifest.id) == (None, followed.snapshots[0])
         assert point.gap is not None
         assert "do not give snapshot" in point.gap.reason
-    (span,) = window_spans(archive, archive.listing(), archive.listing().manifests)
+    (span,) = window_spans(archive, archive.listing(), archive.listing().manifests, read_continuity(archive))
     assert span.broken is not None
     assert (span.continuity, span.broken.began_at) == (result.found, followed.snapshots[0].taken_at)
     again = check(on_another_machine(followed))
     assert (again.found, str(again.error)) == (result.found, str(result.error))
+
+
+def broken_window(followed: Followed) -> datetime:
+    """A window that lacks a commit; when the commit after that was seen."""
+    followed.snapshot()
+    followed.miss("UPDATE notes SET text = 'missed' WHERE id = 3")
+    after = followed.execute(insert(1))
+    followed.snapshot()
+    followed.cut()
+    return after.seen_at
+
+
+def test_a_window_that_is_broken_in_one_store_is_broken_in_all(followed: Followed, tmp_path: Path):
+    """Another store with the same segments offers none of the moments that a check elsewhere has found wrong."""
+    seen_at = broken_window(followed)
+    shutil.copytree(tmp_path / "backups", tmp_path / "others")
+    other = Repository(DirectoryStore(tmp_path / "others"), StateDirectory(tmp_path / "state"))
+    found = check(followed.archive).found
+    assert found is not None
+    for repositories in ([followed.repository, other], [other, followed.repository]):
+        point = find_restore_point(repositories, seen_at.isoformat(), database="app", now=datetime.now(UTC))
+        assert (point.replay, point.gap is None) == (None, False)
+    assert record_broken(other.archive("app"), found) is None
+    assert read_continuity(other.archive("app")) == {found.window: found}
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_what_was_found_is_said_when_it_cannot_be_recorded(followed: Followed, *, is_broken: bool):
+    """A store that takes no record hides neither a proof nor a broken window."""
+    if is_broken:
+        broken_window(followed)
+    else:
+        between_snapshots(followed, insert(1))
+    result = check(followed.repository.through(_RefusingStore(followed.repository.store)).archive("app"))
+    assert result.is_broken == is_broken
+    assert result.warning is not None
+    assert "refused" in result.warning
+    assert read_continuity(followed.archive) == {}
+
+
+def test_a_commit_without_pages_changes_nothing(followed: Followed):
+    """The format allows it, and a replay takes it."""
+    followed.snapshot()
+    followed.execute(insert(1))
+    followed.cut()
+    followed.execute("CREATE TABLE other (a)")
+    seen_at_ms, page_count, *_ = followed._pending[-1]
+    followed._pending.append(Commit(seen_at_ms, page_count, (), b""))
+    followed._count += 1
+    followed.snapshot()
+    followed.cut()
+    proven(check(followed.archive))
 
 
 def test_a_window_after_a_broken_one_may_be_proven(followed: Followed):
