@@ -12,6 +12,7 @@ from harness.following import Followed
 
 from backupd.encryption import Encryption, generate_identity
 from backupd.errors import DamageError, IdentityNeededError
+from backupd.format import SnapshotId
 from backupd.format.segment import decode_segment, encode_segment, thinned
 from backupd.repository import Repository
 from backupd.repository.moments import (
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from backupd.format import SnapshotId
     from backupd.store.keys import SegmentKey
 
 _MS = timedelta(milliseconds=1)
@@ -403,3 +403,14 @@ def test_the_store_with_the_latest_commit_counts(followed: Followed, tmp_path: P
         if "segments" in str(file):
             file.write_bytes(b"damaged")
     assert point().at == followed.states[-1].seen_at
+
+
+def test_a_window_may_claim_the_first_day_of_the_calendar(followed: Followed):
+    """A foreign object ends no list: nothing is before that day."""
+    snapshot = followed.snapshot()
+    followed._window = SnapshotId("00010101T000000000Z-00000000")
+    state = followed.execute(insert(1))
+    followed.cut()
+    (span,) = window_spans(followed.archive, followed.archive.listing(), {snapshot})
+    assert span.gap is None
+    assert found(followed, state.seen_at).snapshot is not None

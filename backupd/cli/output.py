@@ -12,7 +12,7 @@ import re
 import shlex
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from backupd.errors import (
@@ -319,7 +319,9 @@ def seconds(duration: float) -> str:
 
 def local_time(moment: datetime, *, is_exact: bool = False) -> str:
     """Format a time in the time zone of this machine, with its offset: `2026-11-22 09:55:57+01:00`, or `57.123`."""
-    return moment.astimezone().isoformat(sep=" ", timespec="milliseconds" if is_exact else "seconds")
+    with suppress(OverflowError):  # on the first or the last day of the calendar, which a foreign object may name
+        moment = moment.astimezone()
+    return moment.isoformat(sep=" ", timespec="milliseconds" if is_exact else "seconds")
 
 
 def utc_time(moment: datetime) -> str:

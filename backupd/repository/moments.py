@@ -211,7 +211,7 @@ def _last_commit(archive: Archive, windows: Sequence[RecoveryWindow], at: dateti
     """Find the last commit that was seen by `at`, and the place of its window. None when all were seen later."""
     for place in range(len(windows) - 1, -1, -1):
         window = windows[place]
-        if window.id.taken_at - _CLOCK_TOLERANCE > at:
+        if window.id.taken_at - at > _CLOCK_TOLERANCE:
             continue
         # The first segment that ended later may have begun before.
         end = bisect_right(window.segments, at, key=lambda stored: stored.key.seen_at)
@@ -323,7 +323,7 @@ def _span(
 def _first_restorable(archive: Archive, window: RecoveryWindow, snapshots: Collection[SnapshotId]) -> datetime | None:
     """When the first commit of `window` was seen that can be rebuilt from one of `snapshots`."""
     began_at = window.began_at or window.segments[0].key.seen_at
-    times = (each.taken_at for each in snapshots if each.taken_at >= began_at - _CLOCK_TOLERANCE)
+    times = (each.taken_at for each in snapshots if began_at - each.taken_at <= _CLOCK_TOLERANCE)
     start = bisect_left(window.segments, min(times, default=began_at), key=lambda stored: stored.key.seen_at)
     for stored in window.segments[start:]:
         if usable := usable_anchors(window, archive.segment(stored), snapshots):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -59,3 +60,22 @@ def test_count_has_separators_and_its_noun() -> None:
 def test_duration_has_tenths_while_they_matter(duration: float, text: str) -> None:
     """Below ten seconds."""
     assert output.seconds(duration) == text
+
+
+@pytest.mark.parametrize(
+    ("zone", "moment", "text"),
+    [
+        ("America/New_York", datetime(1, 1, 1, tzinfo=UTC), "0001-01-01 00:00:00+00:00"),
+        ("Pacific/Auckland", datetime(9999, 12, 31, 23, tzinfo=UTC), "9999-12-31 23:00:00+00:00"),
+    ],
+)
+def test_the_ends_of_the_calendar_have_a_time(
+    monkeypatch: pytest.MonkeyPatch, zone: str, moment: datetime, text: str
+) -> None:
+    """Foreign objects may name any time: one that does not exist in the zone of this machine is shown in UTC."""
+    with monkeypatch.context() as changed:
+        changed.setenv("TZ", zone)
+        time.tzset()
+        shown = output.local_time(moment)
+    time.tzset()
+    assert shown == text
