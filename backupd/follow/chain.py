@@ -38,7 +38,7 @@ _FEWEST_PAGES_PER_POLL = 150
 _MANY_OPEN_FRAMES = 4096
 _IDLE_PART = 10
 """A poll that has read a long open transaction is followed by a pause of so many times its duration: so is the next."""
-_LOOK_UP_SECONDS = 10.0
+_LOOK_UP_SECONDS = 30.0
 """How often the path of a database is followed to its file: that costs more than all else about an idle one."""
 _MARK_SECONDS = 3.0
 _MOST_CLOCK_LAG_MS = 60_000
@@ -360,7 +360,10 @@ class Chain:
             self.pause /= 2
         elif pages < _FEWEST_PAGES_PER_POLL:
             self.pause *= 1.5
-        self.pause = min(max(self.pause, _SHORTEST_PAUSE_SECONDS), self._interval, _LONGEST_PAUSE_SECONDS)
+        longest = min(self._interval, _LONGEST_PAUSE_SECONDS)
+        if self._window is not None and self._window.pending:  # which is to be cut in time
+            longest = min(longest, self._cut_at + self._interval - time.monotonic())
+        self.pause = max(min(self.pause, longest), _SHORTEST_PAUSE_SECONDS)
         if not pages and self._log is not None and self._log.open_frames > _MANY_OPEN_FRAMES:
             self.pause = max(self.pause, _IDLE_PART * took_seconds)
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import math
 import os
 import select
 import sys
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 _READ_BYTES = 1 << 16
 _LONGEST_WAIT_SECONDS = 60.0
+_LONG_PAUSE_SECONDS = 0.5
+_TOGETHER_SECONDS = 0.05
 
 
 class _Following:
@@ -90,7 +93,7 @@ class _Following:
             chain = self._chains.get(name)
             if chain is not None:
                 _report(name, chain.poll())
-                heapq.heappush(self._due, (time.monotonic() + chain.pause, name))
+                heapq.heappush(self._due, (_due_at(chain.pause), name))
         return max(0.0, self._due[0][0] - time.monotonic()) if self._due else _LONGEST_WAIT_SECONDS
 
     def end(self) -> None:
@@ -106,6 +109,12 @@ class _Following:
             chain.close()
             self._due = [(at, each) for at, each in self._due if each != name]
             heapq.heapify(self._due)
+
+
+def _due_at(pause: float) -> float:
+    """When a pause ends: a long one together with others, because waking up costs more than a poll."""
+    at = time.monotonic() + pause
+    return at if pause < _LONG_PAUSE_SECONDS else math.ceil(at / _TOGETHER_SECONDS) * _TOGETHER_SECONDS
 
 
 def _report(name: str, happened: Iterable[Cut | WindowBegan | WindowEnded | Mark]) -> None:

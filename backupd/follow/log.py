@@ -44,7 +44,7 @@ _LITTLE_ENDIAN, _BIG_ENDIAN = 0x377F0682, 0x377F0683
 _VERSION = 3007000
 _WORD = 0xFFFFFFFF
 _COARSEST_TIMESTAMP_NS = 50_000_000
-_TRUST_STAT_SECONDS = 10.0
+_TRUST_STAT_SECONDS = 60.0
 _WRITTEN_OVER = "the log was written over before it was read to its end"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
