@@ -411,6 +411,6 @@ def test_a_window_may_claim_the_first_day_of_the_calendar(followed: Followed):
     followed._window = SnapshotId("00010101T000000000Z-00000000")
     state = followed.execute(insert(1))
     followed.cut()
-    (span,) = window_spans(followed.archive, followed.archive.listing(), {snapshot})
+    (span,) = window_spans(followed.archive, followed.archive.listing(), {snapshot}, {})
     assert span.gap is None
     assert found(followed, state.seen_at).snapshot is not None

@@ -299,6 +299,20 @@ def test_a_minute_in_two_segments_has_one_commit(rotation: Rotation):
     assert changes(rotation, 8) == before
 
 
+def test_a_forged_cover_removes_no_minute(rotation: Rotation):
+    """One commit that claims to stand for all others is no thinned segment: it lacks the last of each minute."""
+    put_hours(rotation, put_ago=_DAY * 2, hours=2)
+    wanted = {number for number in numbers(rotation) if number % 4 != 2}
+    ((window, (first, *_)),) = archive_of(rotation).listing().segments.items()
+    head = SegmentHead(database="app", window=window, first=1, page_size=512)
+    forged = Commit(int(first.key.seen_at.timestamp() * 1000), 500, (1,), bytes(512), 4_000_000_000)
+    key = archive_of(rotation).put_segment(encode_segment(head, [forged], level=1))
+    utime(rotation.root / str(key), (datetime.now(UTC).timestamp() - 3600,) * 2)
+    for _ in range(2):
+        assert rotation.prune().error is None
+        assert wanted <= {*numbers(rotation)}
+
+
 def test_segments_that_fit_into_no_one_stay(rotation: Rotation):
     """What somebody has forged keeps no prune from its end."""
     put(rotation, 1, 1)
@@ -375,7 +389,7 @@ def test_the_snapshots_that_begin_a_window_stay(rotation: Rotation, monkeypatch:
     decisions = rotation.prune(policy=LAST_ONE.replaced(commits=timedelta(0))).decisions
     kept = {each.manifest.id: each.reasons for each in decisions if each.is_kept}
     assert [*kept] == others
-    assert [kept[each] for each in others[:2]] == [("a recovery window begins with it",)] * 2
+    assert [kept[each] for each in others[:2]] == [("minutes of a recovery window begin with it",)] * 2
     assert before not in rotation.ids()
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from contextlib import suppress
 from datetime import UTC, timedelta
 from functools import partial
+from itertools import groupby, islice
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -105,7 +105,8 @@ class PruneResult(msgspec.Struct, frozen=True, kw_only=True):
 _NO_OPTIONS = PruneOptions()
 _BEFORE_FIRST_COMMIT = timedelta(hours=1)
 """How much longer than commits snapshots are kept, so that the first commits have one before them."""
-_FIRST_IN_WINDOW = 2
+_FIRST_OF_DAY = 2
+_DAY = timedelta(days=1)
 
 
 def prune(
@@ -240,7 +241,7 @@ class _Pruning:
         )
         anyway = dict.fromkeys(unknown, "perhaps proven, the record is damaged")
         if policy is not None and not policy.is_empty and policy.minutes > policy.commits:
-            anyway |= dict.fromkeys(_beginnings(holdings), "a recovery window begins with it")
+            anyway |= dict.fromkeys(_beginnings(holdings), "minutes of a recovery window begin with it")
         return [_kept_anyway(each, reason) if (reason := anyway.get(each.manifest.id)) else each for each in decisions]
 
     def _with_shrink(self, holdings: Holdings, record: RetentionRecord) -> RetentionRecord:
@@ -352,15 +353,17 @@ def _without(
 
 
 def _beginnings(holdings: Holdings) -> Iterator[SnapshotId]:
-    """Yield the first snapshots in each recovery window that lasts: commits of it are restored from one of them.
+    """Yield the first snapshots of each day in each recovery window that lasts: commits are restored from one of them.
 
-    That is the one that the daemon takes when a window begins; one by hand, which has no place in the window, may come
-    before it.
+    The first one in a window is the one that the daemon takes when it begins; one by hand, which has no place in the
+    window, may come before it. Another one of each day is there when the segments before it have been removed.
     """
     ids = sorted(each.id for each in holdings.history.manifests)
     for window in lasting_windows(holdings.listing.segments):
-        first = bisect_left(ids, window.taken_at, key=lambda each: each.taken_at)
-        yield from ids[first : first + _FIRST_IN_WINDOW]
+        seen = [segment.key.seen_at for segment in holdings.listing.segments[window]]
+        within = (each for each in ids if max(window.taken_at, min(seen) - _DAY) <= each.taken_at <= max(seen))
+        for _, of_day in groupby(within, key=lambda each: each.taken_at.date()):
+            yield from islice(of_day, _FIRST_OF_DAY)
 
 
 def _kept_anyway(decision: Decision, reason: str) -> Decision:

@@ -100,13 +100,20 @@ def remove_covered(
 ) -> None:
     """Delete those of `segments` that say nothing which their cover does not, after all were read and found whole.
 
-    A cover that was thinned lacks commits, which may go where `may_thin` says so. Raises what `Archive.segment` raises.
+    A cover that was thinned may lack all commits of a minute but the last, where `may_thin` says so. Raises what
+    `Archive.segment` raises.
     """
     whole = archive.segment(cover)
     anchors, numbers = {*whole.head.anchors}, {*whole.numbers}
+    minutes = {commit.seen_at_ms // _MINUTE_MS for commit in whole.commits}
     for stored in segments:
         segment = archive.segment(stored)
-        if anchors.issuperset(segment.head.anchors) and (numbers.issuperset(segment.numbers) or may_thin(stored)):
+        last_ones = {commit.seen_at_ms // _MINUTE_MS: segment.first + commit.offset for commit in segment.commits}
+        # The last minute may continue in another segment, of which the cover has the commits, too.
+        is_thinned = may_thin(stored) and all(
+            number in numbers or (number == segment.last and minute in minutes) for minute, number in last_ones.items()
+        )
+        if anchors.issuperset(segment.head.anchors) and (numbers.issuperset(segment.numbers) or is_thinned):
             archive.delete_segment(stored)
 
 

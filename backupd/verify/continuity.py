@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from datetime import UTC
+from datetime import UTC, timedelta
 from typing import TYPE_CHECKING
 
 from backupd.backup.baseline import is_hashes_file, map_hashes
@@ -23,7 +23,7 @@ from backupd.store.keys import RecordKind
 from backupd.verify.results import ContinuityResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from backupd.format import SnapshotId
@@ -40,6 +40,7 @@ _MOST_BYTES = 64 << 20
 """What one check reads of segments: as a rule, all since the check of the day before."""
 _LEAST_BYTES = 8 << 10
 """What a small segment counts as: each takes a request."""
+_FAR_AHEAD = timedelta(days=1)
 _MOST_CANDIDATES = 4096
 """After how many commits the state of a snapshot is looked for: a digest of all page hashes for each."""
 
@@ -80,7 +81,7 @@ def prove_continuity(archive: Archive, context: CheckContext) -> ContinuityResul
         database=archive.database, store=archive.url, window=None, started_at=context.now.astimezone(UTC)
     )
     for is_last in (False, True):
-        check = _Check(archive, context.should_stop)
+        check = _Check(archive, context)
         try:
             span = check.find_span()
             if span is None:
@@ -126,9 +127,10 @@ def _recorded(archive: Archive, found: Continuity) -> str | None:
 class _Check:
     """One check of an archive. Its methods raise `DamageError`, `IdentityNeededError` and the errors of `Store`."""
 
-    def __init__(self, archive: Archive, should_stop: Callable[[], None]) -> None:
+    def __init__(self, archive: Archive, context: CheckContext) -> None:
         self._archive = archive
-        self._should_stop = should_stop
+        self._now = context.now
+        self._should_stop = context.should_stop
         self._checked: Mapping[SnapshotId, Continuity] = {}
 
     def find_span(self) -> _Span | None:
@@ -140,6 +142,8 @@ class _Check:
         snapshots = {each.id: each for each in self._archive.history().manifests if each.image_bytes}
         left = _MOST_BYTES
         for window in reversed(windows):
+            if window.id.taken_at - self._now > _FAR_AHEAD:  # forged, or a clock was wrong: it would hide all others
+                continue
             segments = _affordable(window, left)
             if span := self._span_in(window, segments, snapshots):
                 return span

@@ -10,6 +10,7 @@ import pytest
 from harness.checks import check_context
 from harness.damage import flip
 from harness.following import Followed
+from msgspec.structs import replace
 
 from backupd.encryption import NO_ENCRYPTION, Encryption, generate_identity
 from backupd.errors import DamageError, StoreRefusedError
@@ -298,6 +299,17 @@ def test_an_anchor_that_means_anything_is_no_later_snapshot(followed: Followed):
     followed.execute(insert(1))
     followed.cut()
     assert prove_continuity(followed.archive, check_context()) is None
+
+
+def test_a_window_of_the_future_hides_no_other(followed: Followed):
+    """A foreign window with the anchors of real snapshots, dated in the future, is not the newest."""
+    between_snapshots(followed, insert(1))
+    ((stored,),) = followed.archive.segments().segments.values()
+    segment = followed.archive.segment(stored)
+    future = SnapshotId("99991231T235959999Z-0badcafe")
+    forged = encode_segment(replace(segment.head, window=future), segment.with_images(), level=1)
+    followed.archive.put_segment(forged)
+    assert proven(check(followed.archive)).window == segment.head.window
 
 
 def test_damage_of_a_segment_is_no_broken_window(followed: Followed):
