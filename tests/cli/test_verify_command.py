@@ -60,6 +60,7 @@ def test_json_document_has_exactly_these_keys(stored: CommandLine, snapshots: li
                 "snapshots": [],
             }
         ],
+        "continuity": [],
         "problems": [],
         "warnings": [],
         "packs_read": 0,
