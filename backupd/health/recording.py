@@ -168,6 +168,13 @@ def with_continuity(status: Status, result: ContinuityResult) -> Status:
     return with_stores(status, {result.database: result.store}, after)
 
 
+def without_windows(status: Status, database: str, store: str) -> Status:
+    """Record that one store has no recovery window of a database: nothing can be wrong with one."""
+    return with_stores(
+        status, {database: store}, lambda health: replace(health, continuity_problem=None, continuity_window=None)
+    )
+
+
 def with_damaged_source(status: Status, result: CheckResult, stores: Iterable[str], *, at: datetime) -> Status:
     """Record a damaged source, which a drill found in one store, for other `stores` (URLs) that have the snapshot.
 

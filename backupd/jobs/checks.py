@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 from backupd.errors import BackupdError, InterruptedByUserError, NoSuchObjectError
 from backupd.format.manifest import Manifest
 from backupd.format.records import CheckOutcome, Drill
-from backupd.health.recording import with_continuity, with_damaged_source, with_drill
+from backupd.health.recording import with_continuity, with_damaged_source, with_drill, without_windows
 from backupd.logs import log
 from backupd.store import canonical_url
 from backupd.verify import CheckContext, drill, prove_continuity
-from backupd.verify.continuity import record_broken
+from backupd.verify.continuity import has_no_segments, record_broken
 from backupd.verify.recording import put_record
 
 if TYPE_CHECKING:
@@ -84,13 +84,17 @@ def check_continuity(
     """Check the recovery windows of one database in one store, and record the outcome in the store and in the status.
 
     A window that is broken is recorded in `others`, too, which have the same segments. None when there is nothing to
-    check. Expected failures are in the result. Raises what `should_stop` does.
+    check: what was wrong with a window is over when its segments are gone. Expected failures are in the result. Raises
+    what `should_stop` does.
     """
     check = CheckContext(
         now=datetime.now(UTC), examination_limit=context.settings.capture.deadline, should_stop=should_stop
     )
-    result = prove_continuity(store.repository.archive(database), check)
+    archive = store.repository.archive(database)
+    result = prove_continuity(archive, check)
     if result is None:
+        if has_no_segments(archive):
+            context.status.update_or_log(lambda before: without_windows(before, database, store.url))
         return None
     context.status.update_or_log(lambda before: with_continuity(before, result))
     if result.found is not None and result.is_broken:

@@ -105,6 +105,14 @@ def prove_continuity(archive: Archive, context: CheckContext) -> ContinuityResul
     return replace(result, duration_seconds=time.monotonic() - began)
 
 
+def has_no_segments(archive: Archive) -> bool:
+    """Whether the store is known to have no segment of the database."""
+    try:
+        return not archive.segments().segments
+    except BackupdError:
+        return False
+
+
 def record_broken(archive: Archive, found: Continuity) -> str | None:
     """Record a broken window in an archive, too, if that has segments of it; return why it could not be, if so."""
     try:

@@ -25,7 +25,7 @@ from msgspec.structs import replace
 from backupd.errors import DamagedSegmentError, DamageError
 from backupd.format.records import Continuity, ContinuityOutcome
 from backupd.health import Status
-from backupd.health.recording import with_continuity
+from backupd.health.recording import with_continuity, without_windows
 from backupd.health.recovery import (
     after_gap,
     gaps_since,
@@ -252,6 +252,13 @@ def test_a_broken_window_is_an_alarm_until_a_later_one_is_proven() -> None:
         assert [each.since for each in continuity_alarms(status)] == [alarm.since]
     assert continuity_alarms(with_continuity(status, checked("proven", window_at=NOON + MINUTE))) == []
     assert continuity_alarms(with_following(status, {}, {}, blind_since=None)) == []  # it is followed no longer
+
+
+def test_a_window_that_is_gone_is_no_alarm() -> None:
+    """When the store has no segments any more, nothing is left that could be wrong."""
+    status = with_continuity(followed(), checked("broken"))
+    assert continuity_alarms(without_windows(status, "app", DISK)) != []
+    assert continuity_alarms(without_windows(status, "app", BUCKET)) == []
 
 
 def test_damage_elsewhere_is_no_alarm_of_a_window() -> None:
