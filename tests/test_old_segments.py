@@ -314,7 +314,7 @@ def test_a_forged_cover_removes_no_minute(rotation: Rotation):
 
 
 def test_segments_that_fit_into_no_one_stay(rotation: Rotation):
-    """What somebody has forged keeps no prune from its end."""
+    """What was forged keeps no prune from its end."""
     put(rotation, 1, 1)
     put(rotation, 2, 2, seen_at_ms=_NOON_MS - 1)
     assert rotation.prune().error is None

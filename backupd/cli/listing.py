@@ -13,12 +13,13 @@ from backupd.cli.verbs import Invocation, Verb, complete_databases, global_optio
 from backupd.errors import BackupdError, ExitCode, NoSuchSnapshotError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from backupd.cli.output import Cells
     from backupd.cli.session import Session
     from backupd.format import SnapshotId
     from backupd.format.manifest import AnySummary
+    from backupd.format.records import Continuity
     from backupd.jobs.trash import RemovedSnapshot
     from backupd.repository import Repository
     from backupd.repository.archive import Archive
@@ -98,13 +99,15 @@ def _windows(found: SnapshotList) -> list[tuple[Archive, list[WindowSpan]]]:
     snapshots: dict[Archive, set[SnapshotId]] = {}
     for snapshot in found.snapshots:
         snapshots.setdefault(snapshot.archive, set()).add(snapshot.manifest.id)
+    checked: dict[str, Mapping[SnapshotId, Continuity]] = {}
     windows = []
     for archive, ids in snapshots.items():
         try:
             listing = found.listings.get(archive) or archive.segments()
-            same = [each for each in snapshots if each.database == archive.database]
-            checked = read_all_continuity(same) if listing.segments else {}
-            windows.append((archive, window_spans(archive, listing, ids, checked)))
+            if listing.segments and archive.database not in checked:
+                same = {each: found.listings.get(each) for each in snapshots if each.database == archive.database}
+                checked[archive.database] = read_all_continuity(same)
+            windows.append((archive, window_spans(archive, listing, ids, checked.get(archive.database, {}))))
         except BackupdError as error:
             found.problems.append(error)
     return windows

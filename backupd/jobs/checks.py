@@ -93,7 +93,7 @@ def check_continuity(
     archive = store.repository.archive(database)
     result = prove_continuity(archive, check)
     if result is None:
-        if has_no_segments(archive):
+        if _has_broken_window(context, database, store.url) and has_no_segments(archive):
             context.status.update_or_log(lambda before: without_windows(before, database, store.url))
         return None
     context.status.update_or_log(lambda before: with_continuity(before, result))
@@ -102,6 +102,12 @@ def check_continuity(
             if reason := record_broken(other.repository.archive(database), result.found):
                 log.warning("a broken window could not be recorded", database=database, store=other.url, reason=reason)
     return result
+
+
+def _has_broken_window(context: JobContext, database: str, store: str) -> bool:
+    known = context.status.read().databases.get(database)
+    health = known.stores.get(store) if known else None
+    return health is not None and health.continuity_problem is not None
 
 
 def _next_store(health: Mapping[str, StoreHealth]) -> str:

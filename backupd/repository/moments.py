@@ -376,7 +376,7 @@ def find_restore_point(
         return best
     failed: DamageError | IdentityNeededError | None = None
     archives = [repository.archive(best.manifest.database) for repository in repositories]
-    checked = read_all_continuity(archives)
+    checked = read_all_continuity(dict.fromkeys(archives))
     for archive in archives:
         try:
             point = _point_at(archive, at, best, checked)

@@ -106,16 +106,17 @@ def read_continuity(archive: Archive, listing: Listing | None = None) -> Mapping
     return found
 
 
-def read_all_continuity(archives: Iterable[Archive]) -> Mapping[SnapshotId, Continuity]:
-    """Read what the last checks in any of `archives`, which are of one database, have found, by the window's id.
+def read_all_continuity(listings: Mapping[Archive, Listing | None]) -> Mapping[SnapshotId, Continuity]:
+    """Read what the last checks in any of some archives of one database have found, by the window's id.
 
-    A window that is broken in one of them is broken in all: they have the same commits. A store that does not answer is
-    left out.
+    `listings` has a listing of everything in each archive, or None where only the records are to be listed. A window
+    that is broken in one of them is broken in all: they have the same commits. A store that does not answer is left
+    out.
     """
     merged: dict[SnapshotId, Continuity] = {}
-    for archive in archives:
+    for archive, listing in listings.items():
         with suppress(StoreError):
-            for window, record in read_continuity(archive).items():
+            for window, record in read_continuity(archive, listing).items():
                 if window not in merged or record.is_broken:
                     merged[window] = record
     return merged

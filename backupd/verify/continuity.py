@@ -201,7 +201,14 @@ class _Check:
         base, snapshot = (self._archive.manifest(each.snapshot) for each in (span.base, span.snapshot))
         wanted = self._archive.opened(snapshot).image_digest
         opened = self._archive.opened(base)
-        by = self._first_equal(span, opened, wanted) or self._first_equal(span, opened, wanted)
+        hashes = self._page_hashes(opened)
+        first_page = self._first_page(opened, hashes)
+
+        def look() -> int | None:
+            state = ReplayedState(hashes, first_page, page_size=base.page_size)
+            return self._first_equal(span, state, wanted, page_size=base.page_size)
+
+        by = look() or look()
         return Continuity(
             database=self._archive.database,
             window=span.window.id,
@@ -213,12 +220,13 @@ class _Check:
             at=at,
         )
 
-    def _first_equal(self, span: _Span, base: Manifest, wanted: str) -> int | None:
-        """Return the commit of `span` after which the image digest is `wanted`; None when there is none."""
-        hashes = self._page_hashes(base)
-        state = ReplayedState(hashes, self._first_page(base, hashes), page_size=base.page_size)
+    def _first_equal(self, span: _Span, state: ReplayedState, wanted: str, *, page_size: int) -> int | None:
+        """Return the commit of `span` after which the image digest is `wanted`; None when there is none.
+
+        `state` is that of the base, and takes the commits.
+        """
         candidates = span.candidates
-        for step in replay_steps(self._archive, span.segments, span.base.after, candidates, page_size=base.page_size):
+        for step in replay_steps(self._archive, span.segments, span.base.after, candidates, page_size=page_size):
             self._should_stop()
             state.take(step)
             if step.until in candidates and state.digest(step.page_count) == wanted:

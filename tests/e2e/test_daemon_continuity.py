@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from harness.site import Site
 
 _DAMAGE = 20
-_ROW = b"a row that nobody changes"
+_ROW = b"a row that never changes"
 
 
 def _commit(connection: sqlite3.Connection, site: Site) -> None:
