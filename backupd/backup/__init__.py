@@ -17,6 +17,7 @@ from backupd.backup.results import (
     KnownState,
     Outcome,
     Progress,
+    SinceImage,
     SnapshotJob,
     SnapshotRequest,
     exit_code_of,
@@ -65,6 +66,7 @@ def back_up(
     request: SnapshotRequest,
     on_progress: Callable[[Progress], None],
     known: Mapping[str, KnownState] | None = None,
+    since: SinceImage | None = None,
     patience: Patience = _PATIENCE,
     workers: Workers | None = None,
 ) -> list[BackupResult]:
@@ -75,10 +77,11 @@ def back_up(
     that stops answering is given up as `patience` says, and the threads that wait for it are left behind.
 
     `known` has, by store (URL), the state that an earlier run has left there: the database is not read for a store that
-    still has it where `stat` shows that the files have not changed. The capture takes one of `workers`, which a run
-    over several databases keeps; without them, it starts a process of its own.
+    still has it where `stat` shows that the files have not changed. Nor is it read, unless the request says so, when
+    all stores have the image in `since`: the snapshot is built from that and the commits since. The capture takes one
+    of `workers`, which a run over several databases keeps; without them, it starts a process of its own.
     """
-    job = SnapshotJob(database, settings, request, known or {}, patience, on_progress)
+    job = SnapshotJob(database, settings, request, known or {}, since, patience, on_progress)
     results = _Attempt(job, repositories, workers).run()
     pairs = zip(repositories, results, strict=True)
     lost = [repository for repository, result in pairs if isinstance(result.error, LostPacksError)]
@@ -156,7 +159,8 @@ class _Attempt:
         settings, path = self._job.settings, str(self._job.database.file())
         max_lock_seconds = settings.capture.max_lock.total_seconds()
         comparison = Comparison(self._state, path, max_lock_seconds=max_lock_seconds, now=datetime.now(UTC))
-        streams = share_streams(parts, spool)
+        since = self._job.since if self._can_be_replayed(parts) else None
+        streams = share_streams(parts, spool, relocates=since is None)
         request = CaptureRequest(
             path=path,
             spool=str(spool),
@@ -168,12 +172,29 @@ class _Attempt:
             recipients=settings.encryption.recipients,
             compare_seconds=comparison.most_seconds,
             trusts_file=not comparison.differs,
+            log=None if since is None else since.log_source(),
         )
-        pipeline = Pipeline(request, streams, capture, comparison, settings.capture.max_wal_growth)
+        pipeline = Pipeline(request, streams, capture, comparison, settings.capture.max_wal_growth, since)
         deadline_seconds = settings.capture.deadline.total_seconds()
         report = self._job.on_progress
         image = pipeline.run(spool / "hashes", deadline_seconds=deadline_seconds, on_progress=report)
         _all_do(partial(StoreSnapshot.finish, image=image), parts, lambda: report(pipeline.progress))
+
+    def _can_be_replayed(self, parts: Sequence[StoreSnapshot]) -> bool:
+        """Whether each store has, whole, the image that the commits since would be added to."""
+        since, request = self._job.since, self._job.request
+        if since is None or request.must_read or request.is_full or request.kind is not SnapshotKind.REGULAR:
+            return False
+        image = since.image
+        of_image = (image.page_size, image.page_count, image.digest)
+        return all(
+            base is not None
+            and (base.manifest.page_size, base.manifest.page_count, base.manifest.image_digest) == of_image
+            and not base.lost
+            and not part.baseline.needs_snapshot
+            for part in parts
+            for base in [part.baseline.base]
+        )
 
     def _note_silent(self) -> None:
         """Record which stores did not answer, so that the next runs skip them for a while."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from backupd import __version__
 from backupd.backup.baseline import map_hashes
+from backupd.backup.results import ReadImage
 from backupd.format import lock_page
 from backupd.format.manifest import Manifest, Writer
 from backupd.format.pack import HASH_BYTES
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backupd.backup.baseline import Baseline
-    from backupd.backup.results import SnapshotRequest
+    from backupd.backup.results import SinceImage, SnapshotRequest
     from backupd.capture.process import Pinned
     from backupd.format import SnapshotId
-    from backupd.format.manifest import PackEntry
+    from backupd.format.manifest import PackEntry, Replayed
     from backupd.format.pagemap import PageHashes, PageMap
 
 _LONGEST_HOST = 255
@@ -33,16 +34,23 @@ _COMPARED_BYTES = 64 * HASH_BYTES
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """The image that a capture has read. `id` carries the time at which the state was pinned; `hashes` is a file.
+    """The image of a capture. `id` carries the time at which it was current; `hashes` is a file.
 
-    `api_differs` as in `BackupResult`.
+    `since` is what it was built from, None when the database was read. `api_differs` as in `BackupResult`.
     """
 
     id: SnapshotId
     pinned: Pinned
     hashes: Path
     digest: str
+    first_page: bytes
+    since: SinceImage | None = None
     api_differs: bool = False
+
+    @property
+    def replayed(self) -> Replayed | None:
+        """Where in the log it comes from; None when the database was read."""
+        return None if self.since is None else self.since.replayed
 
     def is_image_of(self, manifest: Manifest) -> bool:
         """Whether a snapshot with this manifest has the same content."""
@@ -50,6 +58,24 @@ class Image:
             manifest.page_size,
             manifest.page_count,
             manifest.image_digest,
+        )
+
+    def to_build_on(self) -> ReadImage | None:
+        """What later images need of it; None where not all is known that they would take over from it."""
+        pinned = self.pinned
+        pages = pinned.revision_pages
+        if pages is None or pinned.left_out or not pinned.is_schema_readable or not pinned.page_count:
+            return None
+        return ReadImage(
+            read_at=self.id.taken_at if self.since is None else self.since.image.read_at,
+            digest=self.digest,
+            page_size=pinned.page_size,
+            page_count=pinned.page_count,
+            first_page=self.first_page,
+            facts=pinned.facts,
+            revision_pages=pages,
+            file=pinned.file,
+            replayed=self.replayed,
         )
 
 
@@ -144,6 +170,7 @@ def assemble_manifest(
         image_digest=image.digest,
         packs=packs,
         page_map=encode_page_map(page_map),
+        replayed=image.replayed,
         source=pinned.facts,
         writer=writer,
     )

@@ -171,14 +171,15 @@ class Baseline:
         is_of_newest = self.history.newest is not None and self.base.manifest.id == self.history.newest.id
         return self.base.damaged_packs > 0 or not is_of_newest
 
-    def stream_key(self) -> object:
+    def stream_key(self, *, relocates: bool) -> object:
         """A key that is equal for stores that need the same pages stored."""
         base = self.builds_on
         if base is None:
             return None
-        return (base.manifest.page_size, base.manifest.image_digest, base.lost.tobytes(), tuple(self.relocate))
+        relocate = tuple(self.relocate) if relocates else ()
+        return (base.manifest.page_size, base.manifest.image_digest, base.lost.tobytes(), relocate)
 
-    def stream_base(self, expected: Path) -> StreamBase:
+    def stream_base(self, expected: Path, *, relocates: bool) -> StreamBase:
         """The base for the stream of packs; `expected` is a file that may be written for it."""
         base = self.builds_on
         if base is None:
@@ -190,7 +191,8 @@ class Baseline:
                 hashes[index * HASH_BYTES : (index + 1) * HASH_BYTES] = bytes(HASH_BYTES)
             expected.write_bytes(hashes)
             file = expected
-        return StreamBase(page_size=base.manifest.page_size, hashes=str(file), relocate=self.relocate)
+        relocate = self.relocate if relocates else ()
+        return StreamBase(page_size=base.manifest.page_size, hashes=str(file), relocate=relocate)
 
     def warnings(self, url: str) -> Iterator[str]:
         """Warnings about what could not be read in the store at `url`, and the consequences."""

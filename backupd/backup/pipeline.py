@@ -16,15 +16,26 @@ from backupd.backup.assembly import Image
 from backupd.backup.baseline import map_hashes
 from backupd.backup.results import Progress
 from backupd.backup.store_snapshot import SpooledPack
-from backupd.capture.process import Captured, Compared, HeldUp, PackReady, PagesCaptured, Pinned
+from backupd.capture.process import (
+    Captured,
+    Compared,
+    Completed,
+    HeldUp,
+    NotReplayed,
+    PackReady,
+    PagesCaptured,
+    Pinned,
+)
 from backupd.errors import StoreUnavailableError
 from backupd.format import SnapshotId
 from backupd.format.pagemap import image_digest
+from backupd.logs import log
 from backupd.state import UNUSABLE_STATE, Note
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from backupd.backup.results import SinceImage
     from backupd.backup.store_snapshot import StoreSnapshot
     from backupd.capture.limits import CaptureRequest, StreamBase
     from backupd.capture.process import Capture
@@ -42,13 +53,16 @@ class Stream(msgspec.Struct, frozen=True):
     takers: tuple[StoreSnapshot, ...]
 
 
-def share_streams(parts: Sequence[StoreSnapshot], spool: Path) -> list[Stream]:
-    """Group `parts` by the pages that they need stored: nearly always, all take one stream."""
+def share_streams(parts: Sequence[StoreSnapshot], spool: Path, *, relocates: bool) -> list[Stream]:
+    """Group `parts` by the pages that they need stored: nearly always, all take one stream.
+
+    Unless `relocates`, only pages that have changed are stored.
+    """
     groups: dict[object, list[StoreSnapshot]] = {}
     for part in parts:
-        groups.setdefault(part.baseline.stream_key(), []).append(part)
+        groups.setdefault(part.baseline.stream_key(relocates=relocates), []).append(part)
     return [
-        Stream(takers[0].baseline.stream_base(spool / f"expected-{number}"), tuple(takers))
+        Stream(takers[0].baseline.stream_base(spool / f"expected-{number}", relocates=relocates), tuple(takers))
         for number, takers in enumerate(groups.values())
     ]
 
@@ -63,13 +77,16 @@ class Pipeline:
         capture: Capture,
         comparison: Comparison,
         max_wal_growth_bytes: int,
+        since: SinceImage | None = None,
     ) -> None:
+        """`since` is what the log of the request stands for."""
         self._request = request
         self._streams = streams
         self._parts = [part for stream in streams for part in stream.takers]
         self._capture = capture
         self._comparison = comparison
         self._max_wal_growth_bytes = max_wal_growth_bytes
+        self._since = since
         self._wal_bytes = 0
         self._is_held_up = False
         self._read = PagesCaptured(0, 0)
@@ -83,9 +100,14 @@ class Pipeline:
     def run(self, hashes: Path, *, deadline_seconds: float, on_progress: Callable[[Progress], None]) -> Image:
         """Capture, and start the uploads; `hashes` is the file that the capture leaves. Raises what `events` raises."""
         pinned: Pinned | None = None
+        first_page = b""
         for event in self._capture.events(self._request, deadline=deadline_seconds):
             if isinstance(event, Pinned):
                 pinned = event
+            elif isinstance(event, Completed):
+                first_page = event.first_page
+            elif isinstance(event, NotReplayed):
+                log.info("the database is read", path=self._request.path, reason=event.reason)
             self._handle(event)
             if event is None or isinstance(event, PagesCaptured):
                 on_progress(self.progress)
@@ -93,7 +115,15 @@ class Pipeline:
             raise RuntimeError("the capture ended without saying which state it captured")
         snapshot_id = SnapshotId.new(datetime.fromtimestamp(pinned.taken_at, UTC), secrets.randbits(32))
         api_differs = self._comparison.differs and pinned.facts.journal_mode != "wal"
-        return Image(snapshot_id, pinned, hashes, image_digest(map_hashes(hashes)), api_differs)
+        return Image(
+            snapshot_id,
+            pinned,
+            hashes,
+            image_digest(map_hashes(hashes)),
+            first_page,
+            self._since if pinned.is_replayed else None,
+            api_differs,
+        )
 
     def _handle(self, event: object) -> None:
         """Act on one event of the capture; None is the passing of time."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
+from backupd.capture.limits import LogSource
 from backupd.errors import ExitCode
-from backupd.format.manifest import SnapshotKind, Summary
+from backupd.format.manifest import Replayed, SnapshotKind, SourceFacts, Summary
 from backupd.state import UNUSABLE_STATE, Note
 from backupd.store import canonical_url
 from backupd.store.keys import SnapshotKey
@@ -32,16 +34,69 @@ _CLOCK_TOLERANCE = timedelta(minutes=1)
 
 
 class SnapshotRequest(msgspec.Struct, frozen=True):
-    """The properties asked of a new snapshot. Any of them makes a snapshot even when nothing changed."""
+    """The properties asked of a new snapshot."""
 
     tags: tuple[str, ...] = ()
     is_full: bool = False
+    must_read: bool = False
+    """Whether the database is read where its files have changed, even if its log shows how."""
     kind: SnapshotKind = SnapshotKind.REGULAR
 
     @property
     def needs_snapshot(self) -> bool:
         """Whether an unchanged database gets a new snapshot anyway."""
         return bool(self.tags) or self.is_full or self.kind is not SnapshotKind.REGULAR
+
+
+class ReadImage(msgspec.Struct, frozen=True):
+    """An image, as far as later ones can be built from it with what the log of the database shows."""
+
+    read_at: datetime
+    """When the database itself was read last: for this image, or for one that this one was built from."""
+    digest: str
+    page_size: int
+    page_count: int
+    first_page: bytes
+    facts: SourceFacts
+    revision_pages: tuple[int, ...]
+    file: tuple[int, int]
+    """Device and inode of the database."""
+    replayed: Replayed | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the image."""
+        return self.page_size * self.page_count
+
+
+class SinceImage(msgspec.Struct, frozen=True):
+    """An image that stores have, and the commits since, in segments: together, the present state of a database."""
+
+    image: ReadImage
+    segments: tuple[str, ...]
+    """Files, oldest first."""
+    after: int
+    """The segments have all commits after this one that the image may lack."""
+    replayed: Replayed
+    """The commit after which the present state is."""
+    at: datetime
+    """When it was current."""
+
+    def log_source(self) -> LogSource:
+        """Say so to the capturing process."""
+        image = self.image
+        return LogSource(
+            segments=self.segments,
+            after=self.after,
+            until=self.replayed.commit,
+            taken_at=self.at.timestamp(),
+            page_size=image.page_size,
+            page_count=image.page_count,
+            first_page=base64.b64encode(image.first_page).decode(),
+            facts=msgspec.to_builtins(image.facts),
+            revision_pages=image.revision_pages,
+            file=image.file,
+        )
 
 
 class KnownState(msgspec.Struct, frozen=True):
@@ -59,6 +114,8 @@ class SnapshotJob(msgspec.Struct, frozen=True):
     request: SnapshotRequest
     known: Mapping[str, KnownState]
     """By store (URL), the state that a run before this one has left there."""
+    since: SinceImage | None
+    """The present state, where the log shows it."""
     patience: Patience
     on_progress: Callable[[Progress], None]
 
@@ -114,7 +171,9 @@ class BackupResult(msgspec.Struct, frozen=True, kw_only=True):
     replaced_packs: int = 0
     """Damaged packs of the previous snapshot whose pages were stored again, so that this one needs none of them."""
     was_read: bool = True
-    """False when the database was not read: nothing is known of it then but that it has not changed."""
+    """False when the database was not read: the times of its files showed that it has not changed, or its log how."""
+    image: ReadImage | None = None
+    """The image in the snapshot, where later ones can be built from it."""
     is_schema_readable: bool = True
     """False when the database is so damaged that SQLite cannot list its tables. It is captured anyway."""
     journal_mode: str | None = None

@@ -161,7 +161,9 @@ class StoreSnapshot:
         baseline, request = self.baseline, self._job.request
         base = baseline.base
         writer = describe_writer(image.pinned, self.archive.repository.state.writer_id(), self._job.database.path)
-        needs_snapshot = bool(packs) or baseline.needs_snapshot or request.needs_snapshot
+        # What was built from the log is confirmed by a snapshot of the database itself.
+        is_confirmed = base is not None and (base.manifest.replayed is None or image.replayed is not None)
+        needs_snapshot = bool(packs) or baseline.needs_snapshot or request.needs_snapshot or not is_confirmed
         if base is not None and not needs_snapshot and image.is_image_of(base.manifest):
             manifest, outcome = base.manifest, Outcome.UNCHANGED
             changed = stored = replaced = 0
@@ -181,6 +183,8 @@ class StoreSnapshot:
             changed_pages=changed,
             stored_bytes=stored,
             replaced_packs=replaced,
+            was_read=image.replayed is None,
+            image=image.to_build_on(),
             is_schema_readable=image.pinned.is_schema_readable,
             journal_mode=image.pinned.facts.journal_mode,
             api_differs=image.api_differs,

@@ -30,6 +30,7 @@ _MOST_SCHEMA_CHARACTERS = 8 << 20
 _MOST_VALUE_BYTES = 1 << 20
 _MOST_REVISIONS = 100
 _MOST_REVISION_CHARACTERS = 1000
+_MOST_PAGES = 1000
 _FRAME_HEADER_BYTES = 24
 _FIRST_PAGE = (1).to_bytes(4, "big")
 _UINT32 = 0xFFFFFFFF
@@ -54,12 +55,13 @@ class TooMuchError(Exception):
 def read_facts(connection: apsw.Connection, *, seconds: float) -> tuple[Header, dict[str, Any]]:
     """Read the header of the pinned state and the values of `format.manifest.SourceFacts` within about `seconds`.
 
-    Two more values: `is_schema_readable` is False for a damaged schema; `left_out` has a sentence about each fact that
-    is None because reading it would have taken too long. `writable_schema` must be on, so that SQLite continues with
+    Three more values: `is_schema_readable` is False for a damaged schema; `left_out` has a sentence about each fact
+    that is None because reading it would have taken too long; `revision_pages` are the numbers of the pages that hold
+    Alembic's revisions, None where they are not known. `writable_schema` must be on, so that SQLite continues with
     the part of the schema that it has read when it is interrupted; see `source.read_damaged_schema`.
     """
     left_out: list[str] = []
-    found: dict[str, Any] = {"tables": None, "schema_digest": None, "alembic_revisions": None}
+    found: dict[str, Any] = {"tables": None, "schema_digest": None, "alembic_revisions": None, "revision_pages": None}
     is_schema_readable = True
     try:
         with bounded(connection, seconds=seconds / 2):
@@ -76,6 +78,7 @@ def read_facts(connection: apsw.Connection, *, seconds: float) -> tuple[Header, 
     else:
         try:
             found["alembic_revisions"] = alembic_revisions(connection, seconds=seconds / 2)
+            found["revision_pages"] = _revision_pages(connection, seconds=seconds / 2)
         except TooMuchError as error:
             left_out.append(f"its Alembic revisions are left out of the manifest: reading alembic_version {error}")
     header = _pinned_header(connection)
@@ -150,6 +153,18 @@ def alembic_revisions(connection: apsw.Connection, *, seconds: float) -> list[st
             return sorted(_revisions(connection))
     except _UNREADABLE:
         return None
+
+
+def _revision_pages(connection: apsw.Connection, *, seconds: float) -> list[int] | None:
+    """Find the pages of the table `alembic_version`, none where there is no such table. Raises `TooMuchError`."""
+    try:
+        with bounded(connection, seconds=seconds):
+            rows = connection.execute("SELECT pageno FROM dbstat WHERE name = 'alembic_version' LIMIT ?", [_MOST_PAGES])
+            pages = [page for (page,) in rows]
+    except _UNREADABLE:
+        return None
+    # The application may have a table of the name `dbstat`.
+    return pages if len(pages) < _MOST_PAGES and all(isinstance(page, int) for page in pages) else None
 
 
 def _revisions(connection: apsw.Connection) -> Iterator[str]:

@@ -45,6 +45,29 @@ class StreamBase:
 
 
 @dataclass(frozen=True, slots=True)
+class LogSource:
+    """An image that needs no reading of the database: that of the bases, with commits from its log added.
+
+    `segments` are files with the commits from `after + 1` to `until` of one recovery window, oldest first.
+    `page_count` is that of the bases, `first_page` is their page 1 in base64, and `facts` are theirs. Those hold as
+    long as no commit has changed the schema, or one of the `revision_pages`, and the database is still the `file`.
+    """
+
+    segments: Sequence[str]
+    after: int
+    until: int
+    taken_at: float
+    """When the image was current, in seconds since the epoch."""
+    page_size: int
+    page_count: int
+    first_page: str
+    facts: dict[str, Any]
+    revision_pages: Sequence[int]
+    file: Sequence[int]
+    """Device and inode."""
+
+
+@dataclass(frozen=True, slots=True)
 class CaptureRequest:
     """Everything that the capturing process needs to know. Times are in seconds.
 
@@ -65,6 +88,8 @@ class CaptureRequest:
     """In rollback mode: how long writers may wait while the unlocked reading is compared with the backup API."""
     trusts_file: bool = True
     """In rollback mode: whether reading the file gives what SQLite reads. If not, only the backup API confirms."""
+    log: LogSource | None = None
+    """In WAL mode: what the image can be built from. If that turns out impossible, the database is read."""
 
     def to_json(self) -> str:
         """Serialize the request as one line, for the capturing process."""
@@ -75,6 +100,7 @@ class CaptureRequest:
         """Read the line that `to_json` made."""
         values = json.loads(line)
         values["streams"] = [StreamBase(**stream) for stream in values["streams"]]
+        values["log"] = values["log"] and LogSource(**values["log"])
         return cls(**values)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import mmap
 import os
@@ -96,6 +97,12 @@ class Output:
         self._packer.table.put_lock_page(page_size)
         return self._packer
 
+    def begin_on_base(self, page_size: int, page_count: int) -> Packer:
+        """As `begin`, and take all pages as they are in the bases, which have the same image."""
+        packer = self.begin(page_size, page_count)
+        packer.table.put_base(self._base_hashes(self._streams[0]))
+        return packer
+
     def begin_empty(self, page_size: int) -> None:
         """Set the image to that of an empty database. Raises `BusyError` when it had pages before."""
         self._reject_size(page_size, 0)
@@ -172,16 +179,22 @@ class Output:
         """Report whether the image equals that of the backup API; None when comparing would have taken too long."""
         self._emit("compared", is_same=is_same)
 
-    def pinned(self, facts: dict[str, Any], taken_at: float) -> None:
+    def not_replayed(self, reason: str) -> None:
+        """Report why the database is read although there is a log to build the image from."""
+        self._emit("not_replayed", reason=reason)
+
+    def pinned(self, facts: dict[str, Any], taken_at: float, *, is_replayed: bool = False) -> None:
         """Report which state is captured; it was current at `taken_at`, seconds since the epoch."""
         status = os.stat(self._path)
-        owner = {"uid": status.st_uid, "gid": status.st_gid, "mode": status.st_mode & 0o7777}
+        file = {"uid": status.st_uid, "gid": status.st_gid, "mode": status.st_mode & 0o7777}
         size = {"page_size": self.page_size, "page_count": self.page_count}
-        self._emit("pinned", **size, facts=facts, taken_at=taken_at, **owner)
+        number = status.st_dev, status.st_ino
+        self._emit("pinned", **size, facts=facts, taken_at=taken_at, **file, file=number, is_replayed=is_replayed)
 
     def finish(self, schema_version: int, first_page: bytes, header: Header) -> None:
         """Complete the image and its packs: every page but page 1 has come, and the database is no longer in use."""
         self._emit("captured")
+        page = b""
         if self._packer is None:
             (self.spool / "hashes").touch(mode=0o600)  # an empty database
         else:
@@ -193,4 +206,4 @@ class Output:
             )
             self._packer.add([1], [page])
             self._packer.finish()
-        self._emit("done")
+        self._emit("done", first_page=base64.b64encode(page).decode())

@@ -44,9 +44,15 @@ class Pinned(msgspec.Struct, frozen=True):
     uid: int
     gid: int
     mode: int
+    file: tuple[int, int]
+    """Device and inode of the database."""
     is_schema_readable: bool = True
     left_out: tuple[str, ...] = ()
     """A sentence about each fact that would have taken too long to read."""
+    revision_pages: tuple[int, ...] | None = None
+    """The pages that hold Alembic's revisions; None where they are not known."""
+    is_replayed: bool = False
+    """Whether the image was built from the log, and the database was not read."""
 
 
 class PagesCaptured(msgspec.Struct, frozen=True):
@@ -98,7 +104,19 @@ class Compared(msgspec.Struct, frozen=True):
     is_same: bool | None
 
 
-Event = Pinned | PagesCaptured | PackReady | HeldUp | Captured | Locked | Released | Compared
+class NotReplayed(msgspec.Struct, frozen=True):
+    """Why the database is read although there was a log to build the image from."""
+
+    reason: str
+
+
+class Completed(msgspec.Struct, frozen=True):
+    """The image is complete, with this page 1; empty for an empty database."""
+
+    first_page: bytes
+
+
+Event = Pinned | PagesCaptured | PackReady | HeldUp | Captured | Locked | Released | Compared | NotReplayed | Completed
 
 
 class Capture:
@@ -248,11 +266,12 @@ class Capture:
                 pass
 
 
-_PLAIN_EVENTS: dict[str, type[Captured | Locked | Released | Compared]] = {
+_PLAIN_EVENTS: dict[str, type[Captured | Locked | Released | Compared | NotReplayed]] = {
     "captured": Captured,
     "locked": Locked,
     "released": Released,
     "compared": Compared,
+    "not_replayed": NotReplayed,
 }
 
 
@@ -260,14 +279,21 @@ def _event(kind: str, values: dict[str, Any]) -> Event | None:
     match kind:
         case "pinned":
             facts = values.pop("facts")
-            is_schema_readable, left_out = facts.pop("is_schema_readable"), tuple(facts.pop("left_out"))
-            source = msgspec.convert(facts, SourceFacts)
-            return Pinned(**values, facts=source, is_schema_readable=is_schema_readable, left_out=left_out)
+            pages = facts.pop("revision_pages")
+            return Pinned(
+                **{**values, "file": tuple(values["file"])},
+                is_schema_readable=facts.pop("is_schema_readable"),
+                left_out=tuple(facts.pop("left_out")),
+                revision_pages=None if pages is None else tuple(pages),
+                facts=msgspec.convert(facts, SourceFacts),
+            )
         case "pages":
             return PagesCaptured(*(values[pages] * values["page_size"] for pages in ("captured", "page_count")))
         case "pack":
             page_numbers = base64.b64decode(values["page_numbers"])
             return PackReady(**{**values, "file": Path(values["file"]), "page_numbers": page_numbers})
+        case "done":
+            return Completed(base64.b64decode(values["first_page"]))
         case "held" | "resumed":
             return HeldUp(is_waiting=kind == "held")
         case _:

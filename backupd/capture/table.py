@@ -164,6 +164,19 @@ class HashTable:
                 self._blocks.extend(bytes(start + HASH_BYTES - len(self._blocks)))
             self._blocks[start : start + HASH_BYTES] = blocks.get(block, _UNSEEN)
 
+    def put_base(self, hashes: bytes | mmap.mmap) -> None:
+        """Record the pages of the base, whose joined page hashes these are, as far as the image goes."""
+        self.put(1, hashes[: self.page_count * HASH_BYTES])
+        if self._known is not None:
+            whole = self.page_count // self._pages_per_block
+            self._blocks[:] = self._known.digests[: whole * HASH_BYTES]
+
+    def unseen(self) -> list[int]:
+        """Return the numbers of the pages that have not been seen, but not that of page 1, which comes last."""
+        if self.seen == self.page_count:
+            return []
+        return [number for number in range(2, self.page_count + 1) if self.run(number, 1) == _UNSEEN]
+
     def put_lock_page(self, page_size: int) -> None:
         """Record zeros for the lock-byte page, which SQLite never writes, if the image reaches that far."""
         lock = lock_page(page_size)

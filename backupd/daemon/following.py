@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from concurrent.futures import TimeoutError as NoAnswerError
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 from backupd.backup import Outcome
 from backupd.concurrency import start_thread
 from backupd.daemon.follow_report import FollowReport, Limits
+from backupd.daemon.kept_segments import KeptSegments
 from backupd.daemon.segment_uploads import SegmentUploads
 from backupd.errors import BackupdError
 from backupd.follow.chain import WindowBegan, WindowEnded
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from backupd.backup import BackupResult
+    from backupd.backup.results import SinceImage
     from backupd.config import Database, Settings
     from backupd.daemon.discovery import Inventory
     from backupd.follow.chain import Mark
@@ -87,6 +90,7 @@ class Following:
         self._forgotten: dict[str, _Followed] = {}
         """Databases that are followed no longer: what was read of them goes to the stores, too."""
         self._uploads = SegmentUploads()
+        self._kept = KeptSegments()
         self._wanted: dict[str, _Wanted] = {}
         """By name, the databases whose window needs a snapshot."""
         self._may_begin: dict[str, float] = {}
@@ -121,6 +125,7 @@ class Following:
                 self._forgotten[name] = self._followed.pop(name)
                 self._wanted.pop(name, None)
             process.forget(name)
+            self._kept.forget(name)
         for configured in databases:
             database = configured.database
             followed = _Followed(database, database.within, urls, interval, settings.follow.spool)
@@ -128,6 +133,7 @@ class Following:
                 spool = self._state.followed(database.name)
                 with self._lock:
                     self._followed[database.name] = followed
+                self._kept.use(database.name, spool)
                 process.follow(database, spool, interval=followed.interval, most_bytes=followed.spool_bytes)
                 process.mark(database.name).add_done_callback(partial(self._report.marked, database.name))
 
@@ -151,7 +157,11 @@ class Following:
         with self._lock:
             self._spans[name] += 1
             process = self._process if name in self._followed else None
-        return Span(self, process, name)
+        return Span(self, process, self._kept, name)
+
+    def is_replayed(self, name: str) -> bool:
+        """Whether the newest snapshot of a followed database was built from its log."""
+        return self._kept.is_replayed(name)
 
     def distrust(self, name: str, window: SnapshotId) -> None:
         """End a recovery window whose commits have turned out wrong. If the database is still in it, another begins."""
@@ -211,6 +221,7 @@ class Following:
             case Cut():
                 with self._lock:
                     followed = self._followed.get(name) or self._forgotten.get(name)
+                self._kept.add(name, event.what)
                 if followed is not None:
                     file, most_bytes = Path(event.what.file), followed.spool_bytes // 2
                     self._uploads.add(name, file, followed.stores, most_bytes=most_bytes)
@@ -223,6 +234,7 @@ class Following:
             case WindowEnded():
                 log.warning("a recovery window has ended", database=name, reason=event.what.reason)
                 self._report.window_ended(name, event.what)
+                self._kept.end_window(name)
                 with self._lock:
                     if name in self._followed:  # what was committed in the gap is in no window
                         self._wanted[name] = _Wanted(None, self._may_begin.get(name, 0.0))
@@ -247,12 +259,18 @@ class Following:
 class Span:
     """A snapshot that is being taken, between two marks in the window of its database."""
 
-    def __init__(self, following: Following, process: FollowerProcess | None, name: str) -> None:
+    def __init__(self, following: Following, process: FollowerProcess | None, kept: KeptSegments, name: str) -> None:
         """Ask for the first mark; without a `process`, the database is not followed."""
         self._following = following
         self._process = process
+        self._kept = kept
         self._name = name
         self._before = self._mark()
+        self._marked_at = datetime.now(UTC)
+
+    def since(self) -> SinceImage | None:
+        """Return the state at the first mark, if it can be built from the newest image and the log."""
+        return None if self._before is None else self._kept.since(self._name, self._before, at=self._marked_at)
 
     def end(self, results: Sequence[BackupResult]) -> None:
         """Let the next segment say where the snapshots in `results` are, those that nothing was newer than included.
@@ -261,21 +279,37 @@ class Span:
         """
         anchored = None
         try:
-            anchored = self._anchor(results)
+            anchored = self._anchor([each for each in results if each.outcome is not Outcome.FAILED])
         finally:
             self._following.ended(self._name, anchored)
 
     def _anchor(self, results: Sequence[BackupResult]) -> SnapshotId | None:
-        found = {result.id for result in results if result.outcome is not Outcome.FAILED and result.id is not None}
-        before = self._before
-        after = self._mark() if before is not None and found else None
-        if self._process is None or before is None or after is None or before.window != after.window:
+        places = self._places(results)
+        if self._process is None or self._before is None or places is None:
             return None
-        for snapshot_id in sorted(found):
-            # The last commit may have been in the log, and not yet visible to readers.
-            anchor = Anchor(snapshot=snapshot_id, after=before.last - 1, by=after.last)
-            self._process.anchor(self._name, before.window, anchor)
-        return before.window
+        after, by = places
+        # That a state is still that of a snapshot, the log alone has shown: this must not count as a proof of the log.
+        shown = {each.id for each in results if each.has_made_snapshot or not (each.image and each.image.replayed)}
+        for snapshot_id in sorted(found for found in shown if found is not None):
+            self._process.anchor(self._name, self._before.window, Anchor(snapshot=snapshot_id, after=after, by=by))
+        image = next((each.image for each in results if each.image is not None), None)
+        if image is not None or any(each.was_read for each in results):
+            self._kept.continues(self._name, self._before.window, image, after=after)
+        return self._before.window
+
+    def _places(self, results: Sequence[BackupResult]) -> tuple[int, int] | None:
+        """Return after which commits the state of the snapshots may be, the first and the last one; None if unknown."""
+        before = self._before
+        if before is None or not any(each.id is not None for each in results):
+            return None
+        replayed = next((each.image.replayed for each in results if each.image is not None), None)
+        if replayed is not None:
+            return (replayed.commit, replayed.commit) if replayed.window == before.window else None
+        after = self._mark()
+        if after is None or after.window != before.window:
+            return None
+        # The last commit may have been in the log, and not yet visible to readers.
+        return before.last - 1, after.last
 
     def _mark(self) -> Mark | None:
         if self._process is None:

@@ -182,6 +182,7 @@ def _take(configured: ConfiguredDatabase, job: _Job) -> list[BackupResult]:
     """
     timeout = job.context.settings.capture.deadline.total_seconds()
     with job.context.runs.turn(configured.name, timeout=timeout):
-        results = take_logged_snapshot(configured, job.stores, job.context, SnapshotRequest(tags=job.request.tags))
+        request = SnapshotRequest(tags=job.request.tags, must_read=True)
+        results = take_logged_snapshot(configured, job.stores, job.context, request)
     job.context.wake()
     return results

@@ -70,8 +70,11 @@ def back_up_database(
     context: Context,
     *,
     drill_soon: Callable[[ConfiguredDatabase], None],
+    must_read: bool = False,
 ) -> BackupdError | None:
     """Take a snapshot into each of `stores` and prune after it. Return the first error of the snapshot.
+
+    With `must_read`, it is not built from the log.
 
     A store in which a drill found damage gets the damaged pages again, and every page when it is still damaged after
     that: each time `drill_soon` is called, to see whether it is sound now.
@@ -79,7 +82,7 @@ def back_up_database(
     started_at = datetime.now(UTC)
     context.status.update_or_log(lambda status: planning.with_running(status, configured.name, since=started_at))
     try:
-        results, has_mended = _take_all(configured, stores, context)
+        results, has_mended = _take_all(configured, stores, context, must_read=must_read)
     except Exception as bug:
         # The caller logs it; but the status must show that the database is not backed up.
         down = {configured.name: [(store.url, as_backupd_error(bug)) for store in stores]}
@@ -94,7 +97,7 @@ def back_up_database(
 
 
 def _take_all(
-    configured: ConfiguredDatabase, stores: Sequence[ConfiguredStore], context: Context
+    configured: ConfiguredDatabase, stores: Sequence[ConfiguredStore], context: Context, *, must_read: bool
 ) -> tuple[list[BackupResult], bool]:
     """Return the results, and whether a damaged store was given again what was damaged."""
     known = context.status.read().databases.get(configured.name)
@@ -104,7 +107,7 @@ def _take_all(
     others = [store for store in stores if store not in in_full]
     # The others in one run: which pages of which store are damaged, a snapshot reads from that store itself.
     results = [
-        *take_logged_snapshot(configured, others, context, SnapshotRequest()),
+        *take_logged_snapshot(configured, others, context, SnapshotRequest(must_read=must_read)),
         *take_logged_snapshot(configured, in_full, context, SnapshotRequest(is_full=True)),
     ]
     known_damaged = {url for url, each in health.items() if each.is_damaged}
@@ -138,6 +141,7 @@ def take_logged_snapshot(
     span = context.following.span(configured.name) if context.following else None
     results: list[BackupResult] = []
     try:
+        since = span.since() if span is not None and not request.must_read else None
         results = take_snapshot(
             configured,
             stores,
@@ -145,6 +149,7 @@ def take_logged_snapshot(
             request=request,
             on_progress=context.runs.abandoned.check,
             workers=context.workers,
+            since=since,
             also=partial(planning.with_running, name=configured.name, since=None),
         )
     finally:
@@ -193,6 +198,7 @@ def _drill(configured: ConfiguredDatabase, stores: _AnsweringStores, context: Co
     # numpy and SQLite: 7 MB in a daemon that only waits
     from backupd.jobs.checks import check_continuity, drill_next  # noqa: PLC0415
 
+    _read_again(configured, stores, context)
     # In a turn of its own, beside snapshots: a stop of the daemon waits until the copy is gone from scratch.
     with context.runs.turn(f"{configured.name} (drill)", timeout=None):
         result = drill_next(
@@ -215,6 +221,14 @@ def _drill(configured: ConfiguredDatabase, stores: _AnsweringStores, context: Co
         write("drill", **result.values())
         stores.skip_if_unavailable(result.store, result.error)
         context.wake()
+
+
+def _read_again(configured: ConfiguredDatabase, stores: _AnsweringStores, context: Context) -> None:
+    """Take a snapshot of the database itself, if the newest one was built from its log: a drill compares the two."""
+    if context.following is None or not context.following.is_replayed(configured.name):
+        return
+    with suppress(BusyError), context.runs.turn(configured.name, timeout=_LONGEST_WAIT_SECONDS):
+        back_up_database(configured, stores.taking, context, drill_soon=lambda _: None, must_read=True)
 
 
 def _log_continuity(result: ContinuityResult, context: Context) -> None:
@@ -262,6 +276,11 @@ class _AnsweringStores:
     @property
     def answering(self) -> list[ConfiguredStore]:
         return [store for store in self._all if store.url in self._answering]
+
+    @property
+    def taking(self) -> list[ConfiguredStore]:
+        """Those that take snapshots, as far as that is known."""
+        return [store for store in self._all if store.is_put_only or store.url in self._answering]
 
     @property
     def others(self) -> list[ConfiguredStore]:

@@ -64,7 +64,10 @@ Happening = Cut | WindowBegan | WindowEnded
 
 
 class Mark(NamedTuple):
-    """The last commit of the window that was seen by now. A reader that begins now has seen all commits before it."""
+    """The last commit of the window that was seen by now. A reader that begins now has seen all commits before it.
+
+    They are in segments up to there.
+    """
 
     window: SnapshotId
     last: int
@@ -157,7 +160,7 @@ class Chain:
             self._note_place()
 
     def mark(self) -> Iterator[Happening | Mark]:
-        """Poll, and tell how far the window has come, if there is one and a commit was seen in it."""
+        """Poll, cut, and tell how far the window has come, if there is one and a commit was seen in it."""
         self._look_up_at = 0.0
         if self._log is not None:
             self._log.look_closely()
@@ -167,6 +170,7 @@ class Chain:
         give_up_at = time.monotonic() + _MARK_SECONDS
         while self._is_behind and time.monotonic() < give_up_at:
             yield from self.poll()
+        yield from self.cut()
         if self._window is not None and self._window.last and not self._is_behind:
             yield Mark(self._window.id, self._window.last)
 

@@ -66,7 +66,10 @@ class FollowerProcess:
         self._send(do="forget", name=name)
 
     def mark(self, name: str) -> Future[Mark | None]:
-        """Ask how far a database has come by now; None when it is not followed, or no commit of it was seen."""
+        """Ask how far a database has come by now; None when it is not followed, or no commit of it was seen.
+
+        All commits up to there are in segments then, which `events` has yielded before.
+        """
         future: Future[Mark | None] = Future()
         with self._lock:
             if self._has_ended:

@@ -22,6 +22,7 @@ from backupd.format.pack import (
 )
 from backupd.format.pagemap import decode_page_map
 from backupd.format.seal import Digest, Name, Text, Value, decode_sealed_as, encode_sealed, validated, values_of
+from backupd.format.segment import MAX_COMMIT_NUMBER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,7 +125,15 @@ class Writer(Value, frozen=True):
     backupd_version: Text
 
 
-class _Head(Value, frozen=True):
+class Replayed(Value, frozen=True):
+    """The commit of a recovery window after which the image of a snapshot is the state: it was built from the log."""
+
+    window: SnapshotId
+    commit: Annotated[int, Meta(ge=1, le=MAX_COMMIT_NUMBER)]
+    """The number of the commit in the window."""
+
+
+class _Head(Value, frozen=True, kw_only=True):
     """The part of a manifest that is never encrypted."""
 
     id: SnapshotId
@@ -143,6 +152,8 @@ class _Head(Value, frozen=True):
     """Number of pages that differ from the base."""
     stored_bytes: Count
     """Total size of the packs that were written for this snapshot."""
+    replayed: Replayed | None = None
+    """Where in the log the image comes from: the base and commits after it. None when the database was read."""
 
     @property
     def image_bytes(self) -> int:
@@ -155,7 +166,7 @@ class _Head(Value, frozen=True):
         return (self.sequence, self.id)
 
 
-class Summary(_Head, frozen=True):
+class Summary(_Head, frozen=True, kw_only=True):
     """All that a manifest says but the page map: what is known of a snapshot without reading it again."""
 
     image_digest: Digest
@@ -169,7 +180,7 @@ class Summary(_Head, frozen=True):
         return self.writer.id
 
 
-class Manifest(Summary, frozen=True):
+class Manifest(Summary, frozen=True, kw_only=True):
     """A snapshot. It does not depend on others: `packs` has every pack that a restore needs."""
 
     page_map: str
@@ -199,7 +210,7 @@ class PrivatePart(Value, frozen=True):
         return base64.b64decode(self.age, validate=True)
 
 
-class SealedSummary(_Head, frozen=True):
+class SealedSummary(_Head, frozen=True, kw_only=True):
     """All that an encrypted manifest says to those who have no identity."""
 
     packs: tuple[PackEntry, ...]
@@ -207,7 +218,7 @@ class SealedSummary(_Head, frozen=True):
     """Random, made once per state directory."""
 
 
-class SealedManifest(SealedSummary, frozen=True):
+class SealedManifest(SealedSummary, frozen=True, kw_only=True):
     """A snapshot with an encrypted private part, which `open_manifest` adds to make a `Manifest`."""
 
     private: PrivatePart

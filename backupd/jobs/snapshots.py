@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from backupd.backup import BackupResult, Progress, SnapshotRequest
+    from backupd.backup.results import SinceImage
     from backupd.capture.worker import Workers
     from backupd.health import Status
     from backupd.jobs.configured import ConfiguredDatabase, ConfiguredStore, JobContext
@@ -34,11 +35,13 @@ def take_snapshot(
     request: SnapshotRequest,
     on_progress: Callable[[Progress], None],
     workers: Workers | None = None,
+    since: SinceImage | None = None,
     also: Callable[[Status], Status] = lambda status: status,
 ) -> list[BackupResult]:
     """Take a snapshot of a configured database into each of `stores`, as `back_up` does; a result per store, in order.
 
-    The database is not read where `stat` and the store show that nothing has changed since the last run.
+    The database is not read where `stat` and the store show that nothing has changed since the last run, nor where
+    `since` shows how, and nothing speaks against it.
     Its beginning is noted first, because after a kill or a loss of power nothing could note it. What could not be noted
     is a warning in the results. `workers` are those of a run over several databases. The change `also` is made to the
     status together with the outcome: with many databases, each write of it takes milliseconds.
@@ -53,10 +56,14 @@ def take_snapshot(
         request=request,
         on_progress=on_progress,
         known=_known_states(configured, context),
+        since=since if since is not None and _is_log_trusted(configured, context) else None,
         workers=workers,
     )
-    # What was written meanwhile, or another file in its place, is perhaps not what was captured.
-    is_lasting = fingerprint(configured.database.path, now=started_at) == looked_like
+    # What was written meanwhile, or another file in its place, is perhaps not what was captured. The log shows a state
+    # from before `looked_like`.
+    is_lasting = all(result.was_read for result in results) and looked_like == fingerprint(
+        configured.database.path, now=started_at
+    )
     results = [_noted(result, unnoted[result.store], context.state) for result in results]
     # An interruption says nothing of the database or the store.
     lasting = [result for result in results if not isinstance(result.error, InterruptedByUserError)]
@@ -118,6 +125,19 @@ def _known_states(configured: ConfiguredDatabase, context: JobContext) -> dict[s
         and each.snapshot_id is not None
         and not (each.is_damaged or each.is_source_damaged or each.is_schema_unreadable)
     }
+
+
+def _is_log_trusted(configured: ConfiguredDatabase, context: JobContext) -> bool:
+    """Whether nothing that was found in the database, its file or its log speaks against what the log shows."""
+    health = context.status.read().databases.get(configured.name)
+    return (
+        health is not None
+        and health.read_problem is None
+        and not any(
+            each.is_source_damaged or each.is_schema_unreadable or each.continuity_problem is not None
+            for each in health.stores.values()
+        )
+    )
 
 
 def _note_begun(state: StateDirectory, database: str, store: str, now: datetime) -> BackupdError | None:

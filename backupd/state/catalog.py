@@ -20,7 +20,7 @@ import msgspec
 from msgspec.structs import replace
 
 from backupd.format import SnapshotId
-from backupd.format.manifest import PackEntry, SealedSummary, SnapshotKind, SourceFacts, Summary, Writer
+from backupd.format.manifest import PackEntry, Replayed, SealedSummary, SnapshotKind, SourceFacts, Summary, Writer
 from backupd.format.seal import Value
 from backupd.state import UNUSABLE_STATE
 from backupd.system.files import belong_to_owner
@@ -59,6 +59,7 @@ class _Own(Value, frozen=True):
     image_digest: str | None = None
     free_pages: int = 0
     schema_version: int = 0
+    replayed: tuple[str, int] | None = None
 
 
 class _Shared(Value, frozen=True):
@@ -258,6 +259,7 @@ class _Reader:
         self._ids = ids
         self._decode = msgspec.json.Decoder(_Own).decode
         self._shared: dict[bytes, _Shared] = {}
+        self._windows: dict[str, SnapshotId] = {}
         self._sources: dict[tuple[bytes, int, int], SourceFacts] = {}
 
     def summary(
@@ -288,10 +290,15 @@ class _Reader:
                 page_count=own.page_count,
                 changed_pages=own.changed_pages,
                 stored_bytes=own.stored_bytes,
+                replayed=own.replayed and self._replayed(*own.replayed),
                 packs=entries,
                 **private,
             ),
         )
+
+    def _replayed(self, window: str, commit: int) -> Replayed:
+        window_id = self._windows.get(window) or self._windows.setdefault(window, SnapshotId(window))
+        return Replayed(window=window_id, commit=commit)
 
     def _source(self, facts: bytes, shared: SourceFacts, own: _Own) -> SourceFacts:
         key = (facts, own.free_pages, own.schema_version)
@@ -308,6 +315,8 @@ class _Reader:
 def _texts(summary: AnySummary) -> tuple[bytes, bytes]:
     """A summary without its id and packs, as two texts of JSON: its own values, and those that most snapshots share."""
     own = {name: getattr(summary, name) for name in _OWN_VALUES}
+    if summary.replayed is not None:
+        own["replayed"] = str(summary.replayed.window), summary.replayed.commit
     base = None if summary.base is None else str(summary.base)
     if isinstance(summary, SealedSummary):
         shared = _Shared(database=summary.database, writer=summary.writer_id)

@@ -177,11 +177,14 @@ class _Check:
                 for each in usable
                 if snapshots[each.snapshot].page_size == size and each.after + 1 >= segments[0].key.first
             )
-            if record is not None and _has_all_since(anchors, record):
+            read = [each for each in anchors if snapshots[each.snapshot].replayed is None]
+            if record is not None and _has_all_since(read, record):
                 break
         anchors.sort(key=lambda anchor: (anchor.by, anchor.after))
         for place in range(len(anchors) - 1, 0, -1):
             newest = anchors[place]
+            if snapshots[newest.snapshot].replayed is not None:  # it was built from the commits that it would prove
+                continue
             older = [each for each in anchors[:place] if each.after < newest.after and each.by <= newest.after]
             if older and newest.after >= whole_from and newest.by - newest.after <= _MOST_CANDIDATES:
                 known = [each for each in older if record is not None and each.snapshot == record.snapshot]
