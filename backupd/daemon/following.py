@@ -29,7 +29,7 @@ from backupd.format.segment import Anchor
 from backupd.logs import log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from backupd.backup import BackupResult
     from backupd.backup.results import SinceImage
@@ -48,6 +48,8 @@ _STOP_SECONDS = 2.0
 _RESTART_SECONDS = 5.0
 _BETWEEN_SNAPSHOTS_SECONDS = 60.0
 """Windows may follow each other quickly: an application that closes its last connection removes its log each time."""
+_STORED_SECONDS = 15.0
+_STORED_TICK_SECONDS = 0.1
 _LAST_WAIT_SECONDS = 3600.0
 
 
@@ -96,6 +98,8 @@ class Following:
         self._may_begin: dict[str, float] = {}
         self._spans: Counter[str] = Counter()
         """How many snapshots of a database are being taken."""
+        self._places: dict[str, tuple[SnapshotId, Anchor]] = {}
+        """The window of the newest snapshot of each database, and its place there."""
         self._stopping = threading.Event()
 
     def configure(self, settings: Settings, inventory: Inventory, *, superseded: threading.Event | None = None) -> None:
@@ -159,6 +163,18 @@ class Following:
             process = self._process if name in self._followed else None
         return Span(self, process, self._kept, name)
 
+    def newest_place(self, name: str, store: str) -> Mapping[SnapshotId, Anchor]:
+        """Return the place of the newest snapshot by its window, once `store` (URL) has all commits up to there.
+
+        No segment may have named it yet. Waits for the store for some seconds. Empty when it is not known.
+        """
+        give_up_at = time.monotonic() + _STORED_SECONDS
+        while (name, store) in self._uploads.lacking() and time.monotonic() < give_up_at:
+            if self._stopping.wait(_STORED_TICK_SECONDS):
+                break
+        with self._lock:
+            return dict([self._places[name]]) if name in self._places else {}
+
     def is_replayed(self, name: str) -> bool:
         """Whether the newest snapshot of a followed database was built from its log."""
         return self._kept.is_replayed(name)
@@ -170,10 +186,12 @@ class Following:
         if process is not None:
             process.distrust(name, window)
 
-    def ended(self, name: str, anchored: SnapshotId | None) -> None:
-        """Note the end of a span, and the window that has a snapshot now, if one has."""
+    def ended(self, name: str, anchored: SnapshotId | None, place: Anchor | None) -> None:
+        """Note the end of a span, and the window that has a snapshot now, in its place, if one has."""
         with self._lock:
             self._spans[name] -= 1
+            if anchored is not None and place is not None:
+                self._places[name] = anchored, place
             wanted = self._wanted.get(name)
             if wanted is not None and wanted.window in (None, anchored):
                 del self._wanted[name]
@@ -277,25 +295,28 @@ class Span:
 
         Call it once for each span; without results when the snapshot failed.
         """
-        anchored = None
+        anchor = None
         try:
-            anchored = self._anchor([each for each in results if each.outcome is not Outcome.FAILED])
+            anchor = self._anchor([each for each in results if each.outcome is not Outcome.FAILED])
         finally:
-            self._following.ended(self._name, anchored)
+            window = None if anchor is None or self._before is None else self._before.window
+            self._following.ended(self._name, window, anchor)
 
-    def _anchor(self, results: Sequence[BackupResult]) -> SnapshotId | None:
+    def _anchor(self, results: Sequence[BackupResult]) -> Anchor | None:
         places = self._places(results)
         if self._process is None or self._before is None or places is None:
             return None
         after, by = places
+        anchor = None
         # That a state is still that of a snapshot, the log alone has shown: this must not count as a proof of the log.
         shown = {each.id for each in results if each.has_made_snapshot or not (each.image and each.image.replayed)}
         for snapshot_id in sorted(found for found in shown if found is not None):
-            self._process.anchor(self._name, self._before.window, Anchor(snapshot=snapshot_id, after=after, by=by))
+            anchor = Anchor(snapshot=snapshot_id, after=after, by=by)
+            self._process.anchor(self._name, self._before.window, anchor)
         image = next((each.image for each in results if each.image is not None), None)
         if image is not None or any(each.was_read for each in results):
             self._kept.continues(self._name, self._before.window, image, after=after)
-        return self._before.window
+        return anchor
 
     def _places(self, results: Sequence[BackupResult]) -> tuple[int, int] | None:
         """Return after which commits the state of the snapshots may be, the first and the last one; None if unknown."""

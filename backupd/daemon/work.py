@@ -212,7 +212,12 @@ def _drill(configured: ConfiguredDatabase, stores: _AnsweringStores, context: Co
             store = next(each for each in stores.answering if each.url == result.store)
             others = [each for each in (*stores.answering, *stores.others) if each.url != store.url]
             continuity = check_continuity(
-                configured.name, store, context, others=others, should_stop=context.runs.stopping.check
+                configured.name,
+                store,
+                context,
+                others=others,
+                newest=context.following.newest_place(configured.name, store.url) if context.following else {},
+                should_stop=context.runs.stopping.check,
             )
             if continuity is not None:
                 _log_continuity(continuity, context)

@@ -24,7 +24,9 @@ from backupd.verify.recording import put_record
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from backupd.format import SnapshotId
     from backupd.format.manifest import AnyManifest
+    from backupd.format.segment import Anchor
     from backupd.health import Status, StoreHealth
     from backupd.jobs.configured import ConfiguredDatabase, ConfiguredStore, JobContext
     from backupd.repository.archive import Archive
@@ -79,11 +81,13 @@ def check_continuity(
     context: JobContext,
     *,
     others: Iterable[ConfiguredStore],
+    newest: Mapping[SnapshotId, Anchor],
     should_stop: Callable[[], None],
 ) -> ContinuityResult | None:
     """Check the recovery windows of one database in one store, and record the outcome in the store and in the status.
 
-    A window that is broken is recorded in `others`, too, which have the same segments. None when there is nothing to
+    A window that is broken is recorded in `others`, too, which have the same segments. `newest` as in
+    `prove_continuity`. None when there is nothing to
     check: what was wrong with a window is over when its segments are gone. Expected failures are in the result. Raises
     what `should_stop` does.
     """
@@ -91,7 +95,7 @@ def check_continuity(
         now=datetime.now(UTC), examination_limit=context.settings.capture.deadline, should_stop=should_stop
     )
     archive = store.repository.archive(database)
-    result = prove_continuity(archive, check)
+    result = prove_continuity(archive, check, newest=newest)
     if result is None:
         if _has_broken_window(context, database, store.url) and has_no_segments(archive):
             context.status.update_or_log(lambda before: without_windows(before, database, store.url))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, timedelta
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from backupd.backup.baseline import is_hashes_file, map_hashes
@@ -68,11 +69,14 @@ class _Span:
         return range(self.snapshot.after, self.snapshot.by + 1)
 
 
-def prove_continuity(archive: Archive, context: CheckContext) -> ContinuityResult | None:
+def prove_continuity(
+    archive: Archive, context: CheckContext, *, newest: Mapping[SnapshotId, Anchor] = MappingProxyType({})
+) -> ContinuityResult | None:
     """Check the newest recovery window that has two snapshots, and record the outcome in the store.
 
     All commits are replayed that were stored since the last check, as far as they are not thinned and 64 MiB of stored
-    segments go. A window that is recorded as broken stays so. None when no window has two snapshots, or when what is
+    segments go. A window that is recorded as broken stays so. `newest` has, by window, the place of a snapshot that no
+    segment names yet. None when no window has two snapshots, or when what is
     needed cannot be decrypted here. Expected failures are in the result, except what `context.should_stop` raises.
     Repeatable.
     """
@@ -81,7 +85,7 @@ def prove_continuity(archive: Archive, context: CheckContext) -> ContinuityResul
         database=archive.database, store=archive.url, window=None, started_at=context.now.astimezone(UTC)
     )
     for is_last in (False, True):
-        check = _Check(archive, context)
+        check = _Check(archive, context, newest)
         try:
             span = check.find_span()
             if span is None:
@@ -135,8 +139,9 @@ def _recorded(archive: Archive, found: Continuity) -> str | None:
 class _Check:
     """One check of an archive. Its methods raise `DamageError`, `IdentityNeededError` and the errors of `Store`."""
 
-    def __init__(self, archive: Archive, context: CheckContext) -> None:
+    def __init__(self, archive: Archive, context: CheckContext, newest: Mapping[SnapshotId, Anchor]) -> None:
         self._archive = archive
+        self._newest = newest
         self._now = context.now
         self._should_stop = context.should_stop
         self._checked: Mapping[SnapshotId, Continuity] = {}
@@ -163,7 +168,9 @@ class _Check:
     ) -> _Span | None:
         """Choose two snapshots whose anchors are in `segments`, the last ones of `window`."""
         record = self._checked.get(window.id)
-        anchors: list[Anchor] = []
+        newest = self._newest.get(window.id)
+        is_known = newest is not None and newest.snapshot in snapshots and newest.by <= window.last
+        anchors = [newest] if newest is not None and is_known else []
         whole_from = window.last + 1
         for segment in read_segments(self._archive, [*reversed(segments)]):
             self._should_stop()
@@ -182,13 +189,13 @@ class _Check:
                 break
         anchors.sort(key=lambda anchor: (anchor.by, anchor.after))
         for place in range(len(anchors) - 1, 0, -1):
-            newest = anchors[place]
-            if snapshots[newest.snapshot].replayed is not None:  # it was built from the commits that it would prove
+            later = anchors[place]
+            if snapshots[later.snapshot].replayed is not None:  # it was built from the commits that it would prove
                 continue
-            older = [each for each in anchors[:place] if each.after < newest.after and each.by <= newest.after]
-            if older and newest.after >= whole_from and newest.by - newest.after <= _MOST_CANDIDATES:
+            older = [each for each in anchors[:place] if each.after < later.after and each.by <= later.after]
+            if older and later.after >= whole_from and later.by - later.after <= _MOST_CANDIDATES:
                 known = [each for each in older if record is not None and each.snapshot == record.snapshot]
-                return _Span(window, (known or older)[0], newest)
+                return _Span(window, (known or older)[0], later)
         return None
 
     def known(self, span: _Span) -> Continuity | None:
