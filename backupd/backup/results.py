@@ -204,6 +204,7 @@ class BackupResult(msgspec.Struct, frozen=True, kw_only=True):
             "stored_bytes": self.stored_bytes,
             "receipt": None if self.upload_check is None else self.upload_check.values(),
             "replaced_packs": self.replaced_packs,
+            "was_read": self.was_read,
             "duration_seconds": round(self.duration_seconds, 3),
             "error": None if self.error is None else self.error.values(),
             "warnings": list(self.warnings),

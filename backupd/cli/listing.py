@@ -164,6 +164,7 @@ def _values(snapshot: ListedSnapshot, check: KnownOutcome | None) -> dict[str, A
         "image_bytes": manifest.image_bytes,
         "stored_bytes": manifest.stored_bytes,
         **check_values(check),
+        "is_replayed": manifest.replayed is not None,
         "is_encrypted": any(pack.encryption for pack in manifest.packs),
         **_private_values(manifest),
     }

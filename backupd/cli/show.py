@@ -92,6 +92,7 @@ def _values(snapshot: FoundSnapshot, check: KnownOutcome | None) -> dict[str, An
         "taken_at": output.utc_time(manifest.id.taken_at),
         "image_bytes": manifest.image_bytes,
         **check_values(check),
+        "replayed": None,
         **manifest_values(manifest),
     }
 
@@ -109,6 +110,7 @@ def _facts(found: FoundSnapshot, check: KnownOutcome | None) -> Iterator[tuple[s
     yield "kind", str(manifest.kind)
     yield "sequence", f"{output.count(manifest.sequence)}, after {manifest.base or 'nothing: the first one'}"
     yield from _size_facts(manifest)
+    yield "image", _origin(manifest)
     yield "encryption", _encryption(manifest)
     if isinstance(manifest, SealedManifest):
         yield "written by", f"installation {manifest.writer_id}"
@@ -132,6 +134,13 @@ def _check_text(check: KnownOutcome | None) -> str:
         CheckOutcome.DAMAGED_STORE: f"DAMAGED in the store (found {when})",
         CheckOutcome.DAMAGED_SOURCE: f"DAMAGED when it was captured (found {when})",
     }[check.outcome]
+
+
+def _origin(manifest: AnyManifest) -> str:
+    if manifest.replayed is None:
+        return "read from the database"
+    replayed = manifest.replayed
+    return f"built from the log: commit {output.count(replayed.commit)} of recovery window {replayed.window}"
 
 
 def _encryption(manifest: AnyManifest) -> str:

@@ -15,7 +15,7 @@ from backupd.errors import DamageError, IdentityNeededError, StoreError
 from backupd.format.manifest import SnapshotKind
 from backupd.logs import log
 from backupd.repository.references import find_snapshot, parse_reference
-from backupd.repository.windows import read_all_continuity, recovery_windows, usable_anchors
+from backupd.repository.windows import is_built_wrong, read_all_continuity, recovery_windows, usable_anchors
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -163,7 +163,7 @@ def find_moment(
     windows = recovery_windows(listing)
     if not windows:
         return None
-    nearest = _newest_before(history, at)
+    nearest = _newest_before(history, at, checked)
     place, commit = _last_commit(archive, windows, at) or (-1, None)
     if commit is not None and (gap := broken_span(windows[place], checked)) and commit.number > gap.after:
         return Moment(nearest, gap=gap.gap)
@@ -173,7 +173,7 @@ def find_moment(
         if not is_followed:
             return Moment(nearest, gap=_gap_before(archive, windows[place] if commit else None, following))
     if commit is None or (nearest and nearest.id.taken_at > commit.seen_at):
-        return Moment(nearest, is_newest=following is None and nearest is _newest_before(history, _LATEST))
+        return Moment(nearest, is_newest=following is None and nearest is _newest_before(history, _LATEST, checked))
     base = _find_base(archive, windows[place], history, commit)
     if base is None:
         reason = "no snapshot is stored that the commits from then could be added to"
@@ -202,9 +202,10 @@ def broken_span(window: RecoveryWindow, checked: Mapping[SnapshotId, Continuity]
     return BrokenSpan(record.after, Gap(record.base.taken_at, max(window.ended_at, record.base.taken_at), reason))
 
 
-def _newest_before(history: History, at: datetime) -> AnySummary | None:
+def _newest_before(history: History, at: datetime, checked: Mapping[SnapshotId, Continuity]) -> AnySummary | None:
+    """Return the newest snapshot from before `at` that was not built from commits which are wrong."""
     regular = [each for each in history.manifests if each.kind is SnapshotKind.REGULAR and each.id.taken_at <= at]
-    return regular[-1] if regular else None
+    return next((each for each in reversed(regular) if not is_built_wrong(each, checked)), None)
 
 
 def _last_commit(archive: Archive, windows: Sequence[RecoveryWindow], at: datetime) -> tuple[int, CommitFacts] | None:

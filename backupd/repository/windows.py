@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from backupd.format import SnapshotId
+    from backupd.format.manifest import AnySummary
     from backupd.format.segment import Anchor, Segment
     from backupd.repository.archive import Archive
     from backupd.repository.history import StoredSegment
@@ -84,6 +85,13 @@ def _chains(segments: Iterable[StoredSegment]) -> Iterator[list[StoredSegment]]:
 def usable_anchors(window: RecoveryWindow, segment: Segment, snapshots: Collection[SnapshotId]) -> list[Anchor]:
     """Return the anchors of existing snapshots in `segment` from which all commits are in `window`."""
     return [each for each in segment.head.anchors if each.snapshot in snapshots and each.after + 1 >= window.first]
+
+
+def is_built_wrong(snapshot: AnySummary, checked: Mapping[SnapshotId, Continuity]) -> bool:
+    """Whether a snapshot was built from commits that a check has found wrong. `checked` is by the window's id."""
+    replayed = snapshot.replayed
+    record = None if replayed is None else checked.get(replayed.window)
+    return replayed is not None and record is not None and record.is_broken and replayed.commit > record.after
 
 
 def read_continuity(archive: Archive, listing: Listing | None = None) -> Mapping[SnapshotId, Continuity]:

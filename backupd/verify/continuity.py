@@ -18,7 +18,7 @@ from backupd.errors import BackupdError, DamageError, IdentityNeededError, Inter
 from backupd.format.pack import HASH_BYTES, page_hash
 from backupd.format.pagemap import ImageCheck, image_digest
 from backupd.format.records import Continuity, ContinuityOutcome
-from backupd.repository.windows import read_continuity, recovery_windows, usable_anchors
+from backupd.repository.windows import is_built_wrong, read_continuity, recovery_windows, usable_anchors
 from backupd.restore.replay import ReplayedState, read_segments, replay_steps
 from backupd.store.keys import RecordKind
 from backupd.verify.results import ContinuityResult
@@ -286,10 +286,13 @@ def _has_all_since(anchors: Sequence[Anchor], record: Continuity) -> bool:
 
 
 def _broken(archive: Archive, found: Continuity) -> DamageError:
+    checked = {found.window: found}
+    built = [each.id for each in archive.history().manifests if is_built_wrong(each, checked)]
+    others = f", but for {built[0]} to {built[-1]}, which were built from these commits" if built else ""
     return DamageError(
         f"the recovery window {found.window} of {archive.database} in {archive.url} is broken: commits "
         f"{found.after + 1} to {found.by}, added to snapshot {found.base}, do not give snapshot {found.snapshot}, "
         "which was captured independently of them",
-        hint=f"restore moments after {found.base.taken_at:%Y-%m-%d %H:%M:%SZ} from snapshots: backupd list "
+        hint=f"restore moments after {found.base.taken_at:%Y-%m-%d %H:%M:%SZ} from snapshots{others}: backupd list "
         f"{archive.database}; report this with the log of the daemon, and what else writes to the database",
     )
