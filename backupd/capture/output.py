@@ -98,7 +98,7 @@ class Output:
         return self._packer
 
     def begin_on_base(self, page_size: int, page_count: int) -> Packer:
-        """As `begin`, and take all pages as they are in the bases, which have the same image."""
+        """Set the size of the image, as `begin` does, and take all pages from the bases, which have the same image."""
         packer = self.begin(page_size, page_count)
         packer.table.put_base(self._base_hashes(self._streams[0]))
         return packer

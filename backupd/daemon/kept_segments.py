@@ -1,7 +1,7 @@
 """The segments of each followed database since the image of its newest snapshot: the next one is built from them.
 
-They are links to the files of the spool, which goes on without them. Nothing is lost with them but time: without the
-image, or with a commit missing, the database is read. So they are kept in bounds, and forgotten when the daemon ends.
+They are links to the files of the spool, which does not depend on them. Without one of them, or without the image,
+the database is read. So they are kept in bounds, and forgotten when the daemon ends.
 """
 
 from __future__ import annotations

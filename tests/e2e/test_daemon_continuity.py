@@ -51,6 +51,7 @@ def test_a_page_that_no_commit_wrote_is_found(tmp_path: Path) -> None:
         daemon.wait_for("a recovery window begins")
         first = _snapshot_among_commits(connection, site, daemon)
         second = _snapshot_among_commits(connection, site, daemon)
+        assert "built from the log" in site.backupd.run("show", f"app@{second}").stdout
         proven = daemon.wait_for("continuity", after=daemon.drill_again())
         assert proven["outcome"] == "proven"
         assert proven["base"] <= first < second <= proven["snapshot"]
@@ -64,6 +65,7 @@ def test_a_page_that_no_commit_wrote_is_found(tmp_path: Path) -> None:
             file.seek(content.index(_ROW))
             file.write(b"A")
         third = _snapshot_among_commits(connection, site, daemon)
+        assert "built from the log" in site.backupd.run("show", f"app@{third}").stdout
         position = daemon.drill_again()
         broken = daemon.wait_for("continuity", after=position)
         assert (broken["outcome"], broken["base"]) == ("broken", proven["snapshot"])
@@ -75,6 +77,7 @@ def test_a_page_that_no_commit_wrote_is_found(tmp_path: Path) -> None:
         assert "do not give snapshot" in site.backupd.run("list").stdout
         found = site.backupd.run("verify", "latest", "--level", "drill", code=_DAMAGE)
         assert f"the recovery window {broken['window']} of app" in found.stderr
+        assert "which were built from these commits" in found.stderr
 
         connection.execute("UPDATE report SET title = title || 'y' WHERE id = 1")
         begun = daemon.wait_for("a recovery window begins", after=position)

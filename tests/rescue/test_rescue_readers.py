@@ -33,7 +33,7 @@ _DAMAGE, _NO_SUCH_SNAPSHOT, _NEWER = 20, 12, 21
 
 # What a restore does not need, and so does not look at.
 _NOT_LOOKED_AT = {"base", "changed-pages", "stored-bytes", "source", "writer", "tag-4097-characters"}
-_NOT_LOOKED_AT |= {"id-impossible-date", "id-leap-second", "lone-surrogate", "missing-key"}
+_NOT_LOOKED_AT |= {"replayed", "id-impossible-date", "id-leap-second", "lone-surrogate", "missing-key"}
 
 _PRIVATE_NOT_LOOKED_AT = {"private-missing-writer-id", "private-part-nonce-malformed", "private-part-missing-key"}
 _KEY = _VECTORS / "valid/private.key"

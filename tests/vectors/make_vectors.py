@@ -278,6 +278,9 @@ def valid_manifests() -> dict[str, bytes]:
         ),
         "manifest-tags.json": manifest(VALUES | {"tags": ["v1.2", "before-migration"], "sequence": (1 << 53) - 1}),
         "manifest-before-restore.json": manifest(VALUES | {"kind": "before-restore", "base": ID_3, "sequence": 8}),
+        "manifest-replayed.json": manifest(
+            VALUES | {"base": ID_3, "sequence": 9, "replayed": {"window": ID_3, "commit": 10**12 - 1}}
+        ),
         "manifest-unread-schema.json": manifest(VALUES | {"source": SOURCE | unread}),
         "manifest-hole-4096.json": manifest(with_hole(4096, 3)),
         "manifest-hole-last-page-65536.json": manifest(with_hole(65536, 0)),
@@ -420,6 +423,9 @@ def invalid_manifests() -> dict[str, bytes]:
         "source-user-version-33-bits": {"source": SOURCE | {"user_version": 1 << 31}},
         "writer-mode-too-high": {"writer": WRITER | {"mode": 0o10000}},
         "writer-uid-negative": {"writer": WRITER | {"uid": -1}},
+        "replayed-window-malformed": {"replayed": {"window": "yesterday", "commit": 1}},
+        "replayed-commit-0": {"replayed": {"window": ID_3, "commit": 0}},
+        "replayed-without-commit": {"replayed": {"window": ID_3}},
         "page-map-null": {"page_map": None},
     }
     bodies = {
