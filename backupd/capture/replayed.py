@@ -73,7 +73,8 @@ class _Changes:
                 if number not in self.images and number <= self.page_count:
                     self.images[number] = bytes(images[place * log.page_size : (place + 1) * log.page_size])
                     size_bytes += log.page_size
-            if size_bytes > _MOST_BYTES:
+            grown_bytes = (self.page_count - log.page_count) * log.page_size  # perhaps without having been written
+            if max(size_bytes, grown_bytes) > _MOST_BYTES:
                 raise _DoubtError(f"more than {_MOST_BYTES >> 20} MiB of its pages have changed")
         self.first_page = self.images.pop(1, self.first_page)
         if changed := self.images.keys() & log.revision_pages:

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,8 @@ from backupd.follow.spool import BLOCK_BYTES
 from backupd.format.manifest import Replayed
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from backupd.backup.results import ReadImage
     from backupd.follow.chain import Mark
     from backupd.follow.spool import Cut
@@ -128,7 +130,7 @@ class KeptSegments:
             kept = self._kept.get(name)
             if kept is None or kept.image is None or kept.window != mark.window or not kept.reaches(mark.last):
                 return None
-            if datetime.now(UTC) - kept.image.read_at >= _READ_EVERY:
+            if not timedelta() <= at - kept.image.read_at < _READ_EVERY:  # or the clock was set back
                 return None
             return SinceImage(
                 image=kept.image,

@@ -14,10 +14,13 @@ from contextlib import ExitStack, closing, contextmanager
 from statistics import quantiles
 from typing import TYPE_CHECKING, NamedTuple
 
+from harness.creditrobot import update_scattered
+
 from backupd.store.keys import SegmentKey, segments_prefix
 from bench.commits import committing, slowest_hundredth
-from bench.daemons import running_daemon
+from bench.daemons import running_daemon, sleep_until_next_minute
 from bench.measuring import anonymous_bytes, cpu_seconds, descendant
+from bench.snapshots import UPDATES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,6 +44,8 @@ _RESTS_AFTER_SECONDS = 10.0
 _RESTS_WITHIN_SECONDS = 60.0
 _RESTS_WITHIN_SECONDS_EACH = 1.0
 _TRIES = 2
+_BEFORE_SNAPSHOT_SECONDS = 3.0
+_SNAPSHOT_WITHIN_SECONDS = 75.0
 _AGE_STEP_SECONDS = 0.01
 _LISTED_EVERY_SECONDS = 0.1
 _STORED_AFTER_SECONDS = 4.0
@@ -154,6 +159,29 @@ def time_full_rate(scene: Scene) -> None:
         made = sum(began <= at <= ended for at, _ in application.stop())
     scene.tell(f"{made / (ended - began):,.0f} commits a second were made, and {len(gaps)} gaps came: {gaps}")
     scene.record("follow-full", gaps=len(gaps), share=100 * cpu / (ended - began))
+    backupd.remove()
+
+
+def time_scheduled(scene: Scene) -> None:
+    """Have scheduled snapshots taken of a database that is followed, each after some updates: none may read it."""
+    database = scene.sample_database()
+    backupd = scene.backupd(database, follow=_INTERVAL, schedule={"snapshots": "every 1m"})
+    with _kept_open(database), running_daemon(backupd) as daemon:
+        with closing(sqlite3.connect(database)) as connection, connection:
+            connection.execute("UPDATE users SET id = id WHERE id = 1")
+        _wait_for_window(daemon)
+        for number in scene.each_round():
+            scene.tell(f"a scheduled snapshot of a followed database, round {number}")
+            update_scattered(database, UPDATES, seed=number)
+            sleep_until_next_minute(but_seconds=_BEFORE_SNAPSHOT_SECONDS)
+            scene.feel_pace("follow-scheduled")
+            position, pid, follower = daemon.position, daemon.process.pid, _follower(daemon)
+            before = cpu_seconds(pid) - cpu_seconds(follower)
+            event = daemon.wait_for("snapshot", after=position, patience_seconds=_SNAPSHOT_WITHIN_SECONDS)
+            if event["was_read"] or not event["changed_pages"]:
+                raise RuntimeError(f"this snapshot was not built from the log: {event}")
+            time.sleep(_BEFORE_SNAPSHOT_SECONDS)
+            scene.record("follow-scheduled", cpu=cpu_seconds(pid) - cpu_seconds(follower) - before)
     backupd.remove()
 
 

@@ -11,7 +11,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from bench.comparing import TOLERANCE
-from bench.following import FULL_RATE, RATES, time_bucket, time_commits, time_full_rate, time_resting
+from bench.following import FULL_RATE, RATES, time_bucket, time_commits, time_full_rate, time_resting, time_scheduled
 from bench.idle import time_idle
 from bench.kept import FEW, time_long_histories
 from bench.live import MODES, time_live_restores
@@ -279,6 +279,8 @@ def _follow_rows() -> Iterator[Row]:
         yield row(f"{work}-daemon", f"{title}: {daemon}", time_resting, f"{work}-daemon", share)
         yield row(f"{work}-memory", f"{title}: {follower}", time_resting, work, Quantity.MEMORY)
     of_usual = {"scaled_by": "size_bytes"}
+    scheduled = "a scheduled snapshot from the log, after 1,000 scattered updates: the daemon with its captures"
+    yield row("follow-scheduled", scheduled, time_scheduled, "follow-scheduled", Quantity.CPU, 0.4)
     moment = "restore of a moment, after a quarter of an hour of 100 commits a second"
     beside = {"against": "follow-restore-snapshot", "compared_with": "restore of the snapshot", **of_usual}
     yield row("follow-restore-ratio", moment, time_moments, "follow-restore", seconds, 1.3, **beside)

@@ -92,6 +92,7 @@ def test_json_document_has_every_key(stored: CommandLine) -> None:
         "proven_at": None,
         "intact_at": None,
         "damage": None,
+        "is_replayed": False,
         "is_encrypted": False,
         "image_digest": second["image_digest"],
         "journal_mode": "wal",

@@ -25,6 +25,7 @@ def test_each_fact_has_a_line(stored: CommandLine) -> None:
         "tags": "upgrade",
         "kind": "regular",
         "sequence": f"2, after {snapshot['base']}",
+        "image": "read from the database",
         "encryption": "none",
         "source": f"{stored.directory}/app.db on {writer['host']}",
         "owner": f"uid {writer['uid']}, gid {writer['gid']}, mode {writer['mode']:04o}",
@@ -49,7 +50,7 @@ def test_json_has_every_value_of_the_manifest(stored: CommandLine) -> None:
     assert document["snapshot"].keys() == {
         *("store", "taken_at", "image_bytes", "proven_at", "intact_at", "damage"),
         *("format", "id", "sequence", "base", "database", "kind", "tags", "page_size", "page_count", "changed_pages"),
-        *("stored_bytes", "image_digest", "packs", "page_map", "source", "writer"),
+        *("stored_bytes", "replayed", "image_digest", "packs", "page_map", "source", "writer"),
     }
     assert document["snapshot"]["store"] == f"{stored.directory}/backups"
 
