@@ -44,6 +44,8 @@ _RESTS_AFTER_SECONDS = 10.0
 _RESTS_WITHIN_SECONDS = 60.0
 _RESTS_WITHIN_SECONDS_EACH = 1.0
 _TRIES = 2
+_UPDATES_AT_ONCE = 20
+_BETWEEN_UPDATES_SECONDS = 0.2
 _BEFORE_SNAPSHOT_SECONDS = 3.0
 _SNAPSHOT_WITHIN_SECONDS = 75.0
 _AGE_STEP_SECONDS = 0.01
@@ -172,7 +174,9 @@ def time_scheduled(scene: Scene) -> None:
         _wait_for_window(daemon)
         for number in scene.each_round():
             scene.tell(f"a scheduled snapshot of a followed database, round {number}")
-            update_scattered(database, UPDATES, seed=number)
+            for burst in range(UPDATES // _UPDATES_AT_ONCE):
+                update_scattered(database, _UPDATES_AT_ONCE, seed=number * UPDATES + burst)
+                time.sleep(_BETWEEN_UPDATES_SECONDS)
             sleep_until_next_minute(but_seconds=_BEFORE_SNAPSHOT_SECONDS)
             scene.feel_pace("follow-scheduled")
             position, pid, follower = daemon.position, daemon.process.pid, _follower(daemon)

@@ -48,7 +48,7 @@ def test_a_broken_window_is_known_everywhere_until_it_is_gone(tmp_path: Path) ->
     context: Any = SimpleNamespace(settings=Settings(), status=status)
 
     def check() -> ContinuityResult | None:
-        return check_continuity("app", store, context, others=[copy, empty], should_stop=lambda: None)
+        return check_continuity("app", store, context, others=[copy, empty], newest={}, should_stop=lambda: None)
 
     def known() -> StoreHealth:
         return status.read().databases["app"].stores[store.url]
