@@ -23,18 +23,24 @@ import os
 import select
 import sys
 import time
+from collections import deque
+from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from backupd.concurrency import start_thread
 from backupd.config import Database
-from backupd.follow.chain import Chain, Mark, WindowBegan, WindowEnded
+from backupd.errors import LimitReachedError
+from backupd.follow.chain import Chain, Mark, WindowBegan, WindowEnded, Written, write_at_once
 from backupd.follow.spool import Cut
 from backupd.format import SnapshotId
 from backupd.format.segment import Anchor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 _READ_BYTES = 1 << 16
 _LONGEST_WAIT_SECONDS = 60.0
@@ -46,6 +52,7 @@ class _Following:
     """The chains of all databases, each polled when its pause is over."""
 
     def __init__(self) -> None:
+        self.writer = _Writer()
         self._chains: dict[str, Chain] = {}
         self._due: list[tuple[float, str]] = []
 
@@ -59,7 +66,11 @@ class _Following:
                 within = request["within"]
                 database = Database(name, Path(request["path"]), None if within is None else Path(within))
                 self._chains[name] = new = Chain(
-                    database, Path(request["spool"]), interval=request["interval"], most_bytes=request["most_bytes"]
+                    database,
+                    Path(request["spool"]),
+                    interval=request["interval"],
+                    most_bytes=request["most_bytes"],
+                    write=partial(self.writer.write, name),
                 )
                 _report(name, new.found())
                 heapq.heappush(self._due, (time.monotonic(), name))
@@ -96,6 +107,13 @@ class _Following:
                 heapq.heappush(self._due, (_due_at(chain.pause), name))
         return max(0.0, self._due[0][0] - time.monotonic()) if self._due else _LONGEST_WAIT_SECONDS
 
+    def collect(self) -> None:
+        """Report what was put into the spools meanwhile."""
+        for name in self.writer.done():
+            chain = self._chains.get(name)
+            if chain is not None:
+                _report(name, chain.collect())
+
     def end(self) -> None:
         """Put everything that was committed into segments."""
         for name in [*self._chains]:
@@ -109,6 +127,47 @@ class _Following:
             chain.close()
             self._due = [(at, each) for at, each in self._due if each != name]
             heapq.heapify(self._due)
+
+
+class _Writer:
+    """Makes and writes the segments of all databases in one thread, so that their logs are read meanwhile.
+
+    While commits come quickly, an application may write its log over in the time that a segment takes.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: SimpleQueue[tuple[str, Callable[[], Written], Future[Written]]] = SimpleQueue()
+        self._done: deque[str] = deque()
+        self.descriptor, self._signal = os.pipe()
+        """Can be read when there is something in `done`."""
+        self._has_thread = True
+        try:
+            start_thread(self._run, name="segments")
+        except LimitReachedError:
+            self._has_thread = False
+
+    def write(self, name: str, call: Callable[[], Written]) -> Future[Written]:
+        """Make `call` after those before it; at once, when the system has given no thread."""
+        if not self._has_thread:
+            return write_at_once(call)
+        written: Future[Written] = Future()
+        self._waiting.put((name, call, written))
+        return written
+
+    def _run(self) -> None:
+        while True:
+            name, call, written = self._waiting.get()
+            try:
+                written.set_result(call())
+            except BaseException as error:  # noqa: BLE001  (raised again where the result is asked for)
+                written.set_exception(error)
+            self._done.append(name)
+            os.write(self._signal, b"\0")
+
+    def done(self) -> list[str]:
+        """Return the names of the databases of which something was written since the last call."""
+        os.read(self.descriptor, _READ_BYTES)
+        return [self._done.popleft() for _ in range(len(self._done))]
 
 
 def _due_at(pause: float) -> float:
@@ -143,9 +202,13 @@ def main() -> None:
     descriptor = sys.stdin.fileno()
     ready = select.poll()
     ready.register(descriptor, select.POLLIN)
+    ready.register(following.writer.descriptor, select.POLLIN)
     rest = b""
     while True:
-        if not ready.poll(following.poll() * 1000):
+        found = [each for each, _ in ready.poll(following.poll() * 1000)]
+        if following.writer.descriptor in found:
+            following.collect()
+        if descriptor not in found:
             continue
         chunk = os.read(descriptor, _READ_BYTES)
         if not chunk:
