@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 from harness.following import Followed
+from harness.windows import base_image
 
 from backupd.encryption import Encryption, generate_identity
 from backupd.errors import DamageError, IdentityNeededError
 from backupd.format import SnapshotId
+from backupd.format.pack import page_hash
 from backupd.format.segment import decode_segment, encode_segment, thinned
 from backupd.repository import Repository
 from backupd.repository.moments import (
@@ -25,6 +28,7 @@ from backupd.repository.moments import (
     window_spans,
 )
 from backupd.restore import restore_to_file
+from backupd.restore.replay import Replaying
 from backupd.store.directory import DirectoryStore
 
 if TYPE_CHECKING:
@@ -321,6 +325,47 @@ def test_commits_around_a_time_are_shown(followed: Followed):
     ]
     assert all(each.pages and each.page_count for each in around)
     assert commits_around(followed.archive, followed.archive.listing(), datetime(2000, 1, 1, tzinfo=UTC), most=2) == []
+
+
+@pytest.mark.parametrize("packs_come", ["before", "after", "both"])
+def test_packs_that_come_late_undo_no_commit(followed: Followed, tmp_path: Path, packs_come: str):
+    """Pages of the snapshot may be written before, between and after those of the commits: the image is the same."""
+    snapshot = followed.snapshot()
+    followed.execute(insert(1), "UPDATE notes SET text = 'changed' WHERE id IN (5, 190)")
+    followed.cut()
+    followed.execute("DELETE FROM notes WHERE id BETWEEN 20 AND 180", "VACUUM", insert(2))
+    followed.cut()
+    state = followed.states[-1]
+    point = find_restore_point([followed.repository], state.seen_at.isoformat(), database="app", now=datetime.now(UTC))
+    assert point.replay is not None
+    base = base_image(followed.archive, snapshot)
+    size = point.manifest.page_size
+    hashes = b"".join(page_hash(base[start : start + size]) for start in range(0, len(base), size))
+    with (tmp_path / "restored.db").open("w+b") as file:
+        replaying = Replaying(point, point.replay, file.fileno())
+        if packs_come != "after":
+            replaying.write_below(memoryview(base), 1)
+        assert replaying.run() == sum(stored.size_bytes for stored in point.replay.segments)
+        if packs_come != "before":
+            replaying.write_below(memoryview(base), 1)
+        replaying.finish(hashes)
+    assert (tmp_path / "restored.db").read_bytes() == state.image
+
+
+def test_a_segment_that_the_replay_lacks_is_damage(followed: Followed, tmp_path: Path):
+    """The oldest, one between two, or the newest: what is there does not make up the commits that are wanted."""
+    followed.snapshot()
+    for number in range(3):
+        followed.execute(insert(number))
+        followed.cut()
+    at = followed.states[-1].seen_at
+    point = find_restore_point([followed.repository], at.isoformat(), database="app", now=datetime.now(UTC))
+    assert point.replay is not None
+    for lacking in range(3):
+        segments = tuple(each for place, each in enumerate(point.replay.segments) if place != lacking)
+        lame = replace(point, replay=replace(point.replay, segments=segments))
+        with pytest.raises(DamageError, match="nothing was written"):
+            restore_to_file(lame, tmp_path / "restored.db", force=False, as_source=False, on_progress=lambda _: None)
 
 
 @pytest.mark.parametrize("damaged", [0, 1, 2])

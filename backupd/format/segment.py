@@ -9,7 +9,7 @@ import struct
 from bisect import bisect_left
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
-from operator import attrgetter, lt
+from operator import attrgetter, itemgetter, lt
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import msgspec
@@ -28,7 +28,7 @@ from backupd.format import (
 from backupd.format.seal import Name, Text, Value, decode_versioned_as, values_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 MAX_COMMIT_NUMBER = 10**12 - 1
 """The highest number of a commit in its window."""
@@ -188,11 +188,16 @@ class Segment:
 
     def changes(self, after: int, until: int) -> Changes:
         """The last version of each page in the commits above `after`, up to `until`, by their numbers in the window."""
+        newest = dict(self.newest(after, until))
+        return Changes(tuple(newest), b"".join(newest.values()))
+
+    def newest(self, after: int, until: int) -> Iterator[tuple[int, memoryview]]:
+        """Yield what `changes` has, page by page: their numbers, strictly ascending, and their images."""
         low, high = self.index_of(after + 1), self.index_of(until + 1)
-        newest = {page: place for place, (page, commit) in enumerate(self._table) if low <= commit < high}
+        places = {page: place for place, (page, commit) in enumerate(self._table) if low <= commit < high}
         size = self.head.page_size
-        images = (self._images[place * size : (place + 1) * size] for place in newest.values())
-        return Changes(tuple(newest), b"".join(images))
+        for page, place in places.items():
+            yield page, self._images[place * size : (place + 1) * size]
 
 
 def thinned(commits: Iterable[Commit], step_ms: int) -> list[Commit]:
@@ -341,5 +346,7 @@ def _reject_odd_table(table: Sequence[tuple[int, int]], head: SegmentHead) -> No
     if table[0][0] < 1 or table[-1][0] > MAX_IMAGE_PAGES:
         raise FormatError(f"page numbers must be from 1 to {MAX_IMAGE_PAGES}")
     hole = lock_page(head.page_size)
-    if any(commit >= head.commits or page == hole for page, commit in table):
+    place = bisect_left(table, (hole, 0))
+    has_hole = place < len(table) and table[place][0] == hole
+    if has_hole or max(map(itemgetter(1), table)) >= head.commits:
         raise FormatError("an image is of a commit beyond the last one, or of the lock-byte page")

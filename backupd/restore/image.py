@@ -15,7 +15,7 @@ from backupd.concurrency import worker_threads
 from backupd.errors import BackupdError, DamageError
 from backupd.format.pagemap import ImageCheck, image_digest
 from backupd.live.soundness import why_unreadable
-from backupd.restore.replay import replay_segments, write_all
+from backupd.restore.replay import Replaying, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from backupd.format.manifest import Manifest, PackEntry
     from backupd.format.pagemap import PageHashes
     from backupd.repository.archive import Archive, StoredPack
-    from backupd.repository.moments import RestorePoint
+    from backupd.repository.moments import Replay, RestorePoint
 
 _FETCHERS = 4
 """Each holds a pack as it is stored, and one of its frames decompressed."""
@@ -51,15 +51,42 @@ def write_image(point: RestorePoint, file: Path, descriptor: int, on_progress: C
     SQLite opens the image; after a replay, it checks all pages. Durable. Raises `DamageError`, `StoreError` and
     OSError, and then what is in the file is worthless.
     """
-    fetch = _Fetch(point.archive, point.manifest, descriptor, on_progress)
-    fetch.run()
-    fetched_bytes = fetch.fetched_bytes
-    if point.replay is not None:
-        with _with_hint_to_snapshot(point):
-            fetched_bytes += replay_segments(point, point.replay, descriptor, fetch.hashes)
-    os.fsync(descriptor)
-    with _with_hint_to_snapshot(point):
+    if point.replay is None:
+        fetched_bytes = fetch_image(point.archive, point.manifest, descriptor, on_progress)
         _prove_by_sqlite(point, file)
+        return fetched_bytes
+    fetched_bytes = _fetch_and_replay(point, point.replay, descriptor, on_progress)
+    with worker_threads(1, name="flush") as threads, _with_hint_to_snapshot(point):
+        flushed = threads.submit(os.fsync, descriptor)  # the disk works while SQLite reads what is in memory
+        _prove_by_sqlite(point, file)
+        flushed.result()
+    return fetched_bytes
+
+
+def _fetch_and_replay(
+    point: RestorePoint, replay: Replay, descriptor: int, on_progress: Callable[[Progress], None]
+) -> int:
+    """Write the image of a snapshot and the commits after it, both at the same time; the number of bytes fetched."""
+    replaying = Replaying(point, replay, descriptor)
+
+    def run() -> int:
+        with _with_hint_to_snapshot(point):
+            return replaying.run()
+
+    def report(progress: Progress) -> None:
+        if replayed.done():
+            replayed.result()  # when it has failed, no more packs are needed
+        on_progress(progress)
+
+    fetch = _Fetch(point.archive, point.manifest, descriptor, report, write=replaying.write_below)
+    with worker_threads(1, name="replay") as threads:
+        replayed = threads.submit(run)
+        try:
+            fetch.run()
+            fetched_bytes = fetch.fetched_bytes + replayed.result()
+        finally:
+            replaying.stop()
+    replaying.finish(fetch.hashes)
     return fetched_bytes
 
 
@@ -93,8 +120,17 @@ class _Fetch:
     """Packs on their way into the image file, several at once."""
 
     def __init__(
-        self, archive: Archive, manifest: Manifest, descriptor: int, on_progress: Callable[[Progress], None]
+        self,
+        archive: Archive,
+        manifest: Manifest,
+        descriptor: int,
+        on_progress: Callable[[Progress], None],
+        *,
+        write: Callable[[memoryview, int], None] | None = None,
     ) -> None:
+        """`write` puts pages at their place, from a number on; without it, all are written."""
+        os.truncate(descriptor, manifest.image_bytes)
+        self._write = write or self._write_all
         self.fetched_bytes = 0
         self._archive = archive
         self._manifest = manifest
@@ -112,7 +148,6 @@ class _Fetch:
 
     def run(self) -> None:
         """Fetch everything and compare the image digest. Stops at the first damage or failure."""
-        os.truncate(self._descriptor, self._manifest.image_bytes)
         with worker_threads(_FETCHERS, name="fetch") as threads:
             futures = [
                 threads.submit(self._fetch, position, pack) for position, pack in enumerate(self._manifest.packs, 1)
@@ -153,9 +188,11 @@ class _Fetch:
             images = memoryview(pack.images(frame))
             for run in of_frame:
                 start = (run.place - frame.first_page) * page_size
-                data = images[start : start + run.pages * page_size]
-                write_all(self._descriptor, data, run.first * page_size)
+                self._write(images[start : start + run.pages * page_size], run.first + 1)
         return len(places)
+
+    def _write_all(self, data: memoryview, first: int) -> None:
+        write_all(self._descriptor, data, (first - 1) * self._manifest.page_size)
 
     def _with_victims(self, error: DamageError, pack: PackEntry) -> DamageError:
         """Extend `error` by the snapshots that need the same pack, and the newest that does not."""

@@ -6,6 +6,7 @@ FORMAT.md, "To restore a commit", is the specification.
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,7 +18,7 @@ from backupd.errors import DamagedSegmentError
 from backupd.format.pack import HASH_BYTES, page_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from concurrent.futures import Future
 
     from backupd.format.pagemap import PageHashes
@@ -31,23 +32,84 @@ _READ_AHEAD_BYTES = 4 << 20
 """Of stored segments: not many large ones are in memory, decompressed."""
 
 
-def replay_segments(point: RestorePoint, replay: Replay, descriptor: int, hashes: PageHashes) -> int:
-    """Make the state after a commit of the image of its snapshot in `descriptor`; the number of bytes fetched.
+class Replaying:
+    """The commits after a snapshot on their way into its image, while its packs are fetched into the same file.
 
-    `hashes` are the page hashes of that image. A few segments at a time are in memory, and of large ones two. Raises
-    `DamageError`, `StoreError` and OSError.
+    The newest segment comes first, so that each page is hashed and written once: of 270,000 images in a quarter of an
+    hour with 100 commits a second, 19,000 are the last ones of their pages. A few segments at a time are in memory, and
+    of large ones two.
     """
-    size = point.manifest.page_size
-    state = ReplayedState(hashes, os.pread(descriptor, size, 0), page_size=size)
-    for step in replay_steps(point.archive, replay.segments, replay.after, [replay.until], page_size=size):
-        state.take(step)
-        images = memoryview(step.changes.images)
-        for place, number in enumerate(step.changes.pages):
-            if number <= replay.page_count:
-                write_all(descriptor, images[place * size : (place + 1) * size], (number - 1) * size)
-    os.truncate(descriptor, replay.page_count * size)
-    write_all(descriptor, memoryview(state.first_page(replay.page_count)), 0)
-    return sum(stored.size_bytes for stored in replay.segments)
+
+    def __init__(self, point: RestorePoint, replay: Replay, descriptor: int) -> None:
+        self._archive = point.archive
+        self._replay = replay
+        self._page_size = point.manifest.page_size
+        self._descriptor = descriptor
+        pages = max(replay.page_count, point.manifest.page_count)
+        self._is_written = bytearray(pages + 1)
+        """By page number, 1 for those that have their last image from a commit."""
+        self._hashes = bytearray(replay.page_count * HASH_BYTES)
+        self._lock = threading.Lock()
+        self._has_to_stop = False
+
+    def run(self) -> int:
+        """Write what the commits have changed; the number of bytes fetched. Raises `DamageError` and `StoreError`."""
+        replay, oldest = self._replay, self._replay.until + 1
+        newest_first = replay.segments[::-1]
+        for stored, segment in zip(newest_first, read_segments(self._archive, newest_first), strict=True):
+            if self._has_to_stop:
+                break
+            until = min(segment.last, replay.until)
+            if segment.head.page_size != self._page_size or until < oldest - 1:
+                raise DamagedSegmentError(f"segment {stored.key} in {self._archive.url} does not go up to what is next")
+            _require_commit(self._archive, stored, segment, until)
+            self._write_newest(segment.newest(replay.after, until))
+            oldest = min(oldest, segment.first)
+        if oldest > replay.after + 1 and not self._has_to_stop:
+            raise DamagedSegmentError(f"no segment in {self._archive.url} has commit {oldest - 1} of this window")
+        return sum(stored.size_bytes for stored in replay.segments)
+
+    def stop(self) -> None:
+        """Let `run` end soon: the image is not needed any more."""
+        self._has_to_stop = True
+
+    def write_below(self, data: memoryview, first: int) -> None:
+        """Write pages of the snapshot, from number `first` on, but for those that a commit has written."""
+        size = self._page_size
+        number, end = first, first + len(data) // size
+        with self._lock:  # or this could come just after the image of a commit
+            while number < end:
+                stop = self._is_written.find(1, number, end)
+                stop = end if stop < 0 else stop
+                write_all(self._descriptor, data[(number - first) * size : (stop - first) * size], (number - 1) * size)
+                number = stop + 1
+
+    def finish(self, hashes: PageHashes) -> None:
+        """Give the image its size and its first page, when all else is there; `hashes` are those of the snapshot."""
+        size, page_count = self._page_size, self._replay.page_count
+        replayed = bytearray(hashes)
+        replayed += page_hash(bytes(size)) * (page_count - len(replayed) // HASH_BYTES)
+        number = -1
+        while (number := self._is_written.find(1, number + 1)) >= 0:
+            place = slice((number - 1) * HASH_BYTES, number * HASH_BYTES)
+            replayed[place] = self._hashes[place]
+        state = ReplayedState(replayed, os.pread(self._descriptor, size, 0), page_size=size)
+        os.truncate(self._descriptor, page_count * size)
+        write_all(self._descriptor, memoryview(state.first_page(page_count)), 0)
+
+    def _write_newest(self, images: Iterable[tuple[int, memoryview]]) -> None:
+        size, page_count, is_written = self._page_size, self._replay.page_count, self._is_written
+        with self._lock:
+            for number, image in images:
+                if number <= page_count and not is_written[number]:
+                    self._hashes[(number - 1) * HASH_BYTES : number * HASH_BYTES] = page_hash(image)
+                    write_all(self._descriptor, image, (number - 1) * size)
+                    is_written[number] = 1
+
+
+def _require_commit(archive: Archive, stored: StoredSegment, segment: Segment, number: int) -> None:
+    if segment.first + segment.commits[segment.index_of(number)].offset != number:
+        raise DamagedSegmentError(f"segment {stored.key} in {archive.url} does not have commit {number}")
 
 
 class ReplayStep(NamedTuple):
@@ -75,10 +137,9 @@ def replay_steps(
             raise DamagedSegmentError(f"segment {stored.key} in {archive.url} does not continue what comes before it")
         for until in (*(stop for stop in stops if stop < segment.last), min(segment.last, stops[-1])):
             if until > after:
-                index = segment.index_of(until)
-                if segment.first + segment.commits[index].offset != until:
-                    raise DamagedSegmentError(f"segment {stored.key} in {archive.url} does not have commit {until}")
-                sizes = [commit.page_count for commit in segment.commits[segment.index_of(after + 1) : index + 1]]
+                _require_commit(archive, stored, segment, until)
+                first, last = segment.index_of(after + 1), segment.index_of(until)
+                sizes = [commit.page_count for commit in segment.commits[first : last + 1]]
                 yield ReplayStep(until, sizes[-1], max(sizes), segment.changes(after, until))
                 after = until
     if after < stops[-1]:
