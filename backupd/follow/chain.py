@@ -176,6 +176,8 @@ class Chain:
     def poll(self) -> Iterator[Happening]:
         """Read what was committed since the last poll, and cut a segment when it is time to."""
         began = time.monotonic()
+        if self._is_at_rest(began):
+            return
         yield from self.collect()
         if self._must_wait(began):
             self.pause = _LONGEST_PAUSE_SECONDS
@@ -255,6 +257,17 @@ class Chain:
             self._written.result()
         if self._log is not None:
             self._log.close()
+
+    def _is_at_rest(self, now: float) -> bool:
+        """Whether there is nothing to read and nothing to write; this is all that most polls of most databases do."""
+        if self._log is None or self._batch is not None or self._place is not None or now >= self._look_up_at:
+            return False
+        if (self._window is not None and self._window.pending) or self._waits_for_room or not self._log.is_at_rest():
+            return False
+        self.pause = max(min(self.pause * 1.5, self._interval, _LONGEST_PAUSE_SECONDS), _SHORTEST_PAUSE_SECONDS)
+        if now - self._cut_at >= self._interval:
+            self._cut_at = now  # what is committed next waits for others, as ever
+        return True
 
     def _cut_in_time(self, now: float) -> Iterator[Cut | WindowEnded]:
         """Begin to write what was read, if it is time to and what was written before is there."""

@@ -37,6 +37,7 @@ REPLACED = "another log is in its place"
 
 _MOST_POLL_BYTES = 16 << 20
 _CHUNK_BYTES = 1 << 20
+_FEWEST_FRAMES_AT_ONCE = 32
 _HEADER = struct.Struct(">8I")  # magic, version, page size, checkpoint sequence, two salts, two words of checksum
 _FRAME = struct.Struct(">6I")  # page number, database size after a commit or 0, two salts, two words of checksum
 _FRAME_WORDS = _FRAME.size // 4
@@ -180,6 +181,9 @@ class LogFollower:
         self._is_header_torn = False
         self._largest = 0
         """The size of the log when it was largest, as far as its frames are followed without a gap."""
+        self._frames_at_once = _FEWEST_FRAMES_AT_ONCE
+        """How many frames to read first: a little more than the last time. Behind the new ones are those of a log that
+        was written over, and reading them, too, costs as much."""
         self._valid_frames = 0
         """How many frames of the log were valid at the last look, committed or not."""
 
@@ -222,6 +226,16 @@ class LogFollower:
         happened = list(self._read())
         self._largest = max(self._largest, found.st_size)
         return happened
+
+    def is_at_rest(self) -> bool:
+        """Whether a poll would find nothing, as `stat` tells. Changes nothing: `poll` looks for itself."""
+        if self._seen is None or self.is_behind or time.monotonic() - self._looked_at >= _TRUST_STAT_SECONDS:
+            return False
+        try:
+            found = os.lstat(self.path)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns) == self._seen
 
     def _shows_nothing_new(self, found: os.stat_result) -> bool:
         """Whether the log looks as at the last poll, and was quiet for long enough before that for `stat` to tell."""
@@ -424,7 +438,8 @@ class LogFollower:
     def _frames(self, header: _Header, position: Position) -> Iterator[_Frame]:
         """Yield the frames behind `position` that belong to the log `header`."""
         frame_bytes = _FRAME.size + header.page_size
-        per_chunk = max(1, _CHUNK_BYTES // frame_bytes)
+        most = max(1, _CHUNK_BYTES // frame_bytes)
+        per_chunk = min(most, self._frames_at_once)
         number, checksum = position.frame, position.checksum
         while True:
             data = os.pread(self._fileno, per_chunk * frame_bytes, _HEADER.size + number * frame_bytes)
@@ -438,7 +453,9 @@ class LogFollower:
                 yield _Frame(number, page, page_count, checksum, view[start : start + header.page_size])
                 start += frame_bytes
             if chunk.is_at_end or frames < per_chunk:
+                self._frames_at_once = max(_FEWEST_FRAMES_AT_ONCE, (number - position.frame) * 5 // 4)
                 return
+            per_chunk = most
 
     def _is_where_it_was(self, header: _Header) -> bool:
         """Whether the log, with the salts of the position, still has the commit that the position is behind."""
@@ -528,19 +545,23 @@ class _Chunk:
 
     def valid(self, checksum: _Pair) -> Iterator[tuple[int, int, _Pair]]:
         """Yield page number, database size and checksum of each frame, as long as the checksums follow `checksum`."""
-        a, b, c, d = self._factors
-        s0, s1 = checksum
-        for (t0, t1), (page, page_count, _, _, *stored) in zip(self._sums.tolist(), self._heads.tolist(), strict=True):
-            s0, s1 = (a * s0 + b * s1 + t0) & _WORD, (c * s0 + d * s1 + t1) & _WORD
-            if [s0, s1] != stored:
-                self.is_at_end = True
-                return
+        import numpy as np  # noqa: PLC0415  (as above)
+
+        # Each checksum follows the stored one before it, which is right as long as all before it are.
+        stored = self._heads[:, 4:].astype(np.uint32)
+        before = np.empty_like(stored)
+        before[:1] = checksum
+        before[1:] = stored[:-1]
+        is_valid = (before @ self._factors + self._sums == stored).all(axis=1)
+        valid = len(is_valid) if is_valid.all() else int(np.argmin(is_valid))
+        self.is_at_end = self.is_at_end or valid < len(is_valid)
+        for page, page_count, _, _, s0, s1 in self._heads[:valid].tolist():
             yield page, page_count, (s0, s1)
 
 
 @lru_cache(maxsize=8)
-def _weights(page_size: int) -> tuple[npt.NDArray[np.uint32], tuple[int, int, int, int]]:
-    """Return the factors of the words of a frame for both sums, and those of the two sums before it.
+def _weights(page_size: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+    """Return the factors of the words of a frame for both sums, and the matrix of those of the two sums before it.
 
     The words are those of the whole frame, and those that the checksum leaves out, the salts and itself, count nothing.
     """
@@ -553,7 +574,7 @@ def _weights(page_size: int) -> tuple[npt.NDArray[np.uint32], tuple[int, int, in
         weights[x0] = (a + b) & _WORD, (c + d) & _WORD
         weights[x1] = b, d
         a, b, c, d = (a + b) & _WORD, (a + 2 * b) & _WORD, (c + d) & _WORD, (c + 2 * d) & _WORD
-    return weights, (a, b, c, d)
+    return weights, np.array([[a, c], [b, d]], dtype=np.uint32)
 
 
 def _checksum_of_header(data: bytes, *, is_big_endian: bool) -> _Pair:

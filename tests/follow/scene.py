@@ -77,7 +77,11 @@ class Scene(Applications):
         """Poll while nothing else happens: everything in the log must come, and no gap unless there must be one."""
         must_continue = self._must_continue()
         gaps = self.reconstruction.counts["gaps"]
+        is_at_rest, polls = self._follower.is_at_rest(), len(self._polled)
         self._poll()
+        if is_at_rest and any(items for items, _ in self._polled[polls:]):
+            raise FalseContinuityError("the log was said to be at rest, and a poll found something")
+        self.counts["polls at rest"] += is_at_rest
         while self._follower.is_behind or self._ends_with_gap():
             self._poll()
         self._check()

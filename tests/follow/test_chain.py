@@ -131,6 +131,25 @@ def test_a_segment_is_cut_when_the_interval_is_over(scene: Scene):
     chain.close()
 
 
+def test_a_database_at_rest_is_looked_at_and_no_more(scene: Scene, monkeypatch: pytest.MonkeyPatch):
+    """While `stat` shows no change, nothing is read; the next commit is, and waits for the interval as ever."""
+    chain = scene.chain(interval=3600)
+    list(chain.poll())
+    list(chain.cut())
+    later = time.time_ns() + 1_000_000_000
+    monkeypatch.setattr(time, "time_ns", lambda: later)
+    list(chain.poll())
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pread", lambda *_: pytest.fail("the log was read"))
+        for _ in range(20):
+            assert list(chain.poll()) == []
+    assert chain.pause == 1.0
+    book(scene.connection)
+    assert list(chain.poll()) == []
+    assert [(each.first, each.last) for each in chain.cut() if isinstance(each, Cut)] == [(2, 2)]
+    chain.close()
+
+
 def test_a_segment_is_cut_when_it_is_large(scene: Scene):
     """Large commits do not wait for the interval, and a segment has no more than 16 MiB of several commits."""
     chain = scene.chain(interval=3600)
