@@ -16,6 +16,7 @@ from harness.kept_workers import kept_workers
 from harness.manifests import manifests
 from harness.rotation import LAST_ONE, Rotation
 from hypothesis import given, settings
+from msgspec.structs import replace
 
 from backupd.backup import SnapshotRequest, back_up
 from backupd.config import Database, Settings
@@ -292,7 +293,7 @@ def test_a_record_is_kept_as_it_is_listed(tmp_path: Path) -> None:
     assert catalog.record(stored) is None
     catalog.keep_record(stored, b"abc")
     assert catalog.record(stored) == b"abc"
-    assert catalog.record(stored._replace(modified_at=_AT + timedelta(microseconds=1))) is None
-    assert catalog.record(stored._replace(size_bytes=4)) is None
+    assert catalog.record(replace(stored, modified_at=_AT + timedelta(microseconds=1))) is None
+    assert catalog.record(replace(stored, size_bytes=4)) is None
     catalog.drop_records({"app/drills/2.json"})
     assert catalog.record(stored) is None

@@ -25,8 +25,12 @@ Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")]
 """The name of a database."""
 
 
-class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Base of what sealed objects consist of. JSON lacks the keys of fields that have their default."""
+class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Base of what sealed objects consist of. JSON lacks the keys of fields that have their default.
+
+    Values cannot be part of a cycle, so that Python's garbage collector need not look at the thousands that a long
+    history has.
+    """
 
 
 def values_of(value: Value) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 from harness.extent import slow
 from harness.faults import FaultyStore, PretendingStore, RefusingStore
 from harness.loopback import loopback
+from msgspec.structs import replace
 
 from backupd.config import StoreSettings
 from backupd.doctor.findings import Verdict, exit_code_of
@@ -128,7 +129,7 @@ class _OtherTime(FaultyStore):
     """A file server whose clock is wrong."""
 
     def list(self, prefix: str) -> Iterator[object]:
-        yield from (each._replace(modified_at=each.modified_at + timedelta(hours=3)) for each in super().list(prefix))
+        yield from (replace(each, modified_at=each.modified_at + timedelta(hours=3)) for each in super().list(prefix))
 
 
 def test_other_bytes_are_damage(tmp_path: Path, state: StateDirectory) -> None:
