@@ -89,12 +89,14 @@ class Archive:
     def listing_up_to_packs(self) -> Listing:
         """List the deletions and, after them, the packs, and nothing that comes after these in a listing."""
         packs = packs_prefix(self.database)
-        shown = takewhile(lambda each: key_of(each) < packs or key_of(each).startswith(packs), self._survey())
+        # A directory is read as a whole, also the one after the packs: nothing in it needs to be looked at.
+        shown = self.repository.store.survey(database_prefix(self.database), is_known=lambda key: key > packs)
+        shown = takewhile(lambda each: key_of(each) < packs or key_of(each).startswith(packs), shown)
         return Listing.of(self.database, shown, self.repository.store.look)
 
     def _survey(self, seen: Mapping[str, StoredObject] = _NOTHING) -> Iterator[StoredObject | str]:
         packs, prefix = packs_prefix(self.database), database_prefix(self.database)
-        shown = self.repository.store.survey(prefix, is_known=lambda key: key.startswith(packs) or key in seen)
+        shown = self.repository.store.survey(prefix, is_known=lambda key: key in seen or key.startswith(packs))
         return (seen.get(each, each) if isinstance(each, str) else each for each in shown) if seen else shown
 
     def segments(self) -> Listing:

@@ -210,18 +210,19 @@ class DirectoryStore:
             return
         try:
             with self._directory(directory.split("/")[:-1]) as descriptor:
-                entries = _sorted_entries(descriptor, lambda name: is_known(directory + name))
+                entries = _sorted_entries(descriptor, directory, is_known)
         except (FileNotFoundError, NotADirectoryError):
             return
         is_all = directory.startswith(prefix)
-        for name, status in entries:
-            key = directory + name
+        for key, status in entries:
             if not is_all and not key.startswith(prefix):
                 continue
-            if name.endswith("/"):
+            if status is not None:
+                yield _as_listed(key, status)
+            elif key.endswith("/"):
                 yield from self._walk(key, prefix, is_known)
             else:
-                yield key if status is None else _as_listed(key, status)
+                yield key
 
     def _no_such_object(self, key: str) -> NoSuchObjectError:
         return NoSuchObjectError(f"there is no {key} in {self._root}")
@@ -249,25 +250,30 @@ def leaving_no_directory(root: Path) -> Iterator[None]:
                 directory.rmdir()
 
 
-def _sorted_entries(directory: int, is_known: Callable[[str], bool]) -> list[tuple[str, os.stat_result | None]]:
+def _sorted_entries(
+    directory: int, begins: str, is_known: Callable[[str], bool]
+) -> list[tuple[str, os.stat_result | None]]:
     """Return regular files and directories, which have a `/` at the end, so that they sort like whole keys.
 
-    Python compares code points, which is the order of UTF-8 bytes. Links, pipes, names that are not UTF-8, and files
-    that vanish in between are left out. Files that are known, and directories, have no status.
+    Each name follows `begins`. Python compares code points, which is the order of UTF-8 bytes. Links, pipes, names that
+    are not UTF-8, and files that vanish in between are left out. Files that are known, and directories, have no status.
     """
     entries: list[tuple[str, os.stat_result | None]] = []
     with os.scandir(directory) as found:
         for entry in found:
             name = entry.name
             try:
-                name.encode()
-                if entry.is_dir(follow_symlinks=False):
-                    entries.append((f"{name}/", None))
-                elif entry.is_file(follow_symlinks=False):
-                    entries.append((name, None if is_known(name) else entry.stat(follow_symlinks=False)))
+                if not name.isascii():
+                    name.encode()
+                if entry.is_file(follow_symlinks=False):
+                    key = begins + name
+                    entries.append((key, None if is_known(key) else entry.stat(follow_symlinks=False)))
+                elif entry.is_dir(follow_symlinks=False):
+                    entries.append((f"{begins}{name}/", None))
             except (FileNotFoundError, UnicodeEncodeError):
                 continue
-    return sorted(entries, key=itemgetter(0))
+    entries.sort(key=itemgetter(0))
+    return entries
 
 
 def _is_known_by_none(_key: str) -> bool:
@@ -277,7 +283,7 @@ def _is_known_by_none(_key: str) -> bool:
 def _remove_stale(directory: int) -> None:
     """Remove files that a killed process left, but no recent ones, which another process may be writing."""
     stale_before = time.time() - _STALE_AFTER_SECONDS
-    for name, status in _sorted_entries(directory, _is_known_by_none):
+    for name, status in _sorted_entries(directory, "", _is_known_by_none):
         if status is not None and status.st_mtime < stale_before:
             with suppress(OSError):
                 os.unlink(name, dir_fd=directory)
@@ -328,4 +334,5 @@ def _as_listed(key: str, status: os.stat_result) -> StoredObject:
 
 def _moment(seconds: float) -> datetime:
     """Return a file's time; one outside the calendar, which a file system may have, as a very early or late one."""
-    return datetime.fromtimestamp(min(max(seconds, 0), _LATEST_SECONDS), UTC)
+    within = seconds if 0 <= seconds <= _LATEST_SECONDS else min(max(seconds, 0), _LATEST_SECONDS)
+    return datetime.fromtimestamp(within, UTC)
