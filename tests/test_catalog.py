@@ -16,16 +16,26 @@ from harness.kept_workers import kept_workers
 from harness.manifests import manifests
 from harness.rotation import LAST_ONE, Rotation
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from backupd.backup import SnapshotRequest, back_up
 from backupd.config import Database, Settings
 from backupd.encryption import Encryption, generate_identity
 from backupd.errors import TargetUnwritableError
-from backupd.format.manifest import SealedManifest, SealedSummary, Summary, encrypt_manifest, summary_of
+from backupd.format import SnapshotId
+from backupd.format.manifest import (
+    PackEntry,
+    SealedManifest,
+    SealedSummary,
+    SnapshotKind,
+    Summary,
+    encrypt_manifest,
+    summary_of,
+)
 from backupd.repository import Repository
 from backupd.state import StateDirectory
-from backupd.state.catalog import Catalog
+from backupd.state.catalog import Catalog, names_of_packs
 from backupd.store import StoredObject
 
 if TYPE_CHECKING:
@@ -65,10 +75,15 @@ def change_state(rotation: Rotation, statement: str, host: str = "b") -> None:
         assert connection.execute(statement).rowcount > 0
 
 
-def count(rotation: Rotation, table: str, host: str = "b") -> int:
-    """The number of rows in a table of the state database."""
-    with closing(sqlite3.connect(rotation.home / f"state-{host}/.state.db")) as connection:
-        return int(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
+def ids_in_batches(rotation: Rotation, host: str = "b") -> list[list[str]]:
+    """The snapshots of each batch of manifests in the state database of `host`."""
+    return _ids_in_batches(rotation.home / f"state-{host}")
+
+
+def _ids_in_batches(state: Path) -> list[list[str]]:
+    with closing(sqlite3.connect(state / ".state.db")) as connection:
+        rows = connection.execute("SELECT ids FROM manifests ORDER BY ids").fetchall()
+    return [ids.decode().split() for (ids,) in rows]
 
 
 @settings(max_examples=examples(100))
@@ -119,28 +134,29 @@ def test_a_manifest_that_was_put_again_is_read_again(rotation: Rotation, *, chan
 @pytest.mark.parametrize(
     "statement",
     [
-        "UPDATE manifests SET head = CAST(replace(head, 'sequence\":', 'sequence\":1') AS BLOB)",
-        "UPDATE manifests SET packs = zeroblob(8)",
-        "UPDATE manifests SET facts = '[]'",
-        "UPDATE manifests SET head = CAST(replace(head, 'regular', 'before-restore') AS BLOB)",
+        *(
+            f"UPDATE manifests SET content = CAST(replace(content, '{text}', '{other}') AS BLOB)"
+            for text, other in (("regular", "reguler"), ("sha256", "sha255"), ("delete", "remove"))
+        ),
+        "UPDATE manifests SET content = CAST(substr(content, 2) AS BLOB)",
+        "UPDATE manifests SET content = zeroblob(8)",
+        "UPDATE manifests SET ids = CAST(replace(ids, '-', '+') AS BLOB)",
         "UPDATE manifests SET checksum = 'x'",
-        "UPDATE packs SET entry = CAST(replace(entry, 'sha256\":\"', 'sha256\":\"0') AS BLOB)",
-        "UPDATE packs SET entry = CAST(replace(entry, 'stored_bytes\":', 'stored_bytes\":1') AS BLOB)",
-        "DELETE FROM packs",
+        "DELETE FROM manifests",
     ],
 )
-def test_a_row_that_is_damaged_counts_as_absent(rotation: Rotation, statement: str) -> None:
-    """A damaged disk must not change what a prune removes: such a manifest is read again, and the row mended."""
+def test_a_batch_that_is_damaged_counts_as_absent(rotation: Rotation, statement: str) -> None:
+    """A damaged disk must not change what a prune removes: such manifests are read again, and the batch mended."""
     expected = [summary_of(each) for each in history(rotation).manifests]
     change_state(rotation, statement)
     assert gets_of_a_history(rotation) == 4
     assert [summary_of(each) for each in history(rotation).manifests] == expected
     assert gets_of_a_history(rotation) == 1
+    assert ids_in_batches(rotation) == [[*map(str, rotation.ids())]]
 
 
 _COLUMNS = {
-    "manifests": ("id", "size", "modified_at", "tried_with", "head", "facts", "packs", "checksum"),
-    "packs": ("entry", "checksum"),
+    "manifests": ("ids", "content", "checksum"),
     "records": ("key", "size", "modified_at", "content"),
 }
 
@@ -152,36 +168,106 @@ def test_a_value_of_another_type_stops_nothing(rotation: Rotation, table: str, c
     rotation.forget(rotation.ids()[0])
     rotation.repository("b").archive("app").holdings()
     expected = [summary_of(each) for each in history(rotation).manifests]
-    change_state(
-        rotation,
-        f"UPDATE {table} SET {column} = {value} WHERE id = (SELECT min(id) FROM {table})".replace(
-            "id", "key" if table == "records" else "id"
-        ),
-    )
+    key = "key" if table == "records" else "number"
+    change_state(rotation, f"UPDATE {table} SET {column} = {value} WHERE {key} = (SELECT min({key}) FROM {table})")
     assert [summary_of(each) for each in history(rotation).manifests] == expected
     assert rotation.prune("b", policy=LAST_ONE).error is None
     assert [each.id for each in history(rotation).manifests] == [expected[-1].id]
     assert rotation.repository("b").archive("app").holdings().trash.damaged == ()
 
 
-def test_packs_that_changed_places_are_not_taken_for_each_other(rotation: Rotation) -> None:
-    """Every row may be whole, and the rows of packs of another age, as after a write that a disk has lost."""
-    expected = [summary_of(each) for each in history(rotation).manifests]
-    change_state(rotation, "UPDATE packs SET id = -id")
-    change_state(rotation, "UPDATE packs SET id = id + (SELECT count(*) FROM packs) + 1")
-    assert [summary_of(each) for each in history(rotation).manifests] == expected
-
-
 def test_what_the_store_has_no_more_is_forgotten(rotation: Rotation) -> None:
-    """Rows of snapshots that were removed go, with those of packs that no other snapshot needs."""
+    """Snapshots that were removed go, with the packs that no other snapshot in their batch needs."""
     history(rotation)
-    assert (count(rotation, "manifests"), count(rotation, "packs")) == (4, len(rotation.names("packs")))
+    assert ids_in_batches(rotation) == [[*map(str, rotation.ids())]]
     newest = rotation.ids()[-1]
-    needed = {pack.sha256 for pack in rotation.manifests()[-1].packs}
-    assert len(needed) < len(rotation.names("packs"))
     rotation.prune(policy=LAST_ONE)
-    assert [each.id for each in history(rotation).manifests] == [newest]
-    assert (count(rotation, "manifests"), count(rotation, "packs")) == (1, len(needed))
+    found = history(rotation).manifests
+    assert [each.id for each in found] == [newest]
+    assert ids_in_batches(rotation) == [[str(newest)]]
+    names = {pack.sha256 for pack in rotation.manifests()[-1].packs}
+    assert batches_that_name(rotation, names) == 1
+    assert batches_that_name(rotation, {*rotation.names("packs")} - names) == 0
+
+
+def batches_that_name(rotation: Rotation, packs: set[str]) -> int:
+    """The number of batches with the name of one of `packs`."""
+    with closing(sqlite3.connect(rotation.home / "state-b/.state.db")) as connection:
+        contents = connection.execute("SELECT content FROM manifests").fetchall()
+    return sum(any(each.partition(".")[0].encode() in content for each in packs) for (content,) in contents)
+
+
+@settings(max_examples=examples(50))
+@given(st.lists(st.tuples(st.integers(1, 200), st.integers(0, 200)), min_size=1, max_size=6), manifests)
+def test_batches_stay_full_and_complete(steps: list[tuple[int, int]], manifest: Manifest) -> None:
+    """Whatever comes and goes: each snapshot is in one batch, and at most one batch has room for another."""
+    with TemporaryDirectory() as home:
+        catalog = _catalog(home)
+        present: dict[SnapshotId, Summary | SealedSummary] = {}
+        last = 0
+        for added, removed in steps:
+            new = {
+                each: replace(summary_of(manifest), id=each, sequence=number + 1)
+                for number in range(last, last + added)
+                if (each := SnapshotId.new(_AT + timedelta(seconds=number), number))
+            }
+            last += added
+            kept = [*present.items()]
+            present = dict(kept[removed // 2 : len(kept) - removed // 2]) | new
+            listed = {each: StoredObject(str(each), 1, _AT) for each in present}
+            catalog.keep_summaries(new, listed, keys=None)
+            assert catalog.summaries(listed, keys=None) == (present, False)
+            sizes = [len(batch) for batch in _ids_in_batches(Path(home))]
+            assert sum(sizes) == len(present)
+            assert sum(size < 64 for size in sizes) <= 1
+            assert all(size <= 64 for size in sizes)
+
+
+def test_manifests_that_name_many_packs_are_in_small_batches(tmp_path: Path) -> None:
+    """A batch that is written again for each new snapshot stays small, and one manifest fits into it whatever it is."""
+    catalog = _catalog(str(tmp_path))
+    packs = tuple(
+        PackEntry(sha256=f"{number:064x}", stored_bytes=1, pages=1, encryption="age") for number in range(9_000)
+    )
+    summaries = {
+        each: summary_with(each, number, packs * repeated)
+        for number, repeated in enumerate((1, 1, 1, 3, 1), 1)
+        if (each := SnapshotId.new(_AT + timedelta(seconds=number), number))
+    }
+    listed = {each: StoredObject(str(each), 1, _AT) for each in summaries}
+    catalog.keep_summaries(summaries, listed, keys=None)
+    assert catalog.summaries(listed, keys=None) == (summaries, False)
+    assert [len(batch) for batch in _ids_in_batches(tmp_path)] == [2, 1, 1, 1]
+
+
+def summary_with(snapshot_id: SnapshotId, sequence: int, packs: tuple[PackEntry, ...]) -> SealedSummary:
+    """What is known of an encrypted snapshot with these packs."""
+    return SealedSummary(
+        id=snapshot_id,
+        sequence=sequence,
+        base=None,
+        database="app",
+        kind=SnapshotKind.REGULAR,
+        tags=(),
+        page_size=4096,
+        page_count=1,
+        changed_pages=1,
+        stored_bytes=1,
+        packs=packs,
+        writer_id="a",
+    )
+
+
+def test_packs_that_are_decoded_when_needed_are_those_of_the_manifest(rotation: Rotation) -> None:
+    """Packs of the catalog read as the tuple that they stand for."""
+    history(rotation)
+    for known, whole in zip(history(rotation).manifests, rotation.manifests(), strict=True):
+        assert known.packs == whole.packs
+        assert hash(known.packs) == hash(whole.packs)
+        assert (len(known.packs), known.packs[0], [*known.packs]) == (len(whole.packs), whole.packs[0], [*whole.packs])
+        assert [*names_of_packs(known.packs)] == [*names_of_packs(whole.packs)] == [each.sha256 for each in whole.packs]
+        assert known.packs != whole.packs[1:]
+        assert known.packs != "packs"
 
 
 def test_a_copy_of_a_repository_has_rows_of_its_own(rotation: Rotation) -> None:
@@ -193,7 +279,7 @@ def test_a_copy_of_a_repository_has_rows_of_its_own(rotation: Rotation) -> None:
     (rotation.home / f"copy/app/snapshots/{rotation.ids()[0]}.json").unlink()
     assert len(elsewhere.history().manifests) == 3
     assert len(history(copied).manifests) == 4
-    assert count(rotation, "manifests") == 7
+    assert sorted(map(len, ids_in_batches(rotation))) == [3, 4]
 
 
 def test_an_encrypted_manifest_is_opened_when_there_is_a_key(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import sqlite3
@@ -223,6 +224,7 @@ def test_a_full_disk_is_reported_and_loses_nothing(database: StateDatabase, tmp_
 def test_a_process_without_files_reports_the_limit(database: StateDatabase, tmp_path: Path) -> None:
     """A limit of this process is no fault of the directory, and everything works again when it is over."""
     put(database, "a")
+    gc.collect()  # connections that other tests left would be closed at any time, and so free files
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = [os.open(os.devnull, os.O_RDONLY)]
     resource.setrlimit(resource.RLIMIT_NOFILE, (used[0] + 1, limits[1]))

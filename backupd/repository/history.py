@@ -23,6 +23,7 @@ from backupd.format.manifest import (
     summary_of,
 )
 from backupd.format.records import MAX_TRASH_BYTES, TrashEntry
+from backupd.state.catalog import names_of_packs
 from backupd.store import StoredObject, key_of
 from backupd.store.keys import (
     RecordKey,
@@ -283,7 +284,10 @@ class Holdings:
     def named_packs(self) -> set[str]:
         """SHA-256 (hex) of every pack that a manifest or a trash entry names."""
         manifests = (*self.history.manifests, *(entry.manifest for entry in self.trash.entries))
-        return {pack.sha256 for manifest in manifests for pack in manifest.packs}
+        names: set[str] = set()
+        for manifest in manifests:
+            names.update(names_of_packs(manifest.packs))
+        return names
 
     def require_readable_manifests(self) -> None:
         """Raise `DamageError` for a manifest that cannot be read, `BusyError` for one that has vanished meanwhile."""

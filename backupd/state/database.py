@@ -46,21 +46,17 @@ _UNUSABLE = {
     sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_READONLY,
 }
-_VERSION = 2
+_VERSION = 3
 _SCHEMA = """
 CREATE TABLE notes (kind TEXT, key TEXT, record TEXT NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID;
 CREATE TABLE archives (
     id INTEGER PRIMARY KEY, repository TEXT NOT NULL, database TEXT NOT NULL, UNIQUE (repository, database)
 );
-CREATE TABLE packs (
-    id INTEGER PRIMARY KEY, archive INTEGER NOT NULL, entry BLOB NOT NULL, checksum INTEGER NOT NULL,
-    UNIQUE (archive, entry)
-);
 CREATE TABLE manifests (
-    archive INTEGER, id TEXT, size INTEGER NOT NULL, modified_at INTEGER NOT NULL, tried_with TEXT,
-    head BLOB NOT NULL, facts BLOB NOT NULL, packs BLOB NOT NULL, checksum INTEGER NOT NULL,
-    PRIMARY KEY (archive, id)
-) WITHOUT ROWID;
+    number INTEGER PRIMARY KEY, archive INTEGER NOT NULL, ids BLOB NOT NULL, content BLOB NOT NULL,
+    checksum INTEGER NOT NULL
+);
+CREATE INDEX manifests_of_archive ON manifests (archive);
 CREATE TABLE runs (
     place TEXT, started_at INTEGER, outcome TEXT NOT NULL, record TEXT NOT NULL, PRIMARY KEY (place, started_at)
 ) WITHOUT ROWID;
