@@ -542,6 +542,35 @@ def test_a_year_of_snapshots_keeps_the_last_of_every_local_day(year, zone):
     assert kept(year, rules(daily=7, time_zone=zone)) == last[-7:]
 
 
+_AROUND_CHANGES = [
+    datetime(*at, tzinfo=UTC)
+    for at in (
+        (2026, 3, 28, 12),
+        (2026, 10, 24, 12),
+        (2026, 11, 1),
+        (2026, 4, 4),
+        (2011, 12, 29),
+        (2026, 12, 31),
+        (2026, 2, 28),
+    )
+]
+
+
+@given(
+    st.sampled_from(_ZONES),
+    st.sampled_from(_AROUND_CHANGES),
+    st.lists(st.integers(0, 4 * 24 * 60 - 1), min_size=1, max_size=60),
+)
+def test_periods_are_those_of_the_local_time_of_each_snapshot(zone, start, minutes):
+    """Each period keeps its newest: at the ends of days, when clocks change, and on a day that a zone has left out."""
+    manifests = at(start + timedelta(minutes=minute) for minute in sorted(minutes))
+    spelled = {"hourly": "%Y-%m-%d %H%z", "daily": "%Y-%m-%d", "weekly": "%G-W%V", "monthly": "%Y-%m", "yearly": "%Y"}
+    for rule, spelling in spelled.items():
+        last = {f"{manifest.id.taken_at.astimezone(ZoneInfo(zone)):{spelling}}": manifest for manifest in manifests}
+        expected = sorted(last.values(), key=lambda manifest: manifest.sequence)
+        assert kept(manifests, rules(**{rule: 500}, time_zone=zone)) == expected, rule
+
+
 # Holds
 
 
