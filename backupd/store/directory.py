@@ -7,9 +7,8 @@ import os
 import secrets
 import stat
 import threading
-import time
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -214,11 +213,11 @@ class DirectoryStore:
         except (FileNotFoundError, NotADirectoryError):
             return
         is_all = directory.startswith(prefix)
-        for key, status in entries:
+        for key, stored in entries:
             if not is_all and not key.startswith(prefix):
                 continue
-            if status is not None:
-                yield _as_listed(key, status)
+            if stored is not None:
+                yield stored
             elif key.endswith("/"):
                 yield from self._walk(key, prefix, is_known)
             else:
@@ -252,13 +251,13 @@ def leaving_no_directory(root: Path) -> Iterator[None]:
 
 def _sorted_entries(
     directory: int, begins: str, is_known: Callable[[str], bool]
-) -> list[tuple[str, os.stat_result | None]]:
+) -> list[tuple[str, StoredObject | None]]:
     """Return regular files and directories, which have a `/` at the end, so that they sort like whole keys.
 
     Each name follows `begins`. Python compares code points, which is the order of UTF-8 bytes. Links, pipes, names that
-    are not UTF-8, and files that vanish in between are left out. Files that are known, and directories, have no status.
+    are not UTF-8, and files that vanish in between are left out. Files that are known, and directories, are keys alone.
     """
-    entries: list[tuple[str, os.stat_result | None]] = []
+    entries: list[tuple[str, StoredObject | None]] = []
     with os.scandir(directory) as found:
         for entry in found:
             name = entry.name
@@ -267,7 +266,8 @@ def _sorted_entries(
                     name.encode()
                 if entry.is_file(follow_symlinks=False):
                     key = begins + name
-                    entries.append((key, None if is_known(key) else entry.stat(follow_symlinks=False)))
+                    is_shown = not is_known(key)
+                    entries.append((key, _as_listed(key, entry.stat(follow_symlinks=False)) if is_shown else None))
                 elif entry.is_dir(follow_symlinks=False):
                     entries.append((f"{begins}{name}/", None))
             except (FileNotFoundError, UnicodeEncodeError):
@@ -282,9 +282,9 @@ def _is_known_by_none(_key: str) -> bool:
 
 def _remove_stale(directory: int) -> None:
     """Remove files that a killed process left, but no recent ones, which another process may be writing."""
-    stale_before = time.time() - _STALE_AFTER_SECONDS
-    for name, status in _sorted_entries(directory, "", _is_known_by_none):
-        if status is not None and status.st_mtime < stale_before:
+    stale_before = datetime.now(UTC) - timedelta(seconds=_STALE_AFTER_SECONDS)
+    for name, stored in _sorted_entries(directory, "", _is_known_by_none):
+        if stored is not None and stored.modified_at < stale_before:
             with suppress(OSError):
                 os.unlink(name, dir_fd=directory)
 
