@@ -353,7 +353,7 @@ def find_passed_over(archive: Archive, baseline: Baseline) -> PassedOver | None:
         reported = {} if noted is None else noted.reasons
         # Those that are older than the base were not looked at again.
         base = None if baseline.base is None else baseline.base.manifest.id
-        there = {str(manifest.id) for manifest in history.manifests if manifest.id != base}
+        there = {str(manifest.id) for manifest in history.manifests if manifest.id != base} if reported else ()
         found = {each: why for each, why in reported.items() if each in there} | found
         if found and found != reported:
             note.write(_ReportedManifests(found))

@@ -366,8 +366,14 @@ def read_history(archive: Archive, listing: Listing | None, seen: SeenHistory = 
 def _ordered(
     found: Sequence[AnySummary | DamagedManifest | None], listed: Mapping[SnapshotId, StoredObject], now: datetime
 ) -> History:
-    read = [each for each in found if isinstance(each, AnySummary)]
-    manifests = sorted((_as_counted(each, listed[each.id], now) for each in read), key=attrgetter("sequence", "id"))
+    read = [each for each in found if each is not None and not isinstance(each, DamagedManifest)]
+    manifests = sorted(
+        (
+            each if each.sequence <= ALWAYS_COUNTED_SEQUENCES else _as_counted(each, listed[each.id], now)
+            for each in read
+        ),
+        key=attrgetter("sequence", "id"),
+    )
     # Ids sort by time, and compare faster than the times in them.
     latest = SnapshotId.new(now + _FAR_AHEAD, 0)
     doubtful = [each for each in read if each.sequence > ALWAYS_COUNTED_SEQUENCES or each.id > latest]
