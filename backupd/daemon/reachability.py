@@ -104,8 +104,9 @@ def plan_round(
     """
     plan = RoundPlan()
     doubtful: list[tuple[ConfiguredDatabase, ConfiguredStore, str]] = []
+    directories: dict[str, str] = {}
     for configured in databases:
-        looks_like = fingerprint(configured.database.path, now=now)
+        looks_like = fingerprint(configured.database.path, now=now, directories=directories)
         known = status.databases.get(configured.name)
         for store in stores:
             if store.url in answers.errors:

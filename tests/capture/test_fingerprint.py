@@ -247,6 +247,26 @@ def test_a_directory_that_leads_elsewhere_is_a_change(tmp_path):
         current.symlink_to("2")
 
 
+def test_directories_that_calls_share_change_no_fingerprint(database, tmp_path, monkeypatch):
+    """Links of directories and of files, dots, and what is missing: each fingerprint is that of a call by itself."""
+    (tmp_path / "inner").mkdir()
+    create_database(tmp_path / "inner" / "other.db", rows=20)
+    (tmp_path / "linked").symlink_to("inner")
+    (tmp_path / "inner" / "link.db").symlink_to(database)
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.chdir(tmp_path)
+    paths = (
+        *("app.db", "inner/other.db", "linked/other.db", "inner/link.db", "linked/link.db", "linked/../app.db"),
+        *("inner/.", "inner/..", "inner/nothing.db", "nothing/app.db", "loop/app.db"),
+    )
+    shared = {}
+    now = datetime.now(UTC) + LATER
+    found = {path: fingerprint(tmp_path / path, now=now, directories=shared) for path in paths}
+    assert found == {path: settled(tmp_path / path) for path in paths}
+    assert found["linked/other.db"] == found["inner/other.db"] is not None
+    assert fingerprint(database.name, now=now, directories=shared) == found["app.db"] == found["linked/link.db"]
+
+
 @pytest.mark.parametrize("path", ["nothing.db", "app.db/nothing.db", "loop.db", "x" * 300], ids=lambda path: path[:12])
 def test_missing_or_unreadable_file_has_no_fingerprint(database, tmp_path, path):
     """A missing file, a path below a file, a link to itself and an overlong name have no fingerprint."""
