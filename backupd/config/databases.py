@@ -5,6 +5,7 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -216,17 +217,23 @@ def _closed_directory(pattern: str) -> tuple[str, int] | None:
 
 
 def _name_that_varies(pattern: str, path: Path) -> str:
-    expression, position = "", 0
-    for wildcard in _WILDCARD.finditer(pattern):
-        expression += re.escape(pattern[position : wildcard.start()])
-        expression += re.escape(wildcard["escaped"]) if wildcard["escaped"] else _captured(wildcard["run"])
-        position = wildcard.end()
-    match = re.fullmatch(expression + re.escape(pattern[position:]), str(path))
+    match = _capturing(pattern).fullmatch(str(path))
     return _checked_name_from_path(
         "-".join(match.groups()) if match else "",
         path,
         "give this file an entry of its own with `path` and `name`, or rename what varies",
     )
+
+
+@lru_cache(maxsize=64)
+def _capturing(pattern: str) -> re.Pattern[str]:
+    """Return an expression with a group for each part of a path that varies: one for all matches of a pattern."""
+    expression, position = "", 0
+    for wildcard in _WILDCARD.finditer(pattern):
+        expression += re.escape(pattern[position : wildcard.start()])
+        expression += re.escape(wildcard["escaped"]) if wildcard["escaped"] else _captured(wildcard["run"])
+        position = wildcard.end()
+    return re.compile(expression + re.escape(pattern[position:]))
 
 
 def _captured(run: str) -> str:

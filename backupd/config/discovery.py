@@ -123,7 +123,8 @@ def reject_duplicates(entries: Iterable[DatabaseSettings]) -> None:
 
 
 def _candidates(entries: Sequence[tuple[DatabaseSettings, Sequence[Path]]]) -> Iterator[_Candidate]:
-    taken = {path for entry, paths in entries if not entry.is_glob for path in paths}
+    # As texts: a hash of a `Path` takes ten times as long, and a pattern may match thousands.
+    taken = {str(path) for entry, paths in entries if not entry.is_glob for path in paths}
     for entry, paths in entries:
         fixed = entry.fixed_part()
         if fixed is None:
@@ -132,10 +133,12 @@ def _candidates(entries: Sequence[tuple[DatabaseSettings, Sequence[Path]]]) -> I
         way = way_of(fixed)
         # A user who may redirect the fixed part may redirect each file below it.
         start = None if any(map(is_foreign, way.links)) else (fixed, way.real)
+        within = Path(way.real)
         for path in paths:
-            if path not in taken:
-                taken.add(path)
-                yield _Candidate(entry, path, way_of(path, start), Path(way.real))
+            text = str(path)
+            if text not in taken:
+                taken.add(text)
+                yield _Candidate(entry, path, way_of(text, start), within)
 
 
 def _further_names(candidates: list[_Candidate], named: Iterable[int]) -> list[tuple[int, int]]:
