@@ -274,8 +274,11 @@ def test_windows_are_described_with_their_gaps(followed: Followed):
     archive = followed.archive
     spans = window_spans(archive, archive.listing(), archive.listing().manifests, {})
     assert [span.window.ended_at for span in spans] == [last.seen_at, second.seen_at]
-    # The first snapshot is the state of commit 2, which so can be restored too.
-    assert [span.began_at for span in spans] == [followed.states[1].seen_at, second.seen_at]
+    # The first snapshot is the state of commit 2, and nothing is restored to a time before the first snapshot.
+    assert [span.began_at for span in spans] == [followed.snapshots[0].taken_at, second.seen_at]
+    began_at = followed.snapshots[0].taken_at.isoformat()
+    point = find_restore_point([followed.repository], began_at, database="app", now=datetime.now(UTC))
+    assert (point.manifest.id, point.gap) == (followed.snapshots[0], None)
     assert spans[0].gap is None
     assert spans[1].gap is not None
     assert (spans[1].gap.began_at, spans[1].gap.reason) == (last.seen_at, "the log was truncated")

@@ -322,7 +322,10 @@ def _span(
 
 
 def _first_restorable(archive: Archive, window: RecoveryWindow, snapshots: Collection[SnapshotId]) -> datetime | None:
-    """When the first commit of `window` was seen that can be rebuilt from one of `snapshots`."""
+    """When the first commit of `window` was seen that can be rebuilt from one of `snapshots`.
+
+    It may have been seen before the first of all snapshots was taken: before that, no time means anything.
+    """
     began_at = window.began_at or window.segments[0].key.seen_at
     times = (each.taken_at for each in snapshots if began_at - each.taken_at <= _CLOCK_TOLERANCE)
     start = bisect_left(window.segments, min(times, default=began_at), key=lambda stored: stored.key.seen_at)
@@ -330,7 +333,7 @@ def _first_restorable(archive: Archive, window: RecoveryWindow, snapshots: Colle
         if usable := usable_anchors(window, archive.segment(stored), snapshots):
             number = max(window.first, min(anchor.by for anchor in usable))
             holding = archive.segment(window.segments[window.place_of(number)])
-            return _facts(holding, holding.index_of(number)).seen_at
+            return max(_facts(holding, holding.index_of(number)).seen_at, min(each.taken_at for each in snapshots))
     return None
 
 
