@@ -8,6 +8,7 @@ from backupd.cli import output
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from datetime import datetime
 
     from backupd.format.records import Continuity
     from backupd.repository.archive import Archive
@@ -58,14 +59,24 @@ def window_lines(archive: Archive, spans: Iterable[WindowSpan]) -> Iterator[str]
         if span.began_at is not None:
             ended_at = span.window.ended_at if span.broken is None else span.broken.began_at or span.began_at
             if span.began_at <= ended_at:
-                began, ended = output.local_time(span.began_at), output.local_time(ended_at)
-                yield f"{name}: any moment from {began} to {ended}{_proven(span)}"
+                yield f"{name}: {_restorable(span.began_at, ended_at, span.minutes_until)}{_proven(span)}"
         else:
             commits = output.count(span.window.last - span.window.first + 1, "commit")
             problem = span.problem.message if span.problem else "no snapshot is left that they could be added to"
             yield f"{name}: {commits} up to {output.local_time(span.window.ended_at)}; {problem}"
         if span.broken is not None:
             yield f"{name}: {gap_text(span.broken)}"
+
+
+def _restorable(began_at: datetime, ended_at: datetime, minutes_until: datetime | None) -> str:
+    """Say from when to when which moments can be restored."""
+    began, ended = output.local_time(began_at), output.local_time(ended_at)
+    if minutes_until is None or minutes_until < began_at:
+        return f"any moment from {began} to {ended}"
+    if minutes_until >= ended_at:
+        return f"the last commit of each minute from {began} to {ended}"
+    until = output.local_time(minutes_until)
+    return f"the last commit of each minute from {began} to {until}, and any moment from then to {ended}"
 
 
 def _proven(span: WindowSpan) -> str:
@@ -86,6 +97,7 @@ def window_values(archive: Archive, span: WindowSpan) -> dict[str, Any]:
         "store": archive.url,
         "began_at": None if span.began_at is None else output.utc_time(span.began_at),
         "ended_at": output.utc_time(window.ended_at),
+        "minutes_until": None if span.minutes_until is None else output.utc_time(span.minutes_until),
         "first_commit": window.first,
         "last_commit": window.last,
         "segments": len(window.segments),

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _LATEST = datetime.max.replace(tzinfo=UTC)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SHORTEST_KEPT = timedelta(hours=1)
+"""Every commit is kept for so long at least."""
 _CLOCK_TOLERANCE = timedelta(minutes=1)
 
 
@@ -145,6 +147,8 @@ class WindowSpan:
     """The last check of its commits."""
     broken: Gap | None = None
     """The end of the window, when the check has found its commits wrong: no moment in it can be restored."""
+    minutes_until: datetime | None = None
+    """Up to then only the last commit of each minute is kept, as far as is known here; None where all of them are."""
 
 
 def find_moment(
@@ -311,14 +315,17 @@ def _span(
     checked: Mapping[SnapshotId, Continuity],
 ) -> WindowSpan:
     broken = broken_span(window, checked)
-    began_at, problem = None, None
+    began_at, minutes_until, problem = None, None, None
     try:
         began_at = _first_restorable(archive, window, snapshots)
+        minutes_until = _last_thinned(archive, window)
     except (DamageError, IdentityNeededError) as error:
         problem = error
     record = checked.get(window.id)
     is_of_this = record is not None and window.first <= record.after + 1 and record.by <= window.last
-    return WindowSpan(window, began_at, gap, problem, record if is_of_this else None, broken and broken.gap)
+    return WindowSpan(
+        window, began_at, gap, problem, record if is_of_this else None, broken and broken.gap, minutes_until
+    )
 
 
 def _first_restorable(archive: Archive, window: RecoveryWindow, snapshots: Collection[SnapshotId]) -> datetime | None:
@@ -334,6 +341,18 @@ def _first_restorable(archive: Archive, window: RecoveryWindow, snapshots: Colle
             number = max(window.first, min(anchor.by for anchor in usable))
             holding = archive.segment(window.segments[window.place_of(number)])
             return max(_facts(holding, holding.index_of(number)).seen_at, min(each.taken_at for each in snapshots))
+    return None
+
+
+def _last_thinned(archive: Archive, window: RecoveryWindow) -> datetime | None:
+    """When the last commit of `window` was seen before which commits were left out.
+
+    Only what was put into the store so late can be thinned, and is read, the newest first.
+    """
+    for stored in reversed(window.segments):
+        is_late = stored.stored.modified_at - stored.key.seen_at >= _SHORTEST_KEPT
+        if is_late and archive.segment(stored).is_thinned:
+            return stored.key.seen_at
     return None
 
 

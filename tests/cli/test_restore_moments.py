@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 from contextlib import closing
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 from harness.command_line import CommandLine
 from harness.following import Followed
+
+from backupd.prune.segments import merge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -160,6 +163,30 @@ def test_list_shows_windows_and_the_gaps_between_them(service: Service):
     assert datetime.fromisoformat(second["ended_at"]) == last.seen_at
     assert datetime.fromisoformat(second["gap"]["began_at"]) == service.third.seen_at
     assert second["gap"]["reason"] == "the log was truncated"
+
+
+def test_list_says_where_only_minutes_are_kept(service: Service):
+    """A window that was thinned has the last commit of each minute, up to where every commit is kept."""
+    archive = service.followed.archive
+    (segments,) = archive.segments().segments.values()
+    merge(archive, segments, thins=True)
+    service.followed.execute("INSERT INTO notes VALUES ('fourth')")
+    service.followed.cut()
+    files = {each: each.stat().st_mtime for each in (service.home / "backups/app/segments").rglob("*.zst")}
+    thinned = min(files)
+    assert len(files) == 2
+
+    def line() -> str:
+        return service.line.run("list", "app", expect=0).stdout.splitlines()[-1]
+
+    assert ": any moment from " in line()  # thinned as soon as it was stored, which is not done
+    later = files[thinned] + 2 * 3600
+    os.utime(thinned, (later, later))
+    assert re.search(r": the last commit of each minute from .* to .*, and any moment from then to ", line())
+    (window,) = service.line.run("list", "app", "--json", expect=0).document["windows"]
+    assert datetime.fromisoformat(window["minutes_until"]) == service.third.seen_at
+    max(files).unlink()
+    assert re.search(r": the last commit of each minute from [^,]* to [^,]*$", line())
 
 
 def test_show_lists_the_commits_around_a_time(service: Service):
