@@ -19,6 +19,7 @@ from backupd.format.pack import page_hash
 from backupd.format.segment import decode_segment, encode_segment, thinned
 from backupd.repository import Repository
 from backupd.repository.moments import (
+    CommitsAround,
     Moment,
     RestorePoint,
     commits_around,
@@ -308,9 +309,9 @@ def test_commits_that_were_left_out_are_those_before_them(followed: Followed, tm
     for number, state in enumerate(followed.states[3:], 4):
         last = state if number in kept else last
         assert restored(followed, state.seen_at, tmp_path) == last.image
-    moments = commits_around(archive, archive.segments(), followed.states[-1].seen_at, most=3)
+    moments = commits_around(archive, archive.segments(), followed.states[-1].seen_at, {}, most=3).commits
     assert [each.number for each in moments] == kept[-3:]
-    moments = commits_around(archive, archive.segments(), followed.states[3].seen_at, most=2)
+    moments = commits_around(archive, archive.segments(), followed.states[3].seen_at, {}, most=2).commits
     before = [number for number in (1, 2, 3, *kept) if number <= 4]
     assert [each.number for each in moments] == [*before[-2:], *[number for number in kept if number > 4][:2]]
 
@@ -322,12 +323,15 @@ def test_commits_around_a_time_are_shown(followed: Followed):
         followed.execute(insert(number))
         if number % 2:
             followed.cut()
-    around = commits_around(followed.archive, followed.archive.listing(), followed.states[4].seen_at, most=2)
+    around = commits_around(
+        followed.archive, followed.archive.listing(), followed.states[4].seen_at, {}, most=2
+    ).commits
     assert [(each.number, each.seen_at) for each in around] == [
         (number, followed.states[number - 1].seen_at) for number in (4, 5, 6, 7)
     ]
     assert all(each.pages and each.page_count for each in around)
-    assert commits_around(followed.archive, followed.archive.listing(), datetime(2000, 1, 1, tzinfo=UTC), most=2) == []
+    long_ago = datetime(2000, 1, 1, tzinfo=UTC)
+    assert commits_around(followed.archive, followed.archive.listing(), long_ago, {}, most=2) == CommitsAround(())
 
 
 @pytest.mark.parametrize("packs_come", ["before", "after", "both"])

@@ -20,10 +20,11 @@ from backupd.cli.verbs import (
 from backupd.errors import BackupdError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from backupd.format.manifest import AnyManifest, Manifest
-    from backupd.repository.moments import CommitFacts
+    from backupd.repository import Repository
+    from backupd.repository.moments import CommitsAround
     from backupd.repository.proofs import KnownOutcome
     from backupd.repository.references import FoundSnapshot
 
@@ -54,31 +55,45 @@ def command(invocation: Invocation, snapshot: str, database: str | None, store: 
     For a time or an age, the commits around it are shown too, where the log was followed.
     """
     from backupd.cli.session import Session
-    from backupd.cli.windows import commit_line, commit_values
+    from backupd.cli.windows import commit_line, commit_values, gap_text, gap_values
+    from backupd.repository.moments import CommitsAround
 
     session = Session(invocation)
     found = session.snapshot(snapshot, database, store)
     check = found.archive.proofs().known(found.manifest)
     at = session.reference(snapshot, database).moment(datetime.now().astimezone())
-    commits = [] if at is None else _commits_around(found, at)
+    around = CommitsAround(()) if at is None else _commits_around(found, at, session.repositories(store))
+    broken = around.broken if any(map(around.is_broken, around.commits)) else None
     if session.is_json:
-        document = {"snapshot": _values(found, check), "commits": [commit_values(commit) for commit in commits]}
-        output.print_document(document)
+        commits = [{**commit_values(each), "is_broken": around.is_broken(each)} for each in around.commits]
+        gap = None if broken is None else gap_values(broken.gap)
+        output.print_document({"snapshot": _values(found, check), "commits": commits, "gap": gap})
         return
     facts = [*_facts(found, check)]
-    facts += [("commit before" if at and each.seen_at <= at else "commit after", commit_line(each)) for each in commits]
+    for each in around.commits:
+        label = "commit before" if at and each.seen_at <= at else "commit after"
+        facts.append((label, f"{commit_line(each)}{'; BROKEN' if around.is_broken(each) else ''}"))
     output.print_result("\n".join(f"{label:{_OWN_WIDTH}}{output.printable(text)}" for label, text in facts))
+    if broken is not None:
+        output.print_warning(f"broken commits are not restored: {gap_text(broken.gap)}")
+        output.print_hint(f"restore a snapshot of that time: backupd list {found.manifest.database}")
 
 
-def _commits_around(found: FoundSnapshot, at: datetime) -> Sequence[CommitFacts]:
+def _commits_around(found: FoundSnapshot, at: datetime, repositories: Iterable[Repository]) -> CommitsAround:
     """The commits around `at`. A segment that cannot be read hides no snapshot."""
-    from backupd.repository.moments import commits_around
+    from backupd.repository.moments import CommitsAround, commits_around
+    from backupd.repository.windows import read_all_continuity
 
     try:
-        return commits_around(found.archive, found.archive.segments(), at, most=_COMMITS_SHOWN)
+        listing = found.archive.segments()
+        if not listing.segments:
+            return CommitsAround(())
+        same = [repository.archive(found.manifest.database) for repository in repositories]
+        checked = read_all_continuity(dict.fromkeys([found.archive, *same]))
+        return commits_around(found.archive, listing, at, checked, most=_COMMITS_SHOWN)
     except BackupdError as error:
         output.print_warning(f"the commits around that time cannot be shown: {error.message}")
-        return ()
+        return CommitsAround(())
 
 
 def _values(snapshot: FoundSnapshot, check: KnownOutcome | None) -> dict[str, Any]:

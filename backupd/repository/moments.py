@@ -356,20 +356,34 @@ def _last_thinned(archive: Archive, window: RecoveryWindow) -> datetime | None:
     return None
 
 
-def commits_around(archive: Archive, listing: Listing, at: datetime, *, most: int) -> list[CommitFacts]:
+class CommitsAround(NamedTuple):
+    """Commits of one recovery window, ascending, and those of that window that a check has found wrong, if any."""
+
+    commits: Sequence[CommitFacts]
+    broken: BrokenSpan | None = None
+
+    def is_broken(self, commit: CommitFacts) -> bool:
+        """Whether that commit is not what was committed, as far as is known: it is not restored."""
+        return self.broken is not None and commit.number > self.broken.after
+
+
+def commits_around(
+    archive: Archive, listing: Listing, at: datetime, checked: Mapping[SnapshotId, Continuity], *, most: int
+) -> CommitsAround:
     """Return up to `most` commits seen by `at`, and as many seen after it, of the recovery window at that time.
 
-    Empty when nothing had been followed by then. Raises `DamageError` and `IdentityNeededError`.
+    `checked` is what was found of each window. Empty when nothing had been followed by then. Raises `DamageError` and
+    `IdentityNeededError`.
     """
     windows = recovery_windows(listing)
     found = _last_commit(archive, windows, at)
     if found is None:
-        return []
+        return CommitsAround(())
     window, number = windows[found[0]], found[1].number
     place = window.place_of(number)
     before = _some_facts(archive, reversed(window.segments[: place + 1]), range(number, 0, -1), most)
     after = _some_facts(archive, window.segments[place:], range(number + 1, window.last + 1), most)
-    return [*reversed(before), *after]
+    return CommitsAround([*reversed(before), *after], broken_span(window, checked))
 
 
 def _some_facts(archive: Archive, segments: Iterable[StoredSegment], wanted: range, most: int) -> list[CommitFacts]:

@@ -228,3 +228,24 @@ def test_whatever_removes_or_checks_leaves_segments_alone(service: Service):
     # A commit whose snapshot was removed by hand cannot be rebuilt from it.
     result = service.line.run("restore", local(service.second.seen_at), "--to", "gone.db")
     assert result.code == 12
+
+
+def test_show_says_which_commits_are_broken(service: Service):
+    """Commits that a check has found wrong are named, with why, and what can be restored in their place."""
+    service.followed.miss("CREATE TABLE other (a)")
+    last = service.followed.execute("INSERT INTO notes VALUES ('fourth')")
+    second_snapshot = service.followed.snapshot()
+    service.followed.cut()
+    at = local(last.seen_at)
+    assert "BROKEN" not in service.line.run("show", at, expect=0).stdout
+    service.line.run("verify", "latest", "--level", "drill", expect=20)
+    shown = service.line.run("show", at, expect=0)
+    commits = [line for line in shown.stdout.splitlines() if line.startswith("commit ")]
+    assert [line.endswith("; BROKEN") for line in commits] == [False, False, True, True, True]
+    assert f"do not give snapshot {second_snapshot}" in shown.stderr
+    assert "hint: restore a snapshot of that time: backupd list app\n" in shown.stderr
+    document = service.line.run("show", at, "--json", expect=0).document
+    assert [each["is_broken"] for each in document["commits"]] == [False, False, True, True, True]
+    assert "of the recovery window" in document["gap"]["reason"]
+    other = service.line.run("show", service.snapshot, "--json", expect=0).document
+    assert (other["commits"], other["gap"]) == ([], None)
