@@ -99,6 +99,18 @@ class FollowReport:
         gap = Gap(at=datetime.now(UTC), reason=end.reason, is_blind=end.is_blind)
         self._change(name, lambda follow: after_gap(follow, gap))
 
+    def broken_windows(self) -> list[tuple[str, str]]:
+        """Return which open windows are known to be broken, by name; also those that another process has checked."""
+        known = self._status.read().databases
+        with self._lock:
+            open_windows = {name: follow.window for name, follow in self._follows.items() if follow.window is not None}
+        return [
+            (name, window)
+            for name, window in open_windows.items()
+            if name in known
+            and any(each.is_window_broken and each.continuity_window == window for each in known[name].stores.values())
+        ]
+
     def process_ended(self, uploads: SegmentUploads) -> None:
         """Note that no log is read any more, until another process answers."""
         with self._lock:

@@ -25,6 +25,7 @@ from backupd.errors import BackupdError
 from backupd.follow.chain import WindowBegan, WindowEnded
 from backupd.follow.process import FollowerProcess
 from backupd.follow.spool import Cut
+from backupd.format import SnapshotId
 from backupd.format.segment import Anchor
 from backupd.logs import log
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from backupd.daemon.discovery import Inventory
     from backupd.follow.chain import Mark
     from backupd.follow.process import Event
-    from backupd.format import SnapshotId
     from backupd.health import StatusFile
     from backupd.state import StateDirectory
 
@@ -46,6 +46,7 @@ _DIRECTORY_INTERVAL_SECONDS = 1.0
 _MARK_SECONDS = 5.0
 _STOP_SECONDS = 2.0
 _RESTART_SECONDS = 5.0
+_LOOK_SECONDS = 20.0
 _BETWEEN_SNAPSHOTS_SECONDS = 60.0
 """Windows may follow each other quickly: an application that closes its last connection removes its log each time."""
 _STORED_SECONDS = 15.0
@@ -100,6 +101,7 @@ class Following:
         """How many snapshots of a database are being taken."""
         self._places: dict[str, tuple[SnapshotId, Anchor]] = {}
         """The window of the newest snapshot of each database, and its place there."""
+        self._look_at = 0.0
         self._stopping = threading.Event()
 
     def configure(self, settings: Settings, inventory: Inventory, *, superseded: threading.Event | None = None) -> None:
@@ -186,6 +188,14 @@ class Following:
         if process is not None:
             process.distrust(name, window)
 
+    def _distrust_broken(self) -> None:
+        """Now and then, end the windows that a check has found broken: one by hand is in the status, too."""
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_SECONDS
+            for name, window in self._report.broken_windows():
+                self.distrust(name, SnapshotId(window))
+
     def ended(self, name: str, anchored: SnapshotId | None, place: Anchor | None) -> None:
         """Note the end of a span, and the window that has a snapshot now, in its place, if one has."""
         with self._lock:
@@ -215,6 +225,7 @@ class Following:
                 if event is not None:
                     self._act_on(event)
                 self._begin_windows()
+                self._distrust_broken()
                 self._report.tick(process, self._uploads)
         status = process.end()
         if self._stopping.is_set():

@@ -261,6 +261,7 @@ _STORE = _Record(
     continuity_at=_TIME,
     continuity_problem=_PROBLEM,
     continuity_window=_TEXT,
+    is_window_broken=_BOOL,
 )
 _DATABASE = _Record(
     DatabaseHealth,

@@ -158,21 +158,24 @@ def with_continuity(status: Status, result: ContinuityResult) -> Status:
         window = str(result.window)
         if result.is_damage and result.error is not None:
             problem = next_problem(health.continuity_problem, result.error, result.started_at)
-            return replace(health, continuity_problem=problem, continuity_window=window)
+            is_broken = result.is_broken or (health.is_window_broken and health.continuity_window == window)
+            return replace(health, continuity_problem=problem, continuity_window=window, is_window_broken=is_broken)
         if result.found is None:
             return health
         health = replace(health, continuity_at=result.found.snapshot.taken_at)
         is_over = window >= (health.continuity_window or "")
-        return replace(health, continuity_problem=None, continuity_window=None) if is_over else health
+        return _without_problem(health) if is_over else health
 
     return with_stores(status, {result.database: result.store}, after)
 
 
 def without_windows(status: Status, database: str, store: str) -> Status:
     """Record that one store has no recovery window of a database: nothing can be wrong with one."""
-    return with_stores(
-        status, {database: store}, lambda health: replace(health, continuity_problem=None, continuity_window=None)
-    )
+    return with_stores(status, {database: store}, _without_problem)
+
+
+def _without_problem(health: StoreHealth) -> StoreHealth:
+    return replace(health, continuity_problem=None, continuity_window=None, is_window_broken=False)
 
 
 def with_damaged_source(status: Status, result: CheckResult, stores: Iterable[str], *, at: datetime) -> Status:

@@ -169,6 +169,8 @@ class StoreHealth(msgspec.Struct, frozen=True, kw_only=True):
     """A check found a recovery window broken or its segments damaged, and none has proven that one or a later one."""
     continuity_window: str | None = None
     """The id of that window."""
+    is_window_broken: bool = False
+    """Whether its commits are not what was committed: it has to end."""
 
     @property
     def proofs_at(self) -> tuple[datetime, ...]:

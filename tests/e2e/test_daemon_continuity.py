@@ -90,3 +90,31 @@ def test_a_page_that_no_commit_wrote_is_found(tmp_path: Path) -> None:
         daemon.require_green()
         verified = site.backupd.run("verify", "latest", "--level", "drill").stdout
         assert f"give exactly {proven['snapshot']}" in verified
+
+
+def test_a_window_that_is_found_broken_by_hand_ends(tmp_path: Path) -> None:
+    """The daemon learns from the status what `backupd verify` has found in the window that is open."""
+    site = new_site(tmp_path)
+    path = tmp_path / "app.db"
+    create_database(path, rows=10, journal_mode="wal")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE quiet (text)")
+        connection.execute("INSERT INTO quiet VALUES (?)", (_ROW.decode(),))
+    site.configure(schedule={"drills": not_within_a_test()}, follow={"enabled": True, "interval": "1s"})
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection, site.daemon() as daemon:
+        connection.execute("UPDATE report SET title = 'followed' WHERE id = 1")
+        began = daemon.wait_for("a recovery window begins")
+        _snapshot_among_commits(connection, site, daemon)
+        content = path.read_bytes()
+        with path.open("r+b") as file:
+            file.seek(content.index(_ROW))
+            file.write(b"A")
+        _snapshot_among_commits(connection, site, daemon)
+        position = len(daemon.events)
+        found = site.backupd.run("verify", "latest", "--level", "drill", code=_DAMAGE)
+        assert f"the recovery window {began['window']} of app" in found.stderr
+        ended = daemon.wait_for("a recovery window has ended")
+        assert "its commits are not what was committed" in ended["reason"]
+        connection.execute("UPDATE report SET title = title || 'y' WHERE id = 1")
+        again = daemon.wait_for("a recovery window begins", after=position)
+        assert again["window"] != began["window"]

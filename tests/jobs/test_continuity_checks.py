@@ -59,12 +59,12 @@ def test_a_broken_window_is_known_everywhere_until_it_is_gone(tmp_path: Path) ->
     problem = known().continuity_problem
     assert problem is not None
     assert "do not give snapshot" in problem.message
-    assert known().continuity_window == str(found.window)
+    assert (known().continuity_window, known().is_window_broken) == (str(found.window), True)
     assert read_continuity(copy.repository.archive("app")) == {found.window: found.found}
     assert read_continuity(empty.repository.archive("app")) == {}
     shutil.rmtree(tmp_path / "backups/app/segments")
     assert check() is None
-    assert (known().continuity_problem, known().continuity_window) == (None, None)
+    assert (known().continuity_problem, known().continuity_window, known().is_window_broken) == (None, None, False)
 
 
 def _grace() -> timedelta:
