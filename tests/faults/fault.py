@@ -26,6 +26,8 @@ class Fault:
     """Where no snapshot can be taken meanwhile, which has to be reported: "disk", "s3", or the name of a database."""
     reported_within_seconds: float = 60.0
     """How long it may take until that is so."""
+    loses: str = ""
+    """The store ("disk" or "s3") of which segments may be gone afterwards."""
     needs: str = ""
     """What has to be there: "disks" of its own, a "clock" that can be set, or a program."""
 

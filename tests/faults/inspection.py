@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from harness.cli import CommandLine
@@ -13,15 +13,19 @@ from backupd.config import StoreSettings
 from backupd.errors import BackupdError
 from backupd.format import SnapshotId
 from backupd.repository import Repository
-from backupd.repository.moments import RestorePoint
+from backupd.repository.moments import RestorePoint, find_restore_point, window_spans
+from backupd.repository.windows import read_continuity
 from backupd.restore import restore_to_file
 from backupd.state import StateDirectory
 from backupd.store import open_store
+from faults.images import NotAStateError, read_state
+from faults.moments import Restored
 from faults.oracle import Named, Standing
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from backupd.repository.archive import Archive
     from faults.world import World
 
 _OLD_ENOUGH = timedelta(hours=1, minutes=5)
@@ -88,6 +92,42 @@ class Inspection:
         except BackupdError as error:
             return error.message
         return None
+
+    def archive(self, store: str, database: str) -> Archive:
+        """Everything that a store has of a database."""
+        return self._repositories[store].archive(database)
+
+    def spans(self, store: str, database: str) -> list[tuple[datetime, datetime]]:
+        """From when to when any moment can be restored, as `backupd list` says."""
+        archive = self.archive(store, database)
+        listing = archive.listing()
+        spans = window_spans(archive, listing, listing.manifests.keys(), read_continuity(archive, listing))
+        return [
+            (span.began_at, span.window.ended_at) for span in spans if span.began_at is not None and span.broken is None
+        ]
+
+    def restore_moment(self, store: str, database: str, at: datetime) -> Restored:
+        """Restore the state at a time to a file, and read that."""
+        target = self._scratch / "moment.db"
+        target.unlink(missing_ok=True)
+        try:
+            point = find_restore_point([self._repositories[store]], at.isoformat(), database=database, now=at)
+            restore_to_file(point, target, force=False, as_source=False, on_progress=lambda _: None)
+            return Restored(read_state(target), point.replay is not None, point.gap and point.gap.reason)
+        except BackupdError as error:
+            return Restored(None, problem=error.message)
+        except NotAStateError as error:
+            return Restored(None, problem=str(error))
+
+    def recovery_points(self) -> dict[tuple[str, str], datetime]:
+        """What `backupd status --json` shows, by store and database."""
+        shown = self._world.run("status", "--json").document["status"]["recovery_points"]
+        return {
+            (store, database): datetime.fromisoformat(at)
+            for database, points in shown.items()
+            for store, at in points.items()
+            if at is not None
+        }
 
     def is_reported(self, snapshot: Named) -> bool:
         """Whether `backupd verify`, which restores everything to scratch at this level, says that it is damaged."""

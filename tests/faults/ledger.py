@@ -103,6 +103,14 @@ class Ledger:
         """The entries in which `state` was the current one; empty for one that never was."""
         return [self.entries[index] for index in self._by_state.get(state, [])]
 
+    def place(self, state: State) -> int:
+        """The place in `entries` of the last time in which `state` was the current one; -1 for one that never was."""
+        return self._by_state.get(state, [-1])[-1]
+
+    def lacks_since(self, place: int) -> float | None:
+        """The time since which a state is acknowledged that comes after `place` in `entries`; None when none is."""
+        return next((entry.done_at for entry in self.entries[place + 1 :] if entry.done_at is not None), None)
+
     def was_current(self, state: State, *, after: float, before: float) -> bool:
         """Whether it was the current state, or may have been, at some time between these."""
         return any(

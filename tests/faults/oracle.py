@@ -84,9 +84,11 @@ class Oracle:
         *,
         taken: Iterable[Taken],
         listed_at: float,
+        spared: Collection[Named] = (),
     ) -> None:
-        """Restore everything that was `listed` at `listed_at`. What does not restore, backupd has to have reported.
+        """Restore what was `listed` at `listed_at`, but for those `spared`, which were restored before.
 
+        What does not restore, backupd has to have reported.
         The daemon goes on meanwhile: what it removed since the listing is not judged.
         """
         windows = {Named(each.store, each.database, each.id): each for each in taken}
@@ -94,6 +96,8 @@ class Oracle:
             ledger.read()
         now = time.monotonic()
         for snapshot in listed:
+            if snapshot in spared:
+                continue
             try:
                 seen = self._restored(snapshot, reader)
             except NotAStateError as error:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def table(soak: Soak) -> str:
     """The report in Markdown: the faults by kind, what the run reached, the snapshots; then what was violated."""
     tally, oracle = soak.tally, soak.oracle
-    not_reached = soak.not_reached
+    commits, not_reached = soak.moments.counts, soak.not_reached
     rows = [
         *((fault.name, _injected(tally, fault)) for fault in soak.faults),
         ("**rounds**", str(tally.rounds)),
@@ -33,6 +33,15 @@ def table(soak: Soak) -> str:
         ("**restored and checked**", str(oracle.counts["checked"])),
         ("**removed by rotation while that was done**", str(oracle.counts["removed meanwhile"])),
         ("**reported as damaged**", str(len(oracle.reported))),
+        ("**commits in windows, in both stores**", str(commits["commits in windows"])),
+        ("**commits put together and checked**", str(commits["commits checked"])),
+        ("**commits in gaps**", str(commits["commits in gaps"])),
+        ("**moments restored and checked**", str(commits["moments restored"])),
+        ("**moments in gaps**", str(commits["moments in gaps"])),
+        ("**longest until a commit was seen**", f"{soak.moments.slowest:.1f} s"),
+        ("**recovery points checked**", str(commits["recovery points"])),
+        ("**most that one was ahead of its store**", f"{soak.moments.slowest_point:.1f} s"),
+        ("**longest until they passed a fault**", f"{tally.slowest_point:.0f} s"),
         ("**searches for what nothing needs**", str(tally.tidied)),
         ("**lost**", str(oracle.counts["lost"])),
         ("**violations**", str(len(tally.violations))),

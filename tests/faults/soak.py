@@ -5,20 +5,25 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import groupby
 from random import Random
 from typing import TYPE_CHECKING
 
 from faults import system_calls
 from faults.catalogue import FAULTS
 from faults.inspection import Inspection
+from faults.moments import Moments
 from faults.oracle import Oracle
 from faults.watch import Watch
-from faults.world import GRACE_SECONDS, SCHEDULE_SECONDS
+from faults.world import GRACE_SECONDS, KEPT, SCHEDULE_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from faults.fault import Fault, Felt
+    from faults.ledger import State
+    from faults.oracle import Named
     from faults.watch import Sample
     from faults.world import World
 
@@ -27,6 +32,7 @@ _GREEN_WITHIN_SECONDS = 150.0
 _FELT_WITHIN_SECONDS = 40.0
 _TIDY_EVERY = 20
 _ASKED_AGAIN_SECONDS = 5.0
+_EVERY_SECONDS = 0.5
 _BUSY = 11
 _TRIES = 5
 
@@ -47,6 +53,8 @@ class Tally:
     seconds: float = 0.0
     tidied: int = 0
     """How often nothing was found that no snapshot needs."""
+    slowest_point: float = 0.0
+    """The longest time (seconds) that recovery points needed to pass the end of a fault."""
     slowest_green: float = 0.0
     """The longest time (seconds) that it took to be green after a fault."""
 
@@ -82,6 +90,7 @@ class Soak:
             scratch,
             SCHEDULE_SECONDS + GRACE_SECONDS + _SLACK_SECONDS,
         )
+        self.moments = Moments(self.oracle.ledgers, (world.disk, world.s3), world.disturbances)
         self.is_encrypted = world.encryption.is_on
         self._world = world
         self._say = say
@@ -97,6 +106,7 @@ class Soak:
         began = time.monotonic()
         try:
             self._wait_for_green(0)
+            self._snapshot_by_hand(0)  # green may mean that none is due yet
             self._judge()
             number = self._first
             while time.monotonic() - began < seconds:
@@ -127,9 +137,11 @@ class Soak:
             red = self._suffer(fault, felt, trigger)
             if felt():
                 self.tally.injected[fault.name] += 1
+        ended_at = datetime.now(UTC)
         green = self._wait_for_green(number)
         self._snapshot_by_hand(number)
-        self._judge(number)
+        self._wait_for_recovery_points(number, ended_at)
+        self._judge(number, fault)
         self._say(
             f"round {number:3}: {'felt' if felt() else 'not felt'}, red after {red:.1f} s, green after {green:.1f} s,"
             f" in all {time.monotonic() - began:.1f} s; {self._shown()}"
@@ -180,9 +192,24 @@ class Soak:
                 f"round {number}: `backupd now` ended with {finished.code}: {finished.stdout}{finished.stderr}"
             )
 
-    def _judge(self, number: int = 0) -> None:
+    def _wait_for_recovery_points(self, number: int, after: datetime) -> None:
+        """Everything that was committed while a fault lasted, and can be restored, is stored soon afterwards."""
+        began = time.monotonic()
+        wanted = [(store, self._world.writers["wal"].name) for store in (self._world.disk, self._world.s3)]
+        while True:
+            points = self._inspection.recovery_points()
+            if all(each in points and points[each] > after for each in wanted):
+                break
+            if time.monotonic() - began > _GREEN_WITHIN_SECONDS:
+                self._violated(f"round {number}: the recovery points are {points}, and the fault was over at {after}")
+            time.sleep(_EVERY_SECONDS)
+        self.tally.slowest_point = max(self.tally.slowest_point, (datetime.now(UTC) - after).total_seconds())
+
+    def _judge(self, number: int = 0, fault: Fault | None = None) -> None:
         self._inspection.begin_again()
+        chosen = Random(f"{self.tally.seed} judge {number}")
         before = len(self.oracle.violations)
+        points = self._inspection.recovery_points()
         at = time.monotonic()
         listed = self._inspection.listed()
         self.oracle.judge(
@@ -190,16 +217,46 @@ class Soak:
             self._inspection,
             taken=self._world.taken,
             listed_at=at,
+            spared=set() if fault is None else self._spared(listed, chosen),
         )
         samples = self._watch.samples[self._judged_samples :]
         self._judged_samples += len(samples)
         self.oracle.judge_health(samples[::2], (self._world.disk, self._world.s3))
-        for each in [*self.oracle.violations[before:], *self._world.take_bugs()]:
+        loses = {"": [], "disk": [self._world.disk], "s3": [self._world.s3]}
+        of_moments = self.moments.judge(
+            self._inspection,
+            chosen,
+            points=points,
+            snapshots=self._states_of(listed),
+            may_lose=loses[fault.loses if fault else ""],
+        )
+        for each in [*self.oracle.violations[before:], *of_moments, *self._world.take_bugs()]:
             self._violated(f"round {number}: {each}")
 
+    def _spared(self, listed: Iterable[Named], chosen: Random) -> set[Named]:
+        """Most of the older snapshots that were restored before: while commits are kept, so are all snapshots."""
+        spared: set[Named] = set()
+        ordered = sorted(listed, key=lambda each: (each.store, each.database, each.id))
+        for _, group in groupby(ordered, key=lambda each: (each.store, each.database)):
+            older = [*group][: -2 * KEPT]
+            spared.update(chosen.sample(older, max(0, len(older) - KEPT)))
+        return {each for each in spared if each in self.oracle.known and self.oracle.known[each].state is not None}
+
+    def _states_of(self, listed: Iterable[Named]) -> dict[tuple[str, str], set[State]]:
+        """The states of those snapshots that restore, by store and database."""
+        states: dict[tuple[str, str], set[State]] = {}
+        for snapshot in listed:
+            known = self.oracle.known.get(snapshot)
+            if known is not None and known.state is not None:
+                states.setdefault((snapshot.store, snapshot.database), set()).add(known.state)
+        return states
+
     def _shown(self) -> str:
-        counts = self.oracle.counts
-        return f"{counts['snapshots']} snapshots, {counts['checked']} checks, {len(self.oracle.reported)} reported"
+        counts, commits = self.oracle.counts, self.moments.counts
+        return (
+            f"{counts['snapshots']} snapshots, {counts['checked']} checks, {len(self.oracle.reported)} reported, "
+            f"{commits['commits in windows']} commits, {commits['commits in gaps']} in gaps"
+        )
 
     def _tidy(self) -> None:
         """Check that no unreferenced object stays beyond the grace."""

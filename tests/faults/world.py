@@ -23,6 +23,7 @@ from harness.site import TOKEN, Site
 from backupd.encryption import Encryption, generate_identity
 from backupd.errors import TargetUnwritableError
 from faults.images import NotAStateError, read_state
+from faults.moments import Disturbance
 from faults.proxy import Proxy, proxy
 from faults.watch import Taken
 from faults.writer import Writer
@@ -37,8 +38,10 @@ if TYPE_CHECKING:
 SCHEDULE_SECONDS = 60
 GRACE_SECONDS = 20
 KEPT = 5
+INTERVAL_SECONDS = 2
 SMALL_DISKS = {"state": "512m", "disk": "256m", "targets": "100m"}
 """Each a file system of its own, where that is permitted. A drill wants 256 MiB for itself."""
+_BEGINNING_SECONDS = 5.0
 _COMMANDS_END_WITHIN_SECONDS = 90
 _SLEEPING = Path(__file__).with_name("sleeping")
 # apprise imports a module that newer Pythons do not have. A process that fails and ends closes its files by that.
@@ -67,6 +70,10 @@ class World:
     taken: list[Taken] = field(default_factory=list)
     """Snapshots that were reported as stored."""
     bugs: list[str] = field(default_factory=list)
+    disturbances: list[Disturbance] = field(default_factory=list)
+    """When commits were not seen, or by a wrong clock."""
+    blind_since: float | None = None
+    """Since when (monotonic) no daemon runs."""
     mends: list[Callable[[], None]] = field(default_factory=list)
     """What an operator does by hand in the end, about damage that backupd reports and does not mend."""
 
@@ -108,16 +115,20 @@ class World:
         command = CommandLine(self.home, runner=runner or self.site.runner)
         self.daemon = Daemon(self.site, command.start("run"))
         self.daemon.wait_for("backupd has started")
+        if self.blind_since is not None:
+            self.disturbed(self.blind_since)
 
     def stop_daemon(self) -> None:
         """SIGTERM, and what it ends with."""
         assert self.daemon is not None
+        self.blind_since = time.monotonic()
         self.daemon.stop()
         self._end_of_daemon()
 
     def kill_daemon(self) -> None:
         """SIGKILL, of every process of it."""
         if self.daemon is not None:
+            self.blind_since = time.monotonic()
             self.daemon.kill()
             self._end_of_daemon()
 
@@ -128,6 +139,10 @@ class World:
             self.bugs.append(f"the daemon wrote to stderr: {self.daemon.stderr}")
         self.bugs += [line for line in self.daemon.lines if "this is a bug" in line or "Traceback" in line]
         self.daemon = None
+
+    def disturbed(self, since: float, *, ahead_seconds: float = 0.0) -> None:
+        """Note that commits are seen again, and at their time, a few seconds from now."""
+        self.disturbances.append(Disturbance(since, time.monotonic() + _BEGINNING_SECONDS, ahead_seconds))
 
     def take_bugs(self) -> list[str]:
         """Forbidden output (tracebacks, bugs) that appeared since the last call."""
@@ -308,5 +323,6 @@ def _configuration(world: World) -> dict[str, Any]:
         "health": {"grace": f"{GRACE_SECONDS}s"},
         "retention": {"keep_last": KEPT, "daily": 0, "weekly": 0, "monthly": 0, "grace": "1h", "after_snapshot": True},
         "capture": {"lock_timeout": "5s", "deadline": "1m"},
+        "follow": {"enabled": True, "interval": f"{INTERVAL_SECONDS}s", "max_age": "1m"},
         "http": {"listen": f"127.0.0.1:{world.site.port}", "token": TOKEN},
     }

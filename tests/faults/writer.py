@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _PAUSE_SECONDS = 0.04
 _ANSWERS_WITHIN_SECONDS = 60
-_SCHEMA = """
+SCHEMA = """
 CREATE TABLE state (only INTEGER PRIMARY KEY, generation TEXT NOT NULL, number INTEGER NOT NULL, digest TEXT NOT NULL);
 CREATE TABLE cell (id INTEGER PRIMARY KEY, number INTEGER NOT NULL, body BLOB NOT NULL);
 CREATE INDEX cell_number ON cell (number);
@@ -36,7 +36,7 @@ def create(path: Path, ledger: Path, generation: str, *, journal_mode: str) -> N
     scribe.begin(state, digest)
     temporary = path.with_name(f"{path.name}.new")
     with closing(sqlite3.connect(temporary)) as connection, connection:
-        connection.executescript(_SCHEMA)
+        connection.executescript(SCHEMA)
         connection.execute("INSERT INTO state VALUES (1, ?, 0, ?)", (generation, digest))
         connection.executemany(
             "INSERT INTO cell VALUES (?, 0, ?)", ((cell, body(state, cell)) for cell in range(CELLS))

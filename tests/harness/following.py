@@ -113,9 +113,14 @@ class Followed:
         self._gap, self._first, self._count = gap, 1, 0
 
     def execute(self, *statements: str) -> State:
-        """Make each statement a commit, and return the state after the last one."""
+        """Make each statement a commit, but for those of a transaction that go before its COMMIT.
+
+        Returns the state after the last one.
+        """
         for statement in statements:
             self._connection.execute(statement)
+            if self._connection.in_transaction:
+                continue
             commit = list(commits_in(Path(f"{self.path}-wal")))[-1]
             seen_at_ms = self._tick()
             self._pending.append(commit._replace(seen_at_ms=seen_at_ms))

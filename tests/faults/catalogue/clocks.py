@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 @contextmanager
 def _clock(world: World, seconds: float) -> Iterator[Felt]:
     assert world.clock is not None
+    began = time.monotonic()
     world.stop_daemon()
     world.start_daemon(world.by_the_clock)
     world.clock.set(seconds)
@@ -28,6 +29,7 @@ def _clock(world: World, seconds: float) -> Iterator[Felt]:
     world.wait_for_green()
     world.stop_daemon()
     world.start_daemon()
+    world.disturbed(began, ahead_seconds=seconds)
 
 
 @contextmanager

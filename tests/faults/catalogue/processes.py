@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _LONGEST_SECONDS = 1.2
 _WATCHED_SECONDS = 5.0
+_FOLLOWS_AGAIN_SECONDS = 5.0
 
 
 @contextmanager
@@ -38,17 +39,29 @@ def kill_of_a_capture(world: World, chosen: Random) -> Iterator[Felt]:
     """The process that reads the database is killed; the daemon continues."""
     world.request_snapshots()
     time.sleep(chosen.uniform(0, 0.1))
-    yield _kill_child(world)
+    yield _kill_child(world, "backupd.capture")
 
 
-def _kill_child(world: World) -> Felt:
+@contextmanager
+def kill_of_the_follower(world: World, chosen: Random) -> Iterator[Felt]:
+    """The process that reads the write-ahead logs is killed; the daemon starts another one."""
+    time.sleep(chosen.uniform(0, _LONGEST_SECONDS))
+    began = time.monotonic()
+    yield _kill_child(world, "backupd.follow")
+    time.sleep(_FOLLOWS_AGAIN_SECONDS)
+    world.disturbed(began)
+
+
+def _kill_child(world: World, module: str) -> Felt:
+    """Kill a process of the daemon that runs `module`."""
     assert world.daemon is not None
     give_up_at = time.monotonic() + _WATCHED_SECONDS
     while time.monotonic() < give_up_at:
         for child in _children(world.daemon.process.pid):
             with suppress(OSError):
-                os.kill(child, signal.SIGKILL)
-                return lambda: True
+                if module.encode() in Path(f"/proc/{child}/cmdline").read_bytes():
+                    os.kill(child, signal.SIGKILL)
+                    return lambda: True
         time.sleep(0.002)
     return lambda: False
 
@@ -117,6 +130,7 @@ def kill_of_the_s3_server(world: World, chosen: Random) -> Iterator[Felt]:
 FAULTS = (
     Fault(kill_of_the_daemon),
     Fault(kill_of_a_capture),
+    Fault(kill_of_the_follower),
     Fault(kill_of_now),
     Fault(kill_of_a_prune),
     Fault(kill_of_a_restore),

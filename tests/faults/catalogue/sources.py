@@ -112,6 +112,22 @@ def changed_page_size(world: World, chosen: Random) -> Iterator[Felt]:
 
 
 @contextmanager
+def removed_log(world: World, chosen: Random) -> Iterator[Felt]:
+    """The application closes its last connection, which removes the write-ahead log, and begins again at once."""
+    for _ in range(chosen.randint(1, 3)):
+        world.writers["wal"].stop()
+        world.writers["wal"].start()
+    yield lambda: True
+
+
+@contextmanager
+def truncated_log(world: World, chosen: Random) -> Iterator[Felt]:
+    """The application truncates the write-ahead log."""
+    world.writers["wal"].tell("PRAGMA wal_checkpoint(TRUNCATE)")
+    yield lambda: True
+
+
+@contextmanager
 def grown_source(world: World, chosen: Random) -> Iterator[Felt]:
     """A blob of 24 MB of zeros makes the file many times larger, and is deleted again: then snapshots shrink."""
     writer = _one(world, chosen)
@@ -139,6 +155,8 @@ FAULTS = (
     Fault(vacuumed_source),
     Fault(switched_journal_mode),
     Fault(changed_page_size),
+    Fault(removed_log),
+    Fault(truncated_log),
     Fault(grown_source),
     Fault(dropped_tables),
 )

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from faults.world import World
 
+_NEWEST = 10
+
 
 def _copied(world: World) -> Path:
     return shutil.copytree(world.store, world.store.with_name("copy"), copy_function=shutil.copy2)
@@ -106,11 +108,20 @@ def deleted_pack(world: World, chosen: Random) -> Iterator[Felt]:
     yield lambda: True
 
 
+@contextmanager
+def deleted_segment(world: World, chosen: Random) -> Iterator[Felt]:
+    """One of the newest segments is gone from the directory store."""
+    newest = sorted((world.store / "wal" / "segments").glob("*/*"))[-_NEWEST:]
+    chosen.choice(newest).unlink()
+    yield lambda: True
+
+
 FAULTS = (
-    Fault(older_copy_of_the_directory),
-    Fault(older_copy_of_the_bucket),
-    Fault(empty_directory),
+    Fault(older_copy_of_the_directory, loses="disk"),
+    Fault(older_copy_of_the_bucket, loses="s3"),
+    Fault(empty_directory, loses="disk"),
     Fault(flipped_bit_in_a_pack),
     Fault(flipped_bit_in_a_manifest),
     Fault(deleted_pack),
+    Fault(deleted_segment, loses="disk"),
 )

@@ -145,7 +145,7 @@ def lost_manifest(world: World, chosen: Random) -> Iterator[Felt]:
 
 @contextmanager
 def lost_record(world: World, chosen: Random) -> Iterator[Felt]:
-    """Every PUT of anything else (trash, sweeps, drills) is acknowledged, and lost."""
+    """Every PUT of anything else (segments, trash, sweeps, drills) is acknowledged, and lost."""
 
     def concerns(exchange: Exchange) -> bool:
         is_other = not any(part in exchange.key for part in ("/packs/", "/snapshots/"))
