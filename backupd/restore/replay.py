@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from concurrent.futures import Future
 
+    from backupd.format.manifest import AnySummary
     from backupd.format.pagemap import PageHashes
     from backupd.format.segment import Changes, Segment
     from backupd.repository.archive import Archive
@@ -45,7 +46,8 @@ class Replaying:
         self._replay = replay
         self._page_size = point.manifest.page_size
         self._descriptor = descriptor
-        pages = max(replay.page_count, point.manifest.page_count)
+        self._base_pages = point.manifest.page_count
+        pages = max(replay.page_count, self._base_pages)
         self._is_written = bytearray(pages + 1)
         """By page number, 1 for those that have their last image from a commit."""
         self._hashes = bytearray(replay.page_count * HASH_BYTES)
@@ -54,7 +56,7 @@ class Replaying:
 
     def run(self) -> int:
         """Write what the commits have changed; the number of bytes fetched. Raises `DamageError` and `StoreError`."""
-        replay, oldest = self._replay, self._replay.until + 1
+        replay, oldest, images = self._replay, self._replay.until + 1, 0
         newest_first = replay.segments[::-1]
         for stored, segment in zip(newest_first, read_segments(self._archive, newest_first), strict=True):
             if self._has_to_stop:
@@ -63,10 +65,14 @@ class Replaying:
             if segment.head.page_size != self._page_size or until < oldest - 1:
                 raise DamagedSegmentError(f"segment {stored.key} in {self._archive.url} does not go up to what is next")
             _require_commit(self._archive, stored, segment, until)
-            self._write_newest(segment.newest(replay.after, until))
+            images += self._write_newest(segment.newest(replay.after, until))
             oldest = min(oldest, segment.first)
         if oldest > replay.after + 1 and not self._has_to_stop:
             raise DamagedSegmentError(f"no segment in {self._archive.url} has commit {oldest - 1} of this window")
+        if not self._has_to_stop:
+            _reject_more_pages(
+                self._archive, replay.page_count, self._base_pages + 1 + images * _new_pages(self._page_size)
+            )
         return sum(stored.size_bytes for stored in replay.segments)
 
     def stop(self) -> None:
@@ -93,18 +99,36 @@ class Replaying:
         while (number := self._is_written.find(1, number + 1)) >= 0:
             place = slice((number - 1) * HASH_BYTES, number * HASH_BYTES)
             replayed[place] = self._hashes[place]
-        state = ReplayedState(replayed, os.pread(self._descriptor, size, 0), page_size=size)
+        state = ReplayedState(replayed, os.pread(self._descriptor, size, 0), page_size=size, most_pages=page_count)
         os.truncate(self._descriptor, page_count * size)
         write_all(self._descriptor, memoryview(state.first_page(page_count)), 0)
 
-    def _write_newest(self, images: Iterable[tuple[int, memoryview]]) -> None:
+    def _write_newest(self, images: Iterable[tuple[int, memoryview]]) -> int:
+        """Write those of these pages that no later commit has written; return how many pages there were."""
         size, page_count, is_written = self._page_size, self._replay.page_count, self._is_written
+        count = 0
         with self._lock:
             for number, image in images:
+                count += 1
                 if number <= page_count and not is_written[number]:
                     self._hashes[(number - 1) * HASH_BYTES : number * HASH_BYTES] = page_hash(image)
                     write_all(self._descriptor, image, (number - 1) * size)
                     is_written[number] = 1
+        return count
+
+
+def _new_pages(page_size: int) -> int:
+    """Return how many new pages there are at most for each page that was written: that one, or those that it lists.
+
+    A new page is written, or is free: then a page that was written lists it, with 4 bytes for each.
+    """
+    return page_size // 4
+
+
+def _reject_more_pages(archive: Archive, pages: int, most_pages: int) -> None:
+    if pages > most_pages:
+        claim = f"claims {pages} pages, more than its commits can leave"
+        raise DamagedSegmentError(f"a segment of {archive.database} in {archive.url} {claim}")
 
 
 def _require_commit(archive: Archive, stored: StoredSegment, segment: Segment, number: int) -> None:
@@ -113,25 +137,23 @@ def _require_commit(archive: Archive, stored: StoredSegment, segment: Segment, n
 
 
 class ReplayStep(NamedTuple):
-    """What the commits after the step before, up to commit `until`, have changed; `page_count` is the size after it.
-
-    `most_pages` is the largest size after any of them: pages beyond it do not matter.
-    """
+    """What the commits after the step before, up to commit `until`, have changed; `page_count` is the size after it."""
 
     until: int
     page_count: int
-    most_pages: int
     changes: Changes
 
 
 def replay_steps(
-    archive: Archive, segments: Sequence[StoredSegment], after: int, stops: Sequence[int], *, page_size: int
+    archive: Archive, segments: Sequence[StoredSegment], after: int, stops: Sequence[int], *, of: AnySummary
 ) -> Iterator[ReplayStep]:
     """Yield what the commits from `after + 1` to the last of `stops` change, with a step that ends at each of `stops`.
 
-    `stops` ascend; a step ends with each of `segments`, too. Raises `DamagedSegmentError` when a commit is missing, or
-    was left out that is one of `stops`, and what `Archive.segment` raises.
+    They are added to the snapshot `of`. `stops` ascend; a step ends with each of `segments`, too. Raises
+    `DamagedSegmentError` when a commit is missing, was left out that is one of `stops`, or leaves more pages than it
+    can, and what `Archive.segment` raises.
     """
+    page_size, most_pages = of.page_size, of.page_count + 1  # the lock-byte page is never written
     for stored, segment in zip(segments, read_segments(archive, segments), strict=True):
         if segment.head.page_size != page_size or segment.first > after + 1:
             raise DamagedSegmentError(f"segment {stored.key} in {archive.url} does not continue what comes before it")
@@ -140,7 +162,10 @@ def replay_steps(
                 _require_commit(archive, stored, segment, until)
                 first, last = segment.index_of(after + 1), segment.index_of(until)
                 sizes = [commit.page_count for commit in segment.commits[first : last + 1]]
-                yield ReplayStep(until, sizes[-1], max(sizes), segment.changes(after, until))
+                changes = segment.changes(after, until)
+                most_pages += len(changes.pages) * _new_pages(page_size)
+                _reject_more_pages(archive, max(sizes), most_pages)
+                yield ReplayStep(until, sizes[-1], changes)
                 after = until
     if after < stops[-1]:
         raise DamagedSegmentError(f"the segments of {archive.database} in {archive.url} end at commit {after}")
@@ -149,20 +174,24 @@ def replay_steps(
 class ReplayedState:
     """The page hashes of a snapshot after the commits that were added to it, and its first page."""
 
-    def __init__(self, hashes: PageHashes, first_page: bytes, *, page_size: int) -> None:
-        """Take those of the image of the snapshot; `first_page` is empty when that has no page."""
+    def __init__(self, hashes: PageHashes, first_page: bytes, *, page_size: int, most_pages: int) -> None:
+        """Take those of the image of the snapshot; `first_page` is empty when that has no page.
+
+        Pages above `most_pages` are not wanted, and take no memory.
+        """
         self._hashes = bytearray(hashes)
         self._first_page = first_page
         self._page_size = page_size
+        self._most_pages = most_pages
 
     def take(self, step: ReplayStep) -> None:
         """Add what some commits have changed."""
         size = self._page_size
-        self._extend(step.most_pages)
         images = memoryview(step.changes.images)
         for place, number in enumerate(step.changes.pages):
-            if number > step.most_pages:
+            if number > self._most_pages:
                 break
+            self._extend(number)
             image = images[place * size : (place + 1) * size]
             self._hashes[(number - 1) * HASH_BYTES : number * HASH_BYTES] = page_hash(image)
             if number == 1:

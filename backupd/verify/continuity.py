@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from backupd.format import SnapshotId
-    from backupd.format.manifest import AnySummary, Manifest
+    from backupd.format.manifest import AnyManifest, AnySummary, Manifest
     from backupd.format.pagemap import PageHashes
     from backupd.format.segment import Anchor
     from backupd.repository.archive import Archive
@@ -215,8 +215,8 @@ class _Check:
         first_page = self._first_page(opened, hashes)
 
         def look() -> int | None:
-            state = ReplayedState(hashes, first_page, page_size=base.page_size)
-            return self._first_equal(span, state, wanted, page_size=base.page_size)
+            state = ReplayedState(hashes, first_page, page_size=base.page_size, most_pages=snapshot.page_count)
+            return self._first_equal(span, state, base, snapshot.page_count, wanted)
 
         by = look() or look()
         return Continuity(
@@ -230,16 +230,18 @@ class _Check:
             at=at,
         )
 
-    def _first_equal(self, span: _Span, state: ReplayedState, wanted: str, *, page_size: int) -> int | None:
-        """Return the commit of `span` after which the image digest is `wanted`; None when there is none.
+    def _first_equal(
+        self, span: _Span, state: ReplayedState, base: AnyManifest, page_count: int, wanted: str
+    ) -> int | None:
+        """Return the commit of `span` after which there are `page_count` pages with the image digest `wanted`, if any.
 
-        `state` is that of the base, and takes the commits.
+        `state` is that of `base`, and takes the commits.
         """
         candidates = span.candidates
-        for step in replay_steps(self._archive, span.segments, span.base.after, candidates, page_size=page_size):
+        for step in replay_steps(self._archive, span.segments, span.base.after, candidates, of=base):
             self._should_stop()
             state.take(step)
-            if step.until in candidates and state.digest(step.page_count) == wanted:
+            if step.until in candidates and step.page_count == page_count and state.digest(page_count) == wanted:
                 return step.until
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -13,14 +14,15 @@ from harness.following import Followed
 from msgspec.structs import replace
 
 from backupd.encryption import NO_ENCRYPTION, Encryption, generate_identity
-from backupd.errors import DamageError, StoreRefusedError
-from backupd.format import SnapshotId
+from backupd.errors import BackupdError, DamagedSegmentError, DamageError, StoreRefusedError
+from backupd.format import MAX_IMAGE_PAGES, SnapshotId
 from backupd.format.records import Continuity, ContinuityOutcome
 from backupd.format.segment import Commit, encode_segment, thinned
 from backupd.prune.segments import merge
 from backupd.repository import Repository
 from backupd.repository.moments import find_restore_point, window_spans
 from backupd.repository.windows import read_continuity
+from backupd.restore import restore_to_file
 from backupd.state import StateDirectory
 from backupd.store import StoreWrapper
 from backupd.store.directory import DirectoryStore
@@ -210,6 +212,29 @@ def test_a_commit_without_pages_changes_nothing(followed: Followed):
     followed.snapshot()
     followed.cut()
     proven(check(followed.archive))
+
+
+@pytest.mark.parametrize("place", [-2, -1])
+def test_a_size_that_cannot_be_is_damage_and_takes_no_memory(followed: Followed, tmp_path: Path, place: int):
+    """A commit claims as many pages as the format allows, in the middle or at the end: 1 GiB of hashes."""
+    followed.snapshot()
+    followed.execute(insert(1))
+    last = followed.execute(insert(2)).seen_at.isoformat()
+    followed._pending[place] = followed._pending[place]._replace(page_count=MAX_IMAGE_PAGES)
+    followed.cut()
+    followed.snapshot()
+    followed.execute(insert(3))
+    followed.cut()
+    tracemalloc.start()
+    result = check(followed.archive)
+    point = find_restore_point([followed.repository], last, database="app", now=datetime.now(UTC))
+    with pytest.raises(BackupdError, match=f"claims {MAX_IMAGE_PAGES} pages|database needs 262144 MiB"):
+        restore_to_file(point, tmp_path / "restored.db", force=False, as_source=False, on_progress=lambda _: None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert isinstance(result.error, DamagedSegmentError)
+    assert f"claims {MAX_IMAGE_PAGES} pages" in result.error.message
+    assert peak < 16 << 20
 
 
 def test_a_window_after_a_broken_one_may_be_proven(followed: Followed):
