@@ -262,6 +262,27 @@ def test_a_time_before_the_first_commit_gives_the_snapshot(followed: Followed):
     assert found(followed, after.seen_at).gap is not None
 
 
+def test_a_window_of_a_clock_that_was_behind_hides_no_commit(followed: Followed):
+    """A window that was followed while the clock was behind lies within an earlier one, whose moments stay."""
+    followed.snapshot()
+    followed.execute(*map(insert, range(4)))
+    followed.cut()
+    inner = followed.states[3].seen_at
+    followed.begin_window("the clock was set back")
+    followed.snapshot()
+    followed.execute(insert(5))
+    followed._window = SnapshotId.new(inner, 1)
+    followed._pending[-1] = followed._pending[-1]._replace(seen_at_ms=round(inner.timestamp() * 1000))
+    followed.cut()
+    for number, state in enumerate(followed.states[4:6], 5):
+        moment = found(followed, state.seen_at)
+        assert moment.replay is not None
+        assert (moment.replay.until, moment.replay.seen_at) == (number, state.seen_at)
+    assert found(followed, followed.states[5].seen_at + timedelta(seconds=1)).gap is None
+    spans = window_spans(followed.archive, followed.archive.listing(), set(followed.snapshots), {})
+    assert [span.gap for span in spans] == [None, None]
+
+
 def test_windows_are_described_with_their_gaps(followed: Followed):
     """Each window says from when on its commits can be restored, and what lies before it."""
     followed.snapshot()

@@ -8,7 +8,6 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from backupd.errors import DamageError, IdentityNeededError, StoreError
@@ -171,7 +170,9 @@ def find_moment(
     place, commit = _last_commit(archive, windows, at) or (-1, None)
     if commit is not None and (gap := broken_span(windows[place], checked)) and commit.number > gap.after:
         return Moment(nearest, gap=gap.gap)
-    following = windows[place + 1] if place + 1 < len(windows) else None
+    # A window that ended earlier was followed while the clock was behind.
+    later = (each for each in windows[place + 1 :] if commit is None or each.ended_at > commit.seen_at)
+    following = next(later, None)
     if following and (commit is None or (commit.number == windows[place].last and commit.seen_at < at)):
         is_followed = nearest and following.began_at and following.began_at <= nearest.id.taken_at
         if not is_followed:
@@ -213,10 +214,14 @@ def _newest_before(history: History, at: datetime, checked: Mapping[SnapshotId, 
 
 
 def _last_commit(archive: Archive, windows: Sequence[RecoveryWindow], at: datetime) -> tuple[int, CommitFacts] | None:
-    """Find the last commit that was seen by `at`, and the place of its window. None when all were seen later."""
+    """Find the last commit that was seen by `at`, and the place of its window. None when all were seen later.
+
+    After the clock was set back, windows lie in each other: that commit need not be in the one that began last.
+    """
+    found: tuple[int, CommitFacts] | None = None
     for place in range(len(windows) - 1, -1, -1):
         window = windows[place]
-        if window.id.taken_at - at > _CLOCK_TOLERANCE:
+        if window.id.taken_at - at > _CLOCK_TOLERANCE or (found and window.ended_at <= found[1].seen_at):
             continue
         # The first segment that ended later may have begun before.
         end = bisect_right(window.segments, at, key=lambda stored: stored.key.seen_at)
@@ -224,8 +229,11 @@ def _last_commit(archive: Archive, windows: Sequence[RecoveryWindow], at: dateti
             segment = archive.segment(stored)
             count = bisect_right(segment.commits, at, key=lambda commit: _time(commit.seen_at_ms))
             if count:
-                return place, _facts(segment, count - 1)
-    return None
+                commit = _facts(segment, count - 1)
+                if found is None or commit.seen_at > found[1].seen_at:
+                    found = place, commit
+                break
+    return found
 
 
 def _facts(segment: Segment, index: int) -> CommitFacts:
@@ -302,9 +310,14 @@ def window_spans(
     `checked` is what was found of each window. Reads the first segments of each, up to one that names a snapshot that
     exists. Raises the errors of `Store`.
     """
-    windows = recovery_windows(listing)
-    gaps = [None, *(_gap_before(archive, before, window) for before, window in pairwise(windows))]
-    return [_span(archive, window, gap, snapshots, checked) for window, gap in zip(windows, gaps, strict=False)]
+    spans = []
+    before: RecoveryWindow | None = None
+    for window in recovery_windows(listing):
+        is_later = before is None or window.ended_at > before.ended_at
+        gap = _gap_before(archive, before, window) if before is not None and is_later else None
+        spans.append(_span(archive, window, gap, snapshots, checked))
+        before = window if is_later else before
+    return spans
 
 
 def _span(

@@ -737,7 +737,9 @@ def replay_until(
 ) -> tuple[Snapshot, Replay]:
     """Find the last commit of `database` that was seen by `at` (milliseconds), and the newest snapshot before it."""
     hint = "restore a snapshot: python3 rescue.py lists them"
-    for chain in reversed(repository.chains(database)):
+    chains = repository.chains(database)[::-1]
+    # What was written while the clock was behind may have begun last, and ended first.
+    for chain in sorted(chains, key=lambda chain: min(chain[-1].seen_at, id_time(at)), reverse=True):
         if chain[0].window[: len(id_time(at))] > id_time(at):
             continue  # it began later
         # The first segment that ended later may have begun before.

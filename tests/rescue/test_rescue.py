@@ -18,6 +18,14 @@ from harness.cli import CommandLine, tree
 from harness.extent import sampled, slow
 from harness.place import change_rows, create_database
 from harness.rescuing import RESCUE, Bare, Kept, encrypt_in
+from msgspec.structs import replace
+
+from backupd.encryption import NO_ENCRYPTION
+from backupd.format import SnapshotId
+from backupd.format.segment import encode_segment
+from backupd.repository import Repository
+from backupd.state import StateDirectory
+from backupd.store.directory import DirectoryStore
 
 if TYPE_CHECKING:
     from harness.s3_server import S3Server
@@ -101,6 +109,24 @@ def test_restores_each_commit_of_the_golden_segments(bare: Bare, tmp_path: Path)
         assert (_sha256(target), target.stat().st_size) == (facts["sha256"], facts["size_bytes"])
         backupd.run("restore", f"app@{at}", "--to", f"{number}.backupd.db", "--store", copied)
         assert _sha256(tmp_path / f"{number}.backupd.db") == facts["sha256"]
+
+
+def test_a_window_of_a_clock_that_was_behind_hides_no_commit(bare: Bare, tmp_path: Path) -> None:
+    """A window that lies within an earlier one, because the clock was set back, is not taken for the newest."""
+    copied = shutil.copytree(_VECTORS / "valid/followed", tmp_path / "repository")
+    archive = Repository(DirectoryStore(copied), StateDirectory(tmp_path / "state"), NO_ENCRYPTION).archive("app")
+    number, facts = [*json.loads((_VECTORS / "valid/followed.expected.json").read_text()).items()][-1]
+    last = _FIRST_COMMIT + timedelta(seconds=int(number))
+    behind = last - timedelta(milliseconds=500)
+    ((first, *_),) = archive.segments().segments.values()
+    segment = archive.segment(first)
+    head = replace(segment.head, window=SnapshotId.new(behind, 1), anchors=())
+    commit = segment.with_images()[0]._replace(seen_at_ms=round(behind.timestamp() * 1000))
+    archive.put_segment(encode_segment(head, [commit], level=1))
+    options = ("restore", "app", tmp_path / "out.db", "--at", last.isoformat())
+    finished = bare.start(RESCUE, "--repository", copied, *options, cwd=tmp_path)
+    assert finished.returncode == 0, finished
+    assert _sha256(tmp_path / "out.db") == facts["sha256"]
 
 
 def test_commits_that_were_found_wrong_are_not_restored(bare: Bare, tmp_path: Path) -> None:
