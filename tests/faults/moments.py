@@ -33,12 +33,14 @@ if TYPE_CHECKING:
 
 _SEEN_WITHIN_SECONDS = 15.0
 """What the page about following calls a second, on a machine that has much else to do."""
+_GAP_SECONDS = 5.0
+"""How much older than the moment what is restored may be where nothing is in a window."""
 _CLOCK_SECONDS = 0.1
 _AROUND_A_JUMP_SECONDS = 70.0
 """A commit may keep the time of the one before it for so long after the clock was set back."""
 _STATUS_SECONDS = 30.0
 """How much later than the truth the status may know that a store lacks something."""
-_MOMENTS = 3
+_MOMENTS = 2
 _TRIES = 3
 
 
@@ -321,13 +323,17 @@ class Moments:
             if restored.problem is not None:
                 yield f"{at}, in a gap, cannot be restored: {restored.problem}"
             elif restored.gap is None:
-                yield from self._judge_restored(commits, restored, at)
+                yield from self._judge_restored(commits, restored, at, within=_GAP_SECONDS)
 
-    def _judge_restored(self, commits: Commits, restored: Restored, at: datetime) -> Iterator[str]:
+    def _judge_restored(
+        self, commits: Commits, restored: Restored, at: datetime, *, within: float = _SEEN_WITHIN_SECONDS
+    ) -> Iterator[str]:
+        """Whether a restored state was the current one, `within` so many seconds before a moment at the earliest."""
         assert restored.seen is not None
+        within = min(within, self.seen_within_seconds)
         state = restored.seen.state
         moment = at.timestamp() - (time.time() - time.monotonic())
-        if any(each.concerns(moment - self.seen_within_seconds, moment) for each in self.disturbances):
+        if any(each.concerns(moment - within, moment) for each in self.disturbances):
             self.counts["moments of a wrong clock"] += 1
             if not commits.ledger.entries_of(state):
                 yield f"{at} gives {state}, which was never committed"
@@ -335,9 +341,7 @@ class Moments:
         known = commits.last_by(moment)
         if restored.has_commit and known is not None and known.state != state:
             yield f"{at} gives {state}, and the last commit that was seen by then {known.state}"
-        if not commits.ledger.was_current(
-            state, after=moment - self.seen_within_seconds, before=moment + _CLOCK_SECONDS
-        ):
+        if not commits.ledger.was_current(state, after=moment - within, before=moment + _CLOCK_SECONDS):
             yield f"{at} gives {state}, which was not the state at that time, and no gap is named"
 
     def _judge_point(self, commits: Commits, point: datetime, snapshots: set[State]) -> Iterator[str]:

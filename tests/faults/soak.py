@@ -141,10 +141,12 @@ class Soak:
         green = self._wait_for_green(number)
         self._snapshot_by_hand(number)
         self._wait_for_recovery_points(number, ended_at)
+        judged = -time.monotonic()
         self._judge(number, fault)
+        judged += time.monotonic()
         self._say(
             f"round {number:3}: {'felt' if felt() else 'not felt'}, red after {red:.1f} s, green after {green:.1f} s,"
-            f" in all {time.monotonic() - began:.1f} s; {self._shown()}"
+            f" judged in {judged:.1f} s, in all {time.monotonic() - began:.1f} s; {self._shown()}"
         )
 
     def _suffer(self, fault: Fault, felt: Felt, trigger: Callable[[], object]) -> float:

@@ -42,6 +42,7 @@ INTERVAL_SECONDS = 2
 SMALL_DISKS = {"state": "512m", "disk": "256m", "targets": "100m"}
 """Each a file system of its own, where that is permitted. A drill wants 256 MiB for itself."""
 _BEGINNING_SECONDS = 5.0
+_GREEN_WITHIN_SECONDS = 150.0
 _COMMANDS_END_WITHIN_SECONDS = 90
 _SLEEPING = Path(__file__).with_name("sleeping")
 # apprise imports a module that newer Pythons do not have. A process that fails and ends closes its files by that.
@@ -212,7 +213,7 @@ class World:
         """Wait until the daemon says that all is well."""
         daemon = self.daemon
         assert daemon is not None
-        wait_until(lambda: daemon.ask("/healthz").code == 200)
+        wait_until(lambda: daemon.ask("/healthz").code == 200, patience_seconds=_GREEN_WITHIN_SECONDS)
 
     def request_snapshots(self) -> None:
         """Have the daemon take snapshots now, as a migration does; not waited for."""

@@ -208,9 +208,9 @@ class Daemon:
         return {(each["kind"], each["database"]) for each in self.ask("/healthz").document["alarms"]}
 
 
-def wait_until(condition: Callable[[], object]) -> None:
+def wait_until(condition: Callable[[], object], *, patience_seconds: float = PATIENCE_SECONDS) -> None:
     """Wait for `condition`, but not for ever; it may cost something."""
-    give_up_at = time.monotonic() + PATIENCE_SECONDS
+    give_up_at = time.monotonic() + patience_seconds
     while not condition():
         assert time.monotonic() < give_up_at, "it did not happen"
         time.sleep(0.02)
