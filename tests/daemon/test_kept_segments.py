@@ -94,7 +94,7 @@ def test_all_since_the_image_is_kept(scene: Scene) -> None:
 
 
 def test_an_image_may_come_before_the_first_segment(scene: Scene) -> None:
-    """As in a window that began with the commit before."""
+    """A window begins with its first commit, and is asked about before that is in a segment."""
     scene.kept.continues("app", WINDOW, IMAGE, after=0)
     scene.cut(1, 2)
     assert scene.since(2) is not None
