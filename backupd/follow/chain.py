@@ -83,10 +83,7 @@ class Written(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """The last commit of the window that was seen by now. A reader that begins now has seen all commits before it.
-
-    They are in segments up to there.
-    """
+    """The last commit of the window that was seen by now. A reader that begins now has seen all commits before it."""
 
     window: SnapshotId
     last: int
@@ -220,7 +217,7 @@ class Chain:
         yield from self._wait()
 
     def mark(self) -> Iterator[Happening | Mark]:
-        """Poll, cut, and tell how far the window has come, if there is one and a commit was seen in it."""
+        """Poll, and tell how far the window has come, if there is one and a commit was seen in it."""
         self._look_up_at = 0.0
         if self._log is not None:
             self._log.look_closely()
@@ -230,9 +227,22 @@ class Chain:
         give_up_at = time.monotonic() + _MARK_SECONDS
         while self._is_behind and time.monotonic() < give_up_at:
             yield from self.poll()
-        yield from self.cut()
         if self._window is not None and self._window.last and not self._is_behind:
             yield Mark(self._window.id, self._window.last)
+
+    def is_cut(self, mark: Mark) -> bool | None:
+        """Whether all commits up to `mark` are in segments; None when its window is over.
+
+        Otherwise they are being written, which `collect` ends, or wait for what is.
+        """
+        window = self._window
+        if window is None or window.id != mark.window:
+            return None
+        if self._batch is None and mark.last > window.last - len(window.pending):
+            self._begin_batch()
+        if self._batch is not None:
+            return mark.last < self._batch.first
+        return mark.last <= window.last - len(window.pending)
 
     def anchor(self, window: SnapshotId, anchor: Anchor) -> None:
         """Let the next segment say where a snapshot is, unless its window is over."""

@@ -4,7 +4,7 @@ Both are lines of JSON. The requests:
 
 follow      a database, with its spool: from now on its commits become segments there
 forget      a database
-mark        how far has it come? The answer has the `token` of the request
+mark        how far has it come? The answer, when all up to there is in segments, has the `token` of the request
 anchor      a snapshot was taken between two marks
 distrust    the commits of a window have turned out wrong: end it
 
@@ -55,6 +55,8 @@ class _Following:
         self.writer = _Writer()
         self._chains: dict[str, Chain] = {}
         self._due: list[tuple[float, str]] = []
+        self._marks: dict[str, list[tuple[int, Mark | None]]] = {}
+        """By name, with the tokens of their requests, the marks that wait for what is written: the log is read on."""
 
     def obey(self, request: dict[str, Any]) -> None:
         """Do what one line of stdin asks for."""
@@ -83,7 +85,8 @@ class _Following:
                         found = each
                     else:
                         _report(name, [each])
-                _emit("marked", name=name, token=request["token"], **({} if found is None else found._asdict()))
+                self._marks.setdefault(name, []).append((request["token"], found))
+                self._answer_marks(name)
             case "anchor":
                 anchor = Anchor(snapshot=SnapshotId(request["snapshot"]), after=request["after"], by=request["by"])
                 if chain is not None:
@@ -104,6 +107,7 @@ class _Following:
             chain = self._chains.get(name)
             if chain is not None:
                 _report(name, chain.poll())
+                self._answer_marks(name)
                 heapq.heappush(self._due, (_due_at(chain.pause), name))
         return max(0.0, self._due[0][0] - time.monotonic()) if self._due else _LONGEST_WAIT_SECONDS
 
@@ -113,6 +117,21 @@ class _Following:
             chain = self._chains.get(name)
             if chain is not None:
                 _report(name, chain.collect())
+                self._answer_marks(name)
+
+    def _answer_marks(self, name: str) -> None:
+        """Answer the marks up to which all commits are in segments, or whose window is over."""
+        for token, mark in self._marks.pop(name, ()):
+            chain = self._chains.get(name)
+            is_cut = None if chain is None or mark is None else chain.is_cut(mark)
+            if chain is not None and mark is not None and is_cut is False:
+                _report(name, chain.collect())  # it is written already where there is no thread for that
+                is_cut = chain.is_cut(mark)
+            if is_cut is False:
+                self._marks.setdefault(name, []).append((token, mark))
+                continue
+            found = {} if mark is None or not is_cut else mark._asdict()
+            _emit("marked", name=name, token=token, **found)
 
     def end(self) -> None:
         """Put everything that was committed into segments."""
@@ -125,6 +144,7 @@ class _Following:
             _report(name, chain.poll())
             _report(name, chain.cut())
             chain.close()
+            self._answer_marks(name)
             self._due = [(at, each) for at, each in self._due if each != name]
             heapq.heapify(self._due)
 
