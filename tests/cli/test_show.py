@@ -46,7 +46,7 @@ def test_each_fact_has_a_line(stored: CommandLine) -> None:
 def test_json_has_every_value_of_the_manifest(stored: CommandLine) -> None:
     """The manifest's own keys, and those that follow from where, when, and what test restores found."""
     document = stored.run("show", "latest", "--json", expect=0).document
-    assert (document.keys(), document["commits"]) == ({"snapshot", "commits"}, [])
+    assert (document.keys(), document["commits"]) == ({"snapshot", "commits", "gap"}, [])
     assert document["snapshot"].keys() == {
         *("store", "taken_at", "image_bytes", "proven_at", "intact_at", "damage"),
         *("format", "id", "sequence", "base", "database", "kind", "tags", "page_size", "page_count", "changed_pages"),
