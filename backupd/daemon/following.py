@@ -177,10 +177,6 @@ class Following:
         with self._lock:
             return dict([self._places[name]]) if name in self._places else {}
 
-    def is_replayed(self, name: str) -> bool:
-        """Whether the newest snapshot of a followed database was built from its log."""
-        return self._kept.is_replayed(name)
-
     def distrust(self, name: str, window: SnapshotId) -> None:
         """End a recovery window whose commits have turned out wrong. If the database is still in it, another begins."""
         with self._lock:

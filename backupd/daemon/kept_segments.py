@@ -140,12 +140,6 @@ class KeptSegments:
                 at=at,
             )
 
-    def is_replayed(self, name: str) -> bool:
-        """Whether the newest image of a database was built from its log."""
-        with self._lock:
-            kept = self._kept.get(name)
-            return kept is not None and kept.image is not None and kept.image.replayed is not None
-
     def _drop(self, name: str) -> None:
         kept = self._kept.pop(name, None)
         for cut, _ in kept.segments if kept else ():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from backupd.backup import Outcome, SnapshotRequest
 from backupd.daemon.reachability import Reachability
-from backupd.errors import BusyError, InterruptedByUserError, StoreUnavailableError, as_backupd_error
+from backupd.errors import BackupdError, BusyError, InterruptedByUserError, StoreUnavailableError, as_backupd_error
 from backupd.health import planning, recording
 from backupd.jobs.prunes import is_pruned_after
 from backupd.jobs.snapshots import take_snapshot
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from backupd.daemon.discovery import Discovery, Inventory
     from backupd.daemon.following import Following
     from backupd.daemon.runs import Runs
-    from backupd.errors import BackupdError
     from backupd.health import StatusFile, StoreHealth
     from backupd.health.heartbeats import Heartbeats
     from backupd.jobs.configured import ConfiguredDatabase, ConfiguredStore
@@ -230,10 +229,14 @@ def _drill(configured: ConfiguredDatabase, stores: _AnsweringStores, context: Co
 
 def _read_again(configured: ConfiguredDatabase, stores: _AnsweringStores, context: Context) -> None:
     """Take a snapshot of the database itself, if the newest one was built from its log: a drill compares the two."""
-    if context.following is None or not context.following.is_replayed(configured.name):
+    if context.following is None:
         return
-    with suppress(BusyError), context.runs.turn(configured.name, timeout=_LONGEST_WAIT_SECONDS):
-        back_up_database(configured, stores.taking, context, drill_soon=lambda _: None, must_read=True)
+    archives = [store.repository.archive(configured.name) for store in stores.answering]
+    with suppress(BackupdError):  # the drill meets it, too, and reports it; so does the end of the daemon
+        newest = [archive.history().newest for archive in archives]
+        if any(each is not None and each.replayed is not None for each in newest):
+            with context.runs.turn(configured.name, timeout=_LONGEST_WAIT_SECONDS):
+                back_up_database(configured, stores.taking, context, drill_soon=lambda _: None, must_read=True)
 
 
 def _log_continuity(result: ContinuityResult, context: Context) -> None:
