@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import re
 import threading
 from enum import IntEnum
@@ -219,6 +220,8 @@ _LIMITS = {
 }
 # Messages of the dynamic loader when it has no memory to map a library; other limits it tells in the system's words.
 _NO_MEMORY = ("failed to map segment", "cannot apply additional memory protection")
+_NO_MEMORY_FOR_THE_ERROR = "error return without exception set"
+"""What Python says when a module was loaded and there was no memory even for the exception."""
 
 
 def limit_reached(error: BaseException) -> LimitReachedError | None:
@@ -246,12 +249,19 @@ def _number_of(error: BaseException) -> int | None:
     """Return the number of the system's error in an exception; of an ImportError, only one that stands for a limit."""
     if isinstance(error, MemoryError):
         return errno.ENOMEM
+    if isinstance(error, SystemError) and str(error) == _NO_MEMORY_FOR_THE_ERROR and _is_memory_limited():
+        return errno.ENOMEM
     if isinstance(error, ImportError):
         message = str(error)
         if any(words in message for words in _NO_MEMORY):
             return errno.ENOMEM
         return next((number for number in _LIMITS if message.endswith(os.strerror(number))), None)
     return error.errno if isinstance(error, OSError) else None
+
+
+def _is_memory_limited() -> bool:
+    """Whether this process may be refused memory; without a limit, the system ends a process instead."""
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 def as_backupd_error(error: BaseException) -> BackupdError:

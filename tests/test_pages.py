@@ -32,7 +32,7 @@ _OPERATIONS = DOCS / "operations.md"
 _CONFIGURATION = DOCS / "configuration.md"
 _KUBERNETES = DOCS / "kubernetes.md"
 _NOT_OF_BACKUPD = {"BACKUPD_CONFIG", "BACKUPD_IMAGE", "BACKUPD_SOURCE"}
-_LOGGING_PACKAGES = ("daemon", "health", "jobs", "verify", "logs.py", "privileges.py")
+_LOGGING_PACKAGES = ("backup", "daemon", "health", "jobs", "verify", "logs.py", "privileges.py")
 
 
 def _blocks(language: str) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tracemalloc
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -228,7 +229,9 @@ def test_a_size_that_cannot_be_is_damage_and_takes_no_memory(followed: Followed,
     tracemalloc.start()
     result = check(followed.archive)
     point = find_restore_point([followed.repository], last, database="app", now=datetime.now(UTC))
-    with pytest.raises(BackupdError, match=f"claims {MAX_IMAGE_PAGES} pages|database needs 262144 MiB"):
+    claim = f"claims {MAX_IMAGE_PAGES} pages|database needs 262144 MiB"
+    # The size of a commit in the middle does not matter to the state after the last one.
+    with pytest.raises(BackupdError, match=claim) if place == -1 else nullcontext():
         restore_to_file(point, tmp_path / "restored.db", force=False, as_source=False, on_progress=lambda _: None)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
