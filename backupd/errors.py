@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import re
+import resource
 import threading
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar

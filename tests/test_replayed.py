@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from harness.extent import sampled
 from harness.following import Followed
@@ -18,9 +19,11 @@ from backupd.backup import BackupResult, Outcome, SnapshotRequest, back_up
 from backupd.backup.results import SinceImage
 from backupd.config import Database, Settings
 from backupd.format.manifest import Replayed, SnapshotKind
-from backupd.format.segment import SegmentHead, encode_segment
+from backupd.format.records import Continuity, ContinuityOutcome
+from backupd.format.segment import Anchor, SegmentHead, encode_segment
 from backupd.repository.moments import find_restore_point
 from backupd.restore import restore_to_file
+from backupd.store.keys import RecordKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -279,3 +282,42 @@ def test_lost_packs_are_stored_again_from_the_database(scene: Scene) -> None:
     result = scene.build(scene.since(before))
     assert result.was_read
     assert scene.restored(result) == scene.states[-1].image
+
+
+def test_a_commit_after_the_mark_is_not_taken_for_a_part_of_the_snapshot(scene: Scene) -> None:
+    """It may be seen before the snapshot has its time, while the answer is on its way."""
+    before = _filled(scene)
+    scene.commit("UPDATE t SET b = 'in it' WHERE a = 1")
+    since = scene.since(before)
+    scene.commit("UPDATE t SET b = 'after it' WHERE a = 2")
+    scene._tick()
+    scene._anchors.append(Anchor(snapshot=before.id, after=4, by=4))
+    built = scene.build(msgspec.structs.replace(since, at=datetime.now(UTC)))
+    assert not built.was_read
+    scene.cut()
+    point = find_restore_point([scene.repository], "0s", database="app", now=datetime.now(UTC))
+    assert (point.replay and point.replay.until) == len(scene._kept)
+
+
+def test_what_was_built_from_wrong_commits_is_not_restored(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+    """A time after it means the snapshot before it that was read; by its id, it is restored with a warning."""
+    before = _filled(scene)
+    scene.commit("UPDATE t SET b = 'x' WHERE a = 1")
+    built = scene.build(scene.since(before))
+    assert built.id is not None
+    assert before.id is not None
+    wrong = Continuity(
+        database="app",
+        window=scene._window,
+        outcome=ContinuityOutcome.BROKEN,
+        base=before.id,
+        after=4,
+        snapshot=built.id,
+        by=5,
+        at=datetime.now(UTC),
+    )
+    scene.archive.put_record(RecordKind.CONTINUITY, scene._window, wrong.encode())
+    repositories, now = [scene.repository], datetime.now(UTC)
+    assert find_restore_point(repositories, "0s", database="app", now=now).manifest.id == before.id
+    assert find_restore_point(repositories, str(built.id), database="app", now=now).manifest.id == built.id
+    assert "built from commits that a check has found wrong" in capsys.readouterr().err

@@ -52,6 +52,9 @@ __all__ = [
 
 _SLOT_BYTES = 8 << 20
 _FEWEST_SLOTS = 4
+_FEW_PACKS = 256
+_FULL_PACK_BYTES = 8 << 20
+"""With far more packs than the image needs, the database is read, which stores pages of scattered packs again."""
 _TICK_SECONDS = 0.1
 _GRACE_SECONDS = 1.5
 _PATIENCE = Patience()
@@ -191,6 +194,7 @@ class _Attempt:
             base is not None
             and (base.manifest.page_size, base.manifest.page_count, base.manifest.image_digest) == of_image
             and not base.lost
+            and len(base.manifest.packs) <= _FEW_PACKS + 2 * base.manifest.image_bytes // _FULL_PACK_BYTES
             and not part.baseline.needs_snapshot
             for part in parts
             for base in [part.baseline.base]

@@ -74,7 +74,7 @@ class Image:
             first_page=self.first_page,
             facts=pinned.facts,
             revision_pages=pages,
-            file=pinned.file,
+            file=pinned.file if self.since is None else self.since.image.file,
             replayed=self.replayed,
         )
 

@@ -77,8 +77,8 @@ def read_facts(connection: apsw.Connection, *, seconds: float) -> tuple[Header, 
         is_schema_readable = False  # a damaged copy is better than none
     else:
         try:
-            found["alembic_revisions"] = alembic_revisions(connection, seconds=seconds / 2)
-            found["revision_pages"] = _revision_pages(connection, seconds=seconds / 2)
+            found["alembic_revisions"] = alembic_revisions(connection, seconds=seconds / 4)
+            found["revision_pages"] = _revision_pages(connection, seconds=seconds / 4)
         except TooMuchError as error:
             left_out.append(f"its Alembic revisions are left out of the manifest: reading alembic_version {error}")
     header = _pinned_header(connection)

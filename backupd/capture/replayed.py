@@ -67,15 +67,13 @@ class _Changes:
         for segment, until in _newest_first(log):
             if until == log.until:
                 self.page_count = segment.commits[segment.index_of(until)].page_count
-            changes = segment.changes(log.after, until)
-            images = memoryview(changes.images)
-            for place, number in enumerate(changes.pages):
+            size_bytes = max(size_bytes, (self.page_count - log.page_count) * log.page_size)  # written, or free
+            for number, image in segment.newest(log.after, until):
                 if number not in self.images and number <= self.page_count:
-                    self.images[number] = bytes(images[place * log.page_size : (place + 1) * log.page_size])
-                    size_bytes += log.page_size
-            grown_bytes = (self.page_count - log.page_count) * log.page_size  # perhaps without having been written
-            if max(size_bytes, grown_bytes) > _MOST_BYTES:
-                raise _DoubtError(f"more than {_MOST_BYTES >> 20} MiB of its pages have changed")
+                    self.images[number] = bytes(image)
+                    size_bytes = max(size_bytes, len(self.images) * log.page_size)
+                if size_bytes > _MOST_BYTES:
+                    raise _DoubtError(f"more than {_MOST_BYTES >> 20} MiB of its pages have changed")
         self.first_page = self.images.pop(1, self.first_page)
         if changed := self.images.keys() & log.revision_pages:
             raise _DoubtError(f"page {min(changed)} of its table alembic_version was written")

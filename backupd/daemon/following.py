@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from concurrent.futures import TimeoutError as NoAnswerError
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 from backupd.backup import Outcome
 from backupd.concurrency import start_thread
 from backupd.daemon.follow_report import FollowReport, Limits
-from backupd.daemon.kept_segments import KeptSegments
+from backupd.daemon.kept_segments import KeptSegments, remove_kept
 from backupd.daemon.segment_uploads import SegmentUploads
 from backupd.errors import BackupdError
 from backupd.follow.chain import WindowBegan, WindowEnded
@@ -94,6 +93,7 @@ class Following:
         """Databases that are followed no longer: what was read of them goes to the stores, too."""
         self._uploads = SegmentUploads()
         self._kept = KeptSegments()
+        remove_kept(state.all_followed())
         self._wanted: dict[str, _Wanted] = {}
         """By name, the databases whose window needs a snapshot."""
         self._may_begin: dict[str, float] = {}
@@ -211,6 +211,7 @@ class Following:
             process.stop()
             reader.join(_STOP_SECONDS)
             process.end()
+        self._kept.clear()
         self._uploads.stop(within_seconds=_STOP_SECONDS)
         self._report.write(self._uploads)
 
@@ -291,11 +292,10 @@ class Span:
         self._kept = kept
         self._name = name
         self._before = self._mark()
-        self._marked_at = datetime.now(UTC)
 
     def since(self) -> SinceImage | None:
         """Return the state at the first mark, if it can be built from the newest image and the log."""
-        return None if self._before is None else self._kept.since(self._name, self._before, at=self._marked_at)
+        return None if self._before is None else self._kept.since(self._name, self._before)
 
     def end(self, results: Sequence[BackupResult]) -> None:
         """Let the next segment say where the snapshots in `results` are, those that nothing was newer than included.

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from backupd.follow.spool import BLOCK_BYTES
 from backupd.format.manifest import Replayed
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from collections.abc import Iterable
 
     from backupd.backup.results import ReadImage
     from backupd.follow.chain import Mark
@@ -45,6 +45,8 @@ class _Kept:
     image: ReadImage | None = None
     after: int = 0
     """The image has all commits up to this one."""
+    is_too_much: bool = False
+    """Whether there was more than is kept: then nothing is, until there is another image."""
 
     def is_continued_by(self, cut: Cut) -> bool:
         """Whether no commit is missing between what is kept and `cut`."""
@@ -70,7 +72,12 @@ class KeptSegments:
         with self._lock:
             self._kept.pop(name, None)
             self._directories[name] = spool / _DIRECTORY
-            shutil.rmtree(self._directories[name], ignore_errors=True)
+            remove_kept([spool])
+
+    def clear(self) -> None:
+        """Keep nothing more of any database."""
+        for name in [*self._directories]:
+            self.forget(name)
 
     def forget(self, name: str) -> None:
         """Keep nothing more of a database that is not followed any more."""
@@ -87,7 +94,7 @@ class KeptSegments:
             if kept is None or not kept.is_continued_by(cut):
                 self._drop(name)
                 kept = self._kept[name] = _Kept(cut.window)
-            if kept.segments and cut.last <= kept.segments[-1][0].last:  # it was reported before
+            if kept.is_too_much or (kept.segments and cut.last <= kept.segments[-1][0].last):  # it was reported before
                 return
             try:
                 size_bytes = _link(Path(cut.file), directory)
@@ -98,6 +105,7 @@ class KeptSegments:
             kept.size_bytes += size_bytes
             if kept.size_bytes > _limit(kept.image):
                 self._drop(name)
+                self._kept[name] = _Kept(cut.window, is_too_much=True)
 
     def end_window(self, name: str) -> None:
         """Keep nothing of a window that is over."""
@@ -115,14 +123,14 @@ class KeptSegments:
                 return
             if kept.window != window:
                 return
-            kept.image, kept.after = image, after
+            kept.image, kept.after, kept.is_too_much = image, after, False
             while kept.segments and kept.segments[0][0].last <= after:
                 cut, size_bytes = kept.segments.popleft()
                 kept.size_bytes -= size_bytes
                 _unlink(cut)
 
-    def since(self, name: str, mark: Mark, *, at: datetime) -> SinceImage | None:
-        """Return the state after the commit of `mark`, which was current `at` some time; None when it is not known.
+    def since(self, name: str, mark: Mark) -> SinceImage | None:
+        """Return the state after the commit of `mark`; None when it is not known.
 
         Once a day it is None anyway: so that the database itself is read.
         """
@@ -130,6 +138,7 @@ class KeptSegments:
             kept = self._kept.get(name)
             if kept is None or kept.image is None or kept.window != mark.window or not kept.reaches(mark.last):
                 return None
+            at = datetime.fromtimestamp(mark.at_ms / 1000, UTC)
             if not timedelta() <= at - kept.image.read_at < _READ_EVERY:  # or the clock was set back
                 return None
             return SinceImage(
@@ -144,6 +153,12 @@ class KeptSegments:
         kept = self._kept.pop(name, None)
         for cut, _ in kept.segments if kept else ():
             _unlink(cut)
+
+
+def remove_kept(spools: Iterable[Path]) -> None:
+    """Remove what an earlier daemon has kept in these spools: which images it continued is not known any more."""
+    for spool in spools:
+        shutil.rmtree(spool / _DIRECTORY, ignore_errors=True)
 
 
 def _limit(image: ReadImage | None) -> int:

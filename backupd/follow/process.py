@@ -136,7 +136,7 @@ class FollowerProcess:
             future = self._marks.pop(values["token"], None)
         if future is not None:
             window = values.get("window")
-            future.set_result(None if window is None else Mark(SnapshotId(window), values["last"]))
+            future.set_result(None if window is None else Mark(SnapshotId(window), values["last"], values["at_ms"]))
 
     def _answer_all(self) -> None:
         """Answer the marks that it was asked for before it ended."""

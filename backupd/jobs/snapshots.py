@@ -61,9 +61,8 @@ def take_snapshot(
     )
     # What was written meanwhile, or another file in its place, is perhaps not what was captured. The log shows a state
     # from before `looked_like`.
-    is_lasting = all(result.was_read for result in results) and looked_like == fingerprint(
-        configured.database.path, now=started_at
-    )
+    is_replayed = any(result.image is not None and result.image.replayed is not None for result in results)
+    is_lasting = not is_replayed and looked_like == fingerprint(configured.database.path, now=started_at)
     results = [_noted(result, unnoted[result.store], context.state) for result in results]
     # An interruption says nothing of the database or the store.
     lasting = [result for result in results if not isinstance(result.error, InterruptedByUserError)]

@@ -6,6 +6,7 @@ FORMAT.md, "Segments", is the specification.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
@@ -177,7 +178,7 @@ def find_moment(
         is_followed = nearest and following.began_at and following.began_at <= nearest.id.taken_at
         if not is_followed:
             return Moment(nearest, gap=_gap_before(archive, windows[place] if commit else None, following))
-    if commit is None or (nearest and nearest.id.taken_at > commit.seen_at):
+    if commit is None or (nearest and _has(nearest, windows[place], commit)):
         return Moment(nearest, is_newest=following is None and nearest is _newest_before(history, _LATEST, checked))
     base = _find_base(archive, windows[place], history, commit)
     if base is None:
@@ -211,6 +212,14 @@ def _newest_before(history: History, at: datetime, checked: Mapping[SnapshotId, 
     """Return the newest snapshot from before `at` that was not built from commits which are wrong."""
     regular = [each for each in history.manifests if each.kind is SnapshotKind.REGULAR and each.id.taken_at <= at]
     return next((each for each in reversed(regular) if not is_built_wrong(each, checked)), None)
+
+
+def _has(snapshot: AnySummary, window: RecoveryWindow, commit: CommitFacts) -> bool:
+    """Whether the state of a snapshot is that after `commit`, the last one before some time, or a later one."""
+    replayed = snapshot.replayed
+    if replayed is not None and replayed.window == window.id:
+        return replayed.commit >= commit.number
+    return snapshot.id.taken_at > commit.seen_at
 
 
 def _last_commit(archive: Archive, windows: Sequence[RecoveryWindow], at: datetime) -> tuple[int, CommitFacts] | None:
@@ -423,10 +432,14 @@ def find_restore_point(
     best = RestorePoint.of(find_snapshot(repositories, text, database=database, now=now))
     at = parse_reference(text).moment(now)
     if at is None:
+        _warn_if_built_wrong(best)
         return best
     failed: DamageError | IdentityNeededError | None = None
     archives = [repository.archive(best.manifest.database) for repository in repositories]
     checked = read_all_continuity(dict.fromkeys(archives))
+    if is_built_wrong(best.manifest, checked):
+        best = _newest_right(archives, at, checked) or best
+        _warn_if_built_wrong(best)
     for archive in archives:
         try:
             point = _point_at(archive, at, best, checked)
@@ -436,13 +449,45 @@ def find_restore_point(
         except StoreError as error:
             log.warning("a store could not be asked for segments", reason=error.message, hint=error.hint)
             continue
-        is_better = point is not None and (point.at > best.at or (point.gap and not best.replay))
+        is_better = point is not None and (_is_later(point, best) or (point.gap and not best.replay))
         if point is not None and (is_better or (point.is_newest and point.at == best.at)):
             best = point
     if failed is not None and best.replay is None:
         hint = f"restore the snapshot before that time: {best.manifest.database}@{best.manifest.id}"
         raise type(failed)(failed.message, hint=failed.hint if isinstance(failed, IdentityNeededError) else hint)
     return best
+
+
+def _is_later(point: RestorePoint, other: RestorePoint) -> bool:
+    """Whether the state of `point` came after that of `other`; in one window, the commits say so."""
+    replay, replayed = point.replay, other.manifest.replayed
+    if replay is not None and other.replay is None and replayed is not None:
+        window = replay.segments[-1].key.window if replay.segments else None
+        if window == replayed.window:
+            return replay.until > replayed.commit
+    return point.at > other.at
+
+
+def _warn_if_built_wrong(point: RestorePoint) -> None:
+    manifest = point.manifest
+    if manifest.replayed is not None and is_built_wrong(manifest, read_all_continuity({point.archive: None})):
+        log.warning(
+            f"snapshot {manifest.id} was built from commits that a check has found wrong",
+            hint=f"take one that was read from the database: backupd list {manifest.database}",
+        )
+
+
+def _newest_right(
+    archives: Sequence[Archive], at: datetime, checked: Mapping[SnapshotId, Continuity]
+) -> RestorePoint | None:
+    """Return the newest snapshot before `at` in any store that was not built from wrong commits."""
+    found: RestorePoint | None = None
+    for archive in archives:
+        with suppress(StoreError):  # another one has answered
+            nearest = _newest_before(archive.history(), at, checked)
+            if nearest is not None and (found is None or nearest.id.taken_at > found.manifest.id.taken_at):
+                found = RestorePoint(archive, archive.opened(archive.manifest(nearest.id)))
+    return found
 
 
 def _point_at(

@@ -47,10 +47,8 @@ class Replaying:
         self._page_size = point.manifest.page_size
         self._descriptor = descriptor
         self._base_pages = point.manifest.page_count
-        pages = max(replay.page_count, self._base_pages)
-        self._is_written = bytearray(pages + 1)
-        """By page number, 1 for those that have their last image from a commit."""
-        self._hashes = bytearray(replay.page_count * HASH_BYTES)
+        self._written: dict[int, bytes] = {}
+        """By number, the hashes of the pages that have their last image from a commit."""
         self._lock = threading.Lock()
         self._has_to_stop = False
 
@@ -84,9 +82,7 @@ class Replaying:
         size = self._page_size
         number, end = first, first + len(data) // size
         with self._lock:  # or this could come just after the image of a commit
-            while number < end:
-                stop = self._is_written.find(1, number, end)
-                stop = end if stop < 0 else stop
+            for stop in [*filter(self._written.__contains__, range(first, end)), end]:
                 write_all(self._descriptor, data[(number - first) * size : (stop - first) * size], (number - 1) * size)
                 number = stop + 1
 
@@ -95,25 +91,22 @@ class Replaying:
         size, page_count = self._page_size, self._replay.page_count
         replayed = bytearray(hashes)
         replayed += page_hash(bytes(size)) * (page_count - len(replayed) // HASH_BYTES)
-        number = -1
-        while (number := self._is_written.find(1, number + 1)) >= 0:
-            place = slice((number - 1) * HASH_BYTES, number * HASH_BYTES)
-            replayed[place] = self._hashes[place]
+        for number, digest in self._written.items():
+            replayed[(number - 1) * HASH_BYTES : number * HASH_BYTES] = digest
         state = ReplayedState(replayed, os.pread(self._descriptor, size, 0), page_size=size, most_pages=page_count)
         os.truncate(self._descriptor, page_count * size)
         write_all(self._descriptor, memoryview(state.first_page(page_count)), 0)
 
     def _write_newest(self, images: Iterable[tuple[int, memoryview]]) -> int:
         """Write those of these pages that no later commit has written; return how many pages there were."""
-        size, page_count, is_written = self._page_size, self._replay.page_count, self._is_written
+        size, page_count, written = self._page_size, self._replay.page_count, self._written
         count = 0
         with self._lock:
             for number, image in images:
                 count += 1
-                if number <= page_count and not is_written[number]:
-                    self._hashes[(number - 1) * HASH_BYTES : number * HASH_BYTES] = page_hash(image)
+                if number <= page_count and number not in written:
+                    written[number] = page_hash(image)
                     write_all(self._descriptor, image, (number - 1) * size)
-                    is_written[number] = 1
         return count
 
 

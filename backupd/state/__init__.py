@@ -146,6 +146,12 @@ class StateDirectory:
         """A directory for the segments of a followed database, until every store has them."""
         return self._directory("followed", database)
 
+    def all_followed(self) -> list[Path]:
+        """Such directories of all databases that were ever followed; none where they cannot be listed."""
+        with suppress(OSError):
+            return [*(self._root / "followed").iterdir()]
+        return []
+
     def verifications(self) -> Path:
         """A directory for what interrupted verifications have read."""
         return self._directory("verifications")

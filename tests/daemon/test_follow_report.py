@@ -134,7 +134,7 @@ def test_a_window_that_continues_after_a_restart_is_none(bench: _Bench) -> None:
     again = FollowReport(bench.file)
     again.use(["app"], Limits(max_age=300, interval=1))
     mark: Future[Mark | None] = Future()
-    mark.set_result(Mark(_WINDOW, 3))
+    mark.set_result(Mark(_WINDOW, 3, 0))
     again.marked("app", mark)
     again.write(bench.uploads)
     assert bench.follow == before

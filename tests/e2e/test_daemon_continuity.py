@@ -109,9 +109,8 @@ def test_a_window_that_is_found_broken_by_hand_ends(tmp_path: Path) -> None:
         with path.open("r+b") as file:
             file.seek(content.index(_ROW))
             file.write(b"A")
+        connection.execute("CREATE TABLE other (a)")  # after that, the database is read
         _snapshot_among_commits(connection, site, daemon)
-        site.backupd.run("now", "--quiet")  # it is read from the database
-        _commit(connection, site)
         position = len(daemon.events)
         found = site.backupd.run("verify", "latest", "--level", "drill", code=_DAMAGE)
         assert f"the recovery window {began['window']} of app" in found.stderr

@@ -200,9 +200,10 @@ def test_a_database_that_stat_shows_unchanged_is_not_read(setting):
     wait_until(lambda: fingerprint(setting.path, now=datetime.now(UTC)) is not None)
     first, captured = _captured_bytes(setting)
     assert captured > 0
-    again, captured = _captured_bytes(setting)
-    assert captured == 0
-    assert not any(result.was_read for result in again)
+    for _ in range(2):
+        again, captured = _captured_bytes(setting)
+        assert captured == 0
+        assert not any(result.was_read for result in again)
     assert [result.outcome for result in again] == ["unchanged", "unchanged"]
     assert [result.id for result in again] == [result.id for result in first]
     assert [result.upload_check for result in again] == [result.upload_check for result in first]
