@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from backupd.config import Database
     from backupd.follow.log import LogCommit, Position
 
-    Writing: TypeAlias = Callable[[Callable[[], "Written"]], Future["Written"]]
+    Writing: TypeAlias = Callable[[Callable[[], "Written"], int], Future["Written"]]
     """Makes a call, now or in a thread; those of one chain in their order."""
 
 _CUT_BYTES = 16 << 20
@@ -121,7 +121,7 @@ class _Batch:
         return self.first + len(self.commits) - 1
 
 
-def write_at_once(call: Callable[[], Written]) -> Future[Written]:
+def write_at_once(call: Callable[[], Written], size_bytes: int) -> Future[Written]:  # noqa: ARG001  (as `Writing`)
     """Make the call now: the log is not read meanwhile."""
     future: Future[Written] = Future()
     future.set_result(call())
@@ -140,11 +140,13 @@ class Chain:
         most_bytes: int,
         rest: float = _REST_SECONDS,
         write: Writing = write_at_once,
+        is_crowded: Callable[[], bool] = lambda: False,
     ) -> None:
         """Cut a segment every `interval` seconds when something was committed; keep `most_bytes` in the spool.
 
         After a commit that could not be stored, nothing is followed for `rest` seconds. Segments are made and written
-        by `write`; with one that uses a thread, `collect` has to be called when it is done.
+        by `write`, which gets the size of their images, too; with one that uses a thread, `collect` has to be called
+        when it is done. While so much waits for it that it `is_crowded`, the log is not read before this is written.
         """
         self.pause = _SHORTEST_PAUSE_SECONDS
         """How many seconds to wait before the next poll."""
@@ -154,6 +156,7 @@ class Chain:
         self._most_bytes = most_bytes
         self._rest = rest
         self._write = write
+        self._is_crowded = is_crowded
         self._batch: _Batch | None = None
         """What is being written. What is read meanwhile waits for the next batch."""
         self._written: Future[Written] | None = None
@@ -283,13 +286,15 @@ class Chain:
 
     def _cut_in_time(self, now: float) -> Iterator[Cut | WindowEnded]:
         """Begin to write what was read, if it is time to and what was written before is there."""
-        waiting_bytes = self._pending_bytes()
-        if waiting_bytes >= _MOST_WAITING_BYTES:
+        waiting_bytes, is_crowded = self._pending_bytes(), self._is_crowded()
+        if waiting_bytes >= (_CUT_BYTES if is_crowded else _MOST_WAITING_BYTES):
             yield from self._wait()
         is_time = waiting_bytes >= _CUT_BYTES or now - self._cut_at >= self._interval
         if not is_time or self._batch is not None:
             return
         self._begin_batch()
+        if is_crowded:
+            yield from self._wait()
         yield from self.collect()
 
     def _must_wait(self, now: float) -> bool:
@@ -409,8 +414,9 @@ class Chain:
         anchors = tuple(each for each in window.anchors if each.by <= window.last)
         first = window.last - len(window.pending) + 1
         batch = _Batch(window, first, window.pending, anchors, self._seen_at_ms, position)
+        size_bytes = self._pending_bytes()
         window.pending = []
-        self._batch, self._written = batch, self._write(lambda: self._put(batch))
+        self._batch, self._written = batch, self._write(lambda: self._put(batch), size_bytes)
 
     def _put(self, batch: _Batch) -> Written:
         """Write the commits of a batch. This may be in another thread: nothing of the chain changes here."""

@@ -22,6 +22,7 @@ import math
 import os
 import select
 import sys
+import threading
 import time
 from collections import deque
 from concurrent.futures import Future
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 _READ_BYTES = 1 << 16
 _LONGEST_WAIT_SECONDS = 60.0
 _LONG_PAUSE_SECONDS = 0.5
+_MOST_WAITING_BYTES = 64 << 20
 _TOGETHER_SECONDS = 0.05
 
 
@@ -73,6 +75,7 @@ class _Following:
                     interval=request["interval"],
                     most_bytes=request["most_bytes"],
                     write=partial(self.writer.write, name),
+                    is_crowded=self.writer.is_crowded,
                 )
                 _report(name, new.found())
                 heapq.heappush(self._due, (time.monotonic(), name))
@@ -156,7 +159,9 @@ class _Writer:
     """
 
     def __init__(self) -> None:
-        self._waiting: SimpleQueue[tuple[str, Callable[[], Written], Future[Written]]] = SimpleQueue()
+        self._waiting: SimpleQueue[tuple[str, Callable[[], Written], int, Future[Written]]] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._waiting_bytes = 0
         self._done: deque[str] = deque()
         self.descriptor, self._signal = os.pipe()
         """Can be read when there is something in `done`."""
@@ -166,21 +171,29 @@ class _Writer:
         except LimitReachedError:
             self._has_thread = False
 
-    def write(self, name: str, call: Callable[[], Written]) -> Future[Written]:
+    def write(self, name: str, call: Callable[[], Written], size_bytes: int) -> Future[Written]:
         """Make `call` after those before it; at once, when the system has given no thread."""
         if not self._has_thread:
-            return write_at_once(call)
+            return write_at_once(call, size_bytes)
         written: Future[Written] = Future()
-        self._waiting.put((name, call, written))
+        with self._lock:
+            self._waiting_bytes += size_bytes
+        self._waiting.put((name, call, size_bytes, written))
         return written
+
+    def is_crowded(self) -> bool:
+        """Whether as many bytes of images wait as memory is meant for, those of all databases together."""
+        return self._waiting_bytes >= _MOST_WAITING_BYTES
 
     def _run(self) -> None:
         while True:
-            name, call, written = self._waiting.get()
+            name, call, size_bytes, written = self._waiting.get()
             try:
                 written.set_result(call())
             except BaseException as error:  # noqa: BLE001  (raised again where the result is asked for)
                 written.set_exception(error)
+            with self._lock:
+                self._waiting_bytes -= size_bytes
             self._done.append(name)
             os.write(self._signal, b"\0")
 

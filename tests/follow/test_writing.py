@@ -26,11 +26,15 @@ class HeldWriter:
 
     def __init__(self) -> None:
         self.waiting: list[tuple[Callable[[], Written], Future[Written]]] = []
+        self.waiting_bytes = 0
+        """Of all that was ever to be written."""
+        self.is_crowded = False
 
-    def write(self, call: Callable[[], Written]) -> Future[Written]:
+    def write(self, call: Callable[[], Written], size_bytes: int) -> Future[Written]:
         """Put a call into the queue."""
         future: Future[Written] = Future()
         self.waiting.append((call, future))
+        self.waiting_bytes += size_bytes
         return future
 
     def work(self) -> None:
@@ -74,7 +78,15 @@ def writer() -> HeldWriter:
 def held_chain(scene: Scene, writer: HeldWriter, *, most_bytes: int = ROOMY) -> Chain:
     """A chain that has a window with a snapshot, and one segment in the spool."""
     database = Database("app", scene.path)
-    chain = Chain(database, scene.spool, interval=0.0, most_bytes=most_bytes, rest=0.0, write=writer.write)
+    chain = Chain(
+        database,
+        scene.spool,
+        interval=0.0,
+        most_bytes=most_bytes,
+        rest=0.0,
+        write=writer.write,
+        is_crowded=lambda: writer.is_crowded,
+    )
     assert of_kind(WindowBegan, chain.poll())
     writer.work()
     assert of_kind(Cut, chain.collect())
@@ -193,6 +205,18 @@ def test_much_that_was_read_waits_for_the_segment_before(scene: Scene, writer: H
         assert of_kind(Cut, chain.poll())
         assert of_kind(Cut, chain.cut())
     assert scene.windows[0].reach() == 10
+    chain.close()
+
+
+def test_the_log_waits_while_the_writer_is_crowded(scene: Scene, writer: HeldWriter):
+    """What many busy databases have read is in memory: no more of it than a segment each."""
+    chain = held_chain(scene, writer)
+    writer.is_crowded = True
+    book(scene.connection, 2)
+    before = writer.waiting_bytes
+    with writer.in_thread():
+        assert [(each.first, each.last) for each in of_kind(Cut, chain.poll())] == [(2, 3)]
+    assert writer.waiting_bytes > before
     chain.close()
 
 
