@@ -12,6 +12,7 @@ from backupd.errors import StoreUnavailableError
 from backupd.format import SnapshotId
 from backupd.format.segment import Anchor, Commit, SegmentHead, encode_segment
 from backupd.prune.segments import merge
+from backupd.repository.moments import window_spans
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -409,3 +410,55 @@ def test_snapshots_stay_as_long_as_commits_need_them(rotation: Rotation):
     for file in (rotation.root / "app/segments").rglob("*.zst"):
         file.unlink()
     assert len(rotation.prune().removed) == 1
+
+
+def put_late(rotation: Rotation, kinds: str) -> None:
+    """Put a segment of each kind, one a quarter of an hour, two hours after its commits; a snapshot is before them.
+
+    "t" was thinned, "w" is whole, "q" has one commit and tells neither, and "d" is damaged.
+    """
+    for place, kind in enumerate(kinds):
+        seen_at_ms = _NOON_MS + place * int(_SPAN.total_seconds()) * 1000
+        pages = [(1, 1)] if kind == "t" else [(1, 0)] if kind == "q" else [(1, 0), (2, 0)]
+        commits = [Commit(seen_at_ms, 500, (page,), place.to_bytes(8) * 64, others) for page, others in pages]
+        first = 1 + sum(1 if each == "q" else 2 for each in kinds[:place])
+        anchors = (Anchor(snapshot=_WINDOW, after=0, by=0),) if place == 0 else ()
+        head = SegmentHead(database="app", window=_WINDOW, first=first, page_size=512, anchors=anchors)
+        key = archive_of(rotation).put_segment(encode_segment(head, commits, level=1))
+        put_at = seen_at_ms / 1000 + 2 * _HOUR.total_seconds()
+        if kind == "d":
+            (rotation.root / str(key)).write_bytes(b"damaged")
+        utime(rotation.root / str(key), (put_at, put_at))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "last", "most_reads"),
+    [
+        ("w" * 24, None, 5),
+        ("t" * 24, 23, 1),
+        ("t" + "w" * 200, 0, 16),
+        ("t" * 190 + "w" * 11, 189, 10),
+        ("t" * 9 + "d" + "w" * 14, 8, 10),
+        ("t" * 9 + "w" * 6 + "d" + "w" * 8, 8, 9),
+        ("t" * 5 + "d" + "t" * 3 + "w" * 15, 8, 9),
+        ("t" * 9 + "w" * 14 + "d", 8, 9),
+        ("tqqtwqqw", 3, 8),
+        ("qqqq", None, 4),
+        ("t" + "d" * 23, 0, 24),
+        ("q" * 200 + "w", 185, 24),  # it is not known of these, each of which has one commit in its minute
+    ],
+)
+def test_few_segments_are_read_to_find_the_last_thinned_one(
+    rotation: Rotation, kinds: str, last: int | None, most_reads: int
+):
+    """With many that a prune merged late, or that came late, as with a damaged one in the middle."""
+    put_late(rotation, kinds)
+    store = FaultyStore(rotation.store)
+    archive = rotation.repository(store=store).archive("app")
+    listing = archive.listing()
+    store.calls.clear()
+    (span,) = window_spans(archive, listing, {_WINDOW}, {})
+    reads = store.calls.count("get") - 2  # of the first one, which names the snapshot and has the first commit
+    minutes_until = None if last is None else datetime.fromtimestamp(_NOON_MS / 1000, UTC) + last * _SPAN
+    assert (span.minutes_until, span.problem) == (minutes_until, None)
+    assert reads <= most_reads

@@ -9,6 +9,7 @@ from bisect import bisect_left, bisect_right
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from backupd.errors import DamageError, IdentityNeededError, StoreError
@@ -36,6 +37,9 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SHORTEST_KEPT = timedelta(hours=1)
 """Every commit is kept for so long at least."""
 _CLOCK_TOLERANCE = timedelta(minutes=1)
+_MINUTE_MS = 60_000
+_MOST_UNTELLING = 8
+"""How many segments in a row are read that do not tell whether they were thinned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,7 +321,7 @@ def window_spans(
     """Return the recovery windows of an archive as users see them, oldest first; `snapshots` are those that exist.
 
     `checked` is what was found of each window. Reads the first segments of each, up to one that names a snapshot that
-    exists. Raises the errors of `Store`.
+    exists, and some of those that were put late. Raises the errors of `Store`.
     """
     spans = []
     before: RecoveryWindow | None = None
@@ -367,15 +371,41 @@ def _first_restorable(archive: Archive, window: RecoveryWindow, snapshots: Colle
 
 
 def _last_thinned(archive: Archive, window: RecoveryWindow) -> datetime | None:
-    """When the last commit of `window` was seen before which commits were left out.
+    """When the last commit of `window` was seen before which commits were left out, or may have been.
 
-    Only what was put into the store so late can be thinned, and is read, the newest first.
+    Only what was put into the store so late can be thinned. A prune thins the oldest first, so that not all of those
+    are read: from the newest on in steps that double, and then by halves. One that was kept whole among older ones,
+    because it was damaged then or came late from an outage, can only mislead where the search comes across it.
     """
-    for stored in reversed(window.segments):
-        is_late = stored.stored.modified_at - stored.key.seen_at >= _SHORTEST_KEPT
-        if is_late and archive.segment(stored).is_thinned:
-            return stored.key.seen_at
-    return None
+    late = [each for each in window.segments if each.stored.modified_at - each.key.seen_at >= _SHORTEST_KEPT]
+    thinned, whole, step = -1, len(late), 1  # the place of one that is, and that from which on none is
+    while whole - thinned > 1:
+        middle = max(0, whole - step) if thinned < 0 else (thinned + whole) // 2
+        step *= 2
+        # One that tells neither way has at most one commit a minute, of which a newer one may tell.
+        for place in range(middle, whole):
+            if place - middle == _MOST_UNTELLING:
+                return late[whole - 1].key.seen_at
+            is_thinned = _is_thinned(archive, late[place])
+            if is_thinned is not None:
+                break
+        if is_thinned:
+            thinned = place
+        else:
+            whole = middle
+    return None if thinned < 0 else late[thinned].key.seen_at
+
+
+def _is_thinned(archive: Archive, stored: StoredSegment) -> bool | None:
+    """Whether commits were left out of a segment; None when none would be, or it cannot be read here."""
+    try:
+        segment = archive.segment(stored)
+    except (DamageError, IdentityNeededError):
+        return None
+    if segment.is_thinned:
+        return True
+    minutes = [commit.seen_at_ms // _MINUTE_MS for commit in segment.commits]
+    return False if any(minute == after for minute, after in pairwise(minutes)) else None
 
 
 class CommitsAround(NamedTuple):
