@@ -67,6 +67,7 @@ class Watch:
 
     def _look_on(self) -> None:
         while not self._is_over.wait(_EVERY_SECONDS):
+            self._world.look_for_death()
             self._follow_log()
             self.samples.append(self._sample())
 

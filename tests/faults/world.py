@@ -118,20 +118,31 @@ class World:
         self.daemon.wait_for("backupd has started")
         if self.blind_since is not None:
             self.disturbed(self.blind_since)
+            self.blind_since = None
 
     def stop_daemon(self) -> None:
         """SIGTERM, and what it ends with."""
         assert self.daemon is not None
-        self.blind_since = time.monotonic()
+        self._note_end()
         self.daemon.stop()
         self._end_of_daemon()
 
     def kill_daemon(self) -> None:
         """SIGKILL, of every process of it."""
         if self.daemon is not None:
-            self.blind_since = time.monotonic()
+            self._note_end()
             self.daemon.kill()
             self._end_of_daemon()
+
+    def look_for_death(self) -> None:
+        """Note that the daemon has ended by itself, if it has."""
+        daemon = self.daemon
+        if daemon is not None and daemon.process.poll() is not None and daemon is self.daemon:
+            self._note_end()
+
+    def _note_end(self) -> None:
+        if self.blind_since is None:  # it may have ended before it was to
+            self.blind_since = time.monotonic()
 
     def _end_of_daemon(self) -> None:
         assert self.daemon is not None
