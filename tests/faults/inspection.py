@@ -19,7 +19,7 @@ from backupd.restore import restore_to_file
 from backupd.state import StateDirectory
 from backupd.store import open_store
 from faults.images import NotAStateError, read_state
-from faults.moments import Restored
+from faults.moments import Restored, Span
 from faults.oracle import Named, Standing
 
 if TYPE_CHECKING:
@@ -97,13 +97,13 @@ class Inspection:
         """Everything that a store has of a database."""
         return self._repositories[store].archive(database)
 
-    def spans(self, store: str, database: str) -> list[tuple[datetime, datetime]]:
-        """From when to when any moment can be restored, as `backupd list` says."""
+    def spans(self, store: str, database: str) -> list[Span]:
+        """The recovery windows, as `backupd list` shows them."""
         archive = self.archive(store, database)
         listing = archive.listing()
-        spans = window_spans(archive, listing, listing.manifests.keys(), read_continuity(archive, listing))
         return [
-            (span.began_at, span.window.ended_at) for span in spans if span.began_at is not None and span.broken is None
+            Span(span.began_at, span.window.ended_at, span.broken and span.broken.reason)
+            for span in window_spans(archive, listing, listing.manifests.keys(), read_continuity(archive, listing))
         ]
 
     def restore_moment(self, store: str, database: str, at: datetime) -> Restored:

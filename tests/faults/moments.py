@@ -77,7 +77,23 @@ class Restored(NamedTuple):
     problem: str | None = None
 
 
-Span = tuple[datetime, datetime]
+class Span(NamedTuple):
+    """From when to when any moment can be restored, as `backupd list` says: from None where no snapshot is left."""
+
+    began_at: datetime | None
+    ended_at: datetime
+    broken: str | None = None
+    """Why no moment can be restored: its commits were found wrong."""
+
+    @property
+    def is_restorable(self) -> bool:
+        """Whether the moments in it can be restored."""
+        return self.began_at is not None and self.broken is None
+
+
+def is_followed(spans: Iterable[Span], after: datetime) -> bool:
+    """Whether moments after that one can be restored."""
+    return any(span.is_restorable and span.ended_at > after for span in spans)
 
 
 class MomentReader(Protocol):
@@ -87,7 +103,7 @@ class MomentReader(Protocol):
         """Everything that a store has of a database."""
 
     def spans(self, store: str, database: str) -> Sequence[Span]:
-        """From when to when any moment can be restored, as `backupd list` says."""
+        """The recovery windows."""
 
     def restore_moment(self, store: str, database: str, at: datetime) -> Restored:
         """Restore the state at a time."""
@@ -209,6 +225,10 @@ class Commits:
         place = bisect_right(ordered, at, key=lambda each: each[0])
         return ordered[place - 1][3] if place else None
 
+    def reach(self, after: float) -> bool:
+        """Whether one that was seen after that time (monotonic) was put together."""
+        return any(commit.seen_at > after for commits in self.known.values() for commit in commits.values())
+
     def states(self) -> set[State]:
         """The states that are in a window."""
         return {commit.state for commits in self.known.values() for commit in commits.values()}
@@ -258,29 +278,32 @@ class Moments:
         *,
         points: Mapping[tuple[str, str], datetime],
         snapshots: Mapping[tuple[str, str], set[State]],
+        followed: Mapping[tuple[str, str], datetime] | None = None,
         may_lose: Sequence[str] = (),
     ) -> list[str]:
         """Read all that is new, restore some moments, and return what is wrong.
 
         `points` are the recovery points that the status showed before, and `snapshots` the states that these hold, both
-        by store and database. A store in `may_lose` may have got an older content.
+        by store and database. `followed` says beyond which times commits have to be there, and can be restored. A store
+        in `may_lose` may have got an older content.
         """
         found = []
         for database, ledger in self.ledgers.items():
             for store in self.stores:
-                where = f"{database} in {store}"
-                commits = self._commits.setdefault((store, database), Commits(ledger))
+                where, place = f"{database} in {store}", (store, database)
+                commits = self._commits.setdefault(place, Commits(ledger))
                 try:
                     spans = reader.spans(store, database)  # before the commits are read: more may come meanwhile
                     wrong = self._read(commits, reader.archive(store, database), may_lose=store in may_lose)
+                    wrong += self._judge_spans(commits, spans, (followed or {}).get(place))
                     wrong += self._judge_moments(
                         commits, spans, partial(reader.restore_moment, store, database), chosen
                     )
                 except BackupdError as error:
                     wrong = [f"its segments cannot be read: {error.message}"]
-                point = points.get((store, database))
+                point = points.get(place)
                 if point is not None:
-                    wrong += self._judge_point(commits, point, snapshots.get((store, database), set()))
+                    wrong += self._judge_point(commits, point, snapshots.get(place, set()))
                 found += [f"{where}: {each}" for each in wrong]
         each_of = [*self._commits.values()]
         self.counts["commits checked"] = sum(each.checked for each in each_of)
@@ -302,11 +325,24 @@ class Moments:
                     raise
         return []
 
+    def _judge_spans(self, commits: Commits, spans: Sequence[Span], after: datetime | None) -> Iterator[str]:
+        """Whether every window is sound, and what came `after` was followed and put together."""
+        for span in spans:
+            if span.broken is not None:
+                yield f"the window until {span.ended_at} is broken: {span.broken}"
+        if after is None:
+            return
+        if not is_followed(spans, after):
+            yield f"no moment after {after} can be restored, as is listed"
+        if not commits.reach(after.timestamp() - (time.time() - time.monotonic()) - _CLOCK_SECONDS):
+            yield f"no commit that was seen after {after} could be put together"
+
     def _judge_moments(
         self, commits: Commits, spans: Sequence[Span], restore: Callable[[datetime], Restored], chosen: Random
     ) -> Iterator[str]:
         """Restore some moments that can be restored, and some in gaps, of commits that are in no window."""
-        for began_at, ended_at in chosen.sample(spans, min(_MOMENTS, len(spans))) + [*spans[-1:]] * _MOMENTS:
+        possible = [(span.began_at, span.ended_at) for span in spans if span.began_at and not span.broken]
+        for began_at, ended_at in chosen.sample(possible, min(_MOMENTS, len(possible))) + [*possible[-1:]] * _MOMENTS:
             at = began_at + (ended_at - began_at) * chosen.random()
             restored = restore(at)
             self.counts["moments restored"] += 1

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 from faults import system_calls
 from faults.catalogue import FAULTS
 from faults.inspection import Inspection
-from faults.moments import Moments
+from faults.moments import Moments, is_followed
 from faults.oracle import Oracle
 from faults.watch import Watch
 from faults.world import GRACE_SECONDS, KEPT, SCHEDULE_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from faults.fault import Fault, Felt
     from faults.ledger import State
@@ -33,6 +33,7 @@ _FELT_WITHIN_SECONDS = 40.0
 _TIDY_EVERY = 20
 _ASKED_AGAIN_SECONDS = 5.0
 _EVERY_SECONDS = 0.5
+_LISTED_EVERY_SECONDS = 2.0
 _BUSY = 11
 _TRIES = 5
 
@@ -116,6 +117,7 @@ class Soak:
                 if self.tally.rounds % _TIDY_EVERY == 0:
                     self._tidy()
             self._tidy()
+            self._require_commits()
             self._require_every_fault()
         except BrokenPromiseError:
             return
@@ -142,8 +144,9 @@ class Soak:
         green = self._wait_for_green(number)
         self._snapshot_by_hand(number)
         self._wait_for_recovery_points(number, ended_at)
+        self._wait_until_followed(number, fault, ended_at)
         judged = -time.monotonic()
-        self._judge(number, fault)
+        self._judge(number, fault, followed=dict.fromkeys(self._followed(fault), ended_at))
         judged += time.monotonic()
         self._say(
             f"round {number:3}: {'felt' if felt() else 'not felt'}, red after {red:.1f} s, green after {green:.1f} s,"
@@ -208,7 +211,33 @@ class Soak:
             time.sleep(_EVERY_SECONDS)
         self.tally.slowest_point = max(self.tally.slowest_point, (datetime.now(UTC) - after).total_seconds())
 
-    def _judge(self, number: int = 0, fault: Fault | None = None) -> None:
+    def _wait_until_followed(self, number: int, fault: Fault, after: datetime) -> None:
+        """Commits are stored again soon after a fault, in a window that names a snapshot to begin with."""
+        began = time.monotonic()
+        for store, database in self._followed(fault):
+            while not is_followed(spans := self._inspection.spans(store, database), after):
+                if time.monotonic() - began > _GREEN_WITHIN_SECONDS:
+                    self._violated(
+                        f"round {number}: of {database} in {store} no moment after {after} can be restored, when the "
+                        f"fault was over: {spans[-2:]}"
+                    )
+                time.sleep(_LISTED_EVERY_SECONDS)
+
+    def _followed(self, fault: Fault) -> list[tuple[str, str]]:
+        """What is followed into stores (store and database) that `fault` takes no segment from."""
+        lost = self._lost(fault)
+        return [(each, self._world.writers["wal"].name) for each in (self._world.disk, self._world.s3) if each != lost]
+
+    def _lost(self, fault: Fault | None) -> str | None:
+        """The store of which segments may be gone after `fault`."""
+        return {"disk": self._world.disk, "s3": self._world.s3}.get(fault.loses) if fault else None
+
+    def _judge(
+        self,
+        number: int = 0,
+        fault: Fault | None = None,
+        followed: Mapping[tuple[str, str], datetime] | None = None,
+    ) -> None:
         self._inspection.begin_again()
         chosen = Random(f"{self.tally.seed} judge {number}")
         before = len(self.oracle.violations)
@@ -225,13 +254,14 @@ class Soak:
         samples = self._watch.samples[self._judged_samples :]
         self._judged_samples += len(samples)
         self.oracle.judge_health(samples[::2], (self._world.disk, self._world.s3))
-        loses = {"": [], "disk": [self._world.disk], "s3": [self._world.s3]}
+        lost = self._lost(fault)
         of_moments = self.moments.judge(
             self._inspection,
             chosen,
             points=points,
             snapshots=self._states_of(listed),
-            may_lose=loses[fault.loses if fault else ""],
+            followed=followed,
+            may_lose=[] if lost is None else [lost],
         )
         for each in [*self.oracle.violations[before:], *of_moments, *self._world.take_bugs()]:
             self._violated(f"round {number}: {each}")
@@ -270,6 +300,12 @@ class Soak:
         self._world.start_daemon()
         self._wait_for_green(0)
         self._judge()
+
+    def _require_commits(self) -> None:
+        """A judge who has seen nothing has found nothing."""
+        for what in ("commits checked", "moments restored"):
+            if not self.moments.counts[what]:
+                self._violated(f"no {what}")
 
     def _require_every_fault(self) -> None:
         if self.tally.rounds < len(self._possible):

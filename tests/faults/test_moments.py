@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from harness.following import Followed
+from msgspec.structs import replace
 
+import faults.moments
+from backupd.errors import DamageError
 from backupd.format.segment import encode_segment, thinned
 from backupd.repository.moments import find_restore_point, window_spans
 from backupd.restore import restore_to_file
@@ -75,6 +78,7 @@ class _Reader:
     followed: Followed
     scratch: Path
     answers: Callable[[datetime], Restored] | None = None
+    broken: str | None = None
 
     def archive(self, store: str, database: str) -> Archive:
         assert (store, database) == (STORE, "app")
@@ -84,7 +88,7 @@ class _Reader:
         archive = self.archive(store, database)
         listing = archive.listing()
         spans = window_spans(archive, listing, listing.manifests.keys(), {})
-        return [(span.began_at, span.window.ended_at) for span in spans if span.began_at is not None]
+        return [Span(span.began_at, span.window.ended_at, self.broken) for span in spans]
 
     def restore_moment(self, store: str, database: str, at: datetime) -> Restored:
         assert (store, database) == (STORE, "app")
@@ -111,15 +115,18 @@ def judge(
     *,
     answers: Callable[[datetime], Restored] | None = None,
     point: datetime | None = None,
+    followed: datetime | None = None,
+    broken: str | None = None,
     may_lose: bool = False,
 ) -> list[str]:
     """What the judge says of what is stored."""
     moments = moments or new_judge(app)
     return moments.judge(
-        _Reader(app.followed, app.followed.path.with_name("scratch.db"), answers),
+        _Reader(app.followed, app.followed.path.with_name("scratch.db"), answers, broken),
         Random(1),
         points={} if point is None else {(STORE, "app"): point},
         snapshots={},
+        followed={} if followed is None else {(STORE, "app"): followed},
         may_lose=[STORE] if may_lose else [],
     )
 
@@ -136,13 +143,13 @@ def restored(app: Application, at: datetime) -> Seen:
     return answer.seen
 
 
-def change(app: Application, change: Callable[[list[Commit]], list[Commit]]) -> None:
-    """Store the newest segment with other commits in its place."""
+def change(app: Application, change: Callable[[list[Commit]], list[Commit]], **head: Any) -> None:
+    """Store the newest segment with other commits in its place, and what `head` says."""
     archive = app.followed.archive
     stored = [each for segments in archive.segments().segments.values() for each in segments][-1]
     segment = archive.segment(stored)
     archive.delete_segment(stored)
-    archive.put_segment(encode_segment(segment.head, change(segment.with_images()), level=1))
+    archive.put_segment(encode_segment(replace(segment.head, **head), change(segment.with_images()), level=1))
 
 
 def test_what_is_stored_of_an_application_is_accepted(app: Application):
@@ -273,3 +280,57 @@ def test_a_recovery_point_that_promises_too_much_is_found(app: Application):
     app.commit()
     assert judge(app, point=datetime.now(UTC)) == []
     assert "the newest state that is stored" in judge(app, point=datetime.now(UTC) + timedelta(seconds=60))[0]
+
+
+def test_windows_that_name_no_snapshot_are_found(app: Application):
+    """Commits that nothing leads to: no moment can be restored, and no commit be put together."""
+    before = datetime.now(UTC)
+    app.commit()
+    app.followed.cut()
+    change(app, lambda commits: commits, anchors=())
+    moments = new_judge(app)
+    assert [each.partition(" after ")[0] for each in judge(app, moments, followed=before)] == [
+        f"app in {STORE}: no moment",
+        f"app in {STORE}: no commit that was seen",
+    ]
+    assert moments.counts["commits checked"] == moments.counts["moments restored"] == 0
+    app.followed.snapshot()
+    app.commit()
+    app.followed.cut()
+    assert judge(app, moments, followed=before) == []
+    assert moments.counts["commits checked"] == 2  # the state of the snapshot is one of them
+
+
+def test_following_that_ends_is_found(app: Application):
+    """Nothing is stored of what was committed after a time."""
+    app.commit()
+    app.followed.cut()
+    found = judge(app, followed=datetime.now(UTC) + timedelta(seconds=1))
+    assert [each.partition(" after ")[0] for each in found] == [
+        f"app in {STORE}: no moment",
+        f"app in {STORE}: no commit that was seen",
+    ]
+
+
+def test_a_judge_without_base_images_is_found(app: Application, monkeypatch: pytest.MonkeyPatch):
+    """Moments can be restored, and the judge has put no commit together."""
+
+    def fail(*_: object) -> bytes:
+        raise DamageError("no image")
+
+    monkeypatch.setattr(faults.moments, "base_image", fail)
+    before = datetime.now(UTC)
+    app.commit()
+    app.followed.cut()
+    (found,) = judge(app, followed=before)
+    assert "could be put together" in found
+
+
+def test_a_broken_window_is_found(app: Application):
+    """A window whose commits a drill has found wrong; nothing in it is restored."""
+    app.commit()
+    app.followed.cut()
+    moments = new_judge(app)
+    (found,) = judge(app, moments, broken="on purpose")
+    assert found.endswith("is broken: on purpose")
+    assert moments.counts["moments restored"] == 0

@@ -34,6 +34,9 @@ def test_a_short_soak_breaks_no_promise():
     assert int(figures["rounds"]) >= 1
     assert int(figures["snapshots taken"]) > 4
     assert int(figures["restored and checked"]) >= int(figures["snapshots taken"])
+    assert int(figures["commits put together and checked"]) >= int(figures["commits in windows, in both stores"]) > 0
+    assert int(figures["moments restored and checked"]) >= 8
+    assert int(figures["recovery points checked"]) > 0
     assert (figures["lost"], figures["violations"], figures["seed"]) == ("0", "0", str(_SEED))
     shown = [figures[fault.name] for fault in FAULTS]
     assert sum(int(each) for each in shown if each.isdecimal()) == int(figures["faults injected"])
