@@ -136,8 +136,15 @@ def test_a_manifest_that_was_put_again_is_read_again(rotation: Rotation, *, chan
     [
         *(
             f"UPDATE manifests SET content = CAST(replace(content, '{text}', '{other}') AS BLOB)"
-            for text, other in (("regular", "reguler"), ("sha256", "sha255"), ("delete", "remove"))
+            for text, other in (("regular", "reguler"), ("-", "+"))
         ),
+        "UPDATE packs SET content = CAST(replace(content, 'sha256', 'sha255') AS BLOB)",
+        "UPDATE packs SET content = CAST(substr(content, 2) AS BLOB)",
+        "UPDATE packs SET checksum = checksum + 1",
+        "DELETE FROM packs",
+        "UPDATE facts SET content = CAST(replace(content, 'delete', 'remove') AS BLOB)",
+        "UPDATE facts SET checksum = checksum + 1",
+        "DELETE FROM facts",
         "UPDATE manifests SET content = CAST(substr(content, 2) AS BLOB)",
         "UPDATE manifests SET content = zeroblob(8)",
         "UPDATE manifests SET ids = CAST(replace(ids, '-', '+') AS BLOB)",
@@ -145,23 +152,46 @@ def test_a_manifest_that_was_put_again_is_read_again(rotation: Rotation, *, chan
         "DELETE FROM manifests",
     ],
 )
-def test_a_batch_that_is_damaged_counts_as_absent(rotation: Rotation, statement: str) -> None:
-    """A damaged disk must not change what a prune removes: such manifests are read again, and the batch mended."""
+def test_a_row_that_is_damaged_counts_as_absent(rotation: Rotation, statement: str) -> None:
+    """A damaged disk must not change what a prune removes: such manifests are read again, and the row mended."""
     expected = [summary_of(each) for each in history(rotation).manifests]
     change_state(rotation, statement)
     assert gets_of_a_history(rotation) == 4
     assert [summary_of(each) for each in history(rotation).manifests] == expected
     assert gets_of_a_history(rotation) == 1
     assert ids_in_batches(rotation) == [[*map(str, rotation.ids())]]
+    assert (count(rotation, "packs"), count(rotation, "facts")) == (len(rotation.names("packs")), 1)
+
+
+@pytest.mark.parametrize("table", ["packs", "facts"])
+def test_a_manifest_is_read_again_only_for_what_it_refers_to(rotation: Rotation, table: str) -> None:
+    """A damaged pack costs the manifests that name it, and damaged facts all that have them."""
+    history(rotation)
+    change_state(rotation, f"UPDATE {table} SET content = x'00' WHERE number = (SELECT max(number) FROM {table})")
+    last = rotation.manifests()[-1].packs[-1]
+    with_it = sum(last in each.packs for each in rotation.manifests())
+    assert gets_of_a_history(rotation) == (with_it if table == "packs" else 4)
+    assert gets_of_a_history(rotation) == 1
+
+
+@pytest.mark.parametrize("table", ["packs", "facts"])
+def test_rows_that_changed_places_are_not_taken_for_each_other(rotation: Rotation, table: str) -> None:
+    """Every row may be whole, and the rows of packs of another age, as after a write that a disk has lost."""
+    expected = [summary_of(each) for each in history(rotation).manifests]
+    change_state(rotation, f"UPDATE {table} SET number = -number")
+    change_state(rotation, f"UPDATE {table} SET number = number + (SELECT count(*) FROM {table}) + 1")
+    assert [summary_of(each) for each in history(rotation).manifests] == expected
 
 
 _COLUMNS = {
     "manifests": ("ids", "content", "checksum"),
+    "packs": ("number", "content", "checksum"),
+    "facts": ("number", "content", "checksum"),
     "records": ("key", "size", "modified_at", "content"),
 }
 
 
-@pytest.mark.parametrize("value", ["x'010203'", "'none'", "-1.5", "x''"])
+@pytest.mark.parametrize("value", ["x'010203'", "'none'", "-1.5", "x''", "9223372036854775807"])
 @pytest.mark.parametrize(("table", "column"), [(table, column) for table in _COLUMNS for column in _COLUMNS[table]])
 def test_a_value_of_another_type_stops_nothing(rotation: Rotation, table: str, column: str, value: str) -> None:
     """One bit of a row says what type a value has: the row counts as absent, also when rows are forgotten."""
@@ -177,24 +207,28 @@ def test_a_value_of_another_type_stops_nothing(rotation: Rotation, table: str, c
 
 
 def test_what_the_store_has_no_more_is_forgotten(rotation: Rotation) -> None:
-    """Snapshots that were removed go, with the packs that no other snapshot in their batch needs."""
+    """Snapshots that were removed go, with the packs that no other snapshot needs."""
     history(rotation)
     assert ids_in_batches(rotation) == [[*map(str, rotation.ids())]]
+    assert count(rotation, "packs") == len(rotation.names("packs"))
     newest = rotation.ids()[-1]
+    needed = {pack.sha256 for pack in rotation.manifests()[-1].packs}
+    assert len(needed) < len(rotation.names("packs"))
     rotation.prune(policy=LAST_ONE)
     found = history(rotation).manifests
     assert [each.id for each in found] == [newest]
     assert ids_in_batches(rotation) == [[str(newest)]]
-    names = {pack.sha256 for pack in rotation.manifests()[-1].packs}
-    assert batches_that_name(rotation, names) == 1
-    assert batches_that_name(rotation, {*rotation.names("packs")} - names) == 0
+    assert (count(rotation, "packs"), count(rotation, "facts")) == (len(needed), 1)
 
 
-def batches_that_name(rotation: Rotation, packs: set[str]) -> int:
-    """The number of batches with the name of one of `packs`."""
-    with closing(sqlite3.connect(rotation.home / "state-b/.state.db")) as connection:
-        contents = connection.execute("SELECT content FROM manifests").fetchall()
-    return sum(any(each.partition(".")[0].encode() in content for each in packs) for (content,) in contents)
+def count(rotation: Rotation, table: str, host: str = "b") -> int:
+    """The number of rows in a table of the state database of `host`."""
+    return _count(rotation.home / f"state-{host}", table)
+
+
+def _count(state: Path, table: str) -> int:
+    with closing(sqlite3.connect(state / ".state.db")) as connection:
+        return int(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
 
 
 @settings(max_examples=examples(50))
@@ -223,11 +257,70 @@ def test_batches_stay_full_and_complete(steps: list[tuple[int, int]], manifest: 
             assert all(size <= 64 for size in sizes)
 
 
+@pytest.mark.parametrize(("snapshots", "packs", "most_bytes"), [(70, 600, 900_000), (5, 12_500, 6_000_000)])
+def test_a_pack_is_kept_once_whatever_names_it(tmp_path: Path, snapshots: int, packs: int, most_bytes: int) -> None:
+    """Snapshots come one at a time, each with one new pack: the state grows by that, and by numbers of the others."""
+    entries = [
+        PackEntry(sha256=f"{number:064x}", stored_bytes=1, pages=1, encryption="age")
+        for number in range(packs + snapshots)
+    ]
+    present: dict[SnapshotId, Summary | SealedSummary] = {}
+    for number in range(snapshots):
+        catalog = _catalog(str(tmp_path))
+        new = SnapshotId.new(_AT + timedelta(seconds=number), number)
+        present[new] = summary_with(new, number + 1, tuple(entries[number : number + packs]))
+        listed = {each: StoredObject(str(each), 1, _AT) for each in present}
+        catalog.keep_summaries({new: present[new]}, listed, keys=None)
+        assert catalog.summaries(listed, keys=None)[0].keys() == present.keys()
+    assert catalog.summaries(listed, keys=None) == (present, False)
+    assert _count(tmp_path, "packs") == packs + snapshots - 1
+    assert _count(tmp_path, "facts") == 1
+    assert (tmp_path / ".state.db").stat().st_size < most_bytes
+    last = {new: listed[new]}
+    catalog.keep_summaries({}, last, keys=None)
+    assert catalog.summaries(last, keys=None) == ({new: present[new]}, False)
+    assert _count(tmp_path, "packs") == packs
+
+
+@settings(max_examples=examples(20))
+@given(manifests)
+def test_what_manifests_have_in_common_is_in_memory_once(manifest: Manifest) -> None:
+    """Facts, such as the names of thousands of tables, are the same for all snapshots of all batches."""
+    with TemporaryDirectory() as home:
+        catalog = _catalog(home)
+        ids = [SnapshotId.new(_AT + timedelta(seconds=number), number) for number in range(150)]
+        summaries = {each: replace(summary_of(manifest), id=each) for each in ids}
+        listed = {each: StoredObject(str(each), 1, _AT) for each in ids}
+        catalog.keep_summaries(summaries, listed, keys=None)
+        found, _ = catalog.summaries(listed, keys=None)
+        assert len(_ids_in_batches(Path(home))) > 1
+        assert len({id(each.source) for each in found.values() if isinstance(each, Summary)}) <= 1
+        for pack in range(len(manifest.packs)):
+            assert len({id(each.packs[pack]) for each in found.values()}) == 1
+
+
+def test_two_processes_refer_to_the_same_rows(tmp_path: Path) -> None:
+    """Both read, and then both keep something new: each row is there once, and what was read before is still whole."""
+    first, second = _catalog(str(tmp_path)), _catalog(str(tmp_path))
+    packs = tuple(PackEntry(sha256=f"{number:064x}", stored_bytes=1, pages=1, encryption="age") for number in range(9))
+    ids = [SnapshotId.new(_AT + timedelta(seconds=number), number) for number in range(3)]
+    summaries = {each: summary_with(each, 1 + number, packs[number : number + 7]) for number, each in enumerate(ids)}
+    listed = {each: StoredObject(str(each), 1, _AT) for each in ids}
+    first.keep_summaries({ids[0]: summaries[ids[0]]}, {ids[0]: listed[ids[0]]}, keys=None)
+    seen, _ = first.summaries(listed, keys=None)
+    second.keep_summaries({ids[1]: summaries[ids[1]]}, {ids[1]: listed[ids[1]]}, keys=None)
+    assert _count(tmp_path, "packs") == 7
+    first.keep_summaries({ids[2]: summaries[ids[2]]} | seen, listed, keys=None)
+    assert second.summaries(listed, keys=None) == (summaries, False)
+    assert _count(tmp_path, "packs") == 9
+    assert seen == {ids[0]: summaries[ids[0]]}
+
+
 def test_manifests_that_name_many_packs_are_in_small_batches(tmp_path: Path) -> None:
-    """A batch that is written again for each new snapshot stays small, and one manifest fits into it whatever it is."""
+    """A batch that is written again for each new snapshot stays small, and one with very many packs is alone."""
     catalog = _catalog(str(tmp_path))
     packs = tuple(
-        PackEntry(sha256=f"{number:064x}", stored_bytes=1, pages=1, encryption="age") for number in range(9_000)
+        PackEntry(sha256=f"{number:064x}", stored_bytes=1, pages=1, encryption="age") for number in range(6_000)
     )
     summaries = {
         each: summary_with(each, number, packs * repeated)
@@ -237,7 +330,8 @@ def test_manifests_that_name_many_packs_are_in_small_batches(tmp_path: Path) -> 
     listed = {each: StoredObject(str(each), 1, _AT) for each in summaries}
     catalog.keep_summaries(summaries, listed, keys=None)
     assert catalog.summaries(listed, keys=None) == (summaries, False)
-    assert [len(batch) for batch in _ids_in_batches(tmp_path)] == [2, 1, 1, 1]
+    ids = [*map(str, summaries)]
+    assert _ids_in_batches(tmp_path) == [ids[:2], [ids[2], ids[4]], [ids[3]]]
 
 
 def summary_with(snapshot_id: SnapshotId, sequence: int, packs: tuple[PackEntry, ...]) -> SealedSummary:

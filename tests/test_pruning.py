@@ -703,6 +703,9 @@ def test_the_cache_may_be_lost_or_damaged(ripe: Ripe) -> None:
     expected = ripe.rotation.prune(is_dry_run=True)
     with closing(sqlite3.connect(ripe.rotation.home / "state-a/.state.db", isolation_level=None)) as connection:
         assert connection.execute("UPDATE records SET content = zeroblob(length(content))").rowcount > 0
+        assert connection.execute("UPDATE packs SET content = zeroblob(length(content))").rowcount > 0
+    assert ripe.rotation.prune(is_dry_run=True) == expected
+    with closing(sqlite3.connect(ripe.rotation.home / "state-a/.state.db", isolation_level=None)) as connection:
         assert connection.execute("UPDATE manifests SET content = zeroblob(length(content))").rowcount > 0
     assert ripe.rotation.prune(is_dry_run=True) == expected
     shutil.rmtree(ripe.rotation.home / "state-a")

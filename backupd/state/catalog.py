@@ -5,7 +5,8 @@ object counts as known while the store lists it with the size and the time that 
 objects are then read again. So nothing here raises because the state can be neither read nor written.
 
 Each row has a batch of manifests, because every run needs something of all of them: with 10,000, reading and decoding a
-row for each took 0.2 s of CPU time, and batches take 0.03 s. What few runs need, the packs, is decoded on demand.
+row for each took 0.2 s of CPU time. What many of them have in common, such as a pack, has a row of its own, so that it
+is kept once; of the packs, which few runs need, each is decoded on demand.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from array import array
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import msgspec
 from msgspec.structs import replace
@@ -31,7 +33,7 @@ from backupd.system.files import belong_to_owner
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from backupd.format.manifest import AnySummary
@@ -48,17 +50,20 @@ _IDS, _CONTENT = (f"CAST(coalesce({name}, '') AS BLOB)" for name in ("ids", "con
 _BATCHES = f"SELECT number, {_IDS}, {_CONTENT}, checksum FROM manifests WHERE archive = ?"  # noqa: S608
 _MOST_IN_BATCH = 64
 """Manifests in a batch: it is written again when one of them is new, or gone."""
-_MOST_NAMED_IN_BATCH = 20_000
-"""Packs that the manifests in a batch name, each for itself, unless there is only one."""
-_NUMBER, _NUMBER_BYTES = "I", 4
-_FULL_BATCH_BYTES = _MOST_NAMED_IN_BATCH * _NUMBER_BYTES
+_FULL_BATCH_BYTES = 80_000
+"""A batch of this size takes no other manifest: that of a database with very many packs is alone."""
+_REFERENCE, _REFERENCE_BYTES = "Q", 8
+"""How rows of manifests name a row of packs or facts: its number, and the checksum of what it says."""
+_CHECKSUM_BITS = 32
+_LAST_NUMBER = 2**31
+_HAS_NUMBER = f"typeof(number) = 'integer' AND number BETWEEN 0 AND {_LAST_NUMBER}"
 
 
 class _Row(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True):
     """What a manifest says, and the size and the time (microseconds) with which it was listed.
 
-    `facts` is a position in those of its batch, and `packs` an array of such positions. An encrypted manifest shows no
-    `image_digest`, and neither of the two values after it.
+    `facts` refers to a row, and `packs` is an array of such references. An encrypted manifest shows no `image_digest`,
+    and neither of the two values after it.
     """
 
     id: str
@@ -89,14 +94,6 @@ class _Facts(Value, frozen=True):
     source: SourceFacts | None = None
 
 
-class _Batch(msgspec.Struct, frozen=True, array_like=True):
-    """Manifests that are kept in one row, with the facts that they have, and the packs that they name, each once."""
-
-    rows: tuple[_Row, ...]
-    facts: tuple[_Facts, ...]
-    packs: msgspec.Raw
-
-
 class _Name(msgspec.Struct, frozen=True, gc=False):
     """The part of a `PackEntry` that names the pack."""
 
@@ -104,42 +101,57 @@ class _Name(msgspec.Struct, frozen=True, gc=False):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_batch = msgspec.msgpack.Decoder(_Batch).decode
-_decode_packs = msgspec.msgpack.Decoder(list[PackEntry]).decode
-_decode_names = msgspec.msgpack.Decoder(list[_Name]).decode
+_decode_rows = msgspec.msgpack.Decoder(list[_Row]).decode
+_decode_raw_rows = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+_decode_name = msgspec.msgpack.Decoder(_Name).decode
 _OWN_VALUES = ("sequence", "kind", "tags", "page_size", "page_count", "changed_pages", "stored_bytes")
 
 
-class _PacksOfBatch:
-    """The packs that the manifests of a batch name."""
+class _Shared(Generic[_T]):
+    """The rows of packs, or of facts. Each is decoded once, when it is needed.
 
-    def __init__(self, encoded: msgspec.Raw) -> None:
-        self._encoded = encoded
+    A row that says something else than it was written with counts as absent, and so does a manifest that refers to it:
+    a damaged disk must not change what a prune removes.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, archive: int, table: str, type_: type[_T]) -> None:
+        rows = connection.execute(
+            f"SELECT number, checksum, {_CONTENT} FROM {table} WHERE archive = ? AND {_HAS_NUMBER} ORDER BY number",  # noqa: S608
+            (archive,),
+        )
+        self.contents: dict[int, bytes] = {
+            _reference(number, checksum): content
+            for number, checksum, content in rows
+            if checksum == _checksum(content)
+        }
+        self._decode = msgspec.msgpack.Decoder(type_).decode
+        self._decoded: dict[int, _T] = {}
+
+    def __getitem__(self, reference: int) -> _T:
+        found = self._decoded.get(reference)
+        return self._decoded.setdefault(reference, self._decode(self.contents[reference])) if found is None else found
 
     @cached_property
-    def entries(self) -> list[PackEntry]:
-        return _decode_packs(self._encoded)
-
-    @cached_property
-    def names(self) -> list[str]:
-        return [each.sha256 for each in _decode_names(self._encoded)]
+    def names(self) -> dict[int, str]:
+        """The SHA-256 (hex) of each pack."""
+        return {reference: _decode_name(content).sha256 for reference, content in self.contents.items()}
 
 
 class KnownPacks(msgspec.Struct, frozen=True, eq=False, gc=False):
     """The packs of a snapshot, in place of a tuple of them: they are decoded when they are looked at, which few are."""
 
-    batch: _PacksOfBatch
-    numbers: bytes
+    known: _Shared[PackEntry]
+    references: bytes
 
     def names(self) -> Iterator[str]:
         """The SHA-256 (hex) of each."""
-        return map(self.batch.names.__getitem__, array(_NUMBER, self.numbers))
+        return map(self.known.names.__getitem__, array(_REFERENCE, self.references))
 
     def __iter__(self) -> Iterator[PackEntry]:
-        return map(self.batch.entries.__getitem__, array(_NUMBER, self.numbers))
+        return map(self.known.__getitem__, array(_REFERENCE, self.references))
 
     def __len__(self) -> int:
-        return len(self.numbers) // _NUMBER_BYTES
+        return len(self.references) // _REFERENCE_BYTES
 
     def __getitem__(self, position: int) -> PackEntry:
         return tuple(self)[position]
@@ -188,19 +200,19 @@ class Catalog:
         def read(connection: sqlite3.Connection, archive: int) -> tuple[dict[SnapshotId, AnySummary], bool]:
             found: dict[SnapshotId, AnySummary] = {}
             has_others = False
+            reader = _Reader(connection, archive, ids)
             for _, known, content, checksum in connection.execute(_BATCHES, (archive,)):
                 if checksum != _checksum(known, content):
                     has_others = True
                     continue
-                reader = _Reader(_decode_batch(content), ids)
-                for row in reader.rows:
+                for row in _decode_rows(content):
                     snapshot_id = ids.get(row.id)
                     if snapshot_id is None:
                         has_others = True
                     elif (row.size, row.modified_at) == _seen(listed[snapshot_id]):
                         summary = reader.summary(snapshot_id, row)
                         is_untried = isinstance(summary, SealedSummary) and keys is not None and row.tried_with != keys
-                        if not is_untried:
+                        if summary is not None and not is_untried:
                             found[snapshot_id] = summary
             return found, has_others
 
@@ -217,10 +229,13 @@ class Catalog:
         def write(connection: sqlite3.Connection, archive: int) -> None:
             present = {*map(str, listed)}
             _forget_private_parts(connection, archive, present)
-            kept = [_kept(summary, listed[each], keys) for each, summary in read.items()]
-            kept += _taken_out(connection, archive, present.difference(map(str, read)))
+            kept, is_less = _taken_out(connection, archive, present.difference(map(str, read)))
+            if is_less:
+                _forget_shared(connection, archive, kept.values())
+            rows = _RowMaker(connection, archive)
+            kept |= {str(each): _encode(rows.row(summary, listed[each], keys)) for each, summary in read.items()}
             for batch in _in_batches(kept):
-                ids, content = " ".join(each.row.id for each in batch).encode(), _encoded(batch)
+                ids, content = " ".join(batch).encode(), _encode([msgspec.Raw(kept[each]) for each in batch])
                 connection.execute(
                     "INSERT INTO manifests (archive, ids, content, checksum) VALUES (?, ?, ?, ?)",
                     (archive, ids, content, _checksum(ids, content)),
@@ -323,17 +338,21 @@ def write_atomically(file: Path, content: PageHashes) -> None:
 
 
 class _Reader:
-    """Makes summaries of the rows of a batch. What several of them have in common is made once."""
+    """Makes summaries of the rows of manifests. What several of them have in common is made once."""
 
-    def __init__(self, batch: _Batch, ids: Mapping[str, SnapshotId]) -> None:
-        self.rows = batch.rows
-        self._facts = batch.facts
-        self._packs = _PacksOfBatch(batch.packs)
+    def __init__(self, connection: sqlite3.Connection, archive: int, ids: Mapping[str, SnapshotId]) -> None:
+        self._packs = _Shared(connection, archive, "packs", PackEntry)
+        self._facts = _Shared(connection, archive, "facts", _Facts)
         self._ids = ids
         self._windows: dict[str, SnapshotId] = {}
         self._sources: dict[tuple[int, int, int], SourceFacts] = {}
 
-    def summary(self, snapshot_id: SnapshotId, row: _Row) -> AnySummary:
+    def summary(self, snapshot_id: SnapshotId, row: _Row) -> AnySummary | None:
+        """Return what `row` says; None when it refers to a row that is damaged or absent."""
+        if row.facts not in self._facts.contents:
+            return None
+        if not all(map(self._packs.contents.__contains__, array(_REFERENCE, row.packs))):
+            return None
         facts = self._facts[row.facts]
         base = None if row.base is None else self._ids.get(row.base) or SnapshotId(row.base)
         packs = cast("tuple[PackEntry, ...]", KnownPacks(self._packs, row.packs))
@@ -386,85 +405,130 @@ class _Reader:
             self._sources[key] = source
         return source
 
-    def kept(self, row: _Row) -> _Kept:
-        return _Kept(row, self._facts[row.facts], KnownPacks(self._packs, row.packs))
 
+class _RowMaker:
+    """Makes the rows of manifests, and those of the packs and the facts that they refer to."""
 
-class _Kept(NamedTuple):
-    """A manifest on its way into a batch: its row, whose positions are still open or those of another batch."""
+    def __init__(self, connection: sqlite3.Connection, archive: int) -> None:
+        self._packs = _SharedRows(connection, archive, "packs")
+        self._facts = _SharedRows(connection, archive, "facts")
 
-    row: _Row
-    facts: _Facts
-    packs: tuple[PackEntry, ...] | KnownPacks
-
-
-def _kept(summary: AnySummary, stored: StoredObject, keys: str | None) -> _Kept:
-    values: dict[str, Any] = {name: getattr(summary, name) for name in _OWN_VALUES}
-    if summary.replayed is not None:
-        values["replayed"] = str(summary.replayed.window), summary.replayed.commit
-    if isinstance(summary, SealedSummary):
-        facts = _Facts(database=summary.database, writer=summary.writer_id)
-    else:
-        source = summary.source
-        facts = _Facts(
-            database=summary.database, writer=summary.writer, source=replace(source, free_pages=0, schema_version=0)
+    def row(self, summary: AnySummary, stored: StoredObject, keys: str | None) -> _Row:
+        values: dict[str, Any] = {name: getattr(summary, name) for name in _OWN_VALUES}
+        if summary.replayed is not None:
+            values["replayed"] = str(summary.replayed.window), summary.replayed.commit
+        if isinstance(summary, SealedSummary):
+            facts = _Facts(database=summary.database, writer=summary.writer_id)
+        else:
+            source = summary.source
+            facts = _Facts(
+                database=summary.database, writer=summary.writer, source=replace(source, free_pages=0, schema_version=0)
+            )
+            values |= {"free_pages": source.free_pages, "schema_version": source.schema_version}
+            values["image_digest"] = summary.image_digest
+        size, modified_at = _seen(stored)
+        return _Row(
+            id=str(summary.id),
+            size=size,
+            modified_at=modified_at,
+            tried_with=keys,
+            facts=self._facts.of(facts),
+            packs=array(_REFERENCE, map(self._packs.of, summary.packs)).tobytes(),
+            base=None if summary.base is None else str(summary.base),
+            **values,
         )
-        values |= {"free_pages": source.free_pages, "schema_version": source.schema_version}
-        values["image_digest"] = summary.image_digest
-    size, modified_at = _seen(stored)
-    row = _Row(
-        id=str(summary.id),
-        size=size,
-        modified_at=modified_at,
-        tried_with=keys,
-        base=None if summary.base is None else str(summary.base),
-        **values,
-    )
-    return _Kept(row, facts, summary.packs)
 
 
-def _taken_out(connection: sqlite3.Connection, archive: int, wanted: Collection[str]) -> list[_Kept]:
-    """Remove the batches that are damaged, not full, or have other manifests than the `wanted`; return these of them.
+class _SharedRows:
+    """The rows of packs, or of facts, added when they are missing."""
 
-    They are put into new batches, so that one batch at most is not full, whatever was removed.
+    def __init__(self, connection: sqlite3.Connection, archive: int, table: str) -> None:
+        self._connection = connection
+        self._archive = archive
+        self._table = table
+        self._references: dict[Value, int] = {}
+        highest = f"SELECT max(number) FROM {table} WHERE archive = ? AND {_HAS_NUMBER}"  # noqa: S608
+        self._last: int = connection.execute(highest, (archive,)).fetchone()[0] or 0
+
+    def of(self, value: Value) -> int:
+        """Return the reference to the row of `value`."""
+        return self._references.get(value) or self._references.setdefault(value, self._find(_encode(value)))
+
+    def _find(self, content: bytes) -> int:
+        checksum = _checksum(content)
+        row = self._connection.execute(
+            f"SELECT number FROM {self._table} INDEXED BY {self._table}_by_checksum"  # noqa: S608
+            f" WHERE archive = ? AND checksum = ? AND content = ? AND {_HAS_NUMBER}",
+            (self._archive, checksum, content),
+        ).fetchone()
+        if row is not None:
+            return _reference(row[0], checksum)
+        self._last += 1
+        values = (self._archive, self._last, content, checksum)
+        self._connection.execute(f"INSERT OR REPLACE INTO {self._table} VALUES (?, ?, ?, ?)", values)  # noqa: S608
+        return _reference(self._last, checksum)
+
+
+def _taken_out(connection: sqlite3.Connection, archive: int, wanted: Collection[str]) -> tuple[dict[str, bytes], bool]:
+    """Remove the batches that are damaged, not full, or have other manifests than the `wanted`.
+
+    Return the encoded rows of these that were in them, by id, and whether any other row was. They are put into new
+    batches, so that few batches are not full, whatever was removed.
     """
-    taken, gone = [], []
+    taken: dict[str, bytes] = {}
+    gone, is_less = [], False
     for number, ids, content, checksum in connection.execute(_BATCHES, (archive,)):
         is_whole = checksum == _checksum(ids, content)
-        known = ids.split()
+        known = ids.decode().split() if is_whole else []
+        has_others = not is_whole or not all(each in wanted for each in known)
         is_full = len(known) >= _MOST_IN_BATCH or len(content) >= _FULL_BATCH_BYTES
-        if is_whole and is_full and all(each.decode() in wanted for each in known):
+        if is_full and not has_others:
             continue
         gone.append((number,))
+        is_less |= has_others
         if is_whole:
-            reader = _Reader(_decode_batch(content), {})
-            taken += [reader.kept(row) for row in reader.rows if row.id in wanted]
+            rows = zip(known, _decode_raw_rows(content), strict=True)
+            taken |= {each: bytes(row) for each, row in rows if each in wanted}
     connection.executemany("DELETE FROM manifests WHERE number = ?", gone)
-    return taken
+    return taken, is_less
 
 
-def _in_batches(kept: Iterable[_Kept]) -> Iterator[list[_Kept]]:
-    batch: list[_Kept] = []
-    named = 0
-    for each in sorted(kept, key=lambda each: each.row.id):
-        named += len(each.packs)
-        if batch and (len(batch) == _MOST_IN_BATCH or named > _MOST_NAMED_IN_BATCH):
-            yield batch
-            batch, named = [], len(each.packs)
+def _forget_shared(connection: sqlite3.Connection, archive: int, taken: Iterable[bytes]) -> None:
+    """Remove the rows of packs and facts to which no manifest refers, be it in a batch or `taken` out of one."""
+    needed: dict[str, set[int]] = {"packs": set(), "facts": set()}
+    batches = (content for _, _, content, _ in connection.execute(_BATCHES, (archive,)))
+    for content in chain(batches, (_encode([msgspec.Raw(row)]) for row in taken)):
+        for row in _decode_rows(content):
+            needed["packs"].update(array(_REFERENCE, row.packs))
+            needed["facts"].add(row.facts)
+    for table, references in needed.items():
+        rows = connection.execute(
+            f"SELECT number, CAST(coalesce(checksum, 0) AS INTEGER), {_HAS_NUMBER} FROM {table} WHERE archive = ?",  # noqa: S608
+            (archive,),
+        )
+        gone = [
+            (archive, number)
+            for number, checksum, has_number in rows
+            if not has_number or _reference(number, checksum) not in references
+        ]
+        connection.executemany(f"DELETE FROM {table} WHERE archive = ? AND number = ?", gone)  # noqa: S608
+
+
+def _in_batches(kept: Mapping[str, bytes]) -> Iterator[list[str]]:
+    """Divide the ids of encoded rows, so that at most one batch is not full. A row that fills one is alone."""
+    batch: list[str] = []
+    size = 0
+    for each in sorted(kept):
+        if len(kept[each]) >= _FULL_BATCH_BYTES:
+            yield [each]
+            continue
         batch.append(each)
+        size += len(kept[each])
+        if len(batch) == _MOST_IN_BATCH or size >= _FULL_BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
     if batch:
         yield batch
-
-
-def _encoded(batch: Sequence[_Kept]) -> bytes:
-    facts: dict[_Facts, int] = {}
-    packs: dict[PackEntry, int] = {}
-    rows = []
-    for each in batch:
-        numbers = array(_NUMBER, (packs.setdefault(pack, len(packs)) for pack in each.packs))
-        position = facts.setdefault(each.facts, len(facts))
-        rows.append(replace(each.row, facts=position, packs=numbers.tobytes()))
-    return _encode(_Batch(tuple(rows), tuple(facts), msgspec.Raw(_encode([*packs]))))
 
 
 def _forget_private_parts(connection: sqlite3.Connection, archive: int, present: Collection[str]) -> None:
@@ -482,6 +546,10 @@ def _forget_private_parts(connection: sqlite3.Connection, archive: int, present:
 def _archive(connection: sqlite3.Connection, place: tuple[str, str]) -> int | None:
     row = connection.execute("SELECT id FROM archives WHERE repository = ? AND database = ?", place).fetchone()
     return None if row is None else row[0]
+
+
+def _reference(number: int, checksum: int) -> int:
+    return number << _CHECKSUM_BITS | checksum
 
 
 def _checksum(*parts: bytes) -> int:

@@ -46,7 +46,7 @@ _UNUSABLE = {
     sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_READONLY,
 }
-_VERSION = 3
+_VERSION = 4
 _SCHEMA = """
 CREATE TABLE notes (kind TEXT, key TEXT, record TEXT NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID;
 CREATE TABLE archives (
@@ -57,6 +57,14 @@ CREATE TABLE manifests (
     checksum INTEGER NOT NULL
 );
 CREATE INDEX manifests_of_archive ON manifests (archive);
+CREATE TABLE packs (
+    archive INTEGER, number INTEGER, content BLOB NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY (archive, number)
+) WITHOUT ROWID;
+CREATE INDEX packs_by_checksum ON packs (archive, checksum);
+CREATE TABLE facts (
+    archive INTEGER, number INTEGER, content BLOB NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY (archive, number)
+) WITHOUT ROWID;
+CREATE INDEX facts_by_checksum ON facts (archive, checksum);
 CREATE TABLE runs (
     place TEXT, started_at INTEGER, outcome TEXT NOT NULL, record TEXT NOT NULL, PRIMARY KEY (place, started_at)
 ) WITHOUT ROWID;
