@@ -285,7 +285,7 @@ def test_lost_packs_are_stored_again_from_the_database(scene: Scene) -> None:
 
 
 def test_a_commit_after_the_mark_is_not_taken_for_a_part_of_the_snapshot(scene: Scene) -> None:
-    """It may be seen before the snapshot has its time, while the answer is on its way."""
+    """A commit may be seen before the snapshot gets its time: the answer of the follower takes a while."""
     before = _filled(scene)
     scene.commit("UPDATE t SET b = 'in it' WHERE a = 1")
     since = scene.since(before)
