@@ -56,7 +56,7 @@ class _Kept:
         """Whether no commit is missing between the image and this one."""
         if not self.segments:
             return commit == self.after
-        return self.segments[0][0].first <= self.after + 1 and commit <= self.segments[-1][0].last
+        return self.segments[0][0].first <= self.after + 1 and self.after <= commit <= self.segments[-1][0].last
 
 
 class KeptSegments:

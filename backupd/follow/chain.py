@@ -233,7 +233,8 @@ class Chain:
         while self._is_behind and time.monotonic() < give_up_at:
             yield from self.poll()
         if self._window is not None and self._window.last and not self._is_behind:
-            yield Mark(self._window.id, self._window.last, max(self._seen_at_ms, time.time_ns() // 1_000_000))
+            self._seen_at_ms = max(self._seen_at_ms, time.time_ns() // 1_000_000)
+            yield Mark(self._window.id, self._window.last, self._seen_at_ms)
 
     def is_cut(self, mark: Mark) -> bool | None:
         """Whether all commits up to `mark` are in segments; None when its window is over.

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from backupd.errors import DamageError, IdentityNeededError, StoreError
+from backupd.errors import DamageError, IdentityNeededError, StoreError, UnsupportedFormatError
 from backupd.format.manifest import SnapshotKind
 from backupd.logs import log
 from backupd.repository.references import find_snapshot, parse_reference
@@ -462,14 +462,16 @@ def find_restore_point(
     best = RestorePoint.of(find_snapshot(repositories, text, database=database, now=now))
     at = parse_reference(text).moment(now)
     if at is None:
-        _warn_if_built_wrong(best)
+        if best.manifest.replayed is not None:
+            archives = [repository.archive(best.manifest.database) for repository in repositories]
+            _warn_if_built_wrong(best, read_all_continuity(dict.fromkeys(archives)))
         return best
     failed: DamageError | IdentityNeededError | None = None
     archives = [repository.archive(best.manifest.database) for repository in repositories]
     checked = read_all_continuity(dict.fromkeys(archives))
     if is_built_wrong(best.manifest, checked):
         best = _newest_right(archives, at, checked) or best
-        _warn_if_built_wrong(best)
+        _warn_if_built_wrong(best, checked)
     for archive in archives:
         try:
             point = _point_at(archive, at, best, checked)
@@ -498,9 +500,9 @@ def _is_later(point: RestorePoint, other: RestorePoint) -> bool:
     return point.at > other.at
 
 
-def _warn_if_built_wrong(point: RestorePoint) -> None:
+def _warn_if_built_wrong(point: RestorePoint, checked: Mapping[SnapshotId, Continuity]) -> None:
     manifest = point.manifest
-    if manifest.replayed is not None and is_built_wrong(manifest, read_all_continuity({point.archive: None})):
+    if is_built_wrong(manifest, checked):
         log.warning(
             f"snapshot {manifest.id} was built from commits that a check has found wrong",
             hint=f"take one that was read from the database: backupd list {manifest.database}",
@@ -513,7 +515,8 @@ def _newest_right(
     """Return the newest snapshot before `at` in any store that was not built from wrong commits."""
     found: RestorePoint | None = None
     for archive in archives:
-        with suppress(StoreError):  # another one has answered
+        # Another one has answered, and gives what can be restored, if with a warning.
+        with suppress(StoreError, DamageError, IdentityNeededError, UnsupportedFormatError):
             nearest = _newest_before(archive.history(), at, checked)
             if nearest is not None and (found is None or nearest.id.taken_at > found.manifest.id.taken_at):
                 found = RestorePoint(archive, archive.opened(archive.manifest(nearest.id)))

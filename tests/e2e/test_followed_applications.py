@@ -209,7 +209,8 @@ def test_short_processes_that_overlap_or_are_killed_lose_no_commit(site: Site, t
     require_truth(_archive(site), ledger.last, tmp_path / "scratch")
     truth = _Truth(site, ledger, last_booking)
     windows = truth.windows()
-    truth.moments(windows, 3 * bursts)
+    if windows:  # each may have been over before its snapshot was
+        truth.moments(windows, 3 * bursts)
 
 
 def _end(chosen: Random) -> str:
