@@ -17,7 +17,7 @@ from harness.checkpointing import checkpointer, litestream, resets
 from harness.daemon import PATIENCE_SECONDS, wait_until
 from harness.extent import sampled, slow
 from harness.ordering import DATABASE, creditrobot, customers, last_payment
-from harness.site import new_site
+from harness.site import new_site, not_within_a_test
 from harness.visits import start_visits, visits
 from harness.windows import base_image, last_booking, require_truth, stored_windows
 
@@ -140,7 +140,7 @@ def site(tmp_path: Path) -> Site:
 def test_creditrobot_under_load_can_be_restored_to_any_moment(tmp_path: Path) -> None:
     """Four workers, six customers at once: one window without a gap, and the service does not notice the follower."""
     site = new_site(tmp_path)
-    site.configure({"path": DATABASE, "name": "app"}, follow=_FOLLOW)
+    site.configure({"path": DATABASE, "name": "app"}, schedule={"drills": not_within_a_test()}, follow=_FOLLOW)
     with creditrobot(tmp_path, workers=_WORKERS) as service, site.daemon() as daemon:
         with customers(service, clients=_CUSTOMERS) as ledger:
             _wait_for_anchor(site)
@@ -149,6 +149,8 @@ def test_creditrobot_under_load_can_be_restored_to_any_moment(tmp_path: Path) ->
                 _snapshot(daemon)
             ledger.wait_for(150)
         assert ledger.failures == []
+        proven = daemon.wait_for("continuity", after=daemon.drill_again())
+        assert proven["outcome"] == "proven", proven
         daemon.stop()
     windows = require_truth(_archive(site), ledger.last, tmp_path / "scratch", moments=6, last_number=last_payment)
     assert len(windows) == 1
@@ -156,7 +158,6 @@ def test_creditrobot_under_load_can_be_restored_to_any_moment(tmp_path: Path) ->
     (shown,) = truth.windows()
     assert shown.last == ledger.last
     truth.moments([shown], 6)
-    assert ", give exactly " in site.backupd.run("verify", "latest", "--level", "drill").stdout
 
 
 @slow
