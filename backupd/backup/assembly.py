@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from backupd import __version__
 from backupd.backup.baseline import map_hashes
-from backupd.backup.results import ReadImage
+from backupd.backup.results import KnownImage
 from backupd.format import lock_page
 from backupd.format.manifest import Manifest, Writer
 from backupd.format.pack import HASH_BYTES
@@ -60,13 +60,13 @@ class Image:
             manifest.image_digest,
         )
 
-    def to_build_on(self) -> ReadImage | None:
+    def to_build_on(self) -> KnownImage | None:
         """What later images need of it; None where not all is known that they would take over from it."""
         pinned = self.pinned
         pages = pinned.revision_pages
         if pages is None or pinned.left_out or not pinned.is_schema_readable or not pinned.page_count:
             return None
-        return ReadImage(
+        return KnownImage(
             read_at=self.id.taken_at if self.since is None else self.since.image.read_at,
             digest=self.digest,
             page_size=pinned.page_size,

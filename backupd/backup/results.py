@@ -48,7 +48,7 @@ class SnapshotRequest(msgspec.Struct, frozen=True):
         return bool(self.tags) or self.is_full or self.kind is not SnapshotKind.REGULAR
 
 
-class ReadImage(msgspec.Struct, frozen=True):
+class KnownImage(msgspec.Struct, frozen=True):
     """An image, as far as later ones can be built from it with what the log of the database shows."""
 
     read_at: datetime
@@ -72,7 +72,7 @@ class ReadImage(msgspec.Struct, frozen=True):
 class SinceImage(msgspec.Struct, frozen=True):
     """An image that stores have, and the commits since, in segments: together, the present state of a database."""
 
-    image: ReadImage
+    image: KnownImage
     segments: tuple[str, ...]
     """Files, oldest first."""
     after: int
@@ -172,7 +172,7 @@ class BackupResult(msgspec.Struct, frozen=True, kw_only=True):
     """Damaged packs of the previous snapshot whose pages were stored again, so that this one needs none of them."""
     was_read: bool = True
     """False when the database was not read: the times of its files showed that it has not changed, or its log how."""
-    image: ReadImage | None = None
+    image: KnownImage | None = None
     """The image in the snapshot, where later ones can be built from it."""
     is_schema_readable: bool = True
     """False when the database is so damaged that SQLite cannot list its tables. It is captured anyway."""

@@ -23,7 +23,7 @@ from backupd.format.manifest import Replayed
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from backupd.backup.results import ReadImage
+    from backupd.backup.results import KnownImage
     from backupd.follow.chain import Mark
     from backupd.follow.spool import Cut
     from backupd.format import SnapshotId
@@ -42,7 +42,7 @@ class _Kept:
     segments: deque[tuple[Cut, int]] = field(default_factory=deque)
     """With their sizes in bytes. Each continues the one before it."""
     size_bytes: int = 0
-    image: ReadImage | None = None
+    image: KnownImage | None = None
     after: int = 0
     """The image has all commits up to this one."""
     is_too_much: bool = False
@@ -112,7 +112,7 @@ class KeptSegments:
         with self._lock:
             self._drop(name)
 
-    def continues(self, name: str, window: SnapshotId, image: ReadImage | None, *, after: int) -> None:
+    def continues(self, name: str, window: SnapshotId, image: KnownImage | None, *, after: int) -> None:
         """Keep what comes after `image`, the newest one, which has all commits up to `after`; nothing without one."""
         with self._lock:
             kept = self._kept.get(name)
@@ -161,7 +161,7 @@ def remove_kept(spools: Iterable[Path]) -> None:
         shutil.rmtree(spool / _DIRECTORY, ignore_errors=True)
 
 
-def _limit(image: ReadImage | None) -> int:
+def _limit(image: KnownImage | None) -> int:
     return _MOST_BYTES if image is None else min(max(image.size_bytes // _PART_OF_IMAGE, _LEAST_BYTES), _MOST_BYTES)
 
 

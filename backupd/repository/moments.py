@@ -219,7 +219,7 @@ def _newest_before(history: History, at: datetime, checked: Mapping[SnapshotId, 
 
 
 def _has(snapshot: AnySummary, window: RecoveryWindow, commit: CommitFacts) -> bool:
-    """Whether the state of a snapshot is that after `commit`, the last one before some time, or a later one."""
+    """Whether `snapshot` has `commit` of `window`, so that nothing need be replayed over it."""
     replayed = snapshot.replayed
     if replayed is not None and replayed.window == window.id:
         return replayed.commit >= commit.number

@@ -76,9 +76,8 @@ def prove_continuity(
 
     All commits are replayed that were stored since the last check, as far as they are not thinned and 64 MiB of stored
     segments go. A window that is recorded as broken stays so. `newest` has, by window, the place of a snapshot that no
-    segment names yet. None when no window has two snapshots, or when what is
-    needed cannot be decrypted here. Expected failures are in the result, except what `context.should_stop` raises.
-    Repeatable.
+    segment names yet. None when no window has two snapshots, or when what is needed cannot be decrypted here. Expected
+    failures are in the result, except what `context.should_stop` raises. Repeatable.
     """
     began = time.monotonic()
     result = ContinuityResult(

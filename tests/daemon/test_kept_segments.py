@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from backupd.backup.results import ReadImage
+from backupd.backup.results import KnownImage
 from backupd.daemon.kept_segments import KeptSegments
 from backupd.follow.chain import Mark
 from backupd.follow.spool import Cut
@@ -33,7 +33,7 @@ FACTS = SourceFacts(
     schema_digest="0" * 64,
     alembic_revisions=None,
 )
-IMAGE = ReadImage(
+IMAGE = KnownImage(
     read_at=NOON,
     digest="1" * 64,
     page_size=4096,
