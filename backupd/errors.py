@@ -220,8 +220,8 @@ _LIMITS = {
 }
 # Messages of the dynamic loader when it has no memory to map a library; other limits it tells in the system's words.
 _NO_MEMORY = ("failed to map segment", "cannot apply additional memory protection")
-_NO_MEMORY_FOR_THE_ERROR = "error return without exception set"
-"""What Python says when a module was loaded and there was no memory even for the exception."""
+_NO_MEMORY_FOR_THE_ERROR = ("without exception set", "without setting an exception")
+"""How the messages of Python end when a call failed and there was no memory even for the exception."""
 
 
 def limit_reached(error: BaseException) -> LimitReachedError | None:
@@ -249,7 +249,7 @@ def _number_of(error: BaseException) -> int | None:
     """Return the number of the system's error in an exception; of an ImportError, only one that stands for a limit."""
     if isinstance(error, MemoryError):
         return errno.ENOMEM
-    if isinstance(error, SystemError) and str(error) == _NO_MEMORY_FOR_THE_ERROR and _is_memory_limited():
+    if isinstance(error, SystemError) and str(error).endswith(_NO_MEMORY_FOR_THE_ERROR) and _is_memory_limited():
         return errno.ENOMEM
     if isinstance(error, ImportError):
         message = str(error)

@@ -39,6 +39,9 @@ _SHOW_CURSOR = "\x1b[?25h"
 _COMPLETION_VARIABLE = "_BACKUPD_COMPLETE"
 _DAY_SECONDS = 86_400
 _received: list[int] = []
+_reserve = [bytes(1 << 20)]
+"""Memory to report a failure with when there is none: given back before. Never written to, so it costs only address
+space."""
 
 
 def run_and_exit() -> NoReturn:
@@ -52,7 +55,8 @@ def run_and_exit() -> NoReturn:
         code = exit_code_of(sys.argv[1:])
     except KeyboardInterrupt:
         code = _report_interrupt()
-    except (ImportError, MemoryError, OSError) as error:
+    except (ImportError, MemoryError, OSError, SystemError) as error:
+        _reserve.clear()
         limit = limit_reached(error)
         if limit is None:
             raise
@@ -127,6 +131,7 @@ def exit_code_of(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return ExitCode.DONE
     except Exception as error:  # noqa: BLE001  (the last resort)
+        _reserve.clear()
         if isinstance(error, click.exceptions.NoArgsIsHelpError):
             output.print_note(error.format_message(), is_verbatim=True)
             return ExitCode.USAGE
