@@ -7,8 +7,11 @@ import subprocess
 import threading
 from concurrent.futures import Future
 from contextlib import suppress
+from queue import SimpleQueue
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 
+from backupd.concurrency import start_thread
+from backupd.errors import LimitReachedError
 from backupd.follow.chain import Mark, WindowBegan, WindowEnded
 from backupd.follow.spool import Cut
 from backupd.format import SnapshotId
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 _TICK_SECONDS = 1.0
 _ENDS_WITHIN_SECONDS = 2.0
+_GONE_WITHIN_SECONDS = 1.0
 
 
 class Event(NamedTuple):
@@ -42,12 +46,18 @@ class FollowerProcess:
         self._process = start_with_pipes("backupd.follow.child")
         self._stdin = cast("IO[bytes]", self._process.stdin)
         self._stdout = cast("IO[bytes]", self._process.stdout)
-        # Not one lock: who writes may have to wait until what the process has reported is read.
-        self._writing = threading.Lock()
+        # Written by a thread of its own: who sends a request may be the one that has to read what the process reports,
+        # and the process reads no request while its reports are not read.
+        self._requests: SimpleQueue[bytes | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._marks: dict[int, Future[Mark | None]] = {}
         self._last_token = 0
         self._has_ended = False
+        try:
+            self._writer = start_thread(self._write_requests, name="follow-requests")
+        except LimitReachedError:
+            end(self._process)
+            raise
 
     def follow(self, database: Database, spool: Path, *, interval: float, most_bytes: int) -> None:
         """Follow a database from now on, or with other values."""
@@ -101,22 +111,27 @@ class FollowerProcess:
 
     def stop(self) -> None:
         """Let it put what it has read into segments, and end. `events` ends after their events. Repeatable."""
-        with suppress(OSError):
-            self._stdin.close()
+        self._requests.put(None)
 
     def end(self) -> int:
         """Wait a moment for its end, then kill it; its exit status, as `Popen.returncode` gives it."""
         self.stop()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_ENDS_WITHIN_SECONDS)
-        end(self._process)
+        self._process.kill()
+        self._writer.join(_GONE_WITHIN_SECONDS)
+        if not self._writer.is_alive():  # or closing the pipe would wait for it: a dead disk holds the process
+            end(self._process)
         return self._process.returncode or 0
 
     def _send(self, **request: object) -> None:
-        line = json.dumps(request).encode() + b"\n"
-        with self._writing, suppress(BrokenPipeError, ValueError):  # it has ended: `events` ends as well
-            self._stdin.write(line)
-            self._stdin.flush()
+        self._requests.put(json.dumps(request).encode() + b"\n")
+
+    def _write_requests(self) -> None:
+        with suppress(OSError, ValueError), self._stdin:  # it has ended: `events` ends as well
+            while (line := self._requests.get()) is not None:
+                self._stdin.write(line)
+                self._stdin.flush()
 
     def _event(self, values: dict[str, Any]) -> Event | None:
         kind, name = values.pop("event"), values.pop("name")
