@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 _UNITS = ("kB", "MB", "GB", "TB", "PB")
 _STEP = 1000
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
-_COMMAND_WITH_STORE = re.compile(r"\bbackupd (?:now|list|show|verify|restore|undo|prune|forget|undelete)\b(?! --help)")
+_COMMAND_WITH_STORE = re.compile(
+    r"\bbackupd (?:now|list|show|query|dump|diff|recover|verify|restore|undo|prune|forget|undelete)\b(?! --help)"
+)
 
+_COMMANDS_IN_DATA = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _UNBOUNDED_WIDTH = 100_000
 _QUIET_START_SECONDS = 2.0
 _SECONDS_BETWEEN_LINES = 5.0
@@ -81,6 +84,34 @@ def _write_result(text: str) -> None:
             f"standard output cannot be written: {error.strerror}",
             hint="the work itself was done; check with: backupd list",
         ) from error
+
+
+def write_data(parts: Iterable[str]) -> None:
+    """Write content of a database to stdout as it is, in UTF-8; on a terminal, with characters escaped that command it.
+
+    Secrets are not masked: the data would be another one. A reader that went away ends it, and is no error. Raises
+    `TargetUnwritableError` when stdout is full.
+    """
+    if sys.stdout is None:
+        return
+    is_terminal = sys.stdout.isatty()
+    try:
+        for part in parts:
+            text = _COMMANDS_IN_DATA.sub(lambda found: ascii(found[0])[1:-1], part) if is_terminal else part
+            sys.stdout.buffer.write(text.encode(errors="backslashreplace"))
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        _discard_stdout()
+    except OSError as error:
+        _discard_stdout()
+        raise TargetUnwritableError(
+            f"standard output cannot be written: {error.strerror}", hint="free some space, or write elsewhere"
+        ) from error
+
+
+def print_data(text: str) -> None:
+    """Write lines to stdout at once as `write_data` does: made of content of a database, which is not masked."""
+    write_data([text, "\n"])
 
 
 def print_document(document: Mapping[str, Any]) -> None:

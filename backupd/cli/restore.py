@@ -93,7 +93,7 @@ def command(
         raise UsageError(
             "--to cannot be combined with the options of a restore in place", hint="see: backupd restore --help"
         )
-    target = _given_target(to)
+    target = given_target(to)
     _reject_configured(target, session)
     reject_unusable_target(target, force=force)
     found = session.restore_point(snapshot, database, store)
@@ -101,7 +101,8 @@ def command(
     _print_restored_file(found, _restore_file(found, target, session, force=force, as_source=False), session)
 
 
-def _given_target(to: Path) -> Path:
+def given_target(to: Path) -> Path:
+    """The file that --to names, as an absolute path. Raises `UsageError`."""
     if str(to) == "-":
         raise UsageError("a database cannot be restored to standard output", hint="name a file: --to FILE")
     try:
@@ -164,7 +165,7 @@ def _restore_database(session: Session, found: RestorePoint, path: Path, options
             _print_plan(plan, session)
             return
         agree(plan, described(found), options, is_quiet=is_quiet)
-        take_safety_snapshot = _safety_snapshots(session, found, path) if options.wants_safety_snapshot else None
+        take_safety_snapshot = safety_snapshots(session, found, path) if options.wants_safety_snapshot else None
         with (
             recorded(last_restore(session.state, name, path), output.print_warning) as record,
             output.shown_progress(name, done="restored", moved="fetched", is_quiet=is_quiet) as report,
@@ -172,11 +173,12 @@ def _restore_database(session: Session, found: RestorePoint, path: Path, options
             result = restore.carry_out(
                 take_safety_snapshot, lambda done, whole: report(done, whole, plan.fetched_bytes)
             )
-            record(result)
+            record(result.safety_snapshot, result.kept_as)
     _print_result(result, session)
 
 
-def _safety_snapshots(session: Session, found: RestorePoint, path: Path) -> Callable[[], SnapshotId]:
+def safety_snapshots(session: Session, found: RestorePoint, path: Path) -> Callable[[], SnapshotId]:
+    """Return what takes a safety snapshot of the database at `path`, into which `found` is brought back."""
     from backupd.config import Database
     from backupd.restore.undo import SafetySnapshots
 

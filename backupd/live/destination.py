@@ -191,6 +191,29 @@ class LiveDatabase:
                     stepped(backup.page_count - backup.remaining, backup.page_count)
         return True
 
+    def change(self, change: Callable[[apsw.Connection], None], expected_version: int) -> bool:
+        """Call `change` with the connection, in one transaction that writes; whether that was done.
+
+        Does nothing when another connection has committed since `version` was `expected_version`. An exception of
+        `change` leaves everything as it was. Foreign keys are not enforced, and triggers run as for the application.
+        """
+        with self._translating_errors():
+            self._connection.pragma("foreign_keys", False)
+            for switch in (apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, apsw.SQLITE_DBCONFIG_ENABLE_VIEW):
+                self._connection.config(switch, 1)
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._pause.begin()
+            try:
+                if self._connection.data_version("main") != expected_version:
+                    return False
+                change(self._connection)
+                self._connection.execute("COMMIT")
+            finally:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                self._pause.end()
+        return True
+
     @contextmanager
     def _locked_backup(self, image: apsw.Connection) -> Iterator[apsw.Backup]:
         """Begin a backup that has the lock, and has copied nothing yet.

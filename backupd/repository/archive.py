@@ -20,7 +20,7 @@ from backupd.errors import (
 )
 from backupd.format import FormatError, NewerFormatError
 from backupd.format.manifest import MAX_MANIFEST_BYTES, Manifest, SealedManifest, decode_manifest, open_manifest
-from backupd.format.pack import decode_frame, index_hash, parse_index, parse_pack
+from backupd.format.pack import HASH_BYTES, decode_frame, index_hash, page_hash, parse_index, parse_pack
 from backupd.format.records import MAX_RECORD_BYTES
 from backupd.format.segment import MAX_ENCRYPTED_SEGMENT_BYTES, MAX_SEGMENT_BYTES, decode_segment
 from backupd.repository import commit, history, proofs
@@ -240,6 +240,18 @@ class Archive:
             _reject_other_index(index, pack)
         return index
 
+    def images(self, pack: PackEntry, index: PackIndex, frame: Frame) -> bytes:
+        """Read one frame of `pack`, which is not encrypted, by its proven `index`, and check each page in it.
+
+        Raises `DamageError` when the pack is missing, or a page is not the one that was written.
+        """
+        content = self._of_pack(
+            pack, lambda key: self.repository.store.get_range(key, offset=frame.offset, length=frame.length)
+        )
+        return StoredPack(f"{self.pack_key(pack)} in {self.url}", index, memoryview(content), frame.offset).proven(
+            frame
+        )
+
     def _of_pack(self, pack: PackEntry, read: Callable[[str], bytes]) -> bytes:
         """Return what `read` returns for the key of `pack`. Raises `DamageError` when there is no such object."""
         key = self.pack_key(pack)
@@ -390,17 +402,29 @@ def _segment_key(segment: Segment, sha256: bytes, *, is_encrypted: bool) -> Segm
 class StoredPack:
     """A pack that was read: its index, and its bytes, of which each frame is decompressed when it is needed.
 
-    `name` is its key and its store, for messages.
+    `name` is its key and its store, for messages. `offset` is where `content` begins in it.
     """
 
     name: str
     index: PackIndex
     content: memoryview
+    offset: int = 0
 
     def images(self, frame: Frame) -> bytes:
         """Return the page images in `frame`, one of those of the index. Raises `DamageError`."""
+        start = frame.offset - self.offset
         with _damage_of(f"pack {self.name}"):
-            return decode_frame(self.index, frame, self.content[frame.offset : frame.offset + frame.length])
+            return decode_frame(self.index, frame, self.content[start : start + frame.length])
+
+    def proven(self, frame: Frame) -> bytes:
+        """Return the page images in `frame`, each of which has the hash that the index says. Raises `DamageError`."""
+        images, size = self.images(frame), self.index.page_size
+        view = memoryview(images)
+        hashes = b"".join([page_hash(view[start : start + size]) for start in range(0, len(images), size)])
+        start = frame.first_page * HASH_BYTES
+        if hashes != self.index.hashes[start : start + len(hashes)]:
+            raise DamageError(f"pack {self.name} holds other pages than its index says")
+        return images
 
 
 @contextmanager

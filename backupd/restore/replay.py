@@ -47,7 +47,7 @@ class Replaying:
         self._page_size = point.manifest.page_size
         self._descriptor = descriptor
         self._base_pages = point.manifest.page_count
-        self._written: dict[int, bytes] = {}
+        self.written: dict[int, bytes] = {}
         """By number, the hashes of the pages that have their last image from a commit."""
         self._lock = threading.Lock()
         self._has_to_stop = False
@@ -82,7 +82,7 @@ class Replaying:
         size = self._page_size
         number, end = first, first + len(data) // size
         with self._lock:  # or this could come just after the image of a commit
-            for stop in [*filter(self._written.__contains__, range(first, end)), end]:
+            for stop in [*filter(self.written.__contains__, range(first, end)), end]:
                 write_all(self._descriptor, data[(number - first) * size : (stop - first) * size], (number - 1) * size)
                 number = stop + 1
 
@@ -91,7 +91,7 @@ class Replaying:
         size, page_count = self._page_size, self._replay.page_count
         replayed = bytearray(hashes)
         replayed += page_hash(bytes(size)) * (page_count - len(replayed) // HASH_BYTES)
-        for number, digest in self._written.items():
+        for number, digest in self.written.items():
             replayed[(number - 1) * HASH_BYTES : number * HASH_BYTES] = digest
         state = ReplayedState(replayed, os.pread(self._descriptor, size, 0), page_size=size, most_pages=page_count)
         os.truncate(self._descriptor, page_count * size)
@@ -99,7 +99,7 @@ class Replaying:
 
     def _write_newest(self, images: Iterable[tuple[int, memoryview]]) -> int:
         """Write those of these pages that no later commit has written; return how many pages there were."""
-        size, page_count, written = self._page_size, self._replay.page_count, self._written
+        size, page_count, written = self._page_size, self._replay.page_count, self.written
         count = 0
         with self._lock:
             for number, image in images:

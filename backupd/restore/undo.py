@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from backupd.config import Database, Settings
     from backupd.repository import Repository
-    from backupd.restore.in_place import InPlaceResult
     from backupd.state import StateDirectory
 
     Warn = Callable[[str], None]
@@ -59,12 +58,6 @@ class LastRestore(msgspec.Struct, frozen=True, kw_only=True):
     kept_as: str | None = None
     """The old file, if it was replaced."""
 
-    @classmethod
-    def from_result(cls, result: InPlaceResult) -> LastRestore:
-        """The record of a restore that was done."""
-        kept_as = None if result.kept_as is None else str(result.kept_as)
-        return cls(ending=Ending.DONE, safety_snapshot=result.safety_snapshot, kept_as=kept_as)
-
     def undone_by(self, database: str) -> SnapshotId:
         """The safety snapshot of this restore of `database`. Raises `UsageError` when there is none."""
         if self.safety_snapshot is not None:
@@ -87,8 +80,8 @@ def record_new_file(note: Note[LastRestore], warn: Warn) -> None:
 
 
 @contextmanager
-def recorded(note: Note[LastRestore], warn: Warn) -> Iterator[Callable[[InPlaceResult], None]]:
-    """Record the restore in this block, whose result is given to the callable that this yields.
+def recorded(note: Note[LastRestore], warn: Warn) -> Iterator[Callable[[SnapshotId | None, Path | None], None]]:
+    """Record the restore in this block: its safety snapshot and the file it kept go to the callable that this yields.
 
     A restore that fails changes nothing, and leaves the record of the one before. One that is killed is recorded as
     interrupted.
@@ -97,9 +90,10 @@ def recorded(note: Note[LastRestore], warn: Warn) -> Iterator[Callable[[InPlaceR
     note.write(LastRestore(ending=Ending.INTERRUPTED))
     after = before or LastRestore(ending=Ending.FAILED)
 
-    def done(result: InPlaceResult) -> None:
+    def done(safety_snapshot: SnapshotId | None, kept_as: Path | None) -> None:
         nonlocal after
-        after = LastRestore.from_result(result)
+        kept = None if kept_as is None else str(kept_as)
+        after = LastRestore(ending=Ending.DONE, safety_snapshot=safety_snapshot, kept_as=kept)
 
     try:
         yield done

@@ -7,6 +7,7 @@ spool/<run>/  spool/<run>.lock      finished packs on their way to the stores
                                     `Note` and `Run`
 cache/<repository>-<place>/<database>/  the page hashes of the newest snapshot, and what a capture left beside them
 verifications/<digest>.*            what an interrupted verification has read
+reading/                            parts of packs that were read in a bucket: see `CachedStore`
 """
 
 from __future__ import annotations
@@ -155,6 +156,10 @@ class StateDirectory:
     def verifications(self) -> Path:
         """A directory for what interrupted verifications have read."""
         return self._directory("verifications")
+
+    def reading(self) -> Path:
+        """A directory for what was read inside of snapshots, and for what SQLite sorts meanwhile."""
+        return self._directory("reading")
 
     def _directory(self, *parts: str) -> Path:
         path = self._root

@@ -17,7 +17,7 @@ _REQUESTS = 3000
 
 
 def test_a_parent_that_answers_reports_while_it_sends_requests_waits_for_nothing(tmp_path: Path) -> None:
-    """So many requests at once fill the pipe to the process, and its reports fill the one from it."""
+    """Requests fill the pipe to the process, its reports the one from it, and each report is followed by a request."""
     process = FollowerProcess()
     reported: list[str] = []
 

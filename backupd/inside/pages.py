@@ -1,0 +1,291 @@
+"""The pages of a restore point, read where they are stored and proven one by one; nothing else is fetched."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from bisect import bisect_left
+from collections import OrderedDict, deque
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from itertools import count
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+
+from backupd.concurrency import worker_threads
+from backupd.errors import DamageError
+from backupd.format.pack import HASH_BYTES, page_hash
+from backupd.format.pagemap import u32_from
+from backupd.restore.replay import Replaying
+from backupd.store.cached import CachedStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from concurrent.futures import Future, ThreadPoolExecutor
+    from pathlib import Path
+
+    from backupd.format.pack import Frame, PackIndex
+    from backupd.repository.archive import Archive, StoredPack
+    from backupd.repository.moments import RestorePoint
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+_READERS = 4
+_MOST_FRAME_BYTES = 20 << 20
+_MOST_INDEXES = 128
+_MOST_PACKS = 2
+_FRAMES_AHEAD = 4
+_RUNS = 6
+_NEAR = 4
+"""Inner nodes of a tree lie between its leaves: the pages that are read one after the other leave out so many."""
+
+
+class PageSource(Protocol):
+    """Pages of one state of a database, which does not change."""
+
+    page_size: int
+    page_count: int
+
+    def page(self, number: int) -> bytes | memoryview:
+        """Return the image of a page, from 1 to `page_count`. Raises `DamageError` and `StoreError`."""
+
+    def hash_of(self, number: int) -> bytes:
+        """Return the hash of a page. Raises as `page`."""
+
+
+class _Place(NamedTuple):
+    """A frame: the number of its pack in the manifest, from 1, and its own in the pack, from 0."""
+
+    pack: int
+    frame: int
+
+
+class _Pages(NamedTuple):
+    """The pages of a frame that the image uses, by their numbers; `frame_bytes` is what all of them take."""
+
+    images: dict[int, memoryview]
+    frame_bytes: int
+
+
+class _Index:
+    """The index of a pack, with what is looked up in it."""
+
+    def __init__(self, index: PackIndex) -> None:
+        self.index = index
+        self.numbers = u32_from(index.page_numbers)
+        self.frames = index.frames
+        self.hashes = index.hashes
+
+    def find(self, number: int) -> int:
+        """Return the place of a page in the pack, from 0. Raises `DamageError`."""
+        place = bisect_left(self.numbers, number)
+        if place == len(self.numbers) or self.numbers[place] != number:
+            raise DamageError(f"it lacks page {number}, which the manifest says is in it")
+        return place
+
+    def numbers_in(self, frame: Frame) -> list[int]:
+        """Return the numbers of the pages in a frame."""
+        return [*self.numbers[frame.first_page : frame.first_page + frame.pages]]
+
+
+class StoredPages:
+    """The `PageSource` of a restore point. `opened_pages` makes it.
+
+    A page costs the index of its pack and the frame that it is in, by ranged reads; an encrypted pack is read whole.
+    Where pages are read one after the other, the next frames are read meanwhile. Only one thread may ask.
+    """
+
+    def __init__(self, archive: Archive, point: RestorePoint, threads: ThreadPoolExecutor, commits: _Commits) -> None:
+        self.page_size = point.manifest.page_size
+        self.page_count = point.page_count
+        self.point = point
+        self._archive = archive
+        self._threads = threads
+        self._commits = commits
+        self._map = archive.page_map(point.manifest)
+        self._packs = point.manifest.packs
+        self._indexes: OrderedDict[int, Future[_Index]] = OrderedDict()
+        self._whole: OrderedDict[int, Future[StoredPack]] = OrderedDict()
+        self._reading: OrderedDict[_Place, Future[_Pages]] = OrderedDict()
+        self._frames: deque[_Pages] = deque()
+        self._frame_bytes = 0
+        self._pages: dict[int, memoryview] = {}
+        """All pages of `_frames`, by their numbers."""
+        self._ends: deque[int] = deque(maxlen=_RUNS)
+
+    def page(self, number: int) -> bytes | memoryview:
+        """Return the image of a page, as `PageSource.page`."""
+        found = self._pages.get(number)
+        if found is not None:
+            return found
+        if number in self._commits.hashes:
+            return self._commits.page(number)
+        if self._pack_of(number) == 0:
+            return bytes(self.page_size)
+        try:
+            return self._load(number)
+        except DamageError as error:
+            raise DamageError(
+                f"page {number} of {self.point.name} cannot be read: {error.message}",
+                hint="read another snapshot, or this one from another store with --store",
+            ) from error
+
+    def hash_of(self, number: int) -> bytes:
+        """Return the hash of a page: of its pack, only the index is read."""
+        if (committed := self._commits.hashes.get(number)) is not None:
+            return committed
+        pack = self._pack_of(number)
+        if pack == 0:
+            return page_hash(bytes(self.page_size))
+        index = self._index(pack).result()
+        place = index.find(number)
+        return index.hashes[place * HASH_BYTES : (place + 1) * HASH_BYTES]
+
+    def may_differ(self, other: StoredPages) -> Iterator[int]:
+        """Yield, ascending, each page that differs from that of `other` or that one of both lacks, and maybe more.
+
+        Nothing is read: a page of the same pack is the same.
+        """
+        numbers = {pack.sha256: number for number, pack in enumerate(other._packs, 1)}
+        same = [0, *(numbers.get(pack.sha256, -1) for pack in self._packs)]
+        both = min(self.page_count, other.page_count)
+        mapped = min(both, len(self._map), len(other._map))
+        committed = self._commits.hashes.keys() | other._commits.hashes.keys()
+        pairs = zip(self._map[:mapped], other._map[:mapped], strict=True)
+        for number, (mine, its) in enumerate(pairs, 1):
+            if same[mine] != its or number in committed:
+                yield number
+        yield from range(mapped + 1, max(self.page_count, other.page_count) + 1)
+
+    def _pack_of(self, number: int) -> int:
+        """Return the number of the pack that has a page; 0 for the lock-byte page and one that was never written."""
+        return self._map[number - 1] if number <= len(self._map) else 0
+
+    def _load(self, number: int) -> memoryview:
+        is_run = any(end <= number < end + _NEAR for end in self._ends)
+        pack = self._pack_of(number)
+        place = self._place(number, self._index(pack).result())
+        pages = self._begun(place).result()
+        del self._reading[place]
+        self._keep(pages)
+        end = max(pages.images) + 1
+        self._ends.append(end)
+        if is_run:
+            self._read_ahead(end)
+        return pages.images[number]
+
+    def _keep(self, pages: _Pages) -> None:
+        """Keep pages in memory, instead of those that came first."""
+        self._frame_bytes += pages.frame_bytes
+        while self._frames and self._frame_bytes > _MOST_FRAME_BYTES:
+            oldest = self._frames.popleft()
+            self._frame_bytes -= oldest.frame_bytes
+            for number in oldest.images:
+                self._pages.pop(number, None)
+        self._frames.append(pages)
+        self._pages.update(pages.images)
+
+    def _read_ahead(self, number: int) -> None:
+        """Begin to read the frames that follow up to page `number`, as far as the indexes of their packs are there."""
+        for _ in range(_FRAMES_AHEAD):
+            number = next((each for each in range(number, len(self._map) + 1) if self._is_unread(each)), 0)
+            if number == 0:
+                return
+            future = self._index(self._pack_of(number))
+            if not future.done() or future.exception():
+                return
+            index = future.result()
+            place = self._place(number, index)
+            self._begun(place)
+            number = index.numbers_in(index.frames[place.frame])[-1] + 1
+
+    def _is_unread(self, number: int) -> bool:
+        return number not in self._pages and number not in self._commits.hashes and self._map[number - 1] != 0
+
+    def _place(self, number: int, index: _Index) -> _Place:
+        return _Place(self._pack_of(number), index.find(number) // index.index.pages_per_frame)
+
+    def _index(self, pack: int) -> Future[_Index]:
+        if self._packs[pack - 1].encryption is None:
+            read: Callable[[], _Index] = lambda: _Index(self._archive.index(self._packs[pack - 1]))  # noqa: E731
+        else:
+            whole = self._stored(pack)
+            read = lambda: _Index(whole.result().index)  # noqa: E731
+        return _kept(self._indexes, pack, lambda: self._threads.submit(read), most=_MOST_INDEXES)
+
+    def _begun(self, place: _Place) -> Future[_Pages]:
+        """Begin to read a frame, unless that was done before."""
+        pack, entry = place.pack, self._packs[place.pack - 1]
+        index = self._index(pack).result()
+        frame = index.frames[place.frame]
+        whole = self._stored(pack) if entry.encryption else None
+
+        def read() -> _Pages:
+            images = memoryview(
+                whole.result().proven(frame) if whole else self._archive.images(entry, index.index, frame)
+            )
+            size, committed = self.page_size, self._commits.hashes
+            used = {
+                number: images[start : start + size]
+                for number, start in zip(index.numbers_in(frame), count(0, size), strict=False)
+                if self._pack_of(number) == pack and number not in committed
+            }
+            return _Pages(used, len(images))
+
+        return _kept(self._reading, place, lambda: self._threads.submit(read), most=2 * _FRAMES_AHEAD)
+
+    def _stored(self, pack: int) -> Future[StoredPack]:
+        """Begin to read a whole pack, unless that was done before."""
+        return _kept(
+            self._whole,
+            pack,
+            lambda: self._threads.submit(self._archive.pack, self._packs[pack - 1]),
+            most=_MOST_PACKS,
+        )
+
+
+def _kept(kept: OrderedDict[_Key, _Value], key: _Key, make: Callable[[], _Value], *, most: int) -> _Value:
+    """Return what is kept under `key`, made if it is not there, and forget what was not used for longest."""
+    value = kept.get(key)
+    if value is None:
+        value = kept[key] = make()
+        if len(kept) > most:
+            kept.popitem(last=False)
+    kept.move_to_end(key)
+    return value
+
+
+class _Commits:
+    """The pages that the commits after a snapshot have changed, in a file without a name."""
+
+    def __init__(self, descriptor: int, hashes: Mapping[int, bytes], page_size: int) -> None:
+        self.hashes = hashes
+        """The hashes of these pages, by their numbers."""
+        self._descriptor = descriptor
+        self._page_size = page_size
+
+    def page(self, number: int) -> bytes:
+        """Return the image of one of these pages."""
+        return os.pread(self._descriptor, self._page_size, (number - 1) * self._page_size)
+
+
+@contextmanager
+def opened_pages(point: RestorePoint, cache: Path) -> Iterator[StoredPages]:
+    """Give the pages of `point` until the block ends; `cache` is a private directory for what a bucket is asked for.
+
+    The commits of a moment are read at once. Raises `DamageError`, `StoreError`, and OSError of the directory.
+    """
+    archive = point.archive
+    if not archive.url.startswith("/"):
+        repository = archive.repository
+        store = CachedStore(
+            repository.store, cache, on_failure=lambda why: repository.report_once("nothing can be cached", reason=why)
+        )
+        archive = repository.through(store).archive(archive.database)
+    with ExitStack() as stack:
+        commits = _Commits(-1, {}, point.manifest.page_size)
+        if point.replay is not None:
+            descriptor = stack.enter_context(tempfile.TemporaryFile(dir=cache)).fileno()
+            replaying = Replaying(replace(point, archive=archive), point.replay, descriptor)
+            replaying.run()
+            commits = _Commits(descriptor, replaying.written, point.manifest.page_size)
+        yield StoredPages(archive, point, stack.enter_context(worker_threads(_READERS, name="pages")), commits)

@@ -1,0 +1,206 @@
+"""Bring rows of a table back into the live database: what is missing, on demand what differs. Nothing is deleted."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import apsw
+
+from backupd.errors import BusyError, UsageError
+from backupd.inside.diff import Kind
+from backupd.inside.tables import Undecodable, joined, literal, quoted
+from backupd.live.destination import LiveDatabase
+from backupd.live.intent import announced_transaction
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from backupd.format import SnapshotId
+    from backupd.inside.diff import Difference, RowChange, TablePair
+    from backupd.inside.tables import Row, Value
+    from backupd.state import StateDirectory
+
+_TRIES = 5
+_MOST_CONFLICTS = 100
+_SAMPLES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A row that cannot be brought back, by its key, and why."""
+
+    key: Row
+    reason: str
+
+
+@dataclass(slots=True)
+class RecoveryPlan:
+    """What a recovery would do to the live database, tried on a copy of it; the first rows are `samples`."""
+
+    missing: int = 0
+    """Rows of the snapshot that the live table lacks, which are inserted."""
+    different: int = 0
+    """Rows that differ, which are overwritten if that was asked for."""
+    only_live: int = 0
+    """Rows that only the live table has, which stay."""
+    conflicts: list[Conflict] = field(default_factory=list)
+    """At most 100."""
+    samples: list[RowChange] = field(default_factory=list)
+
+
+class Recovery:
+    """A recovery of a table from `difference.before` into the live database, which is `difference.after`."""
+
+    def __init__(self, difference: Difference, pair: TablePair, *, where: str | None, overwrites: bool) -> None:
+        """Raises `UsageError` where the rows of the two tables cannot be matched, or have other columns."""
+        if pair.why_not is not None:
+            raise UsageError(
+                f"rows of {pair.after.name} cannot be recovered: {pair.why_not}",
+                hint="get them as SQL: backupd dump SNAPSHOT TABLE",
+            )
+        lacking = [column for column in pair.before.columns if column not in pair.columns]
+        if lacking:
+            raise UsageError(
+                f"the live table {pair.after.name} has no column {', '.join(lacking)}, which the snapshot has",
+                hint="get the rows as SQL, and fit them by hand: backupd dump SNAPSHOT TABLE",
+            )
+        self._difference = difference
+        self._pair = pair
+        self._where = where
+        self._overwrites = overwrites
+
+    def plan(self, copy: Path) -> RecoveryPlan:
+        """Find the rows, and bring them back into `copy`, a copy of the live database that is not needed any more."""
+        plan = RecoveryPlan()
+        connection = apsw.Connection(os.fspath(copy))
+        try:
+            connection.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
+            connection.pragma("foreign_keys", False)
+            connection.pragma("journal_mode", "memory")
+            before = self._violations(connection)
+            connection.execute("BEGIN")
+            for change in self._difference.row_changes(self._pair):
+                self._count(plan, change)
+            for change in self._changes():
+                try:
+                    self._apply(connection, change)
+                except (apsw.ConstraintError, apsw.SQLError) as error:
+                    plan.conflicts.append(Conflict(change.key, str(error)))
+                    if len(plan.conflicts) >= _MOST_CONFLICTS:
+                        break
+                    continue
+                if len(plan.samples) < _SAMPLES:
+                    plan.samples.append(change)
+            plan.conflicts += self._new_violations(connection, before)
+            connection.execute("ROLLBACK")
+        finally:
+            connection.close(force=True)
+        return plan
+
+    def carry_out(
+        self,
+        path: Path,
+        state: StateDirectory,
+        take_safety_snapshot: Callable[[], SnapshotId] | None,
+        *,
+        lock_timeout: float,
+    ) -> SnapshotId | None:
+        """Do it in one transaction, after a safety snapshot, which is returned.
+
+        Raises `UsageError`, and changes nothing, when a row has a conflict by now; `BusyError` when the application
+        writes too often for a safety snapshot; and what that raises.
+        """
+        safety: SnapshotId | None = None
+        with LiveDatabase(path, lock_timeout=lock_timeout) as database:
+            for _ in range(_TRIES):
+                version = database.version()
+                if take_safety_snapshot is not None:
+                    safety = take_safety_snapshot()
+                with announced_transaction(path, state):
+                    if database.change(self._apply_all, version):
+                        return safety
+        raise BusyError(
+            f"{path} was written again before each of {_TRIES} safety snapshots was stored",
+            hint="stop the application for a moment, or try again; nothing was changed",
+        )
+
+    def _count(self, plan: RecoveryPlan, change: RowChange) -> None:
+        if change.kind is Kind.ADDED:
+            plan.only_live += 1
+        elif self._is_wanted(change):
+            plan.missing += change.kind is Kind.REMOVED
+            plan.different += change.kind is Kind.CHANGED
+
+    def _changes(self) -> Iterator[RowChange]:
+        """Yield the rows that are brought back."""
+        kinds = {Kind.REMOVED, Kind.CHANGED} if self._overwrites else {Kind.REMOVED}
+        for change in self._difference.row_changes(self._pair):
+            if change.kind in kinds and self._is_wanted(change):
+                yield change
+
+    def _is_wanted(self, change: RowChange) -> bool:
+        if self._where is None:
+            return True
+        table, condition = self._pair.before, self._condition(change, self._pair.before.rowid)
+        sql = f"SELECT 1 FROM main.{quoted(table.name)} WHERE {condition} AND ({self._where})"  # noqa: S608
+        return bool(self._difference.before.connection.execute(sql).fetchall())
+
+    def _condition(self, change: RowChange, rowid: str | None) -> str:
+        if change.rowid is not None:
+            return f"{quoted(rowid or 'rowid')} = {change.rowid}"
+        encoding = self._difference.after.schema.encoding
+        columns = zip(self._pair.identity, change.key, strict=True)
+        return " AND ".join(f"{quoted(column)} = {literal(value, encoding)}" for column, value in columns)
+
+    def _apply_all(self, connection: apsw.Connection) -> None:
+        before = self._violations(connection)
+        for change in self._changes():
+            try:
+                self._apply(connection, change)
+            except apsw.ConstraintError as error:
+                raise _conflicting(self._pair, Conflict(change.key, str(error))) from error
+        for conflict in self._new_violations(connection, before):
+            raise _conflicting(self._pair, conflict)
+
+    def _apply(self, connection: apsw.Connection, change: RowChange) -> None:
+        """Insert or overwrite a row. Raises `apsw.ConstraintError`, and then it is as it was."""
+        row, table = change.before or (), self._pair.after
+        if change.kind is Kind.CHANGED:
+            pairs = zip(self._pair.columns, map(_mark, row), strict=True)
+            values = ", ".join(f"{quoted(column)} = {mark}" for column, mark in pairs)
+            sql = f"UPDATE main.{quoted(table.name)} SET {values} WHERE {self._condition(change, table.rowid)}"  # noqa: S608
+            connection.execute(sql, row)
+            return
+        # Without a key, its rowid is all that tells it from another row.
+        rowid = () if table.key or table.rowid is None else (table.rowid,)
+        names, all_values = joined((*rowid, *self._pair.columns)), (change.rowid, *row) if rowid else row
+        marks = ", ".join(map(_mark, all_values))
+        connection.execute(f"INSERT INTO main.{quoted(table.name)} ({names}) VALUES ({marks})", all_values)  # noqa: S608
+
+    def _violations(self, connection: apsw.Connection) -> Counter[tuple[object, object]]:
+        """Count the rows whose foreign key names no row, by the table that it should be in and their rowid."""
+        found = connection.execute(f"PRAGMA main.foreign_key_check({quoted(self._pair.after.name)})")
+        return Counter((parent, rowid) for _, rowid, parent, _ in found)
+
+    def _new_violations(self, connection: apsw.Connection, before: Counter[tuple[object, object]]) -> list[Conflict]:
+        new = self._violations(connection) - before
+        return [
+            Conflict((rowid,), f"its foreign key names a row that {parent} does not have")  # type: ignore[arg-type]
+            for parent, rowid in [*new][:_MOST_CONFLICTS]
+        ]
+
+
+def _mark(value: Value) -> str:
+    """Return the SQL for a value that is bound: of a text that cannot be decoded, the bytes are."""
+    return "CAST(? AS TEXT)" if isinstance(value, Undecodable) else "?"
+
+
+def _conflicting(pair: TablePair, conflict: Conflict) -> UsageError:
+    return UsageError(
+        f"row {conflict.key} of {pair.after.name} cannot be recovered any more: {conflict.reason}; nothing was changed",
+        hint="the application has written since the plan was made: run the same command again",
+    )
