@@ -84,7 +84,7 @@ def _end_of(command: CommandLine, *arguments: str) -> tuple[int, str]:
 def test_any_amount_of_memory_is_enough_to_report_that_it_is_not(place: Place, part: int) -> None:
     """Wherever the memory of a command ends, it says so: Python itself fails in odd ways, even while it reports."""
     (place.home / "backupd.toml").write_text('[[databases]]\npath = "app.db"\n[[stores]]\nurl = "backups"\n')
-    for most in part_of(range(20_003_000, 36_500_000, 83_017), part):
+    for most in part_of(range(20_003_000, 34_000_000, 71_017), part):
         code, said = _end_of(CommandLine(place.home, runner=_limited(Runner(), f"--as={most}")), "now", "app.db")
         assert code in {10, 11}, (most, said)
         assert "no memory is left" in said or "no thread can be started" in said, (most, said)
