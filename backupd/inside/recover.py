@@ -11,6 +11,7 @@ import apsw
 
 from backupd.errors import BusyError, UsageError
 from backupd.inside.diff import Kind
+from backupd.inside.dump import reject_condition
 from backupd.inside.tables import Undecodable, joined, literal, quoted
 from backupd.live.destination import LiveDatabase
 from backupd.live.intent import announced_transaction
@@ -56,7 +57,10 @@ class Recovery:
     """A recovery of a table from `difference.before` into the live database, which is `difference.after`."""
 
     def __init__(self, difference: Difference, pair: TablePair, *, where: str | None, overwrites: bool) -> None:
-        """Raises `UsageError` where the rows of the two tables cannot be matched, or have other columns."""
+        """Raises `UsageError` where the rows of the two tables cannot be matched, or have other columns.
+
+        SQLite's error says what is wrong with the condition `where`.
+        """
         if pair.why_not is not None:
             raise UsageError(
                 f"rows of {pair.after.name} cannot be recovered: {pair.why_not}",
@@ -68,6 +72,8 @@ class Recovery:
                 f"the live table {pair.after.name} has no column {', '.join(lacking)}, which the snapshot has",
                 hint="get the rows as SQL, and fit them by hand: backupd dump SNAPSHOT TABLE",
             )
+        if where is not None:
+            reject_condition(difference.before.connection, [pair.before], where)
         self._difference = difference
         self._pair = pair
         self._where = where

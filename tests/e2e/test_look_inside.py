@@ -107,7 +107,7 @@ def test_conflicts_are_listed_before_anything_is_written(tmp_path: Path) -> None
 
 
 def test_recover_runs_triggers_and_leaves_everything_when_one_fails(tmp_path: Path) -> None:
-    """As when the application inserts the rows: an index that triggers keep is right afterwards."""
+    """Triggers run as when the application inserts the rows, so that an index that they keep is right afterwards."""
     database = tmp_path / "app.db"
     (tmp_path / "backupd.toml").write_text(_CONFIGURATION)
     _execute(

@@ -106,7 +106,7 @@ def _without_virtual(content: dict[str, Any]) -> dict[str, Any]:
 def test_a_dump_gives_the_same_content(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[Any, ...]], encoding: str
 ) -> None:
-    """As statements, and as a database that was made of them."""
+    """The statements, and the database that is made of them, have every value with its type."""
     directory = tmp_path_factory.mktemp("dump")
     file, loaded = directory / "app.db", directory / "loaded.db"
     _fill(file, encoding, rows)
