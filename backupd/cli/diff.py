@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -95,9 +96,16 @@ def command(
         chosen = _chosen(difference, tables)
         schema = difference.schema_changes()
         if session.is_json:
-            output.print_document(_document(sides, difference, schema, chosen, most_rows))
+            before_values, after_values = sides.values()
+            document = {
+                "before": before_values,
+                "after": after_values,
+                "schema": [schema_values(each) for each in schema],
+                "tables": [table_values(difference, pair, most_rows) for pair in chosen],
+            }
+            output.print_data(json.dumps(document, indent=2, ensure_ascii=False))
             return
-        _print(sides, difference, schema, chosen, most_rows)
+        _print(sides, schema, table_lines(difference, chosen, most_rows))
 
 
 class _Sides:
@@ -178,36 +186,23 @@ def _chosen(difference: Difference, names: Sequence[str]) -> list[TablePair]:
     return [pair for pair in pairs if wanted & {pair.before.name.lower(), pair.after.name.lower()}]
 
 
-def _document(
-    sides: _Sides,
-    difference: Difference,
-    schema: Iterable[SchemaChange],
-    pairs: Iterable[TablePair],
-    most_rows: int,
-) -> dict[str, Any]:
-    before, after = sides.values()
+def schema_values(change: SchemaChange) -> dict[str, Any]:
+    """A change of the schema in JSON documents."""
     return {
-        "before": before,
-        "after": after,
-        "schema": [
-            {
-                "kind": str(each.kind),
-                "type": each.what,
-                "name": each.name,
-                "new_name": each.new_name,
-                "before": each.before,
-                "after": each.after,
-            }
-            for each in schema
-        ],
-        "tables": [_table_values(_TableChanges.of(difference, pair, most_rows)) for pair in pairs],
+        "kind": str(change.kind),
+        "type": change.what,
+        "name": change.name,
+        "new_name": change.new_name,
+        "before": change.before,
+        "after": change.after,
     }
 
 
-def _table_values(found: _TableChanges) -> dict[str, Any]:
+def table_values(difference: Difference, pair: TablePair, most_rows: int) -> dict[str, Any]:
+    """The changes of a table in JSON documents, with its first `most_rows` rows that changed."""
     from backupd.inside.dump import json_value
 
-    pair = found.pair
+    found = _TableChanges.of(difference, pair, most_rows)
 
     def values(row: Sequence[Value] | None) -> dict[str, object] | None:
         return None if row is None else dict(zip(pair.columns, map(json_value, row), strict=True))
@@ -229,36 +224,34 @@ def _table_values(found: _TableChanges) -> dict[str, Any]:
     }
 
 
-def _print(
-    sides: _Sides,
-    difference: Difference,
-    schema: Sequence[SchemaChange],
-    pairs: Iterable[TablePair],
-    most_rows: int,
-) -> None:
+def table_lines(difference: Difference, pairs: Iterable[TablePair], most_rows: int) -> Iterator[str]:
+    """The changes of tables for people, each with its first `most_rows` rows that changed; they are content."""
+    same = 0
+    for pair in pairs:
+        if pair.why_not is not None:
+            yield f"{pair.after.name}  not compared: {pair.why_not}"
+            continue
+        found = _TableChanges.of(difference, pair, most_rows)
+        all_rows = sum(found.counts.values())
+        if not all_rows:
+            same += 1
+            continue
+        counts = ", ".join(f"{output.count(number)} {kind}" for kind, number in found.counts.items() if number)
+        yield f"{pair.after.name}  {counts}"
+        yield from (f"  {row_line(each, pair)}" for each in found.rows)
+        if most_rows and all_rows > most_rows:
+            yield f"  and {output.count(all_rows - most_rows, 'more row')}"
+    if same:
+        yield f"{output.count(same, 'table')} with the same rows"
+
+
+def _print(sides: _Sides, schema: Iterable[SchemaChange], lines: Iterable[str]) -> None:
     output.print_line(" -> ".join(sides.described()))
     for each in schema:
         name = each.name if each.name == each.new_name else f"{each.name} -> {each.new_name}"
         output.print_line(f"schema  {_SIGNS[each.kind]} {each.what} {name}")
-    same = 0
-    for pair in pairs:
-        if pair.why_not is not None:
-            output.print_line(f"{pair.after.name}  not compared: {pair.why_not}")
-            continue
-        found = _TableChanges.of(difference, pair, most_rows)
-        if not any(found.counts.values()):
-            same += 1
-            continue
-        counts = ", ".join(f"{output.count(number)} {kind}" for kind, number in found.counts.items() if number)
-        output.print_line(f"{pair.after.name}  {counts}")
-        for line in (row_line(each, pair) for each in found.rows):
-            output.print_data(output.printable(f"  {line}"))
-        if (rest := sum(found.counts.values()) - len(found.rows)) and most_rows:
-            output.print_line(
-                f"  and {output.count(rest, 'more row', 'more rows')}: --rows {sum(found.counts.values())}"
-            )
-    if same:
-        output.print_line(f"{output.count(same, 'table')} with the same rows")
+    for line in lines:
+        output.print_data(output.printable(line))
 
 
 def row_line(change: RowChange, pair: TablePair, *, is_back: bool = False) -> str:

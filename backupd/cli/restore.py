@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,18 +21,21 @@ from backupd.cli.verbs import (
     snapshot_argument,
     store_option,
 )
-from backupd.errors import UsageError
+from backupd.errors import BackupdError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from backupd.cli.session import Session
     from backupd.config import Database
     from backupd.format import SnapshotId
+    from backupd.inside.diff import Difference
     from backupd.repository.moments import RestorePoint
     from backupd.restore import RestoreResult
     from backupd.restore.in_place import InPlaceResult
     from backupd.restore.plan import Plan
+
+_ROWS_SHOWN = 3
 
 
 @click.command(
@@ -162,7 +165,7 @@ def _restore_database(session: Session, found: RestorePoint, path: Path, options
             )
         plan = restore.plan
         if options.is_dry_run:
-            _print_plan(plan, session)
+            _print_plan(plan, restore.image, session)
             return
         agree(plan, described(found), options, is_quiet=is_quiet)
         take_safety_snapshot = safety_snapshots(session, found, path) if options.wants_safety_snapshot else None
@@ -204,14 +207,44 @@ def _restore_file(
         )
 
 
-def _print_plan(plan: Plan, session: Session) -> None:
+def _print_plan(plan: Plan, image: Path, session: Session) -> None:
+    """Print the plan, with the rows that it would change."""
+    from backupd.cli.diff import table_lines, table_values
     from backupd.cli.plans import described, plan_lines, plan_values
 
-    if session.is_json:
-        output.print_document({"plan": plan_values(plan)})
+    with _compared(plan, image, session) as difference:
+        pairs = [] if difference is None else difference.table_pairs()
+        if session.is_json:
+            rows = None if difference is None else [table_values(difference, each, _ROWS_SHOWN) for each in pairs]
+            output.print_document({"plan": {**plan_values(plan), "rows": rows}})
+            return
+        lines = plan_lines(plan, described(plan.point))
+        if difference is not None:
+            lines += ["rows that change", *(f"  {line}" for line in table_lines(difference, pairs, _ROWS_SHOWN))]
+        lines.append("nothing was changed: this was a dry run")
+        output.print_result("\n".join(map(output.printable, lines)))
+
+
+@contextmanager
+def _compared(plan: Plan, image: Path, session: Session) -> Iterator[Difference | None]:
+    """What a restore changes in the rows; None where there is nothing, or a live database that cannot be read now."""
+    from backupd.inside.diff import Difference, State
+    from backupd.inside.image import opened_file, opened_live
+
+    if plan.now is None or not plan.then.page_count:
+        yield None
         return
-    lines = [*plan_lines(plan, described(plan.point)), "nothing was changed: this was a dry run"]
-    output.print_result("\n".join(map(output.printable, lines)))
+    directory = session.state.reading()
+    lock_timeout = session.settings.capture.lock_timeout.total_seconds()
+    with ExitStack() as opened:
+        try:
+            before = State.of(*opened.enter_context(opened_live(plan.target, directory, lock_timeout=lock_timeout)))
+            pages = opened_file(image, directory, page_size=plan.then.page_size)
+            difference = Difference(before, State.of(*opened.enter_context(pages)))
+        except BackupdError as error:
+            output.print_warning(f"the rows that change are not shown: {error.message}")
+            difference = None
+        yield difference
 
 
 def _print_restored_file(found: RestorePoint, result: RestoreResult, session: Session) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import apsw
 
-from backupd.errors import BackupdError, DamageError, LimitReachedError
+from backupd.errors import BackupdError, DamageError, LimitReachedError, UsageError
 from backupd.inside.live import FilePages, copy_live
 from backupd.inside.pages import opened_pages
 
@@ -147,6 +147,15 @@ def opened_live(path: Path, directory: Path, *, lock_timeout: float) -> Iterator
 
 
 @contextmanager
+def opened_file(file: Path, directory: Path, *, page_size: int) -> Iterator[tuple[FilePages, apsw.Connection]]:
+    """Give the pages of a database that no process changes, without a log, as `opened_point` does."""
+    with file.open("rb") as opened:
+        pages = FilePages(opened.fileno(), page_size)
+        with opened_source(pages, directory) as connection:
+            yield pages, connection
+
+
+@contextmanager
 def opened_source(source: PageSource, scratch: Path, *, seconds: float | None = None) -> Iterator[apsw.Connection]:
     """Give a connection that can only read, until the block ends; `scratch` is a private directory for large sorts.
 
@@ -204,4 +213,9 @@ def _translated(image: _Image, gives_up_at: float | None, seconds: float | None)
         raise DamageError(
             f"SQLite cannot read it: {error}",
             hint="the database was damaged when the snapshot was taken; try an older one",
+        ) from error
+    except apsw.SQLError as error:
+        raise UsageError(
+            f"SQLite refuses it: {error}",
+            hint="what only the application knows may be missing: restore it to a file, and look at it there",
         ) from error

@@ -119,7 +119,7 @@ def planned_restore(
         reject_no_room(spool, point.scratch_bytes)
         image = spool / "image.db"
         fetched_bytes = _fetch(point, image, on_progress)
-        yield PlannedRestore(make_plan(point, found, image, fetched_bytes), target, image, seen)
+        yield PlannedRestore(make_plan(point, found, image, fetched_bytes), image, target, seen)
 
 
 def _settle_hot_journal(target: Target) -> None:
@@ -145,8 +145,9 @@ class PlannedRestore:
     """A restore that can be carried out within the block of `planned_restore`."""
 
     plan: Plan
+    image: Path
+    """The file that is restored, for a look into it; it is gone after the block."""
     _target: Target
-    _image: Path
     _seen: os.stat_result | None
 
     def carry_out(
@@ -191,7 +192,7 @@ class PlannedRestore:
             if take_safety_snapshot is not None:
                 saved_version = database.version()
                 safety = take_safety_snapshot()
-            with database.opened(self._image) as image:
+            with database.opened(self.image) as image:
                 for _ in range(_TRIES):
                     with ExitStack() as announcement:
                         with database.writers_waiting(most_seconds=most_seconds):
@@ -224,7 +225,7 @@ class PlannedRestore:
         self._reject_another_file()
         aside = _replace_database(
             self._target.path,
-            self._image,
+            self.image,
             self.plan.point.manifest,
             self._target.state,
             is_readable=is_readable,

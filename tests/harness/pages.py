@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from itertools import takewhile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
@@ -30,7 +31,7 @@ def prose(page: Path) -> str:
 
 
 def commands(text: str, *, anywhere: bool = False) -> list[list[str]]:
-    """The lines that begin with `backupd`, split as a shell does, without comments and the name of the program.
+    """The lines that begin with `backupd`, split as a shell does, without comments, the name of the program, and what its output goes into.
 
     `anywhere` adds those that have it behind something else: `docker compose exec backupd backupd now`.
     """
@@ -39,8 +40,9 @@ def commands(text: str, *, anywhere: bool = False) -> list[list[str]]:
         if line.strip().startswith("backupd ") or (anywhere and " backupd " in line):
             words = shlex.split(line.strip(), comments=True)
             last = len(words) - 1 - words[::-1].index("backupd") if "backupd" in words else len(words)
-            if words[last + 1 :]:
-                found.append(words[last + 1 :])
+            command = [*takewhile(lambda word: word not in {">", "|"}, words[last + 1 :])]
+            if command:
+                found.append(command)
     return found
 
 
