@@ -31,7 +31,7 @@ def prose(page: Path) -> str:
 
 
 def commands(text: str, *, anywhere: bool = False) -> list[list[str]]:
-    """The lines that begin with `backupd`, split as a shell does, without comments, the name of the program, and what its output goes into.
+    """The lines that begin with `backupd`, split as a shell does: without comments, the program, and where output goes.
 
     `anywhere` adds those that have it behind something else: `docker compose exec backupd backupd now`.
     """
