@@ -11,14 +11,14 @@ import apsw
 
 from backupd.inside.pages import StoredPages
 from backupd.inside.tables import is_internal, is_same, joined, quoted, read_schema, rows_of
-from backupd.inside.trees import ALL_ROWIDS, ChangedPages
+from backupd.inside.trees import EVERYTHING, ChangedPages
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
     from backupd.inside.pages import PageSource
     from backupd.inside.tables import Row, Schema, Table
-    from backupd.inside.trees import Span
+    from backupd.inside.trees import Part, Span
 
 _FEW = 16
 """Of all pages, so many times fewer than that are taken for changed without a look at their hashes."""
@@ -133,17 +133,17 @@ class Difference:
             return
         before, after = _Side(self.before.connection, pair, pair.before), _Side(self.after.connection, pair, pair.after)
         if pair.after.has_rowid:
-            yield from _by_rowid(before, after, self._spans(pair))
+            yield from _by_rowid(before, after, self._parts(pair))
         elif not pair.is_same_table:
             yield from _by_lookups(before, after)
         elif not self._is_untouched(pair):
             yield from _by_key(before, after)
 
-    def _spans(self, pair: TablePair) -> Sequence[Span]:
+    def _parts(self, pair: TablePair) -> Sequence[Part]:
         changes = self._changed_pages()
         if changes is None or pair.before.root != pair.after.root or changes.may_hide_rows:
-            return [ALL_ROWIDS]
-        return changes.spans(pair.after.root)
+            return [EVERYTHING]
+        return changes.parts(pair.after.root)
 
     def _is_untouched(self, pair: TablePair) -> bool:
         """Whether a table without rowids is the same by its pages."""
@@ -158,7 +158,12 @@ class Difference:
         if before.page_size != after.page_size or self.before.schema.encoding != self.after.schema.encoding:
             return None
         if self._changes is None:
-            self._changes = ChangedPages(before, after, changed_pages(before, after))
+            changed = frozenset(changed_pages(before, after))
+            for one, other in ((after, before), (before, after)):
+                if isinstance(one, StoredPages):
+                    one.share(other, changed)
+                    break
+            self._changes = ChangedPages(before, after, changed)
         return self._changes
 
 
@@ -241,13 +246,18 @@ class _Side:
             f"{quoted(column)} = ?" for column in table.key
         )
 
-    def between(self, span: Span) -> Iterator[tuple[int, Row]]:
-        """Yield rowids and rows in a span of rowids, in order."""
+    def between(self, span: Span, most_rows: int | None) -> Iterator[tuple[int, Row]]:
+        """Yield rowids and rows in a span of rowids, in order.
+
+        SQLite would look at the next row to see the end of the span: where `most_rows` is known, it need not, and does
+        not read the next leaf.
+        """
         rowid = quoted(self._table.rowid or "rowid")
-        rest = f"FROM main.{quoted(self._table.name)} NOT INDEXED"
-        if span != ALL_ROWIDS:
-            rest += f" WHERE {rowid} BETWEEN {span.low} AND {span.high}"
-        for number, *row in rows_of(self._connection, [rowid, *self._columns], f"{rest} ORDER BY {rowid}"):
+        rest, values = f"FROM main.{quoted(self._table.name)} NOT INDEXED", tuple[int, ...]()
+        if most_rows is not None:
+            rest, values = f"{rest} WHERE {rowid} BETWEEN ? AND ?", (*span, most_rows)
+        rest += f" ORDER BY {rowid}{'' if most_rows is None else ' LIMIT ?'}"
+        for number, *row in rows_of(self._connection, [rowid, *self._columns], rest, values):
             yield int(number), tuple(row)  # type: ignore[arg-type]
 
     def in_order_of_key(self) -> Iterator[Row]:
@@ -269,9 +279,10 @@ class _Side:
         return next(rows_of(self._connection, self._columns, self._found, key), None)
 
 
-def _by_rowid(before: _Side, after: _Side, spans: Sequence[Span]) -> Iterator[RowChange]:
-    for span in spans:
-        for rowid, old, new in _paired(before.between(span), after.between(span)):
+def _by_rowid(before: _Side, after: _Side, parts: Sequence[Part]) -> Iterator[RowChange]:
+    for part in parts:
+        old_rows = before.between(part.span, part.rows_before)
+        for rowid, old, new in _paired(old_rows, after.between(part.span, part.rows_after)):
             if old is not None and new is not None and is_same(old, new):
                 continue
             yield from _changes_at(rowid, old, new, before, after)

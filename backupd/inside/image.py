@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from backupd.inside.pages import PageSource, StoredPages
     from backupd.repository.moments import RestorePoint
 
-_PAGE_CACHE_KIB = 8192
+_PAGE_CACHE_KIB = 4096
 _HEAP_BYTES = 64 << 20
 _STEPS_BETWEEN_LOOKS = 10_000
 _SECTOR_BYTES = 4096

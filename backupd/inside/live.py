@@ -21,6 +21,7 @@ from backupd.format.pack import page_hash
 from backupd.system.processes import command_of, error_as_json, error_from_json
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 _MOST_LOCK_SECONDS = 3.0
@@ -45,6 +46,9 @@ class FilePages:
     def page(self, number: int) -> bytes:
         """Return the image of a page."""
         return os.pread(self._descriptor, self.page_size, (number - 1) * self.page_size)
+
+    def expect(self, numbers: Sequence[int]) -> None:
+        """Do nothing: the system reads ahead."""
 
     def hash_of(self, number: int) -> bytes:
         """Return the hash of a page."""

@@ -8,7 +8,6 @@ from bisect import bisect_left
 from collections import OrderedDict, deque
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from itertools import count
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from backupd.concurrency import worker_threads
@@ -19,7 +18,7 @@ from backupd.restore.replay import Replaying
 from backupd.store.cached import CachedStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from concurrent.futures import Future, ThreadPoolExecutor
     from pathlib import Path
 
@@ -30,11 +29,15 @@ if TYPE_CHECKING:
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 _READERS = 4
-_MOST_FRAME_BYTES = 20 << 20
+_MOST_FRAME_BYTES = 8 << 20
+_MOST_HELD_BYTES = 12 << 20
 _MOST_INDEXES = 128
 _MOST_PACKS = 2
 _FRAMES_AHEAD = 4
 _RUNS = 6
+_INNER_NODES = frozenset({2, 5})
+"""The first bytes of inner nodes of trees, on whose pages a search comes again and again."""
+
 _NEAR = 4
 """Inner nodes of a tree lie between its leaves: the pages that are read one after the other leave out so many."""
 
@@ -50,6 +53,9 @@ class PageSource(Protocol):
 
     def hash_of(self, number: int) -> bytes:
         """Return the hash of a page. Raises as `page`."""
+
+    def expect(self, numbers: Sequence[int]) -> None:
+        """Prepare for questions about these pages, ascending, and maybe more than once."""
 
 
 class _Place(NamedTuple):
@@ -108,15 +114,27 @@ class StoredPages:
         self._reading: OrderedDict[_Place, Future[_Pages]] = OrderedDict()
         self._frames: deque[_Pages] = deque()
         self._frame_bytes = 0
-        self._pages: dict[int, memoryview] = {}
-        """All pages of `_frames`, by their numbers."""
+        self._held: deque[int] = deque()
+        """Pages that stay when their frame is forgotten: inner nodes of trees, and those that are expected."""
+        self._pages: dict[int, memoryview | bytes] = {}
+        """All pages of `_frames` and `_held`, by their numbers."""
         self._ends: deque[int] = deque(maxlen=_RUNS)
+        self._twin: PageSource | None = None
+        self._differs_from_twin: Collection[int] = ()
+        self._expected: Sequence[int] = ()
+        self._is_expected: frozenset[int] = frozenset()
+
+    def expect(self, numbers: Sequence[int]) -> None:
+        """Prepare for questions about some pages, as `PageSource.expect`."""
+        self._expected, self._is_expected = numbers, frozenset(numbers)
 
     def page(self, number: int) -> bytes | memoryview:
         """Return the image of a page, as `PageSource.page`."""
         found = self._pages.get(number)
         if found is not None:
             return found
+        if self._twin is not None and number not in self._differs_from_twin:
+            return self._twin.page(number)
         if number in self._commits.hashes:
             return self._commits.page(number)
         if self._pack_of(number) == 0:
@@ -128,6 +146,10 @@ class StoredPages:
                 f"page {number} of {self.point.name} cannot be read: {error.message}",
                 hint="read another snapshot, or this one from another store with --store",
             ) from error
+
+    def share(self, twin: PageSource, differing: Collection[int]) -> None:
+        """Take all pages from another state but for those that differ, or that it lacks: each is read once for both."""
+        self._twin, self._differs_from_twin = twin, differing
 
     def hash_of(self, number: int) -> bytes:
         """Return the hash of a page: of its pack, only the index is read."""
@@ -164,13 +186,19 @@ class StoredPages:
         is_run = any(end <= number < end + _NEAR for end in self._ends)
         pack = self._pack_of(number)
         place = self._place(number, self._index(pack).result())
-        pages = self._begun(place).result()
-        del self._reading[place]
+        begun = self._begun(place, number)
+        if number in self._is_expected:
+            self._read_ahead(number + 1, self._expected)
+        pages = begun.result()
+        self._reading.pop(place, None)
+        if number not in pages.images:  # the frame was read ahead, for others
+            pages = self._begun(place, number).result()
+            self._reading.pop(place, None)
         self._keep(pages)
         end = max(pages.images) + 1
         self._ends.append(end)
-        if is_run:
-            self._read_ahead(end)
+        if is_run and number not in self._is_expected:
+            self._read_ahead(end, range(1, len(self._map) + 1))
         return pages.images[number]
 
     def _keep(self, pages: _Pages) -> None:
@@ -179,15 +207,25 @@ class StoredPages:
         while self._frames and self._frame_bytes > _MOST_FRAME_BYTES:
             oldest = self._frames.popleft()
             self._frame_bytes -= oldest.frame_bytes
-            for number in oldest.images:
-                self._pages.pop(number, None)
+            for number, image in oldest.images.items():
+                if image[0] in _INNER_NODES or number in self._is_expected:
+                    self._pages[number] = bytes(image)
+                    self._held.append(number)
+                else:
+                    self._pages.pop(number, None)
+        while len(self._held) * self.page_size > _MOST_HELD_BYTES:
+            self._pages.pop(self._held.popleft(), None)
         self._frames.append(pages)
         self._pages.update(pages.images)
 
-    def _read_ahead(self, number: int) -> None:
-        """Begin to read the frames that follow up to page `number`, as far as the indexes of their packs are there."""
-        for _ in range(_FRAMES_AHEAD):
-            number = next((each for each in range(number, len(self._map) + 1) if self._is_unread(each)), 0)
+    def _read_ahead(self, number: int, numbers: Sequence[int]) -> None:
+        """Begin to read the next frames with pages among `numbers` from `number` on, if their packs' indexes are there.
+
+        An index that is missing is begun.
+        """
+        while len(self._reading) <= _FRAMES_AHEAD:
+            following = (numbers[place] for place in range(bisect_left(numbers, number), len(numbers)))
+            number = next(filter(self._is_unread, following), 0)
             if number == 0:
                 return
             future = self._index(self._pack_of(number))
@@ -199,7 +237,7 @@ class StoredPages:
             number = index.numbers_in(index.frames[place.frame])[-1] + 1
 
     def _is_unread(self, number: int) -> bool:
-        return number not in self._pages and number not in self._commits.hashes and self._map[number - 1] != 0
+        return number not in self._pages and number not in self._commits.hashes and self._pack_of(number) != 0
 
     def _place(self, number: int, index: _Index) -> _Place:
         return _Place(self._pack_of(number), index.find(number) // index.index.pages_per_frame)
@@ -212,8 +250,8 @@ class StoredPages:
             read = lambda: _Index(whole.result().index)  # noqa: E731
         return _kept(self._indexes, pack, lambda: self._threads.submit(read), most=_MOST_INDEXES)
 
-    def _begun(self, place: _Place) -> Future[_Pages]:
-        """Begin to read a frame, unless that was done before."""
+    def _begun(self, place: _Place, asked: int = 0) -> Future[_Pages]:
+        """Begin to read a frame, unless that was done before. Page `asked` comes with it in any case."""
         pack, entry = place.pack, self._packs[place.pack - 1]
         index = self._index(pack).result()
         frame = index.frames[place.frame]
@@ -221,17 +259,29 @@ class StoredPages:
 
         def read() -> _Pages:
             images = memoryview(
-                whole.result().proven(frame) if whole else self._archive.images(entry, index.index, frame)
+                whole.result().images(frame) if whole else self._archive.images(entry, index.index, frame)
             )
-            size, committed = self.page_size, self._commits.hashes
-            used = {
-                number: images[start : start + size]
-                for number, start in zip(index.numbers_in(frame), count(0, size), strict=False)
-                if self._pack_of(number) == pack and number not in committed
-            }
-            return _Pages(used, len(images))
+            return _Pages(dict(self._used(index, frame, pack, images, asked)), len(images))
 
         return _kept(self._reading, place, lambda: self._threads.submit(read), most=2 * _FRAMES_AHEAD)
+
+    def _used(
+        self, index: _Index, frame: Frame, pack: int, images: memoryview, asked: int
+    ) -> Iterator[tuple[int, memoryview]]:
+        """Yield the pages of a frame that the image uses, each proven; of one with expected pages, only those.
+
+        Inner nodes of trees are always among them.
+        """
+        numbers, size = index.numbers_in(frame), self.page_size
+        expected = self._is_expected.intersection(numbers)
+        for place, number in enumerate(numbers):
+            image = images[place * size : (place + 1) * size]
+            is_wanted = not expected or number in expected or number == asked or image[0] in _INNER_NODES
+            if is_wanted and self._pack_of(number) == pack and number not in self._commits.hashes:
+                start = (frame.first_page + place) * HASH_BYTES
+                if page_hash(image) != index.hashes[start : start + HASH_BYTES]:
+                    raise DamageError(f"pack {self._archive.pack_key(self._packs[pack - 1])} has another page {number}")
+                yield number, image
 
     def _stored(self, pack: int) -> Future[StoredPack]:
         """Begin to read a whole pack, unless that was done before."""
@@ -243,10 +293,12 @@ class StoredPages:
         )
 
 
-def _kept(kept: OrderedDict[_Key, _Value], key: _Key, make: Callable[[], _Value], *, most: int) -> _Value:
+def _kept(
+    kept: OrderedDict[_Key, Future[_Value]], key: _Key, make: Callable[[], Future[_Value]], *, most: int
+) -> Future[_Value]:
     """Return what is kept under `key`, made if it is not there, and forget what was not used for longest."""
     value = kept.get(key)
-    if value is None:
+    if value is None or (value.done() and value.exception()):  # a store may answer the next time
         value = kept[key] = make()
         if len(kept) > most:
             kept.popitem(last=False)

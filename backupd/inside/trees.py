@@ -9,7 +9,7 @@ Source of all that is said about pages: https://www.sqlite.org/fileformat2.html,
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -39,11 +39,20 @@ class Span(NamedTuple):
     high: int
 
 
+class Part(NamedTuple):
+    """A span, and how many rows it has in each state; None where that is not known."""
+
+    span: Span
+    rows_before: int | None = None
+    rows_after: int | None = None
+
+
 ALL_ROWIDS = Span(-(1 << 63), (1 << 63) - 1)
+EVERYTHING = Part(ALL_ROWIDS)
 
 
-class _Child(NamedTuple):
-    """A node that was passed by, and the span of the rowids below it."""
+class _Entry(NamedTuple):
+    """A node where a tree has it: the rowids that may be below it, and its page."""
 
     span: Span
     page: int
@@ -57,44 +66,75 @@ class ChangedPages:
 
         Reads all of these pages. Raises `DamageError` and `StoreError`.
         """
-        self._sources = before, after
-        self._changed = frozenset(changed)
-        found = [(source, number) for source in self._sources for number in changed if number <= source.page_count]
-        nodes = [_Node(source, number) for source, number in found]
-        self._keys = sorted({key for node in nodes if (key := node.any_rowid()) is not None})
-        self.has_other_trees = any(node.kind in {_INDEX_INNER, _INDEX_LEAF} for node in nodes)
+        self._before = before
+        self._after = after
+        self._changed = sorted(changed)
+        self._is_changed = frozenset(changed)
+        self.has_other_trees = False
         """Whether a node of an index, or of a table without rowids, is among them in either state."""
+        self._is_odd = False
+        keys: set[int] = set()
+        for source in (before, after):
+            source.expect(self._changed)
+            for node in self._nodes(source):  # not kept: they may be many
+                self.has_other_trees |= node.kind in {_INDEX_INNER, _INDEX_LEAF}
+                self._is_odd |= node.kind == _INNER and not node.count
+                if (key := node.any_rowid()) is not None:
+                    keys.add(key)
+        self._keys = sorted(keys)
 
-    def spans(self, root: int) -> list[Span]:
+    def _nodes(self, source: PageSource) -> Iterator[_Node]:
+        """Read those of the pages that differ that a state has."""
+        return (_Node(source, number) for number in self._changed if number <= source.page_count)
+
+    def parts(self, root: int) -> list[Part]:
         """Return the spans of rowids that may differ in the table with this root, in order; see `may_hide_rows`."""
-        before, after = (self._walked(source, root) for source in self._sources)
-        return _merged(before ^ after | {each for each in before & after if each.page in self._changed})
+        if self._is_odd:  # no rowid leads to such a page
+            return [EVERYTHING]
+        found: list[Part] = []
+        entries = {_Entry(ALL_ROWIDS, root)}, {_Entry(ALL_ROWIDS, root)}
+        for _ in range(_MOST_DEPTH):
+            entries = self._compare(*entries, found)
+            if not any(entries):
+                return _merged(found)
+        raise DamageError(f"the tree at page {root} has no end", hint="the database was damaged when it was taken")
 
-    def _walked(self, source: PageSource, root: int) -> set[_Child]:
-        """Return the leaves that a walk came to, and the nodes that it passed by: together, all rowids."""
-        ends: set[_Child] = set()
-
-        def walk(number: int, span: Span, depth: int) -> None:
-            node = _Node(source, number)
-            if node.kind == _LEAF:
-                ends.add(_Child(span, number))
-                return
-            if node.kind != _INNER or depth > _MOST_DEPTH:
-                raise DamageError(
-                    f"page {number} is no node of a table", hint="the database was damaged when it was taken"
-                )
-            for child in node.children(span):
-                if child.page in self._changed or self._has_key(child.span):
-                    walk(child.page, child.span, depth + 1)
+    def _compare(self, before: set[_Entry], after: set[_Entry], found: list[Part]) -> tuple[set[_Entry], set[_Entry]]:
+        """Compare entries of both trees: add to `found` what differs in leaves; return those to be compared next."""
+        same = {entry for entry in before & after if entry.page not in self._is_changed}
+        below: tuple[set[_Entry], set[_Entry]] = set(), set()
+        for entry in same:
+            children = self._towards_changes(entry)
+            for each in below:
+                each.update(children)
+        for source, entries, next_ones in ((self._before, before, below[0]), (self._after, after, below[1])):
+            for entry in entries - same:
+                node = _Node(source, entry.page)
+                if node.kind == _LEAF:
+                    is_before = source is self._before
+                    found.append(Part(entry.span, node.count * is_before, node.count * (not is_before)))
+                elif node.kind == _INNER:
+                    next_ones.update(node.children(entry.span))
                 else:
-                    ends.add(child)
+                    raise DamageError(
+                        f"page {entry.page} is no node of a table", hint="the database was damaged when it was taken"
+                    )
+        return below
 
-        walk(root, ALL_ROWIDS, 0)
-        return ends
-
-    def _has_key(self, span: Span) -> bool:
-        place = bisect_left(self._keys, span.low)
-        return place < len(self._keys) and self._keys[place] <= span.high
+    def _towards_changes(self, entry: _Entry) -> set[_Entry]:
+        """Return those children of a node that both trees have which lead to a page that changed."""
+        first, end = bisect_left(self._keys, entry.span.low), bisect_right(self._keys, entry.span.high)
+        if first == end:
+            return set()
+        node = _Node(self._before, entry.page)
+        if node.kind != _INNER:
+            return set()
+        children = set()
+        while first < end:
+            child = node.child_with(self._keys[first], entry.span)
+            children.add(child)
+            first = max(first + 1, bisect_right(self._keys, child.span.high))
+        return children
 
     @cached_property
     def may_hide_rows(self) -> bool:
@@ -103,15 +143,12 @@ class ChangedPages:
         SQLite writes a row of the same length over the old one: then its leaf may stay as it was. Such a page of the
         later state belongs to no row of a leaf that changed, and is not free.
         """
-        after = self._sources[1]
-        numbers = [number for number in self._changed if number <= after.page_count]
+        after = self._after
         if after.page_count >= _UNAMBIGUOUS_PAGES:
-            return bool(numbers)
-        nodes = [_Node(after, number) for number in numbers]
-        unexplained = {node.number for node in nodes if node.kind not in _NODES} - {lock_page(after.page_size)}
-        for node in nodes:
-            if not unexplained:
-                return False
+            return bool(self._changed)
+        unexplained = {node.number for node in self._nodes(after) if node.kind not in _NODES}
+        unexplained.discard(lock_page(after.page_size))
+        for node in self._nodes(after) if unexplained else ():
             if node.kind in _NODES:
                 for first in node.overflow_pages():
                     _explain(after, first, unexplained)
@@ -119,16 +156,18 @@ class ChangedPages:
         return bool(unexplained and unexplained.difference(_free_pages(after)))
 
 
-def _merged(children: Iterable[_Child]) -> list[Span]:
-    """Return the spans of `children` in order, with those joined that overlap or touch."""
-    merged: list[Span] = []
-    for low, high in sorted(child.span for child in children):
-        if low > high:
-            continue
-        if merged and low <= merged[-1].high + 1:
-            merged[-1] = Span(merged[-1].low, max(merged[-1].high, high))
+def _merged(parts: Iterable[Part]) -> list[Part]:
+    """Return the parts of both trees in order, with those joined that overlap or touch: they cover the same rowids."""
+    merged: list[Part] = []
+    for part in sorted(part for part in parts if part.span.low <= part.span.high):
+        last = merged[-1] if merged else None
+        if last is not None and part.span.low <= last.span.high + 1:
+            span = Span(last.span.low, max(last.span.high, part.span.high))
+            rows_before = (last.rows_before or 0) + (part.rows_before or 0)
+            rows_after = (last.rows_after or 0) + (part.rows_after or 0)
+            merged[-1] = Part(span, rows_before, rows_after)
         else:
-            merged.append(Span(low, high))
+            merged.append(part)
     return merged
 
 
@@ -141,28 +180,39 @@ class _Node:
         self._page = page = source.page(number)
         self._start = start = _FILE_HEADER_BYTES if number == 1 else 0
         self.kind = page[start]
-        self._cells: tuple[int, ...] = ()
-        if self.kind in _NODES:
-            count = int.from_bytes(page[start + 3 : start + 5], "big")
-            array = start + (12 if self.kind in {_INNER, _INDEX_INNER} else 8)
-            pointers = page[array : array + 2 * count]
-            self._cells = tuple(pointers[i] << 8 | pointers[i + 1] for i in range(0, len(pointers) - 1, 2))
+        count = int.from_bytes(page[start + 3 : start + 5], "big") if self.kind in _NODES else 0
+        self._array = start + (12 if self.kind in {_INNER, _INDEX_INNER} else 8)
+        self.count = max(0, min(count, (len(page) - self._array) // 2))
 
     def any_rowid(self) -> int | None:
         """Return a rowid of this node, or of those below it; None when it is none of a table, or is empty."""
-        if self.kind not in {_INNER, _LEAF} or not self._cells:
-            return None
-        return self._rowid(self._cells[0])
+        return self._rowid(self._cell(0)) if self.kind in {_INNER, _LEAF} and self.count else None
 
-    def children(self, span: Span) -> Iterator[_Child]:
+    def children(self, span: Span) -> Iterator[_Entry]:
         """Yield the children of an inner node of a table, in order; `span` is what it has itself."""
         low = span.low
-        for cell in self._cells:
+        for place in range(self.count):
+            cell = self._cell(place)
             high = min(span.high, max(low - 1, self._rowid(cell)))
-            yield _Child(Span(low, high), int.from_bytes(self._page[cell : cell + 4], "big"))
+            yield _Entry(Span(low, high), self._page_at(cell))
             low = high + 1
-        last = self._page[self._start + 8 : self._start + 12]
-        yield _Child(Span(low, span.high), int.from_bytes(last, "big"))
+        yield _Entry(Span(low, span.high), self._page_at(self._start + 8))
+
+    def child_with(self, rowid: int, span: Span) -> _Entry:
+        """Return the child of an inner node of a table that has a rowid, as `children` does."""
+        place = bisect_left(range(self.count), rowid, key=lambda each: self._rowid(self._cell(each)))
+        low = span.low if place == 0 else max(span.low, self._rowid(self._cell(place - 1)) + 1)
+        if place == self.count:
+            return _Entry(Span(low, span.high), self._page_at(self._start + 8))
+        cell = self._cell(place)
+        return _Entry(Span(low, min(span.high, self._rowid(cell))), self._page_at(cell))
+
+    def _cell(self, place: int) -> int:
+        at = self._array + 2 * place
+        return self._page[at] << 8 | self._page[at + 1]
+
+    def _page_at(self, at: int) -> int:
+        return int.from_bytes(self._page[at : at + 4], "big")
 
     def _rowid(self, cell: int) -> int:
         at = cell + 4 if self.kind == _INNER else _varint(self._page, cell)[1]
@@ -175,7 +225,7 @@ class _Node:
         usable = _usable_bytes(self._source)
         least = (usable - 12) * 32 // 255 - 23
         most = usable - 35 if self.kind == _LEAF else (usable - 12) * 64 // 255 - 23
-        for cell in self._cells:
+        for cell in map(self._cell, range(self.count)):
             payload, at = _varint(self._page, cell + 4 if self.kind == _INDEX_INNER else cell)
             if self.kind == _LEAF:
                 at = _varint(self._page, at)[1]
@@ -183,7 +233,7 @@ class _Node:
                 continue
             local = least + (payload - least) % (usable - 4)
             at += local if local <= most else least
-            yield int.from_bytes(self._page[at : at + 4], "big")
+            yield self._page_at(at)
 
 
 def _explain(source: PageSource, number: int, unexplained: set[int]) -> None:
