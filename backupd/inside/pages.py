@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections import OrderedDict, deque
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from backupd.concurrency import worker_threads
 from backupd.errors import DamageError
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from backupd.format.pack import Frame, PackIndex
     from backupd.repository.archive import Archive, StoredPack
     from backupd.repository.moments import RestorePoint
+
+_Page: TypeAlias = "tuple[memoryview | bytes, bytes | None]"
+"""The image of a page, and the hash that it must have; None when that is proven."""
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
@@ -65,10 +68,10 @@ class _Place(NamedTuple):
     frame: int
 
 
-class _Pages(NamedTuple):
+class _Frame(NamedTuple):
     """The pages of a frame that the image uses, by their numbers; `frame_bytes` is what all of them take."""
 
-    images: dict[int, memoryview]
+    pages: dict[int, _Page]
     frame_bytes: int
 
 
@@ -111,12 +114,12 @@ class StoredPages:
         self._packs = point.manifest.packs
         self._indexes: OrderedDict[int, Future[_Index]] = OrderedDict()
         self._whole: OrderedDict[int, Future[StoredPack]] = OrderedDict()
-        self._reading: OrderedDict[_Place, Future[_Pages]] = OrderedDict()
-        self._frames: deque[_Pages] = deque()
+        self._reading: OrderedDict[_Place, Future[_Frame]] = OrderedDict()
+        self._frames: deque[_Frame] = deque()
         self._frame_bytes = 0
         self._held: deque[int] = deque()
         """Pages that stay when their frame is forgotten: inner nodes of trees, and those that are expected."""
-        self._pages: dict[int, memoryview | bytes] = {}
+        self._pages: dict[int, _Page] = {}
         """All pages of `_frames` and `_held`, by their numbers."""
         self._ends: deque[int] = deque(maxlen=_RUNS)
         self._twin: PageSource | None = None
@@ -131,16 +134,31 @@ class StoredPages:
     def page(self, number: int) -> bytes | memoryview:
         """Return the image of a page, as `PageSource.page`."""
         found = self._pages.get(number)
-        if found is not None:
-            return found
-        if self._twin is not None and number not in self._differs_from_twin:
-            return self._twin.page(number)
-        if number in self._commits.hashes:
-            return self._commits.page(number)
-        if self._pack_of(number) == 0:
-            return bytes(self.page_size)
+        if found is None:
+            if self._twin is not None and number not in self._differs_from_twin:
+                return self._twin.page(number)
+            if number in self._commits.hashes:
+                return self._commits.page(number)
+            if self._pack_of(number) == 0:
+                return bytes(self.page_size)
+            with self._naming(number):
+                found = self._load(number)
+        image, digest = found
+        if digest is not None:
+            # By the thread that asks: others would keep it from SQLite's work, as only one at a time runs Python.
+            if page_hash(image) != digest:
+                with self._naming(number):
+                    raise DamageError(
+                        f"pack {self._archive.pack_key(self._packs[self._pack_of(number) - 1])} has another"
+                    )
+            self._pages[number] = image, None
+        return image
+
+    @contextmanager
+    def _naming(self, number: int) -> Iterator[None]:
+        """Let damage name the page and the restore point."""
         try:
-            return self._load(number)
+            yield
         except DamageError as error:
             raise DamageError(
                 f"page {number} of {self.point.name} cannot be read: {error.message}",
@@ -182,41 +200,38 @@ class StoredPages:
         """Return the number of the pack that has a page; 0 for the lock-byte page and one that was never written."""
         return self._map[number - 1] if number <= len(self._map) else 0
 
-    def _load(self, number: int) -> memoryview:
+    def _load(self, number: int) -> _Page:
         is_run = any(end <= number < end + _NEAR for end in self._ends)
         pack = self._pack_of(number)
         place = self._place(number, self._index(pack).result())
-        begun = self._begun(place, number)
+        begun = self._begun(place)
         if number in self._is_expected:
             self._read_ahead(number + 1, self._expected)
-        pages = begun.result()
+        frame = begun.result()
         self._reading.pop(place, None)
-        if number not in pages.images:  # the frame was read ahead, for others
-            pages = self._begun(place, number).result()
-            self._reading.pop(place, None)
-        self._keep(pages)
-        end = max(pages.images) + 1
+        self._keep(frame)
+        end = max(frame.pages) + 1
         self._ends.append(end)
         if is_run and number not in self._is_expected:
             self._read_ahead(end, range(1, len(self._map) + 1))
-        return pages.images[number]
+        return frame.pages[number]
 
-    def _keep(self, pages: _Pages) -> None:
-        """Keep pages in memory, instead of those that came first."""
-        self._frame_bytes += pages.frame_bytes
+    def _keep(self, frame: _Frame) -> None:
+        """Keep the pages of a frame in memory, instead of those that came first."""
+        self._frame_bytes += frame.frame_bytes
         while self._frames and self._frame_bytes > _MOST_FRAME_BYTES:
             oldest = self._frames.popleft()
             self._frame_bytes -= oldest.frame_bytes
-            for number, image in oldest.images.items():
+            for number, (image, digest) in oldest.pages.items():
                 if image[0] in _INNER_NODES or number in self._is_expected:
-                    self._pages[number] = bytes(image)
+                    self._pages[number] = bytes(image), digest
                     self._held.append(number)
                 else:
                     self._pages.pop(number, None)
         while len(self._held) * self.page_size > _MOST_HELD_BYTES:
             self._pages.pop(self._held.popleft(), None)
-        self._frames.append(pages)
-        self._pages.update(pages.images)
+        self._frames.append(frame)
+        self._pages.update(frame.pages)
 
     def _read_ahead(self, number: int, numbers: Sequence[int]) -> None:
         """Begin to read the next frames with pages among `numbers` from `number` on, if their packs' indexes are there.
@@ -250,38 +265,30 @@ class StoredPages:
             read = lambda: _Index(whole.result().index)  # noqa: E731
         return _kept(self._indexes, pack, lambda: self._threads.submit(read), most=_MOST_INDEXES)
 
-    def _begun(self, place: _Place, asked: int = 0) -> Future[_Pages]:
-        """Begin to read a frame, unless that was done before. Page `asked` comes with it in any case."""
+    def _begun(self, place: _Place) -> Future[_Frame]:
+        """Begin to read a frame, unless that was done before."""
         pack, entry = place.pack, self._packs[place.pack - 1]
         index = self._index(pack).result()
         frame = index.frames[place.frame]
         whole = self._stored(pack) if entry.encryption else None
 
-        def read() -> _Pages:
+        def read() -> _Frame:
             images = memoryview(
                 whole.result().images(frame) if whole else self._archive.images(entry, index.index, frame)
             )
-            return _Pages(dict(self._used(index, frame, pack, images, asked)), len(images))
+            size, hashes, page_map, committed = self.page_size, index.hashes, self._map, self._commits.hashes
+            first, most = frame.first_page, len(page_map)
+            pages: dict[int, _Page] = {
+                number: (
+                    images[at * size : (at + 1) * size],
+                    hashes[(first + at) * HASH_BYTES : (first + at + 1) * HASH_BYTES],
+                )
+                for at, number in enumerate(index.numbers_in(frame))
+                if number <= most and page_map[number - 1] == pack and number not in committed
+            }
+            return _Frame(pages, len(images))
 
         return _kept(self._reading, place, lambda: self._threads.submit(read), most=2 * _FRAMES_AHEAD)
-
-    def _used(
-        self, index: _Index, frame: Frame, pack: int, images: memoryview, asked: int
-    ) -> Iterator[tuple[int, memoryview]]:
-        """Yield the pages of a frame that the image uses, each proven; of one with expected pages, only those.
-
-        Inner nodes of trees are always among them.
-        """
-        numbers, size = index.numbers_in(frame), self.page_size
-        expected = self._is_expected.intersection(numbers)
-        for place, number in enumerate(numbers):
-            image = images[place * size : (place + 1) * size]
-            is_wanted = not expected or number in expected or number == asked or image[0] in _INNER_NODES
-            if is_wanted and self._pack_of(number) == pack and number not in self._commits.hashes:
-                start = (frame.first_page + place) * HASH_BYTES
-                if page_hash(image) != index.hashes[start : start + HASH_BYTES]:
-                    raise DamageError(f"pack {self._archive.pack_key(self._packs[pack - 1])} has another page {number}")
-                yield number, image
 
     def _stored(self, pack: int) -> Future[StoredPack]:
         """Begin to read a whole pack, unless that was done before."""
