@@ -93,18 +93,34 @@ class ChangedPages:
             return [EVERYTHING]
         found: list[Part] = []
         entries = {_Entry(ALL_ROWIDS, root)}, {_Entry(ALL_ROWIDS, root)}
-        for _ in range(_MOST_DEPTH):
-            entries = self._compare(*entries, found)
+        depth = self._depth(self._before, root)
+        if depth != self._depth(self._after, root):
+            depth = _MOST_DEPTH
+        for level in range(_MOST_DEPTH):
+            entries = self._compare(*entries, found, are_leaves_next=level + 1 == depth)
             if not any(entries):
                 return _merged(found)
         raise DamageError(f"the tree at page {root} has no end", hint="the database was damaged when it was taken")
 
-    def _compare(self, before: set[_Entry], after: set[_Entry], found: list[Part]) -> tuple[set[_Entry], set[_Entry]]:
+    @staticmethod
+    def _depth(source: PageSource, root: int) -> int:
+        """Return how many levels of inner nodes a tree has: as many on each way down."""
+        node = _Node(source, root)
+        depth = 0
+        while node.kind == _INNER and depth < _MOST_DEPTH:
+            node, depth = _Node(source, node.last_child()), depth + 1
+        return depth
+
+    def _compare(
+        self, before: set[_Entry], after: set[_Entry], found: list[Part], *, are_leaves_next: bool
+    ) -> tuple[set[_Entry], set[_Entry]]:
         """Compare entries of both trees: add to `found` what differs in leaves; return those to be compared next."""
         same = {entry for entry in before & after if entry.page not in self._is_changed}
         below: tuple[set[_Entry], set[_Entry]] = set(), set()
         for entry in same:
             children = self._towards_changes(entry)
+            if are_leaves_next:  # a leaf that did not change is not looked at
+                children = {child for child in children if child.page in self._is_changed}
             for each in below:
                 each.update(children)
         for source, entries, next_ones in ((self._before, before, below[0]), (self._after, after, below[1])):
@@ -196,16 +212,20 @@ class _Node:
             high = min(span.high, max(low - 1, self._rowid(cell)))
             yield _Entry(Span(low, high), self._page_at(cell))
             low = high + 1
-        yield _Entry(Span(low, span.high), self._page_at(self._start + 8))
+        yield _Entry(Span(low, span.high), self.last_child())
 
     def child_with(self, rowid: int, span: Span) -> _Entry:
         """Return the child of an inner node of a table that has a rowid, as `children` does."""
         place = bisect_left(range(self.count), rowid, key=lambda each: self._rowid(self._cell(each)))
         low = span.low if place == 0 else max(span.low, self._rowid(self._cell(place - 1)) + 1)
         if place == self.count:
-            return _Entry(Span(low, span.high), self._page_at(self._start + 8))
+            return _Entry(Span(low, span.high), self.last_child())
         cell = self._cell(place)
         return _Entry(Span(low, min(span.high, self._rowid(cell))), self._page_at(cell))
+
+    def last_child(self) -> int:
+        """Return the page of the last child of an inner node of a table."""
+        return self._page_at(self._start + 8)
 
     def _cell(self, place: int) -> int:
         at = self._array + 2 * place

@@ -16,6 +16,7 @@ from bench.idle import time_idle
 from bench.kept import FEW, time_long_histories
 from bench.live import MODES, time_live_restores
 from bench.locks import SITUATIONS, time_lock_waits
+from bench.looks import time_looks, time_looks_into_bucket
 from bench.measuring import Quantity
 from bench.peers import OURS, PEERS, WORKS, time_peers
 from bench.results import RATIO, USUAL_SCALE, Figure
@@ -106,6 +107,7 @@ def _rows() -> Iterator[Row]:
     yield from _live_rows()
     yield from _lock_rows()
     yield from _follow_rows()
+    yield from _look_rows()
 
 
 def _snapshot_rows() -> Iterator[Row]:
@@ -143,6 +145,31 @@ def _snapshot_rows() -> Iterator[Row]:
         ("restore-later-memory", later, "restore-later"),
     ):
         yield row(name, title, work, Quantity.MEMORY, _MEMORY_BYTES)
+
+
+def _look_rows() -> Iterator[Row]:
+    def row(name: str, title: str, work: str, quantity: Quantity, at_most: float | None = None, **more: object) -> Row:
+        in_bucket = work.startswith("look-row") or work.endswith("-bucket")
+        scenario = time_looks_into_bucket if in_bucket else time_looks
+        values = {"group": "Looking inside", "scenario": scenario, "scaled_by": "size_bytes", **more}
+        return Row(name=name, title=title, work=work, quantity=quantity, at_most=at_most, **values)
+
+    seconds, memory, read = Quantity.SECONDS, Quantity.MEMORY, Quantity.STORED
+    table, one = "`query` of a whole table", "`query` of one row, in a bucket 20 ms away"
+    compared = f"`diff` of two snapshots with {UPDATES:,} scattered updates between them"
+    beside_sqlite = {"against": "look-table-sqlite", "compared_with": "SQLite on the file"}
+    yield row("look-table-ratio", table, "look-table", seconds, 2.0, **beside_sqlite)
+    yield row("look-table", table, "look-table", seconds)
+    yield row("look-table-memory", table, "look-table", memory, 100e6)
+    yield row("look-row", f"{one}, beyond the start", "look-row", seconds, 0.4)
+    yield row("look-row-read", f"{one}: read from the bucket", "look-row", read, 3e6)
+    yield row("look-row-again", f"{one}, again, beyond the start", "look-row-again", seconds, 0.1)
+    yield row("look-diff", compared, "look-diff", seconds, 2.0)
+    yield row("look-diff-memory", compared, "look-diff", memory, 100e6)
+    near = f"`diff` after {UPDATES:,} updates of neighbouring rows, in a bucket 20 ms away"
+    yield row("look-near-bucket", near, "look-near-bucket", seconds)
+    yield row("look-near-bucket-read", f"{near}: read from the bucket", "look-near-bucket", read, 10e6)
+    yield row("look-diff-bucket-read", f"{compared}: read from a bucket", "look-diff-bucket", read)
 
 
 def _kept_rows() -> Iterator[Row]:

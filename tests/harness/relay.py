@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -27,11 +28,16 @@ class Relay:
         self.held = 0
         """How many requests were held back since that was asked for."""
         self._holds: Callable[[bytes], bool] = lambda _: False
+        self._delay_seconds = 0.0
         self._flowing = threading.Event()
         self._flowing.set()
         self._open: set[socket.socket] = set()
         self._acceptor = threading.Thread(target=self._accept, daemon=True)
         self._acceptor.start()
+
+    def delay(self, seconds: float) -> None:
+        """Let each block that a client sends wait so long from now on: the round trip of a network."""
+        self._delay_seconds = seconds
 
     def flow(self) -> None:
         """Hold nothing back any more."""
@@ -88,6 +94,7 @@ class Relay:
 
     def _is_held(self, sent: bytes) -> bool:
         """Asked for each block: what is to be held changes while connections are open."""
+        time.sleep(self._delay_seconds)
         return self._holds(sent)
 
     def _pass_on(self, source: socket.socket, sink: socket.socket, holds: Callable[[bytes], bool]) -> None:
