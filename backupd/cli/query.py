@@ -88,7 +88,7 @@ def command(
             from backupd.cli.plans import described
 
             output.print_note(f"{described(point)} from {point.archive.url}, read-only; .help shows what there is")
-            run_shell(connection)
+            run_shell(connection, output.printable(f"{point.manifest.database}@{point.manifest.id}"))
             return
         result = run(connection, sql)
         if session.is_json:

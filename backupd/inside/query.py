@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -46,12 +47,16 @@ def _rows(cursor: apsw.Cursor) -> Iterator[Row]:
         yield from cursor
 
 
-def run_shell(connection: apsw.Connection) -> None:
-    """Read statements and commands from the terminal until its end."""
+def run_shell(connection: apsw.Connection, name: str) -> None:
+    """Read statements and commands from the terminal until its end; `name` is shown for the database.
+
+    Ctrl-C ends a statement, and not the shell.
+    """
     from apsw.shell import Shell  # noqa: PLC0415  (large, and rarely wanted)
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     shell = Shell(args=[])
-    shell.db = connection
+    shell.db = connection, name
     shell.cmdloop(intro="")  # type: ignore[no-untyped-call]
 
 

@@ -40,6 +40,8 @@ def test_rows_that_were_deleted_by_mistake_are_found_read_and_brought_back(place
     before = content_digest(database)
     _execute(database, "DELETE FROM report WHERE id BETWEEN 10 AND 19", "UPDATE report SET title = 'new' WHERE id = 1")
     damaged = content_digest(database)
+    (would_change,) = backupd.json("restore", "latest", "--dry-run")["plan"]["rows"]
+    assert (would_change["added"], would_change["removed"], would_change["changed"]) == (10, 0, 1)
     found = backupd.json("diff", "latest", "live")
     (report,) = found["tables"]
     assert (report["added"], report["removed"], report["changed"]) == (0, 10, 1)
