@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from backupd.repository.moments import WindowSpan
     from backupd.repository.proofs import KnownOutcome, Proofs
     from backupd.repository.references import ListedSnapshot, SnapshotList
+
+    _CheckedGroup: TypeAlias = Sequence[tuple[ListedSnapshot, KnownOutcome | None]]
+    _WindowsOfArchive: TypeAlias = tuple[Archive, list[WindowSpan]]
 
 
 @click.command(
@@ -52,6 +56,9 @@ def command(invocation: Invocation, database: str | None, store: str | None, *, 
     store; PROVEN is how long ago a test restore succeeded, or `intact`, where every stored byte is right and there was
     no key to restore it, or that the snapshot is damaged. Below are the spans of which any moment can be restored,
     because the log was followed. What cannot be read is reported, and the rest is still listed.
+
+    On a terminal, a timeline under each title shows this from the oldest snapshot to now, and the last hours in most
+    detail. Each character stands for a span of time, and says what can be restored from there.
 
     With --trash, list the snapshots that were removed, by a rule or by hand, and until when `backupd undelete` brings
     each of them back.
@@ -81,7 +88,7 @@ def _list_snapshots(session: Session, store: str | None, name: str | None) -> in
             }
         )
     else:
-        _print(found, checks, name, repositories)
+        _print(found, checks, name, repositories, windows, session)
         for archive, spans in windows:
             for line in window_lines(archive, spans):
                 output.print_line(line)
@@ -91,7 +98,7 @@ def _list_snapshots(session: Session, store: str | None, name: str | None) -> in
     return _exit_code(found.problems, is_empty=not found.snapshots)
 
 
-def _windows(found: SnapshotList) -> list[tuple[Archive, list[WindowSpan]]]:
+def _windows(found: SnapshotList) -> list[_WindowsOfArchive]:
     """The recovery windows of each archive with listed snapshots. Errors go to the problems of the list."""
     from backupd.repository.moments import window_spans
     from backupd.repository.windows import read_all_continuity
@@ -202,19 +209,69 @@ def check_values(check: KnownOutcome | None) -> dict[str, Any]:
     }
 
 
-def _print(found: SnapshotList, checks: _LatestChecks, name: str | None, repositories: Iterable[Repository]) -> None:
+def _print(
+    found: SnapshotList,
+    checks: _LatestChecks,
+    name: str | None,
+    repositories: Iterable[Repository],
+    windows: Iterable[_WindowsOfArchive],
+    session: Session,
+) -> None:
     if not found.snapshots and not found.problems:
         whose = f" of {name}" if name else ""
         output.print_line(f"no snapshots{whose} in {_places(repositories)}")
         output.print_hint("take one with: backupd now")
         return
-    groups = [
-        (f"{database} in {url}", [_cells(snapshot, checks.of(snapshot)) for snapshot in group])
-        for (database, url), group in groupby(found.snapshots, key=_group)
+    checked = [
+        [(snapshot, checks.of(snapshot)) for snapshot in group] for _, group in groupby(found.snapshots, key=_group)
     ]
-    if groups:
-        headings = ("ID", "TAKEN", "AGE", ">SIZE", ">STORED", "PROVEN", "TAGS", "ALEMBIC")
+    if not checked:
+        return
+    groups = [
+        (f"{database} in {url}", [_cells(snapshot, check) for snapshot, check in group])
+        for group in checked
+        for database, url in [_group(group[0][0])]
+    ]
+    headings = ("ID", "TAKEN", "AGE", ">SIZE", ">STORED", "PROVEN", "TAGS", "ALEMBIC")
+    if session.is_quiet or not output.is_terminal():
         output.print_result(output.table(headings, groups))
+        return
+    lines, colours = _timelines(found, checked, dict(windows), session)
+    output.print_result(output.table(headings, groups, lines=lines, colours=colours))
+
+
+def _timelines(
+    found: SnapshotList,
+    checked: Iterable[_CheckedGroup],
+    windows: Mapping[Archive, Sequence[WindowSpan]],
+    session: Session,
+) -> tuple[list[list[str]], dict[str, str]]:
+    """The timeline of each group, the first one with the legend; and the characters that have each colour."""
+    from backupd.cli.timeline import COLOURS, draw, legend, past_of
+    from backupd.state import UNUSABLE_STATE
+    from backupd.state.runs import failed_runs
+
+    now, columns, is_unicode = datetime.now(UTC), output.columns(), output.is_unicode()
+    timelines = []
+    for group in checked:
+        archive = group[0][0].archive
+        failed: list[datetime] = []
+        with suppress(*UNUSABLE_STATE):  # what failed here is known here only, and explains nothing of what is stored
+            failed = failed_runs(session.state, archive.database, archive.url)
+        past = past_of(
+            [(snapshot.manifest.id, None if check is None else check.outcome) for snapshot, check in group],
+            windows.get(archive, ()),
+            unreadable=[unreadable.taken_at for unreadable in found.unreadable.get(archive, ())],
+            failed=failed,
+        )
+        timelines.append(draw(past, now=now, columns=columns, is_unicode=is_unicode))
+    lines = [[timeline.text] for timeline in timelines]
+    lines[0].append(legend(timelines, columns=columns, is_unicode=is_unicode))
+    colours = {
+        colour: "".join(symbol.character(is_unicode=is_unicode) for symbol in symbols)
+        for colour, symbols in COLOURS.items()
+    }
+    return lines, colours
 
 
 def _print_odd_values(found: SnapshotList, session: Session) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 import time
 from contextlib import contextmanager, suppress
@@ -36,6 +37,7 @@ _COMMAND_WITH_STORE = re.compile(
 
 _COMMANDS_IN_DATA = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _UNBOUNDED_WIDTH = 100_000
+_SIMPLE_HEAD_IN_ASCII = "    \n    \n -- \n    \n    \n    \n    \n    \n"
 _QUIET_START_SECONDS = 2.0
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -186,14 +188,42 @@ def _discard_stdout() -> None:
     sys.stdout = None
 
 
-def table(headings: Sequence[str], groups: Sequence[Group]) -> str:
+def is_terminal() -> bool:
+    """Whether stdout is a terminal."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def is_unicode() -> bool:
+    """Whether stdout shows characters that are not ASCII.
+
+    Python writes UTF-8 where the locale is called C; a user who asked for that may have a terminal that shows no such
+    characters. In a container no locale is set at all, and the terminal is that of the host.
+    """
+    if sys.stdout is None or not (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf"):
+        return False
+    return (os.environ.get("LC_ALL") or os.environ.get("LANG")) not in {"C", "POSIX"}
+
+
+def columns() -> int:
+    """The width of the terminal, or what COLUMNS says."""
+    return shutil.get_terminal_size().columns
+
+
+def table(
+    headings: Sequence[str],
+    groups: Sequence[Group],
+    *,
+    lines: Sequence[Sequence[str]] = (),
+    colours: Mapping[str, str] | None = None,
+) -> str:
     """A table for each group, under its title: drawn by rich on a terminal, otherwise aligned columns. No cell is cut.
 
-    A heading that begins with `>` has its column aligned to the right.
+    A heading that begins with `>` has its column aligned to the right. On a terminal, `lines` of each group stand
+    between its title and its table; `colours` names the characters in them that have a colour.
     """
     clean = [(printable(title), [tuple(map(printable, row)) for row in rows]) for title, rows in groups]
-    if sys.stdout is not None and sys.stdout.isatty():
-        return _drawn(headings, clean)
+    if is_terminal():
+        return _drawn(headings, clean, lines or [()] * len(clean), colours or {})
     return _aligned(headings, clean)
 
 
@@ -213,16 +243,19 @@ def _aligned(headings: Sequence[str], groups: Sequence[Group]) -> str:
     return "\n\n".join(blocks)
 
 
-def _drawn(headings: Sequence[str], groups: Sequence[Group]) -> str:
-    from rich.box import SIMPLE_HEAD
+def _drawn(
+    headings: Sequence[str], groups: Sequence[Group], lines: Sequence[Sequence[str]], colours: Mapping[str, str]
+) -> str:
+    from rich.box import SIMPLE_HEAD, Box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     terminal = Console()
+    box = SIMPLE_HEAD if is_unicode() else Box(_SIMPLE_HEAD_IN_ASCII, ascii=True)
     tables = []
-    for title, rows in groups:
-        table = Table(title=Text(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for _, rows in groups:
+        table = Table(box=box, pad_edge=False)
         for text in headings:
             justify = "right" if text.startswith(">") else "left"
             table.add_column(text.removeprefix(">"), justify=justify, no_wrap=True)  # type: ignore[arg-type]
@@ -236,7 +269,13 @@ def _drawn(headings: Sequence[str], groups: Sequence[Group]) -> str:
         file=io.StringIO(), width=max(terminal.width, widest), force_terminal=True, no_color=terminal.no_color
     )
     with console.capture() as captured:
-        for table in tables:
+        for (title, _), under_title, table in zip(groups, lines, tables, strict=True):
+            console.print(Text(title), soft_wrap=True)
+            for line in under_title:
+                shown = Text(line)
+                for colour, characters in colours.items():
+                    shown.highlight_regex(f"[{re.escape(characters)}]", colour)
+                console.print(shown, soft_wrap=True)
             console.print(table)
     return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())
 

@@ -56,11 +56,9 @@ def window_lines(archive: Archive, spans: Iterable[WindowSpan]) -> Iterator[str]
     for span in spans:
         if span.gap is not None:
             yield f"{name}: {gap_text(span.gap)}"
-        if span.began_at is not None:
-            ended_at = span.window.ended_at if span.broken is None else span.broken.began_at or span.began_at
-            if span.began_at <= ended_at:
-                yield f"{name}: {_restorable(span.began_at, ended_at, span.minutes_until)}{_proven(span)}"
-        else:
+        if span.restorable is not None:
+            yield f"{name}: {_restorable(*span.restorable, span.minutes_until)}{_proven(span)}"
+        elif span.began_at is None:
             commits = output.count(span.window.last - span.window.first + 1, "commit")
             problem = span.problem.message if span.problem else "no snapshot is left that they could be added to"
             yield f"{name}: {commits} up to {output.local_time(span.window.ended_at)}; {problem}"

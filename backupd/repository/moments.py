@@ -154,6 +154,14 @@ class WindowSpan:
     minutes_until: datetime | None = None
     """Up to then only the last commit of each minute is kept, as far as is known here; None where all of them are."""
 
+    @property
+    def restorable(self) -> tuple[datetime, datetime] | None:
+        """From when to when moments can be restored, up to where its commits were found wrong; None for no moment."""
+        if self.began_at is None:
+            return None
+        ended_at = self.window.ended_at if self.broken is None else self.broken.began_at or self.began_at
+        return (self.began_at, ended_at) if self.began_at <= ended_at else None
+
 
 def find_moment(
     archive: Archive,

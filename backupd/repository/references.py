@@ -27,6 +27,7 @@ from backupd.logs import log
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from backupd.format import SnapshotId
     from backupd.format.manifest import AnyManifest, AnySummary
     from backupd.repository import Repository
     from backupd.repository.archive import Archive
@@ -181,6 +182,8 @@ class SnapshotList:
     problems: list[BackupdError] = field(default_factory=list)
     listings: dict[Archive, Listing] = field(default_factory=dict)
     """What was listed for them, where that was everything of a database."""
+    unreadable: dict[Archive, list[SnapshotId]] = field(default_factory=dict)
+    """The snapshots whose manifests cannot be read; `problems` says why."""
 
 
 def list_snapshots(repositories: Sequence[Repository], database: str | None) -> SnapshotList:
@@ -197,6 +200,8 @@ def list_snapshots(repositories: Sequence[Repository], database: str | None) -> 
                     listed.listings[archive] = listing
                 listed.snapshots.extend(StoredSnapshot(archive, manifest) for manifest in history.manifests)
                 listed.problems.extend(_damage(archive, history))
+                if history.damaged:
+                    listed.unreadable[archive] = [damaged.id for damaged in history.damaged]
         except BackupdError as error:
             listed.problems.append(error)
     return listed

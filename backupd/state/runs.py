@@ -25,6 +25,7 @@ _THINNED_AFTER = {_HOUR: timedelta(days=2), _DAY: timedelta(days=14)}
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
+_MOST_MILLISECONDS = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MILLISECOND
 _FORGET = "DELETE FROM runs WHERE place = ?1 AND started_at < ?2"
 _THIN = f"""{_FORGET} AND EXISTS (
     SELECT 1 FROM runs AS later
@@ -81,6 +82,18 @@ def read_runs(state: StateDirectory, *, latest: int | None = None) -> list[Run]:
     limit = -1 if latest is None else latest
     rows = state.database.read(lambda connection: connection.execute(statement, (limit,)).fetchall())
     return [run for (record,) in rows if (run := _decoded(record)) is not None]
+
+
+def failed_runs(state: StateDirectory, database: str, store: str) -> list[datetime]:
+    """Return when the remembered runs of a database in a store (a URL) began that failed, the newest last.
+
+    Raises the errors in `UNUSABLE_STATE`.
+    """
+    statement = "SELECT started_at FROM runs WHERE place = ? AND outcome = 'failed' ORDER BY started_at"
+    place = (json.dumps([database, store]),)
+    rows = state.database.read(lambda connection: connection.execute(statement, place).fetchall())
+    # Columns have no types: a damaged one may hold anything.
+    return [_EPOCH + at * _MILLISECOND for (at,) in rows if isinstance(at, int) and 0 <= at < _MOST_MILLISECONDS]
 
 
 def _decoded(record: str) -> Run | None:
