@@ -15,7 +15,7 @@ from harness.cli import CommandLine
 from harness.place import change_rows, create_database
 
 from backupd.state import StateDirectory
-from backupd.state.runs import Run, read_runs, record_runs
+from backupd.state.runs import Run, failed_runs, read_runs, record_runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,6 +47,18 @@ def test_a_run_is_remembered_as_it_was(state: StateDirectory) -> None:
     runs = [run_at(_NOW, "failed"), run_at(_NOW + _QUARTER)]
     record_runs(state, runs)
     assert read_runs(StateDirectory(state.root)) == runs
+
+
+def test_failed_runs_are_those_of_one_database_in_one_store(state: StateDirectory) -> None:
+    """The times of what failed come with the newest last, and damaged ones are left out."""
+    record_runs(state, [run_at(_NOW, "failed"), run_at(_NOW - _QUARTER, "failed"), run_at(_NOW - _DAY)])
+    record_runs(state, [run_at(_NOW, "failed", database="users"), run_at(_NOW, "failed", store="s3://other")])
+    damaged = [(json.dumps(["app", "s3://bucket"]), at) for at in ("soon", 2**62, -1)]
+    state.database.write(
+        lambda connection: connection.executemany("INSERT INTO runs VALUES (?, ?, 'failed', '')", damaged)
+    )
+    assert failed_runs(state, "app", "s3://bucket") == [_NOW - _QUARTER, _NOW]
+    assert failed_runs(state, "other", "s3://bucket") == []
 
 
 def test_the_latest_runs_are_those_of_each_database_in_each_store(state: StateDirectory) -> None:

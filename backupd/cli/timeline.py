@@ -114,7 +114,10 @@ _WHOLE = 256
 _FAILED = 512
 _OUTCOMES = {
     None: _SOUND,
+    CheckOutcome.INCONCLUSIVE: _SOUND,
+    CheckOutcome.PRESENT: _SOUND,
     CheckOutcome.INTACT: _INTACT,
+    CheckOutcome.NOT_CHECKABLE: _PROVEN,
     CheckOutcome.PROVEN: _PROVEN,
     CheckOutcome.DAMAGED_STORE: _DAMAGED,
     CheckOutcome.DAMAGED_SOURCE: _DAMAGED,

@@ -10,6 +10,8 @@ from harness.command_line import CommandLine
 
 from backupd.format import SnapshotId
 from backupd.format.records import CheckOutcome, Drill
+from backupd.state import StateDirectory
+from backupd.state.runs import Run, record_runs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -175,6 +177,81 @@ def test_narrow_terminal_never_cuts_an_id(stored: CommandLine, snapshots: list[d
     result = stored.run_on_terminal("list", columns=40)
     assert result.code == 0
     assert all(snapshot["id"] in result.stdout for snapshot in snapshots)
+
+
+def timelines(stdout: str) -> list[str]:
+    """The lines between titles and tables, without colours."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", stdout).splitlines()
+    titles = [number for number, line in enumerate(lines) if re.match(r"\w+ in /", line)]
+    return [line for number in titles for line in lines[number + 1 : number + 3] if line]
+
+
+def test_terminal_gets_a_timeline_under_each_title(copied: CommandLine, snapshots: list[dict[str, Any]]) -> None:
+    """From the oldest snapshot to now, as wide as the terminal, and explained once for all databases."""
+    copied.create_database("other.db")
+    copied.run("now", "other.db", expect=0)
+    drill = Drill(
+        snapshot=SnapshotId(snapshots[2]["id"]), database="app", outcome=CheckOutcome.PROVEN, at=datetime.now(UTC)
+    )
+    (copied.directory / "backups/app/drills").mkdir()
+    (copied.directory / f"backups/app/drills/{snapshots[2]['id']}.json").write_bytes(drill.encode())
+    app, explained, other = timelines(copied.run_on_terminal("list", columns=100).stdout)
+    assert re.fullmatch(r"[0-9]+ (s|min) ago [○·]*●·* now", app)
+    assert re.fullmatch(r"[0-9]+ (s|min) ago ·*○·* now", other)
+    assert len(app) == len(other) == 100
+    assert explained == "· no snapshot  ○ snapshot  ● proven"
+
+
+def test_timeline_shows_attempts_that_failed_and_manifests_that_cannot_be_read(
+    copied: CommandLine, snapshots: list[dict[str, Any]]
+) -> None:
+    """What this machine remembers of failed runs, and what is damaged in the store, has its places."""
+    oldest = datetime.fromisoformat(snapshots[0]["taken_at"])
+    damage(copied.directory / "backups", snapshots[2]["id"])
+    failed = oldest + (datetime.now(UTC) - oldest) * 0.99
+    record_runs(
+        StateDirectory(copied.directory / "state"),
+        [Run("app", f"{copied.directory}/backups", failed, 0.1, "failed", None, None, None, 0, "the store is down")],
+    )
+    finished = copied.run_on_terminal("list", columns=300)
+    assert finished.code == 20
+    line, explained = timelines(finished.stdout)
+    assert re.fullmatch(r"[0-9]+ (s|min) ago [○·]*[✗⊗][·!]*!·* now", line)
+    assert explained.endswith("! attempt failed")
+
+
+@pytest.mark.parametrize("environ", [{"PYTHONIOENCODING": "iso-8859-1"}, {"LC_ALL": "C"}, {"LANG": "POSIX"}])
+def test_terminal_without_unicode_gets_ascii(stored: CommandLine, environ: dict[str, str]) -> None:
+    """No character of timeline and table needs more than ASCII, and none is escaped."""
+    stdout = stored.run_on_terminal("list", environ={"LC_ALL": "", "LANG": "", **environ}).stdout
+    line, explained = timelines(stdout)
+    assert re.fullmatch(r"[0-9]+ (s|min) ago [.o]+ now", line)
+    assert explained == ". no snapshot  o snapshot"
+    assert stdout.isascii()
+    assert "\\u" not in stdout
+    assert " -----" in stdout
+
+
+def test_timeline_needs_no_colour(copied: CommandLine, snapshots: list[dict[str, Any]]) -> None:
+    """With NO_COLOR the characters are the same, and none of them has a colour."""
+    drill = Drill(
+        snapshot=SnapshotId(snapshots[2]["id"]), database="app", outcome=CheckOutcome.PROVEN, at=datetime.now(UTC)
+    )
+    (copied.directory / "backups/app/drills").mkdir()
+    (copied.directory / f"backups/app/drills/{snapshots[2]['id']}.json").write_bytes(drill.encode())
+    coloured = copied.run_on_terminal("list").stdout
+    plain = copied.run_on_terminal("list", environ={"NO_COLOR": "1"}).stdout
+    assert "\x1b[32m●" in coloured
+    assert "\x1b[3" not in plain
+    assert "●" in timelines(plain)[0]
+
+
+@pytest.mark.parametrize("option", ["--json", "--quiet"])
+def test_no_timeline_where_none_is_wanted(stored: CommandLine, option: str) -> None:
+    """JSON and quiet output have none on a terminal, and neither has a pipe."""
+    assert " ago " in timelines(stored.run_on_terminal("list").stdout)[0]
+    assert " now\n" not in stored.run_on_terminal("list", option).stdout
+    assert " now\n" not in stored.run("list", expect=0).stdout
 
 
 def test_trash_says_what_was_removed_why_and_until_when(copied: CommandLine, snapshots: list[dict[str, Any]]) -> None:
