@@ -14,6 +14,7 @@ import shutil
 import sys
 import time
 from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from backupd.errors import (
@@ -36,6 +37,7 @@ _COMMAND_WITH_STORE = re.compile(
 )
 
 _COMMANDS_IN_DATA = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_MOST_DRAWN_ROWS = 500
 _UNBOUNDED_WIDTH = 100_000
 _SIMPLE_HEAD_IN_ASCII = "    \n    \n -- \n    \n    \n    \n    \n    \n"
 _QUIET_START_SECONDS = 2.0
@@ -228,19 +230,22 @@ def table(
 
 
 def _aligned(headings: Sequence[str], groups: Sequence[Group]) -> str:
-    heading = tuple(text.removeprefix(">") for text in headings)
-    rows = [heading, *(row for _, rows in groups for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = iter(_aligned_rows(headings, [row for _, rows in groups for row in rows]))
+    heading = next(lines)
+    blocks = ("\n".join([title, heading, *islice(lines, len(rows))]) for title, rows in groups)
+    return "\n\n".join(blocks)
 
-    def line(row: Cells) -> str:
+
+def _aligned_rows(headings: Sequence[str], rows: Sequence[Cells]) -> Iterator[str]:
+    """Yield the headings and the rows as lines with aligned columns."""
+    heading = tuple(text.removeprefix(">") for text in headings)
+    widths = [max(map(len, column)) for column in zip(heading, *rows, strict=True)]
+    for row in (heading, *rows):
         cells = (
             cell.rjust(width) if text.startswith(">") else cell.ljust(width)
             for cell, width, text in zip(row, widths, headings, strict=True)
         )
-        return "  ".join(cells).rstrip()
-
-    blocks = ("\n".join([title, line(heading), *map(line, rows)]) for title, rows in groups)
-    return "\n\n".join(blocks)
+        yield "  ".join(cells).rstrip()
 
 
 def _drawn(
@@ -253,8 +258,11 @@ def _drawn(
 
     terminal = Console()
     box = SIMPLE_HEAD if is_unicode() else Box(_SIMPLE_HEAD_IN_ASCII, ascii=True)
-    tables = []
+    tables: list[Table | Text] = []
     for _, rows in groups:
+        if len(rows) > _MOST_DRAWN_ROWS:  # rich takes a millisecond for each
+            tables.append(Text("\n".join(_aligned_rows(headings, rows)), no_wrap=True))
+            continue
         table = Table(box=box, pad_edge=False)
         for text in headings:
             justify = "right" if text.startswith(">") else "left"
@@ -269,14 +277,14 @@ def _drawn(
         file=io.StringIO(), width=max(terminal.width, widest), force_terminal=True, no_color=terminal.no_color
     )
     with console.capture() as captured:
-        for (title, _), under_title, table in zip(groups, lines, tables, strict=True):
+        for (title, _), under_title, part in zip(groups, lines, tables, strict=True):
             console.print(Text(title), soft_wrap=True)
             for line in under_title:
                 shown = Text(line)
                 for colour, characters in colours.items():
                     shown.highlight_regex(f"[{re.escape(characters)}]", colour)
                 console.print(shown, soft_wrap=True)
-            console.print(table)
+            console.print(part)
     return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())
 
 
