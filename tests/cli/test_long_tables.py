@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-
-import pytest
+from typing import TYPE_CHECKING
 
 from backupd.cli import output
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def test_a_table_of_many_rows_is_drawn_quickly_and_has_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
