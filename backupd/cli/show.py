@@ -20,9 +20,8 @@ from backupd.cli.verbs import (
 from backupd.errors import BackupdError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable
 
-    from backupd.format.manifest import AnyManifest, Manifest
     from backupd.repository import Repository
     from backupd.repository.moments import CommitsAround
     from backupd.repository.proofs import KnownOutcome
@@ -56,6 +55,7 @@ def command(invocation: Invocation, snapshot: str, database: str | None, store: 
     """
     from backupd.cli.session import Session
     from backupd.cli.windows import commit_line, commit_values, gap_text, gap_values
+    from backupd.page.facts import snapshot_facts
     from backupd.repository.moments import CommitsAround
 
     session = Session(invocation)
@@ -69,7 +69,7 @@ def command(invocation: Invocation, snapshot: str, database: str | None, store: 
         gap = None if broken is None else gap_values(broken.gap)
         output.print_document({"snapshot": _values(found, check), "commits": commits, "gap": gap})
         return
-    facts = [*_facts(found, check)]
+    facts = [*snapshot_facts(found.manifest, found.archive.url, check, now=datetime.now(UTC))]
     for each in around.commits:
         label = "commit before" if at and each.seen_at <= at else "commit after"
         facts.append((label, f"{commit_line(each)}{'; BROKEN' if around.is_broken(each) else ''}"))
@@ -110,98 +110,3 @@ def _values(snapshot: FoundSnapshot, check: KnownOutcome | None) -> dict[str, An
         "replayed": None,
         **manifest_values(manifest),
     }
-
-
-def _facts(found: FoundSnapshot, check: KnownOutcome | None) -> Iterator[tuple[str, str]]:
-    from backupd.format.manifest import SealedManifest
-
-    manifest = found.manifest
-    taken_at = manifest.id.taken_at
-    yield "snapshot", f"{manifest.database}@{manifest.id}"
-    yield "taken", f"{output.local_time(taken_at)}, {output.age(taken_at, datetime.now(UTC))}"
-    yield "store", found.archive.url
-    yield "proven", _check_text(check)
-    yield "tags", ", ".join(manifest.tags) or "none"
-    yield "kind", str(manifest.kind)
-    yield "sequence", f"{output.count(manifest.sequence)}, after {manifest.base or 'nothing: the first one'}"
-    yield from _size_facts(manifest)
-    yield "image", _origin(manifest)
-    yield "encryption", _encryption(manifest)
-    if isinstance(manifest, SealedManifest):
-        yield "written by", f"installation {manifest.writer_id}"
-        yield "everything else", "is encrypted: give the key with --identity FILE"
-        return
-    yield from _writer_facts(manifest)
-    yield from _database_facts(manifest)
-    yield "image digest", manifest.image_digest
-
-
-def _check_text(check: KnownOutcome | None) -> str:
-    """A sentence for what was found last of a snapshot."""
-    from backupd.format.records import CheckOutcome
-
-    if check is None:
-        return "never: no test restore has looked at it"
-    when = f"{output.local_time(check.at)}, {output.age(check.at, datetime.now(UTC))}"
-    return {
-        CheckOutcome.PROVEN: when,
-        CheckOutcome.INTACT: f"no, but every stored byte was right ({when})",
-        CheckOutcome.DAMAGED_STORE: f"DAMAGED in the store (found {when})",
-        CheckOutcome.DAMAGED_SOURCE: f"DAMAGED when it was captured (found {when})",
-    }[check.outcome]
-
-
-def _origin(manifest: AnyManifest) -> str:
-    if manifest.replayed is None:
-        return "read from the database"
-    replayed = manifest.replayed
-    return f"built from the log: commit {output.count(replayed.commit)} of recovery window {replayed.window}"
-
-
-def _encryption(manifest: AnyManifest) -> str:
-    encrypted = sum(pack.encryption is not None for pack in manifest.packs)
-    if encrypted in {0, len(manifest.packs)}:
-        return "age" if encrypted else "none"
-    return f"age, but for {output.count(len(manifest.packs) - encrypted, 'pack')} of {len(manifest.packs)}"
-
-
-def _writer_facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    writer = manifest.writer
-    yield "source", f"{writer.path} on {writer.host}"
-    yield "owner", f"uid {writer.uid}, gid {writer.gid}, mode {writer.mode:04o}"
-    yield "written by", f"backupd {writer.backupd_version}, installation {writer.id}"
-
-
-def _size_facts(manifest: AnyManifest) -> Iterator[tuple[str, str]]:
-    pages = output.count(manifest.page_count, "page")
-    size = output.size(manifest.image_bytes)
-    yield "size", f"{size}, {pages} of {output.count(manifest.page_size, 'byte')}"
-    changed = output.count(manifest.changed_pages, "page")
-    yield "changed", f"{changed} ({_share(manifest.changed_pages, manifest.page_count)}) since the snapshot before"
-    packed_bytes = sum(pack.stored_bytes for pack in manifest.packs)
-    yield "packs", f"{output.count(len(manifest.packs), 'pack')}, {output.size(packed_bytes)} to fetch in all"
-    own = output.size(manifest.stored_bytes)
-    yield "stored", f"{own} ({_share(manifest.stored_bytes, packed_bytes)}) were written for this snapshot"
-
-
-def _database_facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    source = manifest.source
-    yield "journal mode", source.journal_mode
-    yield "encoding", source.encoding
-    yield "free pages", output.count(source.free_pages)
-    yield "user version", str(source.user_version)
-    yield "application id", str(source.application_id)
-    yield "sqlite version", source.sqlite_version or "none: the database is empty"
-    yield "tables", _names(source.tables)
-    yield "schema digest", source.schema_digest or "none: the schema could not be read"
-    yield "alembic", ", ".join(source.alembic_revisions or ()) or "no revision"
-
-
-def _names(tables: Sequence[str] | None) -> str:
-    if tables is None:
-        return "unknown: the schema could not be read"
-    return f"{output.count(len(tables))}: {', '.join(tables)}" if tables else "none"
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part / whole:.1%}" if whole else "0%"

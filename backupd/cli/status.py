@@ -360,27 +360,10 @@ def _proven(health: StoreHealth, now: datetime) -> str:
 
 
 def _state(name: str, database: DatabaseHealth, url: str, health: StoreHealth, found: _Found) -> str:
-    """The state of a database in a store in one word: the worst that is true."""
-    if database.vanished_at is not None:
-        return "vanished"
-    if found.status.daemon is not None and database.path in found.status.daemon.entry_problems:
-        return "missing"
+    from backupd.health.summary import state_of
+
     kinds = {alarm.kind for alarm in found.alarms if alarm.database == name and alarm.store in {None, url}}
-    for kind, word in (
-        ("stale", "late"),
-        ("damaged", "damaged"),
-        ("damaged-source", "source damaged"),
-        ("failing", "failing"),
-        ("drill-failed", "drill failed"),
-        ("unproven", "unproven"),
-    ):
-        if kind in kinds:
-            return word
-    if database.running_since is not None:
-        return "running"
-    if health.failure is not None:
-        return "retrying"
-    return "waiting" if health.current_at is None else "current"
+    return state_of(database, health, found.status.daemon, kinds)
 
 
 def _values(found: _Found) -> dict[str, Any]:

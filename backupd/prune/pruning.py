@@ -18,6 +18,7 @@ from backupd.prune.segments import covered, expired, lasting_windows, merge, mer
 from backupd.prune.sweep import StoreClock, Sweep
 from backupd.prune.trash import LOCK_SECONDS, bring_back, move_to_trash, purge, unmark_undeleted
 from backupd.repository.proofs import Proofs
+from backupd.repository.windows import note_windows
 from backupd.retention import Decision, decide, newest_regular
 from backupd.retention.holds import Hold, find_shrink, why_distrusted, why_held
 from backupd.state import failed_snapshot
@@ -220,6 +221,7 @@ class _Pruning:
         self._sweep = Sweep(self._archive, self._clock, self._pace, grace=policy.grace, now=self._now)
         self._sweep.run(holdings, is_dry_run=self._options.is_dry_run)
         self._archive.forget_records(holdings.listing)
+        note_windows(self._archive, holdings.listing, now=self._now)
         has_minutes = self._hold is None and policy.minutes > policy.commits
         self._merge_segments(holdings, policy.commits if has_minutes else None)
 

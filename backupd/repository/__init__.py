@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import secrets
 import threading
 import time
@@ -19,7 +18,8 @@ from backupd.repository.archive import Archive
 from backupd.repository.commit import MAX_REPOSITORY_OBJECT_BYTES, decode_repository, require_readable
 from backupd.repository.history import NOTHING_SEEN, Listing
 from backupd.rescue import put_rescue_objects
-from backupd.store import canonical_url, key_of
+from backupd.state.catalog import place_key
+from backupd.store import key_of
 from backupd.store.keys import REPOSITORY_KEY, RecordKey, RecordKind, SnapshotKey, is_object_key
 
 if TYPE_CHECKING:
@@ -216,5 +216,4 @@ class Repository:
             repository_id = self._known.id
         if repository_id is None:
             raise NoSuchObjectError(f"{self.url} holds no backups", hint="make one with: backupd now")
-        place = hashlib.sha256(os.fsencode(canonical_url(self.url))).hexdigest()[:8]
-        return f"{repository_id}-{place}"
+        return f"{repository_id}-{place_key(self.url)}"

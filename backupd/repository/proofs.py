@@ -133,6 +133,16 @@ class Proofs(msgspec.Struct, frozen=True):
         return max(known, key=lambda manifest: manifest.order, default=None)
 
 
+def recalled_proofs(records: Iterable[tuple[Drill, datetime]], *, has_damage: bool) -> Proofs:
+    """Return the outcomes that drill records state, each with the time when the store got it.
+
+    Without a listing, it is not known which damaged packs were put again since: with `has_damage`, all of them count as
+    damaged, and otherwise none.
+    """
+    found = {drill.snapshot: _Found(drill, put_at) for drill, put_at in records}
+    return Proofs(found, _damaged_packs(found.values(), Listing()) if has_damage else {})
+
+
 def read_proofs(archive: Archive, listing: Listing | None) -> Proofs:
     """Read the drill records that `listing` shows, each from the store once and then from the catalog.
 

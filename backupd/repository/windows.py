@@ -9,23 +9,48 @@ from __future__ import annotations
 from bisect import bisect_left
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from datetime import datetime  # noqa: TC003  (the note is read by its annotations)
+from typing import TYPE_CHECKING, ClassVar
+
+import msgspec
 
 from backupd.errors import NoSuchObjectError, StoreError, UnsupportedFormatError
 from backupd.format import FormatError
 from backupd.format.records import Continuity
 from backupd.repository.history import Listing
+from backupd.state import UNUSABLE_STATE, Note
+from backupd.store import canonical_url
 from backupd.store.keys import continuity_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
-    from datetime import datetime
 
     from backupd.format import SnapshotId
     from backupd.format.manifest import AnySummary
     from backupd.format.segment import Anchor, Segment
     from backupd.repository.archive import Archive
     from backupd.repository.history import StoredSegment
+    from backupd.state import StateDirectory
+
+
+_MOST_NOTED = 500
+
+
+class NotedWindow(msgspec.Struct, frozen=True):
+    """A recovery window as a listing showed it: when its first and its last commit were seen, and what it takes up."""
+
+    began_at: datetime
+    ended_at: datetime
+    stored_bytes: int
+
+
+class NotedWindows(msgspec.Struct, frozen=True):
+    """The recovery windows of a database in a store at the time of one listing, oldest first."""
+
+    kind: ClassVar[str] = "recovery-windows"
+
+    listed_at: datetime
+    windows: tuple[NotedWindow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,3 +153,24 @@ def read_all_continuity(listings: Mapping[Archive, Listing | None]) -> Mapping[S
                 if window not in merged or record.is_broken:
                     merged[window] = record
     return merged
+
+
+def note_windows(archive: Archive, listing: Listing, *, now: datetime) -> None:
+    """Remember which recovery windows `listing` shows, for who asks this machine alone. That may be lost."""
+    note = noted_windows(archive.repository.state, archive.database, archive.url)
+    windows = tuple(
+        NotedWindow(
+            window.began_at or window.segments[0].key.seen_at,
+            window.ended_at,
+            sum(stored.size_bytes for stored in window.segments),
+        )
+        for window in recovery_windows(listing)[-_MOST_NOTED:]
+    )
+    with suppress(*UNUSABLE_STATE):
+        if windows or note.read() is not None:
+            note.write(NotedWindows(now, windows))
+
+
+def noted_windows(state: StateDirectory, database: str, store: str) -> Note[NotedWindows]:
+    """Return the note of the recovery windows of `database` in `store`, a URL."""
+    return Note(state, NotedWindows, database, canonical_url(store))

@@ -11,6 +11,7 @@ is kept once; of the packs, which few runs need, each is decoded on demand.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import shutil
@@ -20,7 +21,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 
 import msgspec
 from msgspec.structs import replace
@@ -29,6 +30,7 @@ from backupd.format import SnapshotId
 from backupd.format.manifest import PackEntry, Replayed, SealedSummary, SnapshotKind, SourceFacts, Summary, Writer
 from backupd.format.seal import Value
 from backupd.state import UNUSABLE_STATE
+from backupd.store import StoredObject, canonical_url
 from backupd.system.files import belong_to_owner
 
 if TYPE_CHECKING:
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
     from backupd.format.manifest import AnySummary
     from backupd.format.pagemap import PageHashes
     from backupd.state.database import StateDatabase
-    from backupd.store import StoredObject
 
 _T = TypeVar("_T")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -56,6 +57,8 @@ _REFERENCE, _REFERENCE_BYTES = "Q", 8
 """How rows of manifests name a row of packs or facts: its number, and the checksum of what it says."""
 _CHECKSUM_BITS = 32
 _LAST_NUMBER = 2**31
+_MOST_RECALLED_RECORDS = 5000
+_MOST_RECALLED_BYTES = 1 << 20
 _HAS_NUMBER = f"typeof(number) = 'integer' AND number BETWEEN 0 AND {_LAST_NUMBER}"
 
 
@@ -325,6 +328,58 @@ class Catalog:
             yield
         except (OSError, *UNUSABLE_STATE) as error:
             self._on_failure(str(error))
+
+
+def place_key(url: str) -> str:
+    """Return the part of an archive's key that stands for the place: the store at `url`, however it is spelled."""
+    return hashlib.sha256(os.fsencode(canonical_url(url))).hexdigest()[:8]
+
+
+class Recalled(NamedTuple):
+    """What was last known of one database in one store, without looking there."""
+
+    summaries: tuple[AnySummary, ...] = ()
+    """Of the manifests that were listed last, in no order. Encrypted ones may be open."""
+    records: tuple[tuple[StoredObject, bytes], ...] = ()
+    """The records that were read, as they were listed: the newest ones, if there are very many."""
+
+
+def recall(database: StateDatabase, url: str, name: str) -> Recalled:
+    """Return what this machine knows of the database `name` in the store at `url`. Asks no store.
+
+    It is from the last time that the archive was read; of a repository that was made again in the same place, only the
+    newest counts. Raises the errors in `UNUSABLE_STATE`.
+    """
+
+    def read(connection: sqlite3.Connection) -> Recalled:
+        place = (name, f"%-{place_key(url)}")
+        found = "SELECT max(id) FROM archives WHERE database = ? AND repository LIKE ?"
+        (archive,) = connection.execute(found, place).fetchone()
+        if archive is None:
+            return Recalled()
+        rows = [
+            row
+            for _, ids, content, checksum in connection.execute(_BATCHES, (archive,))
+            if checksum == _checksum(ids, content)
+            for row in _decode_rows(content)
+        ]
+        ids = {row.id: SnapshotId(row.id) for row in rows}
+        reader = _Reader(connection, archive, ids)
+        summaries = [reader.summary(ids[row.id], row) for row in rows]
+        records = connection.execute(
+            f"SELECT CAST(key AS TEXT), CAST(size AS INTEGER), CAST(modified_at AS INTEGER), {_CONTENT} FROM records"  # noqa: S608
+            " WHERE archive = ? AND length(content) <= ? ORDER BY modified_at DESC LIMIT ?",
+            (archive, _MOST_RECALLED_BYTES, _MOST_RECALLED_RECORDS),
+        )
+        return Recalled(
+            tuple(each for each in summaries if each is not None),
+            tuple(
+                (StoredObject(key, size, _EPOCH + modified_at * _MICROSECOND), content)
+                for key, size, modified_at, content in records
+            ),
+        )
+
+    return database.read(read)
 
 
 def write_atomically(file: Path, content: PageHashes) -> None:

@@ -14,7 +14,7 @@ from backupd.errors import masked
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from backupd.state import StateDirectory
 
@@ -68,19 +68,24 @@ def record_runs(state: StateDirectory, runs: Iterable[Run]) -> None:
     state.database.write(write)
 
 
-def read_runs(state: StateDirectory, *, latest: int | None = None) -> list[Run]:
+def read_runs(
+    state: StateDirectory, *, latest: int | None = None, places: Collection[tuple[str, str]] | None = None
+) -> list[Run]:
     """Return the remembered runs by database, store and time, the newest last; of each only the `latest` ones if given.
 
-    What is damaged counts as absent. Raises the errors in `UNUSABLE_STATE`.
+    With `places`, only those of these databases and stores. What is damaged counts as absent. Raises the errors in
+    `UNUSABLE_STATE`.
     """
     # A negative number is no limit.
     statement = """
         SELECT record FROM (SELECT *, row_number() OVER newest_first AS number FROM runs
+        WHERE ?2 IS NULL OR place IN (SELECT value FROM json_each(?2))
         WINDOW newest_first AS (PARTITION BY place ORDER BY started_at DESC))
         WHERE number <= ?1 OR ?1 < 0 ORDER BY place, started_at
     """
     limit = -1 if latest is None else latest
-    rows = state.database.read(lambda connection: connection.execute(statement, (limit,)).fetchall())
+    wanted = None if places is None else json.dumps([json.dumps(place) for place in places])
+    rows = state.database.read(lambda connection: connection.execute(statement, (limit, wanted)).fetchall())
     return [run for (record,) in rows if (run := _decoded(record)) is not None]
 
 
