@@ -39,6 +39,7 @@ _MODULES = {
     "dump": "dump",
     "diff": "diff",
     "recover": "recover",
+    "report": "report",
     "verify": "verify",
     "restore": "restore",
     "undo": "undo",

@@ -1,4 +1,6 @@
-"""The daemon's HTTP: GET /healthz and /metrics, and with the token POST /snapshots. It never serves stored data.
+"""The daemon's HTTP: the status page, /healthz and /metrics, and with the token POST /snapshots.
+
+It never serves stored data.
 
 There is no encryption here: beyond loopback, this is for a network of containers that trust each other.
 """
@@ -14,11 +16,14 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
 from backupd.daemon.listening import Server
+from backupd.daemon.pages import MOST_AT_ONCE as MOST_PAGES_AT_ONCE
+from backupd.daemon.pages import Pages
 from backupd.daemon.requests import MOST_AT_ONCE, Requests, parse_request
 from backupd.errors import BackupdError, ExitCode, LimitReachedError, UsageError, limit_reached
 from backupd.health.alarms import is_healthy
 from backupd.health.metrics import CONTENT_TYPE, metrics_text
 from backupd.logs import log
+from backupd.page import document
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,8 +32,8 @@ if TYPE_CHECKING:
     from backupd.daemon.alert_loop import AlertLoop
     from backupd.daemon.work import Context
 
-# However many clients wait for their snapshots, two threads are left for health and metrics.
-_THREADS = MOST_AT_ONCE + 2
+# However many clients wait for their snapshots or for pages, two threads are left for health and metrics.
+_THREADS = MOST_AT_ONCE + MOST_PAGES_AT_ONCE + 2
 _RETRY_AFTER_SECONDS = 5
 _SCHEME = "Bearer "
 _STATUS_OF = {
@@ -46,11 +51,12 @@ class _Answer:
     content_type: str = "application/json"
     header: tuple[str, str] | None = None
     """One more header, if the code needs it."""
+    page_headers: tuple[tuple[str, str], ...] = ()
 
     @property
     def headers(self) -> list[tuple[str, str]]:
         headers = [("Content-Type", self.content_type), ("Cache-Control", "no-store")]
-        headers += [("Content-Length", str(len(self.content)))]
+        headers += [("Content-Length", str(len(self.content))), *self.page_headers]
         return [*headers, self.header] if self.header else headers
 
 
@@ -61,6 +67,7 @@ class HttpServer:
         self._alerts = alerts
         self._context = context
         self._requests = Requests()
+        self._pages = Pages(alerts)
         self._server: Server | None = None
 
     def listen(self) -> None:
@@ -111,8 +118,8 @@ class HttpServer:
             case "GET" | "HEAD", "/metrics":
                 content = metrics_text(context.status.read(), self._alerts.alarms(), now=datetime.now(UTC))
                 return _Answer(HTTPStatus.OK, content, CONTENT_TYPE)
-            case "GET" | "HEAD", _:
-                return _refusal(HTTPStatus.NOT_FOUND, "nothing is here", hint="there are /healthz and /metrics")
+            case "GET" | "HEAD", path:
+                return self._page(path, environ["QUERY_STRING"], context)
             case "POST", "/snapshots" if context.settings.http.token is not None:
                 return self._snapshots(environ, context, context.settings.http.token.reveal())
             case "POST", _:
@@ -131,6 +138,18 @@ class HttpServer:
         ]
         code = HTTPStatus.OK if is_well else HTTPStatus.SERVICE_UNAVAILABLE
         return _json(code, {"is_healthy": is_well, "alarms": shown})
+
+    def _page(self, path: str, query: str, context: Context) -> _Answer:
+        """Answer with a page of what this machine knows."""
+        try:
+            found = self._pages.page(path, query, context)
+        except LimitReachedError as error:
+            header = ("Retry-After", str(_RETRY_AFTER_SECONDS))
+            return _json(HTTPStatus.SERVICE_UNAVAILABLE, {"error": error.values()}, header=header)
+        if found is None:
+            return _refusal(HTTPStatus.NOT_FOUND, "nothing is here", hint="there are /, /healthz and /metrics")
+        code = HTTPStatus.OK if found.is_found else HTTPStatus.NOT_FOUND
+        return _Answer(code, found.content, document.CONTENT_TYPE, page_headers=document.HEADERS)
 
     def _snapshots(self, environ: WSGIEnvironment, context: Context, token: str) -> _Answer:
         """Take a snapshot, for clients that know the token."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from backupd.errors import UsageError
 from backupd.format import FormatError
 from backupd.format.records import Drill, TrashEntry
+from backupd.page.overview import MOST_WITH_PICTURES
 from backupd.page.values import KnownDatabase, KnownSnapshot, KnownStore, RemovedSnapshot
 from backupd.repository.proofs import recalled_proofs
 from backupd.repository.windows import noted_windows
@@ -58,6 +59,19 @@ def known_database(name: str, situation: Situation, settings: Settings, state: S
         for url, store in health.stores.items()
     ]
     return KnownDatabase(name, health, tuple(stores))
+
+
+def recent_runs(situation: Situation, state: StateDirectory) -> dict[str, list[tuple[datetime, str]]]:
+    """Return when the last runs of each database were begun, and their outcomes, where there are few databases."""
+    databases = situation.status.databases
+    if len(databases) > MOST_WITH_PICTURES:
+        return {}
+    places = [(name, url) for name, database in databases.items() for url in database.stores]
+    found: dict[str, list[tuple[datetime, str]]] = {name: [] for name in databases}
+    with suppress(*UNUSABLE_STATE):
+        for run in read_runs(state, places=places):
+            found[run.database].append((run.started_at, run.outcome))
+    return found
 
 
 def _known_store(

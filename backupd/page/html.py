@@ -37,8 +37,8 @@ def text(content: str) -> Markup:
 def tag(name: str, /, *children: Child, **attributes: Value) -> Markup:
     """Return an element. A child that is not markup is escaped, and None is left out.
 
-    Attributes that are None or False are left out too, and True stands for the name alone. `class_` is `class`, and
-    other underscores are hyphens.
+    Attributes that are None or False are left out too, and True stands for the name alone. The last underscore of a
+    name such as `class_` is left out, and other underscores are hyphens.
     """
     given = "".join(_attribute(key, value) for key, value in attributes.items() if value is not None)
     content = "".join([text(child) for child in children if child is not None])
@@ -55,7 +55,7 @@ def joined(*children: Child, by: str = "") -> Markup:
 def _attribute(key: str, value: Value) -> str:
     if value is False:
         return ""
-    name = "class" if key == "class_" else key.replace("_", "-")
+    name = key.removesuffix("_").replace("_", "-")
     if value is True:
         return f" {name}"
     if isinstance(value, float):
