@@ -36,7 +36,8 @@ def growth(title: str, points: Sequence[Point], show: Callable[[float], str], *,
     steps = [(place, chart.height(value)) for place, value in chart.places(last=True)]
     line = f"M{steps[0][0]} {steps[0][1]}" + "".join(f"H{place}V{height}" for place, height in steps[1:]) + f"H{_WIDTH}"
     first, last = points[0], points[-1]
-    change = "" if first.value <= 0 else f" ({(last.value - first.value) / first.value:+.0%})"
+    share = round(100 * (last.value - first.value) / first.value) if first.value > 0 else 0
+    change = f" ({share:+d} %)" if share else ""
     words = f"{show(first.value)} on {local(first.at):%Y-%m-%d}{change}"
     return _figure(
         title,

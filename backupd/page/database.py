@@ -13,7 +13,7 @@ from backupd.page.document import Links, anchor, banner, facts, page, scrolling,
 from backupd.page.html import Markup, joined, tag
 from backupd.page.overview import alarm_item
 from backupd.page.timeline import timelines
-from backupd.page.words import NOTHING, Headline, after, ago, moment, title_of, took
+from backupd.page.words import NOTHING, Headline, after, ago, capitalized, moment, title_of, took
 from backupd.quantities import age, count, size
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def database_headline(database: KnownDatabase, situation: Situation) -> Headline
     red = [alarm for alarm in situation.alarms_of.get(name, ()) if alarm.is_red]
     if red:
         title = title_of(red[0])
-        return Headline("bad", title[0].upper() + title[1:], red[0].since, red[0].hint)
+        return Headline("bad", capitalized(title, name), red[0].since, red[0].hint)
     if database.health.vanished_at is not None:
         return Headline("warn", f"The file of {name} is gone", database.health.vanished_at, None)
     at = situation.restorable(name)
@@ -86,7 +86,7 @@ def _of_database(database: KnownDatabase, situation: Situation) -> Markup:
     followed = None
     if follow is not None:
         window = follow.window_since
-        followed = "no recovery window is open" if window is None else f"window open since {ago(window, now)}"
+        followed = "no recovery window is open" if window is None else f"recovery window begun {ago(window, now)}"
     return facts(
         [
             ("File", health.path),
@@ -137,7 +137,7 @@ def _store_facts(database: KnownDatabase, store: KnownStore, situation: Situatio
             ("Last failure", None if health.failure is None else health.failure.message),
             ("Test restore", tested),
             ("Snapshots", count(len(store.snapshots))),
-            ("Packs of these", None if stored is None else size(stored)),
+            ("Packs of all of them", None if stored is None else size(stored)),
             ("Commits kept", size(sum(each.stored_bytes for each in store.windows)) if store.windows else None),
             ("Last seen in the store", ago(health.seen_at, now)),
         ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from backupd.page.document import Links, banner, page, scrolling
 from backupd.page.html import Markup, joined, tag
 from backupd.page.timeline import strip
-from backupd.page.words import NOTHING, after, ago, headline, moment, title_of
+from backupd.page.words import NOTHING, after, ago, capitalized, headline, moment, title_of
 from backupd.quantities import age, count, size
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def alarm_item(alarm: Alarm, situation: Situation, links: Links | None) -> Marku
     title = title_of(alarm)
     name = alarm.database
     link = links.database(name) if links and name is not None and name in situation.status.databases else None
-    heading = title[0].upper() + title[1:]
+    heading = capitalized(title, name)
     tone = "b" if alarm.is_red else "w"
     return tag(
         "li",

@@ -23,7 +23,7 @@ font:1rem/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,s
 a{color:var(--link);text-underline-offset:.15em}
 :focus-visible{outline:3px solid var(--link);outline-offset:2px;border-radius:2px}
 main:focus{outline:0}
-h1{font-size:clamp(1.4rem,1rem + 2.2vw,2.1rem);line-height:1.22;font-weight:620;letter-spacing:-.015em;margin:0;text-wrap:balance;overflow-wrap:anywhere}
+h1{font-size:clamp(1.4rem,1rem + 2.2vw,2.1rem);line-height:1.22;font-weight:620;letter-spacing:-.015em;margin:0;text-wrap:pretty;overflow-wrap:anywhere}
 h2{font-size:1.3rem;margin:2.6rem 0 .6rem;line-height:1.3;overflow-wrap:anywhere}
 h3{font-size:1.02rem;margin:1.8rem 0 .4rem}
 p{margin:.5rem 0;max-width:46rem}
@@ -55,13 +55,15 @@ th[aria-sort] a{font-weight:700;color:var(--text)}
 th[aria-sort] a::after{content:" ↓" / ""}
 th[aria-sort=ascending] a::after{content:" ↑" / ""}
 tbody th{font-weight:500;overflow-wrap:anywhere;min-width:9rem}
+.s th,.s time{white-space:nowrap}.s{font-size:.92rem}.s td:last-child{min-width:13rem}
 .n{text-align:right;white-space:nowrap}
-.r td:nth-child(4),.r th:nth-child(4),.r td:nth-child(5){text-align:right}
+.r td:nth-child(4),.r th:nth-child(4),.r td:nth-child(5),.r th:nth-child(5){text-align:right}
+.r td:nth-child(6),.r th:nth-child(6){padding-left:1.2rem}
 .r td{white-space:nowrap}
 .alarms{list-style:none;padding:0;margin:0 0 1.6rem}
 .alarms li{border-left:3px solid var(--rule);padding:.1rem 0 .1rem .9rem;margin:.9rem 0;overflow-wrap:anywhere}
 .alarms p{margin:.15rem 0}
-.facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(13.5rem,1fr));gap:.9rem 1.4rem;margin:.8rem 0 1.2rem}
+.facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,max(9rem,22%)),1fr));gap:.9rem 1.4rem;margin:.8rem 0 1.2rem}
 .facts dt{font-size:.84rem;color:var(--quiet)}
 .facts dd{margin:0;overflow-wrap:anywhere}
 .rows{grid-template-columns:1fr;gap:0}
@@ -88,7 +90,7 @@ rect.mark,rect.ok,rect.hold{fill:currentColor}rect.band{fill:var(--band)}rect.ga
 .runs path.made{stroke:var(--mark);stroke-width:1.6}
 .key{display:flex;flex-wrap:wrap;gap:.15rem 1.1rem;list-style:none;padding:0;margin:.5rem 0 0;font-size:.84rem;color:var(--quiet)}
 .key svg{display:inline-block;width:14px;height:14px;vertical-align:-2px;margin-right:.35rem}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,19rem),1fr));gap:1.4rem 2rem;margin:1rem 0}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));gap:1.4rem 2rem;margin:1rem 0}
 figure{margin:0}
 figcaption{font-size:.875rem}figcaption b{color:var(--text);font-size:1rem;font-weight:600;display:block}
 .chart{height:72px;margin-top:.4rem;border-bottom:1px solid var(--rule)}
@@ -96,14 +98,14 @@ figcaption{font-size:.875rem}figcaption b{color:var(--text);font-size:1rem;font-
 .chart .area{fill:var(--band);opacity:.45;stroke:none}
 .chart .bars{stroke-width:2.4}
 .axis{display:flex;justify-content:space-between;font-size:.78rem}
-.strip{width:9rem;height:20px}
+.strip{width:9rem;height:20px}.strip .runs path{stroke-width:1.1}
 .copy{display:flex;gap:.6rem;align-items:flex-start;margin:.3rem 0 .9rem}
 pre{margin:0;flex:1;min-width:0;background:var(--soft);border-radius:.35rem;padding:.55rem .8rem;white-space:pre-wrap;overflow-wrap:anywhere}
 code{font:.92rem/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;user-select:all}
 button{font:inherit;font-size:.9rem;padding:.5rem .9rem;border:1px solid var(--quiet);border-radius:.35rem;background:var(--card);color:var(--text);cursor:pointer}
 section{scroll-margin-top:1rem}
 @media(max-width:40rem){
-.o td:nth-child(5),.o th:nth-child(5),.o td:nth-child(6),.o th:nth-child(6){display:none}
+.o td:nth-child(n+4),.o th:nth-child(n+4){display:none}
 .rows div{grid-template-columns:1fr;gap:0}
 th,td{padding-right:.6rem}.banner{padding:.9rem 1rem}tbody th{min-width:7rem}.strip{width:5rem}}
 @media print{.spans>div{display:block!important}.spans>input,.spans>label,.skip,button{display:none}body{max-width:none}}

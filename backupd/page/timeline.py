@@ -28,6 +28,9 @@ _LABEL_AT, _TRACK_AT = 12, 26
 _AXIS_HEIGHT = 18
 _PLACES = 160
 """Marks in one lane that can be told apart."""
+_PLACES_OF_STRIP = 50
+_STEPS = 1000
+"""The width in which the lines of runs are drawn, before they are stretched."""
 _DAY = timedelta(days=1)
 _YEAR = 365
 _SHORTEST_GAP = timedelta(seconds=1)
@@ -106,7 +109,7 @@ def strip(store_runs: Iterable[tuple[datetime, str]], now: datetime) -> Markup:
     return tag(
         "svg",
         tag("line", x1="0", x2="100%", y1="10", y2="10", class_="rail"),
-        _ticks(runs, began_at, 7 * _DAY, top=3),
+        _ticks(runs, began_at, 7 * _DAY, top=3, places=_PLACES_OF_STRIP),
         *(_use(at, "failed", "no", began_at, 7 * _DAY, 10, "failed") for at in _thin(runs, began_at, 7 * _DAY)),
         class_="strip",
         role="img",
@@ -319,24 +322,26 @@ def _share(at: datetime, began_at: datetime, length: timedelta) -> float:
     return min(100.0, 100 * ((at - began_at) / length))
 
 
-def _ticks(runs: Iterable[tuple[datetime, str]], began_at: datetime, length: timedelta, *, top: int) -> Markup:
+def _ticks(
+    runs: Iterable[tuple[datetime, str]], began_at: datetime, length: timedelta, *, top: int, places: int = _STEPS // 2
+) -> Markup:
     """Return a small line for each run, in paths that are stretched to the width."""
-    steps = 1000
-    places: dict[str, set[int]] = {"unchanged": set(), "created": set()}
+    width = _STEPS // places
+    found: dict[str, set[int]] = {"unchanged": set(), "created": set()}
     for at, outcome in runs:
-        if outcome in places:
-            places[outcome].add(min(steps, int((at - began_at) / length * steps / 2) * 2))
+        if outcome in found:
+            found[outcome].add(min(places, int((at - began_at) / length * places)) * width)
     paths = [
-        tag("path", d="".join(f"M{place} {low}V{high}" for place in sorted(places[outcome])), class_=class_)
+        tag("path", d="".join(f"M{place} {low}V{high}" for place in sorted(found[outcome])), class_=class_)
         for outcome, class_, low, high in (("unchanged", None, 5, 9), ("created", "made", 1, 13))
-        if places[outcome]
+        if found[outcome]
     ]
     return tag(
         "svg",
         *paths,
         y=top,
         height=14,
-        viewBox=f"0 0 {steps} 14",
+        viewBox=f"0 0 {_STEPS} 14",
         preserveAspectRatio="none",
         class_="runs",
     )

@@ -89,6 +89,11 @@ def title_of(alarm: Alarm) -> str:
     return _TITLES.get(alarm.kind, "{}").format(subject)
 
 
+def capitalized(title: str, *names: str | None) -> str:
+    """Return `title` with a capital letter, unless it begins with a name."""
+    return title if title.split(" ", 1)[0] in names else title[0].upper() + title[1:]
+
+
 def headline(situation: Situation) -> Headline:
     """Return the one sentence that matters."""
     status, now = situation.status, situation.now
@@ -129,7 +134,7 @@ def _wrong(red: list[Alarm], names: int) -> Headline:
         verb = "needs" if concerned == 1 else "need"
         title = f"{count(concerned)} of {count(names, 'database')} {verb} attention: {title}"
     more = f", and {count(rest)} more" if rest else ""
-    return Headline("bad", f"{title[0].upper()}{title[1:]}{more}", first.since, first.hint)
+    return Headline("bad", capitalized(title, first.database) + more, first.since, first.hint)
 
 
 def _of_all(names: int) -> str:
