@@ -57,7 +57,20 @@ _SOURCE = SourceFacts(
     schema_digest=hashlib.sha256(b"schema").hexdigest(),
     alembic_revisions=("9f3b2c1d",),
 )
-_NAMES = "app billing catalogue feedback invoices jobs mail metrics sessions settings shop users".split()
+_NAMES = [
+    "app",
+    "billing",
+    "catalogue",
+    "feedback",
+    "invoices",
+    "jobs",
+    "mail",
+    "metrics",
+    "sessions",
+    "settings",
+    "shop",
+    "users",
+]
 
 
 def store_health(**changes: Any) -> StoreHealth:
@@ -177,7 +190,9 @@ def pages(*, is_troubled: bool = False) -> dict[str, str]:
     for snapshot_id in (newest, str(proven.summary.id)):
         where = find_snapshot(databases["app"], snapshot_id)
         found[f"/snapshot/app/{snapshot_id}"] = render_snapshot(databases["app"], where, of)
-    found["/report.html"] = render_report(of, databases, runs)
+    found["/report.html"] = render_report(
+        situation({name: each.health for name, each in databases.items()}), databases, runs
+    )
     return found
 
 
