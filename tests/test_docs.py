@@ -31,6 +31,7 @@ _VERBS = (
     "list",
     "status",
     "show",
+    "report",
     "verify",
     "restore",
     "undo",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _WIDTH, _HEIGHT = 1000, 100
 _PLACES = 120
-"""Values in one chart that can be told apart."""
+"""Values in one chart that differ visibly."""
 _HIGHEST = 94
 """The height of the largest value, so that its line is not cut."""
 

@@ -104,7 +104,7 @@ def _store(
     key = f"{anchor(database.name)}-{number}" if links.is_one_file else f"store-{number}"
     return tag(
         "section",
-        links.heading(2, f"In {store.url}", id=key),
+        links.heading(2, f"{database.name} in {store.url}" if links.is_one_file else f"In {store.url}", id=key),
         _store_facts(database, store, situation),
         timelines(database, store, situation, key=f"{key}-span"),
         _charts(store, situation.now),

@@ -27,7 +27,7 @@ _LANE_HEIGHT = 38
 _LABEL_AT, _TRACK_AT = 12, 26
 _AXIS_HEIGHT = 18
 _PLACES = 160
-"""Marks in one lane that can be told apart."""
+"""Marks in one lane that differ visibly."""
 _PLACES_OF_STRIP = 50
 _STEPS = 1000
 """The width in which the lines of runs are drawn, before they are stretched."""

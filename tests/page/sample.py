@@ -182,7 +182,7 @@ def pages(*, is_troubled: bool = False) -> dict[str, str]:
     of = sample(is_troubled=is_troubled)
     runs = {name: week_of_runs(name) for name in of.status.databases}
     found = {"/": render_overview(of, Place(), runs)}
-    databases = {name: sample_database(of, name) for name in ("app", "billing", "shop")}
+    databases = {name: sample_database(of, name) for name in ("app", "billing")}
     for name, database in databases.items():
         found[f"/database/{name}"] = render_database(database, of, Part())
     newest = str(databases["app"].stores[0].snapshots[-1].summary.id)

@@ -69,7 +69,7 @@ def test_the_front_page_lists_every_database(served):
 
 
 def test_pages_carry_a_strict_policy(served):
-    """Also a page that is not there: no source of content is allowed but the page itself."""
+    """No source of content is allowed but the page itself, also where a page is not there."""
     for path in ("/", "/database/app", "/database/nothing"):
         _, headers, _ = _ask(served, path)
         assert headers["Content-Security-Policy"].startswith("default-src 'none'; style-src 'sha256-")
