@@ -7,13 +7,13 @@ store is asked, and no file of a database is looked at.
 from __future__ import annotations
 
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from backupd.errors import UsageError
 from backupd.format import FormatError
-from backupd.format.records import Drill, TrashEntry
+from backupd.format.records import Continuity, Drill, TrashEntry
 from backupd.page.overview import MOST_WITH_PICTURES
 from backupd.page.values import KnownDatabase, KnownSnapshot, KnownStore, RemovedSnapshot
 from backupd.repository.proofs import recalled_proofs
@@ -27,7 +27,6 @@ from backupd.store.keys import RecordKey, RecordKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from datetime import datetime
 
     from backupd.config import DatabaseSettings, RetentionSettings, Settings
     from backupd.health.values import DatabaseHealth, StoreHealth
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _NO_TIME = timedelta(0)
+_NEVER = datetime.min.replace(tzinfo=UTC)
 _BEFORE_FIRST_COMMIT = timedelta(hours=1)
 _LASTING = timedelta(hours=1)
 
@@ -95,7 +95,7 @@ def _known_store(
         snapshots=tuple(_snapshots(recalled, health, policy, noted, now)),
         removed=tuple(_removed(recalled)),
         windows=noted,
-        windows_listed_at=windows.listed_at if windows else None,
+        broken=_broken(recalled, health),
         runs=tuple(runs),
         policy=policy,
     )
@@ -125,6 +125,15 @@ def _snapshots(
         if not reasons and any(window.began_at <= taken_at <= window.ended_at for window in lasting):
             reasons = ("a recovery window may begin with it",)
         yield KnownSnapshot(each.manifest, proofs.known(each.manifest), reasons)
+
+
+def _broken(recalled: Recalled, health: StoreHealth) -> dict[str, datetime]:
+    """Return the recovery windows that checks found broken, and up to when their commits are right."""
+    checks = _decoded(recalled, RecordKind.CONTINUITY, Continuity.decode)
+    broken = {str(check.window): check.base.taken_at for _, check in checks if check.is_broken}
+    if health.is_window_broken and health.continuity_window is not None:
+        broken.setdefault(health.continuity_window, health.continuity_at or _NEVER)
+    return broken
 
 
 def _removed(recalled: Recalled) -> Iterator[RemovedSnapshot]:

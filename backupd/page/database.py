@@ -146,7 +146,7 @@ def _store_facts(database: KnownDatabase, store: KnownStore, situation: Situatio
 
 def _charts(store: KnownStore, now: datetime) -> Markup | None:
     runs = store.runs
-    sizes = [Point(each.summary.id.taken_at, each.summary.image_bytes) for each in store.snapshots]
+    sizes = [Point(at, each.summary.image_bytes) for at, each in zip(store.taken_at, store.snapshots, strict=True)]
     stored = [Point(at, total) for at, total in store.stored]
     changed = [Point(run.started_at, run.changed_pages) for run in runs if run.changed_pages is not None]
     lasted = [Point(run.started_at, run.duration_seconds) for run in runs if run.outcome != "failed"]

@@ -6,6 +6,7 @@ become one, and shapes differ as well as colours.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -21,6 +22,7 @@ from backupd.quantities import count
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from backupd.health.values import FollowHealth
     from backupd.page.values import KnownDatabase, KnownSnapshot, KnownStore, Situation
 
 _LANE_HEIGHT = 38
@@ -68,6 +70,19 @@ class _Lane(NamedTuple):
     summary: str = ""
 
 
+class _Windows(NamedTuple):
+    """The spans of which any moment can be restored, and the gaps between them, oldest first."""
+
+    spans: Sequence[tuple[datetime, datetime]]
+    gaps: Sequence[tuple[datetime, datetime]]
+    follow: FollowHealth | None
+
+    @classmethod
+    def of(cls, database: KnownDatabase, store: KnownStore, situation: Situation) -> _Windows:
+        spans = restorable_spans(database, store, situation)
+        return cls(spans, _gaps(database, spans, situation.now), database.health.follow)
+
+
 _KEY = (
     ("kept", "mark", "snapshot"),
     ("unkept", "mark", "snapshot that no rule keeps"),
@@ -83,11 +98,12 @@ _KEY = (
 def timelines(database: KnownDatabase, store: KnownStore, situation: Situation, *, key: str) -> Markup:
     """Return the timelines of all spans; one is shown at a time. `key` makes their ids differ from others'."""
     choices, panels, shapes = [], [], set[str]()
+    windows = _Windows.of(database, store, situation)
     for number, span in enumerate(SPANS):
         name = f"{key}-{number}"
         choices.append(tag("input", type="radio", name=key, id=name, checked=number == 1))
         choices.append(tag("label", span.name, for_=name))
-        drawn, used = _timeline(database, store, situation, span)
+        drawn, used = _timeline(store, windows, situation, span)
         shapes |= used
         panels.append(tag("div", drawn))
     return tag(
@@ -95,7 +111,7 @@ def timelines(database: KnownDatabase, store: KnownStore, situation: Situation, 
         tag("legend", "Timeline"),
         *choices,
         *panels,
-        _key(shapes, has_gaps=bool(_gaps(database, store, situation))),
+        _key(shapes, has_gaps=bool(windows.gaps)),
         class_="spans",
     )
 
@@ -117,10 +133,10 @@ def strip(store_runs: Iterable[tuple[datetime, str]], now: datetime) -> Markup:
     )
 
 
-def _timeline(database: KnownDatabase, store: KnownStore, situation: Situation, span: Span) -> tuple[Markup, set[str]]:
+def _timeline(store: KnownStore, windows: _Windows, situation: Situation, span: Span) -> tuple[Markup, set[str]]:
     now = situation.now
     began_at = now - span.length
-    lanes = [lane for lane in _lanes(database, store, situation, span) if lane is not None]
+    lanes = [lane for lane in _lanes(store, windows, situation, span) if lane is not None]
     height = len(lanes) * _LANE_HEIGHT + _AXIS_HEIGHT
     content: list[Markup] = [*_axis(began_at, span, height)]
     shapes: set[str] = set()
@@ -140,10 +156,11 @@ def _timeline(database: KnownDatabase, store: KnownStore, situation: Situation, 
     return joined(drawn, tag("p", f"{span.name}: {summary}." if summary else "", class_="small quiet")), shapes
 
 
-def _lanes(database: KnownDatabase, store: KnownStore, situation: Situation, span: Span) -> Iterator[_Lane | None]:
+def _lanes(store: KnownStore, windows: _Windows, situation: Situation, span: Span) -> Iterator[_Lane | None]:
     began_at = situation.now - span.length
-    snapshots = [each for each in store.snapshots if each.summary.id.taken_at >= began_at]
-    yield _Lane("Snapshots", [_snapshot_mark(each) for each in snapshots], summary=count(len(snapshots), "snapshot"))
+    dated = zip(store.taken_at, store.snapshots, strict=True)
+    snapshots = [_snapshot_mark(each, at) for at, each in dated if at >= began_at]
+    yield _Lane("Snapshots", snapshots, summary=count(len(snapshots), "snapshot"))
     removed = [each for each in store.removed if each.id.taken_at >= began_at]
     if store.removed:
         marks = [_Mark(each.id.taken_at, "removed", "gone", f"{each.id}: {each.reason}") for each in removed]
@@ -152,7 +169,7 @@ def _lanes(database: KnownDatabase, store: KnownStore, situation: Situation, spa
     outcomes = Counter("passed" if mark.shape != "failed" else "failed" for mark in drills)
     tested = f"test restores: {', '.join(f'{number:,} {what}' for what, number in sorted(outcomes.items()))}"
     yield _Lane("Test restores", drills, summary=tested if drills else "no test restore")
-    yield _windows_lane(database, store, situation, began_at)
+    yield _windows_lane(store, windows, situation, began_at)
     hold = store.health.hold
     if hold is not None:
         bar = _Bar(hold.since, situation.now, "hold", f"nothing is removed: {hold.message}")
@@ -173,7 +190,7 @@ def _summary(outcomes: Counter[str]) -> str:
     return f"runs: {', '.join(parts)}" if parts else "no run"
 
 
-def _snapshot_mark(snapshot: KnownSnapshot) -> _Mark:
+def _snapshot_mark(snapshot: KnownSnapshot, taken_at: datetime) -> _Mark:
     summary = snapshot.summary
     if summary.kind is not SnapshotKind.REGULAR:
         shape, what = "safety", "before a restore"
@@ -183,7 +200,7 @@ def _snapshot_mark(snapshot: KnownSnapshot) -> _Mark:
         shape, what = "unkept", "no rule keeps it"
     else:
         shape, what = "kept", ", ".join(snapshot.kept_because or ())
-    return _Mark(summary.id.taken_at, shape, "mark", f"{summary.id}{': ' if what else ''}{what}")
+    return _Mark(taken_at, shape, "mark", f"{summary.id}{': ' if what else ''}{what}")
 
 
 def _drill_marks(store: KnownStore) -> Iterator[_Mark]:
@@ -215,39 +232,42 @@ def restorable_spans(
 
     The open window reaches to the recovery point. Each begins at the first snapshot that lies in it, or before it.
     """
-    spans = [(each.began_at, each.ended_at) for each in store.windows]
+    spans = [(each.began_at, min(each.ended_at, store.broken.get(each.id, each.ended_at))) for each in store.windows]
     follow = database.health.follow
     if follow is not None and follow.window_since is not None:
         stop = recovery_stop(database.health, store.health, situation.status.daemon)
         point = situation.restorable_in(database.name, store.url)
         until = point if stop is None or point is None else min(stop.at, point)
+        if until is not None and follow.window is not None:
+            until = min(until, store.broken.get(follow.window, until))
         if until is not None and until > follow.window_since:
             # The window is open since then; what is stored of it may begin later, because older commits were removed.
             stored = [began for began, _ in spans if began >= follow.window_since]
             spans = [(began, ended) for began, ended in spans if began < follow.window_since and ended <= until]
             spans.append((min(stored, default=follow.window_since), until))
-    taken = [each.summary.id.taken_at for each in store.snapshots]
+    taken = sorted(store.taken_at)
     found = []
-    for began, ended in spans:
-        first = next((at for at in taken if began <= at <= ended), None)
-        before = any(at < began for at in taken)
-        if first is not None or before:
-            found.append((began if before and first is None else first or began, ended))
+    for began, ended in ((began, ended) for began, ended in spans if began < ended):
+        place = bisect_left(taken, began)
+        first = taken[place] if place < len(taken) and taken[place] <= ended else None
+        if first is not None or place:
+            found.append((first or began, ended))
     return sorted(found)
 
 
-def _gaps(database: KnownDatabase, store: KnownStore, situation: Situation) -> list[tuple[datetime, datetime]]:
-    spans = restorable_spans(database, store, situation)
+def _gaps(
+    database: KnownDatabase, spans: Sequence[tuple[datetime, datetime]], now: datetime
+) -> list[tuple[datetime, datetime]]:
     gaps = [(ended, began) for (_, ended), (began, _) in pairwise(spans) if began - ended > _SHORTEST_GAP]
     follow = database.health.follow
     if follow is not None and follow.window_since is None and follow.last_gap is not None:
-        gaps.append((follow.last_gap.at, situation.now))
+        gaps.append((follow.last_gap.at, now))
     return gaps
 
 
-def _windows_lane(database: KnownDatabase, store: KnownStore, situation: Situation, began_at: datetime) -> _Lane | None:
-    spans = restorable_spans(database, store, situation)
-    if not spans and database.health.follow is None:
+def _windows_lane(store: KnownStore, windows: _Windows, situation: Situation, began_at: datetime) -> _Lane | None:
+    spans, follow = windows.spans, windows.follow
+    if not spans and follow is None:
         return None
     whole_since = situation.now - store.policy.commits if store.policy is not None else None
     bars = []
@@ -260,8 +280,7 @@ def _windows_lane(database: KnownDatabase, store: KnownStore, situation: Situati
         if whole < ended:
             title = f"every commit from {local(whole):%m-%d %H:%M:%S} to {local(ended):%m-%d %H:%M:%S}"
             bars.append(_Bar(whole, ended, "mark", title))
-    follow = database.health.follow
-    gaps = [each for each in _gaps(database, store, situation) if each[1] >= began_at]
+    gaps = [each for each in windows.gaps if each[1] >= began_at]
     for began, ended in gaps:
         why = follow.last_gap.reason if follow and follow.last_gap and abs(follow.last_gap.at - began) < _DAY else ""
         title = f"gap from {local(began):%m-%d %H:%M:%S} to {local(ended):%m-%d %H:%M:%S}{': ' if why else ''}{why}"

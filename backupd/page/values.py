@@ -71,7 +71,8 @@ class KnownStore:
     removed: tuple[RemovedSnapshot, ...] = ()
     windows: tuple[NotedWindow, ...] = ()
     """Oldest first, as the last prune saw them."""
-    windows_listed_at: datetime | None = None
+    broken: Mapping[str, datetime] = field(default_factory=dict)
+    """The ids of recovery windows that a check found broken, and up to when their commits are right."""
     runs: tuple[Run, ...] = ()
     """Oldest first."""
     policy: RetentionSettings | None = None
@@ -82,16 +83,21 @@ class KnownStore:
         return {str(each.summary.id): each for each in self.snapshots}
 
     @cached_property
+    def taken_at(self) -> tuple[datetime, ...]:
+        """When each of the snapshots was taken: reading the times in ten thousand ids takes its time."""
+        return tuple(each.summary.id.taken_at for each in self.snapshots)
+
+    @cached_property
     def stored(self) -> tuple[tuple[datetime, int], ...]:
         """How many bytes the packs of all snapshots up to a time take up, of those that are still there."""
         seen: dict[str, int] = {}
         total, growth = 0, []
-        for each in self.snapshots:
+        for each, taken_at in zip(self.snapshots, self.taken_at, strict=True):
             for pack in each.summary.packs:
                 if pack.sha256 not in seen:
                     seen[pack.sha256] = pack.stored_bytes
                     total += pack.stored_bytes
-            growth.append((each.summary.id.taken_at, total))
+            growth.append((taken_at, total))
         return tuple(growth)
 
 

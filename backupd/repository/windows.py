@@ -39,6 +39,7 @@ _MOST_NOTED = 500
 class NotedWindow(msgspec.Struct, frozen=True):
     """A recovery window as a listing showed it: when its first and its last commit were seen, and what it takes up."""
 
+    id: str
     began_at: datetime
     ended_at: datetime
     stored_bytes: int
@@ -160,6 +161,7 @@ def note_windows(archive: Archive, listing: Listing, *, now: datetime) -> None:
     note = noted_windows(archive.repository.state, archive.database, archive.url)
     windows = tuple(
         NotedWindow(
+            str(window.id),
             window.began_at or window.segments[0].key.seen_at,
             window.ended_at,
             sum(stored.size_bytes for stored in window.segments),

@@ -257,9 +257,9 @@ def _store(name: str, url: str, health: DatabaseHealth, *, is_second: bool) -> K
     ]
     removed = [RemovedSnapshot(each.id, NOW - _HOUR, "no rule keeps it") for each in gone]
     windows = [
-        NotedWindow(NOW - 20 * _DAY, NOW - 12 * _DAY, 9_000_000),
-        NotedWindow(NOW - 12 * _DAY + 3 * _HOUR, NOW - 9 * _HOUR - 40 * _MINUTE, 12_000_000),
-        NotedWindow(NOW - 9 * _HOUR, NOW - 5 * _MINUTE, 900_000),
+        NotedWindow("1", NOW - 20 * _DAY, NOW - 12 * _DAY, 9_000_000),
+        NotedWindow("2", NOW - 12 * _DAY + 3 * _HOUR, NOW - 9 * _HOUR - 40 * _MINUTE, 12_000_000),
+        NotedWindow("3", NOW - 9 * _HOUR, NOW - 5 * _MINUTE, 900_000),
     ]
     is_followed = health.follow is not None
     return KnownStore(
@@ -268,7 +268,6 @@ def _store(name: str, url: str, health: DatabaseHealth, *, is_second: bool) -> K
         snapshots=tuple(snapshots),
         removed=tuple(removed),
         windows=tuple(windows) if is_followed else (),
-        windows_listed_at=NOW - 5 * _MINUTE,
         runs=tuple(_runs(name, url)),
         policy=policy,
     )

@@ -6,11 +6,12 @@ import re
 import sqlite3
 import threading
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection
 
 import pytest
 from harness.command_line import CommandLine
+from harness.daemon import wait_until
 from harness.place import change_rows, create_database
 from harness.site import new_site, not_within_a_test
 
@@ -21,6 +22,7 @@ from backupd.format.records import CheckOutcome
 from backupd.health import StatusFile
 from backupd.health.values import Status
 from backupd.jobs.knowledge import known_database
+from backupd.page.timeline import restorable_spans
 from backupd.page.values import Situation
 from backupd.state import StateDirectory
 
@@ -186,6 +188,35 @@ def test_a_report_has_the_same(served):
     assert file.stat().st_mode & 0o777 == 0o600
     assert 'id="database-app"' in text
     assert "All 2 databases are current" in text
+
+
+def test_recovery_windows_are_those_that_the_store_lists(tmp_path):
+    """Where the log is followed, the windows that a prune saw are those of `list`, and the open one is drawn."""
+    site = new_site(tmp_path)
+    create_database(tmp_path / "app.db", rows=10, journal_mode="wal")
+    site.configure("app.db", follow={"enabled": True, "interval": "1s"}, retention={"after_snapshot": True})
+    with closing(sqlite3.connect(tmp_path / "app.db", isolation_level=None)) as connection, site.daemon() as running:
+        connection.execute("UPDATE report SET title = 'followed' WHERE id = 1")
+        running.wait_for("a recovery window begins")
+        for number in range(2):
+            connection.execute("UPDATE report SET title = ? WHERE id = 2", (f"title {number}",))
+            wait_until(lambda: any(site.store.glob("app/segments/*/*")))
+            running.wait_for("snapshot", after=running.run_again(), database="app")
+        command_line = CommandLine(tmp_path)
+        command_line.run("prune", "app", expect=0)
+        listed = command_line.run("list", "app", "--json", expect=0).document["windows"]
+        state = StateDirectory(site.state)
+        now = datetime.now(UTC)
+        of = Situation(StatusFile(state).read(), (), now, now)
+        known = known_database("app", of, load(tmp_path / "backupd.toml"), state)
+        (store,) = known.stores
+        assert listed
+        assert [each.id for each in store.windows] == [each["id"] for each in listed]
+        (span,) = restorable_spans(known, store, of)
+        assert now - span[1] < timedelta(minutes=1)
+        text = running.ask("/database/app").text
+        assert 'class="lane">Any moment</text>' in text
+        assert "every commit from" in text
 
 
 class _Alerts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import re
 import time
@@ -228,6 +229,17 @@ def test_windows_begin_at_a_snapshot_and_end_at_the_recovery_point():
     taken = [each.summary.id.taken_at for each in known.stores[0].snapshots]
     assert all(any(at <= began for at in taken) for began, _ in spans)
     assert spans[-1][1] == of.restorable_in("app", DISK)
+
+
+def test_a_broken_window_ends_where_its_commits_are_right():
+    """No moment after the last commit that is right is shown as one that can be restored."""
+    of = sample.sample()
+    known = sample.sample_database(of)
+    right_until = NOW - timedelta(hours=2)
+    broken = {of.status.databases["app"].follow.window: right_until, "1": NOW - timedelta(days=365)}
+    spans = restorable_spans(known, dataclasses.replace(known.stores[0], broken=broken), of)
+    assert len(spans) == len(restorable_spans(known, known.stores[0], of)) - 1
+    assert spans[-1][1] == right_until
 
 
 def test_a_snapshot_page_has_the_commands():
