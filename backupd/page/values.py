@@ -118,8 +118,6 @@ class Situation:
     alarms: tuple[Alarm, ...]
     now: datetime
     alive_at: datetime | None
-    source: str = field(default="")
-    """The machine that this is known on."""
 
     @cached_property
     def alarms_of(self) -> Mapping[str, tuple[Alarm, ...]]:

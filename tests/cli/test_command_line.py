@@ -84,14 +84,14 @@ def test_command_line_without_a_verb_shows_the_help_and_is_an_error(cli: Command
 
 def test_unknown_verb_is_an_error_that_names_the_likely_one(cli: CommandLine) -> None:
     """The likely verb is named; with --json, wherever it stands, the error is an object on stdout."""
-    assert cli.run("restor", expect=2).stderr == (
-        "error: no such command 'restor'\nhint: did you mean restore or recover? see: backupd --help\n"
+    assert cli.run("restoree", expect=2).stderr == (
+        "error: no such command 'restoree'\nhint: did you mean restore? see: backupd --help\n"
     )
-    result = cli.run("restor", "--json", expect=2)
+    result = cli.run("restoree", "--json", expect=2)
     assert result.document == {
         "error": {
-            "message": "no such command 'restor'",
-            "hint": "did you mean restore or recover? see: backupd --help",
+            "message": "no such command 'restoree'",
+            "hint": "did you mean restore? see: backupd --help",
             "exit_code": 2,
         }
     }
@@ -131,7 +131,7 @@ def test_verbs_databases_and_snapshots_are_completed(stored: CommandLine, snapsh
         asked = {"_BACKUPD_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(position)}
         return stored.run(environ={**configured, **asked}, expect=0).lines
 
-    assert completed("backupd rest", 1) == ["plain,restore"]
+    assert completed("backupd res", 1) == ["plain,restore"]
     assert completed("backupd now a", 2) == ["plain,app"]
     assert completed("backupd now z", 2) == ["file,z"]
     ids = [snapshot["id"] for snapshot in snapshots]

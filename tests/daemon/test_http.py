@@ -135,7 +135,7 @@ def test_metrics_are_what_prometheus_reads(setting):
     assert databases == {"app", "shop"}
 
 
-@pytest.mark.parametrize("path", ["/", "/healthz/", "/snapshots", "/status.json", "/../state/status.json"])
+@pytest.mark.parametrize("path", ["/database", "/healthz/", "/snapshots", "/status.json", "/../state/status.json"])
 def test_other_paths_are_not_found(setting, path):
     """Paths other than those of the API are not found, so that no file and no list can be read."""
     code, _, text = setting.ask("GET", path)
