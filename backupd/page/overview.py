@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MOST_WITH_PICTURES = 25
 """Up to so many databases, each has a picture of its last week."""
-MOST_BYTES = 140_000
+MOST_BYTES = 118_000
 """What the rows of one page may take up; the others are on the next page."""
 
 _ALARMS_SHOWN = 10

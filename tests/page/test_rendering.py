@@ -180,6 +180,17 @@ def test_a_thousand_tenants_are_one_small_page():
     assert min(taken) < 0.2
 
 
+def test_a_thousand_tenants_that_are_all_late_are_one_small_page():
+    """With an alarm for each of a thousand databases in two stores, some are shown, and the page stays small."""
+    stores = {DISK: store_health(due_by=NOW - timedelta(minutes=5)), BUCKET: store_health(due_by=NOW)}
+    of = sample.situation({f"tenant-{number:04}": database_health("x", stores) for number in range(1000)})
+    page = render_overview(of, Place(), {})
+    assert len(of.alarms) == 1000
+    assert "And 990 more" in page
+    assert _read(page).found.count("tr") == 1001
+    assert len(page.encode()) < 150_000
+
+
 def test_long_names_are_divided_into_pages():
     """However long the names are, a page stays below 150 kB, and links to the next one until all were shown."""
     names = [f"tenant-{number:04}-{'x' * 80}" for number in range(1000)]
