@@ -162,7 +162,8 @@ def test_interrupted_restore_leaves_no_file(cli: CommandLine, big: Path) -> None
     cli.run("now", "big.db", expect=0)
     before = set(cli.directory.iterdir())
     with cli.started("restore", "latest", "--to", "out.db") as process:
-        wait_until((cli.directory / ".out.db.backupd-partial").exists)
+        partial = cli.directory / ".out.db.backupd-partial"
+        wait_until(lambda: any(file.stat().st_size for file in partial.glob("*")))
         assert interrupt(process, signal.SIGINT, whole_group=True) == ("", SAYS)
     assert set(cli.directory.iterdir()) == before
 

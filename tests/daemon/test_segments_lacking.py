@@ -87,6 +87,7 @@ def test_segments_that_are_given_up_are_lost(bench: _Bench) -> None:
     before = datetime.now(UTC)
     bench.add(1)
     assert bench.bucket.has_tried.wait(30)
+    wait_until(lambda: bench.uploads.lacking().keys() == {("app", BUCKET)})  # the other store has it
     bench.add(2, most_bytes=15)
     ((key, lost),) = bench.uploads.take_lost().items()
     assert (key, lost.since) == (("app", BUCKET), NOON + timedelta(minutes=1))
