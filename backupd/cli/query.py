@@ -121,7 +121,7 @@ def _csv(result: Result) -> Iterator[str]:
 def _print_tables(result: Result) -> None:
     """Print the rows as they come, with the headings again after many: no more of them are in memory."""
     while rows := [tuple(map(_cell, row)) for row in islice(result.rows, _ROWS_AT_ONCE)]:
-        output.print_data(output.table(result.columns, [("", rows)]).lstrip("\n"))
+        output.print_data(output.table([*map(output.printable, result.columns)], [("", rows)]).lstrip("\n"))
 
 
 def _cell(value: object) -> str:

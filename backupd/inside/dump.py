@@ -122,14 +122,13 @@ def _in_comment(text: str) -> str:
 
 
 def rows_in(connection: apsw.Connection, table: Table, where: str | None) -> Iterator[Row]:
-    """Yield the stored columns of the rows of a table that meet the condition `where`, in the order of their keys."""
+    """Yield the stored columns of the rows of a table that meet the condition `where`, in the order of their tree."""
     condition = f" WHERE ({where})" if where else ""
-    order = "" if table.has_rowid else f" ORDER BY {joined(table.key)}"
     hint = " NOT INDEXED" if table.has_rowid and not where else ""
     return rows_of(
         connection,
         [quoted(column) for column in table.columns],
-        f"FROM main.{quoted(table.name)}{hint}{condition}{order}",
+        f"FROM main.{quoted(table.name)}{hint}{condition}",
     )
 
 

@@ -205,6 +205,21 @@ def test_mistakes_are_one_line_and_change_nothing(place: Place) -> None:
     )
 
 
+def test_what_only_the_application_knows_is_not_needed_to_dump(tmp_path: Path) -> None:
+    """A key with a collation of the application: dumped, and not compared, with the reason."""
+    (tmp_path / "backupd.toml").write_text(_CONFIGURATION)
+    with closing(sqlite3.connect(tmp_path / "app.db")) as connection, connection:
+        connection.create_collation("mine", lambda one, other: (one > other) - (one < other))
+        connection.execute("CREATE TABLE word (text TEXT COLLATE mine PRIMARY KEY) WITHOUT ROWID")
+        connection.execute("INSERT INTO word VALUES ('\x1b[2J'), ('a')")
+    backupd = CommandLine(tmp_path)
+    backupd.run("now")
+    assert "INSERT INTO \"word\" VALUES('a');" in backupd.run("dump", "latest").stdout
+    assert "collation that only the application knows" in backupd.run("diff", "latest", "live").stdout
+    shown = backupd.run("query", "latest", "SELECT text AS '\x1b]0;x' FROM word").stdout
+    assert "\x1b" not in shown
+
+
 def test_a_statement_without_end_is_given_up(place: Place) -> None:
     """After the seconds that it has."""
     endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
