@@ -140,7 +140,7 @@ class _Sides:
             return State.of(*opened.enter_context(opened_point(point, directory)))
         path = self._session.database_to_restore(other, text).file()
         lock_timeout = self._session.settings.capture.lock_timeout.total_seconds()
-        return State.of(*opened.enter_context(opened_live(path, directory, lock_timeout=lock_timeout)))
+        return State.of(*opened.enter_context(opened_live(path, self._session.state, lock_timeout=lock_timeout)))
 
     def described(self) -> list[str]:
         """Describe both for people."""

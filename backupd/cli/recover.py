@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,6 +21,7 @@ from backupd.errors import InterruptedByUserError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from backupd.cli.session import Session
     from backupd.format import SnapshotId
@@ -104,13 +103,13 @@ def command(
     finish_interrupted(path, session.state, lock_timeout=lock_timeout)
     with ExitStack() as opened, rejecting_mistakes():
         before = opened.enter_context(opened_point(point, directory))
-        pages, connection = opened.enter_context(opened_live(path, directory, lock_timeout=lock_timeout))
+        pages, connection = opened.enter_context(opened_live(path, session.state, lock_timeout=lock_timeout))
         difference = Difference(State.of(*before), State.of(pages, connection))
         pair = _pair(difference.table_pairs(), table, point)
         recovery = Recovery(difference, pair, where=where, overwrites=overwrites)
-        with tempfile.NamedTemporaryFile(dir=directory, suffix=".tmp") as trial:
-            pages.copy_to(Path(trial.name))
-            plan = recovery.plan(Path(trial.name))
+        with session.state.spool() as spool:
+            pages.copy_to(spool / "trial.db")
+            plan = recovery.plan(spool / "trial.db")
         if plan.conflicts:
             _print_plan(session, point, pair, plan, overwrites=overwrites)
             raise _refusal(plan.conflicts, pair, point)

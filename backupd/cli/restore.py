@@ -238,7 +238,7 @@ def _compared(plan: Plan, image: Path, session: Session) -> Iterator[Difference 
     lock_timeout = session.settings.capture.lock_timeout.total_seconds()
     with ExitStack() as opened:
         try:
-            before = State.of(*opened.enter_context(opened_live(plan.target, directory, lock_timeout=lock_timeout)))
+            before = State.of(*opened.enter_context(opened_live(plan.target, session.state, lock_timeout=lock_timeout)))
             pages = opened_file(image, directory, page_size=plan.then.page_size)
             difference = Difference(before, State.of(*opened.enter_context(pages)))
         except BackupdError as error:

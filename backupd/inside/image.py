@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from contextlib import contextmanager
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import apsw
@@ -18,9 +16,11 @@ from backupd.inside.pages import opened_pages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from backupd.inside.pages import PageSource, StoredPages
     from backupd.repository.moments import RestorePoint
+    from backupd.state import StateDirectory
 
 _PAGE_CACHE_KIB = 4096
 _HEAP_BYTES = 64 << 20
@@ -29,7 +29,6 @@ _SECTOR_BYTES = 4096
 _VERSIONS = slice(18, 20)
 """Where page 1 says by which journal it is written and read. Source: https://www.sqlite.org/fileformat2.html, 1.3.3."""
 
-_SCRATCH = ".tmp"
 _ROLLBACK = b"\x01\x01"
 _numbers = count(1)
 
@@ -106,7 +105,7 @@ class _ImageVFS(apsw.VFS):
         if name is not None or not flags[0] & apsw.SQLITE_OPEN_DELETEONCLOSE:
             raise apsw.CantOpenError(f"{name} is no part of a snapshot")
         # The base would make it in /tmp. SQLite removes its name at once.
-        return apsw.VFSFile("", os.fspath(self._scratch / f"{os.urandom(8).hex()}{_SCRATCH}"), flags)
+        return apsw.VFSFile("", os.fspath(self._scratch / f"{os.urandom(8).hex()}.tmp"), flags)
 
     def xAccess(self, pathname: str, flags: int) -> bool:
         return False
@@ -134,16 +133,19 @@ def opened_point(
 
 
 @contextmanager
-def opened_live(path: Path, directory: Path, *, lock_timeout: float) -> Iterator[tuple[FilePages, apsw.Connection]]:
-    """Give the pages of the live database as it is now, from a copy in `directory` without a name, as `opened_point`.
+def opened_live(
+    path: Path, state: StateDirectory, *, lock_timeout: float
+) -> Iterator[tuple[FilePages, apsw.Connection]]:
+    """Give the pages of the live database as it is now, from a copy in the spool of `state`, as `opened_point` does.
 
-    Raises what `copy_live` raises.
+    The next run that has a spool removes the copy of one that was killed. Raises what `copy_live` raises.
     """
-    with tempfile.NamedTemporaryFile(dir=directory, suffix=_SCRATCH) as copy:
-        page_size = copy_live(path, Path(copy.name), lock_timeout=lock_timeout)
-        pages = FilePages(copy.fileno(), page_size)
-        with opened_source(pages, directory) as connection:
-            yield pages, connection
+    with state.spool() as spool:
+        copy = spool / "live.db"
+        copy.touch(mode=0o600)
+        page_size = copy_live(path, copy, lock_timeout=lock_timeout)
+        with opened_file(copy, spool, page_size=page_size) as opened:
+            yield opened
 
 
 @contextmanager

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from backupd.inside.tables import Row
 
+_UNKNOWN_COLLATION = ("no query solution", "no such collation")
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -71,7 +73,10 @@ def rejecting_mistakes() -> Iterator[None]:
             hint="bring all of it back with backupd restore, or rows with backupd recover",
         ) from error
     except (apsw.SQLError, apsw.AuthError, apsw.MismatchError, apsw.RangeError, apsw.BindingsError) as error:
-        raise UsageError(str(error), hint="see what there is: backupd query SNAPSHOT, then .schema") from error
+        hint = "see what there is: backupd query SNAPSHOT, then .schema"
+        if any(words in str(error) for words in _UNKNOWN_COLLATION):
+            hint = "a key has a collation that only the application knows: backupd dump prints such a table"
+        raise UsageError(str(error), hint=hint) from error
     except UnicodeDecodeError as error:
         raise UsageError(
             "a text is not valid in the encoding of the database", hint="select it as a blob: CAST(column AS BLOB)"
