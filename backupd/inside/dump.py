@@ -45,7 +45,7 @@ def parts_of(
 ) -> Iterator[str]:
     """Yield `tables` in a form, of CSV the first one, as `as_sql`, `as_csv` and `as_json` do."""
     if where is None:
-        # SQLite reads no table whose key has a collation that it does not know; in which order the rows come does not matter.
+        # SQLite reads no table whose key has a collation that it does not know. The order of the rows does not matter.
         connection.collation_needed(lambda known, name: known.create_collation(name, _in_any_order))
     match form:
         case Form.CSV:
