@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _TRIES = 5
 _MOST_CONFLICTS = 100
 _SAMPLES = 20
+_STEPS_BETWEEN_SIGNALS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ class Recovery:
         connection = apsw.Connection(os.fspath(copy))
         try:
             connection.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
+            connection.set_progress_handler(lambda: False, _STEPS_BETWEEN_SIGNALS)  # a trigger may never end
             connection.pragma("foreign_keys", False)
             connection.pragma("journal_mode", "memory")
             before = self._violations(connection)
