@@ -211,6 +211,7 @@ def table_values(difference: Difference, pair: TablePair, most_rows: int) -> dic
         "table": pair.after.name,
         "identity": list(pair.identity),
         "not_compared": pair.why_not,
+        "columns_of_one": list(pair.columns_of_one),
         **(dict.fromkeys(found.counts) if pair.why_not else found.counts),
         "rows": [
             {
@@ -233,8 +234,10 @@ def table_lines(difference: Difference, pairs: Iterable[TablePair], most_rows: i
             continue
         found = _TableChanges.of(difference, pair, most_rows)
         all_rows = sum(found.counts.values())
+        if pair.columns_of_one:
+            yield f"{pair.after.name}  not compared: what only one state has: {', '.join(pair.columns_of_one)}"
         if not all_rows:
-            same += 1
+            same += not pair.columns_of_one
             continue
         counts = ", ".join(f"{output.count(number)} {kind}" for kind, number in found.counts.items() if number)
         yield f"{pair.after.name}  {counts}"

@@ -45,7 +45,12 @@ _MOST_BLOB_BYTES = 24
 @click.argument("sql", required=False)
 @click.option("--csv", "is_csv", is_flag=True, help="Rows as CSV, with a line of column names.")
 @click.option(
-    "--timeout", "seconds", type=float, default=_SECONDS, show_default=True, help="Seconds for the statement."
+    "--timeout",
+    "seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=_SECONDS,
+    show_default=True,
+    help="Seconds for the statement.",
 )
 @database_option
 @store_option

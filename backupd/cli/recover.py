@@ -163,6 +163,8 @@ def _lines(point: RestorePoint, pair: TablePair, plan: RecoveryPlan, *, overwrit
     what = "overwritten" if overwrites else "left as they are; --overwrite would replace them"
     yield f"  {output.count(plan.different, 'row')} that {'differs' if plan.different == 1 else 'differ'}: {what}"
     yield f"  {output.count(plan.only_live, 'row')} that only the live table has: left"
+    if plan.by_triggers:
+        yield f"  {output.count(plan.by_triggers, 'further row')} that triggers write meanwhile"
     for change in plan.samples[:_ROWS_SHOWN]:
         yield f"    {row_line(change, pair, is_back=True)}"
     for conflict in plan.conflicts[:_CONFLICTS_SHOWN]:
@@ -227,6 +229,7 @@ def _values(point: RestorePoint, pair: TablePair, plan: RecoveryPlan) -> dict[st
         "missing": plan.missing,
         "different": plan.different,
         "only_live": plan.only_live,
+        "by_triggers": plan.by_triggers,
         "conflicts": [
             {"key": [json_value(value) for value in each.key], "reason": each.reason} for each in plan.conflicts
         ],

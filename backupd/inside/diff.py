@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import apsw
 
 from backupd.inside.pages import StoredPages
-from backupd.inside.tables import is_internal, is_same, joined, quoted, read_schema, rows_of
+from backupd.inside.tables import is_internal, is_same, joined, placeholder, quoted, read_schema, rows_of
 from backupd.inside.trees import EVERYTHING, ChangedPages
 
 if TYPE_CHECKING:
@@ -83,6 +83,11 @@ class TablePair:
     columns: tuple[str, ...]
     identity: tuple[str, ...]
     why_not: str | None = None
+
+    @property
+    def columns_of_one(self) -> tuple[str, ...]:
+        """Stored columns that only one of both states has, which are not compared."""
+        return tuple(sorted({*self.before.columns} ^ {*self.after.columns}))
 
     @property
     def is_same_table(self) -> bool:
@@ -238,13 +243,10 @@ class _Side:
     def __init__(self, connection: apsw.Connection, pair: TablePair, table: Table) -> None:
         is_by_key = bool(table.key) and pair.identity == pair.after.key
         self._key_places = [pair.columns.index(column) for column in table.key] if is_by_key else []
-        self._is_by_rowid = table.is_key_rowid or not is_by_key
+        self._is_by_rowid = (pair.before.is_key_rowid and pair.after.is_key_rowid) or not is_by_key
         self._connection = connection
         self._table = table
         self._columns = [quoted(column) for column in pair.columns]
-        self._found: str = f"FROM main.{quoted(table.name)} WHERE " + " AND ".join(
-            f"{quoted(column)} = ?" for column in table.key
-        )
 
     def between(self, span: Span, most_rows: int | None) -> Iterator[tuple[int, Row]]:
         """Yield rowids and rows in a span of rowids, in order.
@@ -276,7 +278,11 @@ class _Side:
 
     def find(self, key: Row) -> Row | None:
         """Return the row with a primary key; None when there is none, or a part of the key is NULL."""
-        return next(rows_of(self._connection, self._columns, self._found, key), None)
+        condition = " AND ".join(
+            f"{quoted(column)} = {placeholder(value)}" for column, value in zip(self._table.key, key, strict=True)
+        )
+        rest = f"FROM main.{quoted(self._table.name)} WHERE {condition}"
+        return next(rows_of(self._connection, self._columns, rest, key), None)
 
 
 def _by_rowid(before: _Side, after: _Side, parts: Sequence[Part]) -> Iterator[RowChange]:

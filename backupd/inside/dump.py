@@ -87,13 +87,13 @@ def as_sql(
         for name, sql in schema.virtual.items():
             yield f"-- the virtual table {_in_comment(name)} is left out; it was made by: {_in_comment(sql)}\n"
         for other in schema.others.values():
-            yield f"{other.sql};\n"
+            yield created(other.sql)
     yield "COMMIT;\n"
 
 
 def table_as_sql(connection: apsw.Connection, table: Table, encoding: str, where: str | None = None) -> Iterator[str]:
     """Yield the statements that make a table and its rows, without its indexes."""
-    yield f"{table.sql};\n"
+    yield created(table.sql)
     yield from _inserts(connection, table, encoding, where)
 
 
@@ -118,10 +118,17 @@ def _numbers(connection: apsw.Connection) -> Iterator[str]:
 def _internal(connection: apsw.Connection, schema: Schema) -> Iterator[str]:
     if _STATISTICS in schema.tables:
         yield "ANALYZE sqlite_schema;\n"
-    for name in (_STATISTICS, _SEQUENCE):
+    # Without such a table, there is none of the numbers in an empty database.
+    has_numbers = any("AUTOINCREMENT" in table.sql.upper() for table in schema.tables.values())
+    for name in (_STATISTICS, *([_SEQUENCE] if has_numbers else [])):
         if name in schema.tables:
             yield f"DELETE FROM {name};\n"  # noqa: S608  (one of two names)
             yield from _inserts(connection, schema.tables[name], schema.encoding)
+
+
+def created(sql: str) -> str:
+    """Return how an object was created as a statement: its text may end with a comment."""
+    return f"{sql}\n;\n" if "--" in sql or "/*" in sql else f"{sql};\n"
 
 
 def _in_comment(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from backupd.inside.diff import Kind
-from backupd.inside.dump import insertion, table_as_sql
+from backupd.inside.dump import created, insertion, table_as_sql
 from backupd.inside.tables import is_internal, literal, quoted
 
 if TYPE_CHECKING:
@@ -33,10 +33,14 @@ def statements(difference: Difference) -> Iterator[str]:
             yield from table_as_sql(difference.after.connection, table, after.encoding)
     for pair in kept:
         yield from _row_statements(difference, pair)
-    yield from (f"{other.sql};\n" for key, other in after.others.items() if key not in staying)
+    yield from (created(other.sql) for key, other in after.others.items() if key not in staying)
     for name in {**before.virtual, **after.virtual}:
         if before.virtual.get(name) != after.virtual.get(name):
             yield f"-- the virtual table {' '.join(name.split())} differs, and is left out\n"
+    for name in ("user_version", "application_id"):
+        numbers = [state.connection.pragma(name) for state in (difference.before, difference.after)]
+        if numbers[0] != numbers[1]:
+            yield f"PRAGMA {name}={numbers[1]};\n"
     yield "COMMIT;\n"
 
 

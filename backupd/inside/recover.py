@@ -12,7 +12,7 @@ import apsw
 from backupd.errors import BusyError, UsageError
 from backupd.inside.diff import Kind
 from backupd.inside.dump import reject_condition
-from backupd.inside.tables import Undecodable, joined, literal, quoted
+from backupd.inside.tables import is_same, joined, literal, placeholder, quoted, rows_of
 from backupd.live.destination import LiveDatabase
 from backupd.live.intent import announced_transaction
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from backupd.format import SnapshotId
     from backupd.inside.diff import Difference, RowChange, TablePair
-    from backupd.inside.tables import Row, Value
+    from backupd.inside.tables import Row
     from backupd.state import StateDirectory
 
 _TRIES = 5
@@ -49,6 +49,8 @@ class RecoveryPlan:
     """Rows that differ, which are overwritten if that was asked for."""
     only_live: int = 0
     """Rows that only the live table has, which stay."""
+    by_triggers: int = 0
+    """Further rows that triggers of the database write."""
     conflicts: list[Conflict] = field(default_factory=list)
     """At most 100."""
     samples: list[RowChange] = field(default_factory=list)
@@ -87,24 +89,29 @@ class Recovery:
         try:
             connection.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
             connection.set_progress_handler(lambda: False, _STEPS_BETWEEN_SIGNALS)  # a trigger may never end
-            connection.pragma("foreign_keys", False)
-            connection.pragma("journal_mode", "memory")
-            before = self._violations(connection)
-            connection.execute("BEGIN")
+            for name, value in (("foreign_keys", False), ("journal_mode", "delete"), ("synchronous", "off")):
+                connection.pragma(name, value)
+            before, rows_before = self._violations(connection), self._row_count(connection)
             for change in self._difference.row_changes(self._pair):
                 self._count(plan, change)
+            connection.execute("BEGIN")
+            total_before, written = connection.total_changes(), 0
             for change in self._changes():
                 try:
                     self._apply(connection, change)
                 except (apsw.ConstraintError, apsw.SQLError) as error:
                     plan.conflicts.append(Conflict(change.key, str(error)))
-                    if len(plan.conflicts) >= _MOST_CONFLICTS:
+                    if len(plan.conflicts) >= _MOST_CONFLICTS or not connection.in_transaction:
                         break
                     continue
+                written += 1
                 if len(plan.samples) < _SAMPLES:
                     plan.samples.append(change)
-            plan.conflicts += self._new_violations(connection, before)
-            connection.execute("ROLLBACK")
+            if connection.in_transaction:
+                plan.by_triggers = connection.total_changes() - total_before - written
+                inserted = 0 if plan.conflicts else plan.missing
+                plan.conflicts += self._side_effects(connection, before, rows_before + inserted)
+                connection.execute("ROLLBACK")
         finally:
             connection.close(force=True)
         return plan
@@ -165,50 +172,77 @@ class Recovery:
         return " AND ".join(f"{quoted(column)} = {literal(value, encoding)}" for column, value in columns)
 
     def _apply_all(self, connection: apsw.Connection) -> None:
+        try:
+            rows = self._row_count(connection)
+        except apsw.SQLError as error:
+            raise _conflicting(self._pair, Conflict(("*",), str(error))) from error
         before = self._violations(connection)
         for change in self._changes():
             try:
                 self._apply(connection, change)
-            except apsw.ConstraintError as error:
+            except (apsw.ConstraintError, apsw.SQLError) as error:
                 raise _conflicting(self._pair, Conflict(change.key, str(error))) from error
-        for conflict in self._new_violations(connection, before):
+            rows += change.kind is Kind.REMOVED
+        for conflict in self._side_effects(connection, before, rows):
             raise _conflicting(self._pair, conflict)
 
     def _apply(self, connection: apsw.Connection, change: RowChange) -> None:
-        """Insert or overwrite a row. Raises `apsw.ConstraintError`, and then it is as it was."""
+        """Insert or overwrite a row, and nothing else. Raises `apsw.ConstraintError`, and then it is as it was.
+
+        What the table says about conflicts (ON CONFLICT REPLACE, IGNORE) does not count.
+        """
         row, table = change.before or (), self._pair.after
+        name = f"main.{quoted(table.name)}"
         if change.kind is Kind.CHANGED:
-            pairs = zip(self._pair.columns, map(_mark, row), strict=True)
-            values = ", ".join(f"{quoted(column)} = {mark}" for column, mark in pairs)
-            sql = f"UPDATE main.{quoted(table.name)} SET {values} WHERE {self._condition(change, table.rowid)}"  # noqa: S608
-            connection.execute(sql, row)
-            return
-        # Without a key, its rowid is all that tells it from another row.
-        rowid = () if table.key or table.rowid is None else (table.rowid,)
-        names, all_values = joined((*rowid, *self._pair.columns)), (change.rowid, *row) if rowid else row
-        marks = ", ".join(map(_mark, all_values))
-        connection.execute(f"INSERT INTO main.{quoted(table.name)} ({names}) VALUES ({marks})", all_values)  # noqa: S608
+            condition = self._condition(change, table.rowid)
+            columns = [quoted(column) for column in self._pair.columns]
+            now = next(rows_of(connection, columns, f"FROM {name} WHERE {condition}"), None)
+            if now is None or change.after is None or not is_same(now, change.after):
+                raise apsw.ConstraintError("the live row is another one by now")
+            pairs = zip(columns, map(placeholder, row), strict=True)
+            values = ", ".join(f"{column} = {mark}" for column, mark in pairs)
+            sql, bound = f"UPDATE OR ABORT {name} SET {values} WHERE {condition}", row  # noqa: S608
+        else:
+            # Without a key, or with NULL in it, its rowid is all that tells it from another row.
+            rowid = () if change.rowid is None or table.is_key_rowid or table.rowid is None else (table.rowid,)
+            names, bound = joined((*rowid, *self._pair.columns)), (change.rowid, *row) if rowid else row
+            sql = f"INSERT OR ABORT INTO {name} ({names}) VALUES ({', '.join(map(placeholder, bound))})"  # noqa: S608
+        connection.execute(sql, bound)
+        if connection.changes() != 1:
+            raise apsw.ConstraintError("a trigger keeps it from being written")
 
-    def _violations(self, connection: apsw.Connection) -> Counter[tuple[object, object]]:
-        """Count the rows whose foreign key names no row, by the table that it should be in and their rowid."""
-        found = connection.execute(f"PRAGMA main.foreign_key_check({quoted(self._pair.after.name)})")
-        return Counter((parent, rowid) for _, rowid, parent, _ in found)
+    def _row_count(self, connection: apsw.Connection) -> int:
+        found = connection.execute(f"SELECT count(*) FROM main.{quoted(self._pair.after.name)}").fetchall()  # noqa: S608
+        return int(str(found[0][0]))
 
-    def _new_violations(self, connection: apsw.Connection, before: Counter[tuple[object, object]]) -> list[Conflict]:
+    def _violations(self, connection: apsw.Connection) -> Counter[tuple[object, ...]]:
+        """Count the rows of all tables whose foreign key names no row: table, rowid, and the table it should be in.
+
+        None where foreign keys cannot be checked: then they do not work for the application either.
+        """
+        try:
+            found = connection.execute("PRAGMA main.foreign_key_check").fetchall()
+        except apsw.SQLError:
+            return Counter()
+        return Counter((table, rowid, parent) for table, rowid, parent, _ in found)
+
+    def _side_effects(
+        self, connection: apsw.Connection, before: Counter[tuple[object, ...]], rows: int
+    ) -> list[Conflict]:
+        """Return what stands against all of it together: foreign keys, and rows that a trigger has removed."""
         new = self._violations(connection) - before
-        return [
-            Conflict((rowid,), f"its foreign key names a row that {parent} does not have")  # type: ignore[arg-type]
-            for parent, rowid in [*new][:_MOST_CONFLICTS]
+        found = [
+            Conflict((f"{rowid}",), f"a foreign key of {table} names a row that {parent} does not have")
+            for table, rowid, parent in [*new][:_MOST_CONFLICTS]
         ]
-
-
-def _mark(value: Value) -> str:
-    """Return the SQL for a value that is bound: of a text that cannot be decoded, the bytes are."""
-    return "CAST(? AS TEXT)" if isinstance(value, Undecodable) else "?"
+        if self._row_count(connection) < rows:
+            found.append(Conflict(("*",), "a trigger removes other rows of the table"))
+        return found
 
 
 def _conflicting(pair: TablePair, conflict: Conflict) -> UsageError:
+    key = ", ".join(map(str, conflict.key))
     return UsageError(
-        f"row {conflict.key} of {pair.after.name} cannot be recovered any more: {conflict.reason}; nothing was changed",
+        f"row {key} of {pair.after.name} cannot be recovered any more: {conflict.reason}; nothing was changed",
         hint="the application has written since the plan was made: run the same command again",
     )

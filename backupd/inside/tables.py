@@ -166,7 +166,7 @@ def literal(value: Value, encoding: str) -> str:
             return f"CAST(X'{value.hex().upper()}' AS TEXT)"
         case bytes():
             return f"X'{value.hex().upper()}'"
-        case str() if "\0" in value:
+        case str() if "\0" in value or "\r" in value:  # the shell of SQLite drops a CR at the end of a line
             return literal(Undecodable(value.encode(_UTF_16.get(encoding, "utf-8"))), encoding)
         case str():
             return "'" + value.replace("'", "''") + "'"
@@ -174,6 +174,11 @@ def literal(value: Value, encoding: str) -> str:
             return "9e999" if value > 0 else "-9e999"
         case _:
             return "NULL" if value is None else repr(value)
+
+
+def placeholder(value: Value) -> str:
+    """Return what stands in SQL for a value that is bound: of a text that cannot be decoded, its bytes are."""
+    return "CAST(? AS TEXT)" if isinstance(value, Undecodable) else "?"
 
 
 def is_same(one: Row, other: Row) -> bool:
@@ -188,24 +193,25 @@ def rows_of(
 
     A text that cannot be decoded comes as `Undecodable`. `rest` must give the same order each time.
     """
+    codec = _UTF_16.get(str(connection.pragma("encoding")))
     done = 0
-    try:
-        for row in connection.execute(f"SELECT {', '.join(columns)} {rest}", values):
-            yield row
-            done += 1
-    except UnicodeDecodeError:
-        pass
-    else:
-        return
+    if codec is None:  # of UTF-16, SQLite would join a surrogate that stands alone with what follows
+        try:
+            for row in connection.execute(f"SELECT {', '.join(columns)} {rest}", values):
+                yield row
+                done += 1
+        except UnicodeDecodeError:
+            pass
+        else:
+            return
     # Twice as many values for each row, so only where it is needed.
     exact = [f"CASE typeof({each}) WHEN 'text' THEN CAST({each} AS BLOB) ELSE {each} END" for each in columns]
     kinds = [f"typeof({each})" for each in columns]
-    codec = _UTF_16.get(str(connection.pragma("encoding")), "utf-8")
     found = connection.execute(f"SELECT {', '.join([*exact, *kinds])} {rest}", values)
     for row in islice(found, done, None):
         half = len(columns)
         yield tuple(
-            _decoded(value, codec) if kind == "text" else value
+            _decoded(value, codec or "utf-8") if kind == "text" else value
             for value, kind in zip(row[:half], row[half:], strict=True)
         )
 

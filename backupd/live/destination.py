@@ -34,6 +34,10 @@ pause is twice as long on a disk that takes 5 ms for a flush. 32 MiB were measur
 """
 
 _REVISIONS_SECONDS = 0.5
+_CHANGE_SECONDS = 60.0
+"""No longer do writers wait for rows that are brought back: a trigger may never end."""
+
+_STEPS_BETWEEN_LOOKS = 10_000
 _BYTES_PER_STEP = 2 << 20
 _JOURNAL_MODE_OFFSET = 18
 _ROLLBACK, _WAL = b"\x01\x01", b"\x02\x02"
@@ -201,6 +205,8 @@ class LiveDatabase:
             self._connection.pragma("foreign_keys", False)
             for switch in (apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, apsw.SQLITE_DBCONFIG_ENABLE_VIEW):
                 self._connection.config(switch, 1)
+            give_up_at = time.monotonic() + _CHANGE_SECONDS
+            self._connection.set_progress_handler(lambda: time.monotonic() > give_up_at, _STEPS_BETWEEN_LOOKS)
             self._connection.execute("BEGIN IMMEDIATE")
             self._pause.begin()
             try:
@@ -209,6 +215,7 @@ class LiveDatabase:
                 change(self._connection)
                 self._connection.execute("COMMIT")
             finally:
+                self._connection.set_progress_handler(None)
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 self._pause.end()
@@ -293,6 +300,11 @@ def _set_journal_mode(image: Path, *, is_wal: bool) -> None:
 def _translated(path: Path, error: apsw.Error) -> BackupdError:
     if isinstance(error, apsw.BusyError | apsw.LockedError):
         return _stayed_locked(path)
+    if isinstance(error, apsw.InterruptError):
+        return BusyError(
+            f"{path} was not changed: writing took longer than {_CHANGE_SECONDS:g} s, in which others wait",
+            hint="write fewer rows at a time, and look whether a trigger of the database never ends",
+        )
     if isinstance(error, apsw.FullError) or source.is_disk_full(os.fspath(path)):
         return TargetUnwritableError(
             f"the disk of {path} is full, so nothing was restored: the old content is in place",

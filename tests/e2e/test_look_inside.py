@@ -100,7 +100,7 @@ def test_conflicts_are_listed_before_anything_is_written(tmp_path: Path) -> None
     before = content_digest(database)
     refused = backupd.run("recover", "latest", "member", "--yes", code=USAGE)
     assert "UNIQUE constraint failed: member.mail" in refused.stderr
-    assert "its foreign key names a row that team does not have" in refused.stderr
+    assert "a foreign key of member names a row that team does not have" in refused.stderr
     assert "nothing was changed" in refused.stderr
     assert content_digest(database) == before
     backupd.run("recover", "latest", "team", "--yes")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.extent import in_parts
 
+from backupd.cli.diff import table_lines
 from backupd.inside.diff import Difference, Kind, State
 from backupd.inside.image import opened_source
 from backupd.inside.live import FilePages
@@ -148,3 +149,54 @@ def test_the_rows_that_changed_are_found_whatever_the_history(tmp_path: Path, pa
     """All kinds of tables, values and page sizes: as many changes as a comparison of all rows finds; the SQL works."""
     for seed in range(part * 40, part * 40 + 40):
         _check(tmp_path, seed)
+
+
+def _counts(directory: Path, before: str, after: str) -> dict[str, Any]:
+    """How many rows of each kind the tables have, of two states that are made by statements."""
+    files = directory / "one.db", directory / "other.db"
+    for file, statements_of in zip(files, (before, after), strict=True):
+        with closing(sqlite3.connect(file)) as connection:
+            connection.executescript(statements_of)
+    with ExitStack() as opened:
+        difference = Difference(*(_state(file, opened, directory) for file in files))
+        return {
+            pair.after.name: sorted(str(change.kind) for change in difference.row_changes(pair))
+            for pair in difference.table_pairs()
+        }
+
+
+def test_a_key_that_becomes_the_rowid_or_no_longer_is_one_still_identifies(tmp_path: Path) -> None:
+    """Rows are matched by their key, whatever their rowids are."""
+    rows = "INSERT INTO t VALUES (7, 'a'), (5, 'b'), (9, 'c')"
+    before = f"CREATE TABLE t (id INTEGER PRIMARY KEY, v); {rows};"
+    after = f"CREATE TABLE t (id INT PRIMARY KEY, v); {rows}; UPDATE t SET v = 'x' WHERE id = 5;"
+    assert _counts(tmp_path, before, after) == {"t": ["changed"]}
+
+
+def test_keys_that_are_no_text_are_found(tmp_path: Path) -> None:
+    """Their rowids moved, and nothing else did."""
+    values = "(CAST(x'ff41' AS TEXT), 1), ('b', 2)"
+    schema = "CREATE TABLE t (k TEXT PRIMARY KEY, v); CREATE TABLE w (k TEXT PRIMARY KEY, v) WITHOUT ROWID;"
+    fill = f"INSERT INTO t VALUES {values}; INSERT INTO w VALUES {values};"
+    after = f"{schema} INSERT INTO t VALUES ('0', 0); {fill} INSERT INTO w VALUES ('0', 0);"
+    assert _counts(tmp_path, schema + fill, after) == {"t": ["added"], "w": ["added"]}
+
+
+def test_texts_of_utf_16_that_are_none_differ(tmp_path: Path) -> None:
+    """A surrogate that stands alone is not the pair that SQLite makes of it."""
+    made = "PRAGMA encoding = 'UTF-16le'; CREATE TABLE t (id INTEGER PRIMARY KEY, v TEXT);"
+    made += " INSERT INTO t VALUES (1, CAST({} AS TEXT));"
+    assert _counts(tmp_path, made.format("x'00D84100'"), made.format("x'00D841DC'")) == {"t": ["changed"]}
+
+
+def test_columns_that_only_one_state_has_are_told(tmp_path: Path) -> None:
+    """They cannot be compared, and a table with one is not the same."""
+    before, after = tmp_path / "one.db", tmp_path / "other.db"
+    for file, column in ((before, "v"), (after, "w")):
+        with closing(sqlite3.connect(file)) as connection, connection:
+            connection.execute(f"CREATE TABLE t (a INTEGER PRIMARY KEY, {column})")
+    with ExitStack() as opened:
+        difference = Difference(*(_state(file, opened, tmp_path) for file in (before, after)))
+        (pair,) = difference.table_pairs()
+        assert pair.columns_of_one == ("v", "w")
+        assert [*table_lines(difference, [pair], 1)] == ["t  not compared: what only one state has: v, w"]

@@ -33,7 +33,8 @@ CREATE TABLE exact (i INTEGER, r REAL, t TEXT, b BLOB, x ANY) STRICT;
 CREATE TABLE rowid (rowid TEXT, oid INT);
 CREATE VIRTUAL TABLE found USING fts5(body);
 CREATE INDEX "an index" ON flat (v) WHERE v IS NOT NULL;
-CREATE VIEW shown AS SELECT * FROM made;
+CREATE VIEW shown AS SELECT * FROM made -- all of it
+;
 CREATE TRIGGER counted AFTER INSERT ON made BEGIN INSERT INTO exact (i) VALUES (new.a); END;
 PRAGMA user_version = -7;
 PRAGMA application_id = 99;
@@ -185,3 +186,21 @@ def test_a_text_that_is_none_comes_as_its_bytes(opened: apsw.Connection) -> None
     text = "".join(as_csv(opened, read_schema(opened).tables["exact"], "t IS NOT NULL"))
     assert text.splitlines()[1:] == [",,é,,-0.5", ",,X'FF00FED8FF',,"]
     assert isinstance(Undecodable(b"\xff"), bytes)
+
+
+def test_odd_databases_load(tmp_path: Path) -> None:
+    """Without a table that counts, but with the numbers of one that did; and a CR at the end of a line stays."""
+    file = tmp_path / "app.db"
+    with closing(apsw.Connection(str(file))) as connection:
+        connection.execute(
+            "CREATE TABLE a (id INTEGER PRIMARY KEY AUTOINCREMENT); INSERT INTO a VALUES (1); DROP TABLE a"
+        )
+        connection.execute("CREATE TABLE b (x); INSERT INTO b VALUES ('one\r\ntwo')")
+    with ExitStack() as opened:
+        connection = _with_connection(file, opened)
+        schema = read_schema(connection)
+        sql = "".join(as_sql(connection, schema, schema.selected((), where="app"), is_whole=True))
+    assert "\r" not in sql
+    with closing(sqlite3.connect(tmp_path / "loaded.db")) as connection:
+        connection.executescript(sql)
+        assert connection.execute("SELECT x FROM b").fetchall() == [("one\r\ntwo",)]
