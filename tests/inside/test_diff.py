@@ -174,7 +174,7 @@ def test_a_key_that_becomes_the_rowid_or_no_longer_is_one_still_identifies(tmp_p
 
 
 def test_keys_that_are_no_text_are_found(tmp_path: Path) -> None:
-    """Their rowids moved, and nothing else did."""
+    """Rows whose rowids moved are the same rows."""
     values = "(CAST(x'ff41' AS TEXT), 1), ('b', 2)"
     schema = "CREATE TABLE t (k TEXT PRIMARY KEY, v); CREATE TABLE w (k TEXT PRIMARY KEY, v) WITHOUT ROWID;"
     fill = f"INSERT INTO t VALUES {values}; INSERT INTO w VALUES {values};"
@@ -190,7 +190,7 @@ def test_texts_of_utf_16_that_are_none_differ(tmp_path: Path) -> None:
 
 
 def test_columns_that_only_one_state_has_are_told(tmp_path: Path) -> None:
-    """They cannot be compared, and a table with one is not the same."""
+    """Columns of one state cannot be compared, and their table is not counted as the same."""
     before, after = tmp_path / "one.db", tmp_path / "other.db"
     for file, column in ((before, "v"), (after, "w")):
         with closing(sqlite3.connect(file)) as connection, connection:

@@ -107,7 +107,7 @@ def test_what_would_cost_a_live_row_or_not_be_written_is_a_conflict(
 
 
 def test_a_row_with_null_in_its_key_comes_back_once(tmp_path: Path) -> None:
-    """Its rowid tells it from another one: a second recovery finds it there."""
+    """The rowid tells such a row from another one: a second recovery finds it there."""
     _prepare(tmp_path, "CREATE TABLE t (a, b, v, PRIMARY KEY (a, b))", "(1, NULL, 'x'), (2, 2, 'y')", "DELETE FROM t")
     for _ in range(2):
         assert _recover(tmp_path) == []
