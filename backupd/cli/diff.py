@@ -180,7 +180,9 @@ def _chosen(difference: Difference, names: Sequence[str]) -> list[TablePair]:
         return pairs
     for name in names:
         if all(name.lower() not in {pair.before.name.lower(), pair.after.name.lower()} for pair in pairs):
-            known = ", ".join(pair.after.name for pair in pairs[:8]) or "none"
+            from backupd.inside.tables import listed
+
+            known = listed(pair.after.name for pair in pairs)
             raise UsageError(f"no table {name!r} is in both states", hint=f"in both are: {known}")
     wanted = {name.lower() for name in names}
     return [pair for pair in pairs if wanted & {pair.before.name.lower(), pair.after.name.lower()}]

@@ -125,8 +125,12 @@ def _csv(result: Result) -> Iterator[str]:
 
 def _print_tables(result: Result) -> None:
     """Print the rows as they come, with the headings again after many: no more of them are in memory."""
+    headings, has_rows = [*map(output.printable, result.columns)], False
     while rows := [tuple(map(_cell, row)) for row in islice(result.rows, _ROWS_AT_ONCE)]:
-        output.print_data(output.table([*map(output.printable, result.columns)], [("", rows)]).lstrip("\n"))
+        output.print_data(output.table(headings, [("", rows)]).lstrip("\n"))
+        has_rows = True
+    if headings and not has_rows:
+        output.print_note("no row fits")
 
 
 def _cell(value: object) -> str:

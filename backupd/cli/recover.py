@@ -107,9 +107,9 @@ def command(
         difference = Difference(State.of(*before), State.of(pages, connection))
         pair = _pair(difference.table_pairs(), table, point)
         recovery = Recovery(difference, pair, where=where, overwrites=overwrites)
-        with session.state.spool() as spool:
-            pages.copy_to(spool / "trial.db")
-            plan = recovery.plan(spool / "trial.db")
+        trial = opened.enter_context(session.state.spool()) / "trial.db"
+        pages.copy_to(trial)
+        plan = recovery.plan(trial)
         if plan.conflicts:
             _print_plan(session, point, pair, plan, overwrites=overwrites)
             raise _refusal(plan.conflicts, pair, point)
@@ -128,10 +128,12 @@ def _pair(pairs: list[TablePair], name: str, point: RestorePoint) -> TablePair:
     for pair in pairs:
         if pair.before.name.lower() == name.lower():
             return pair
-    known = ", ".join(pair.before.name for pair in pairs[:8]) or "none"
+    from backupd.inside.tables import listed
+
     raise UsageError(
         f"no table {name!r} is both in {point.name} and in the live database",
-        hint=f"in both are: {known}; a table that is gone: backupd dump SNAPSHOT TABLE, and run the SQL",
+        hint=f"in both are: {listed(pair.before.name for pair in pairs)}; "
+        "a table that is gone: backupd dump SNAPSHOT TABLE, and run the SQL",
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import apsw
 
 from backupd.inside.pages import StoredPages
-from backupd.inside.tables import is_internal, is_same, joined, placeholder, quoted, read_schema, rows_of
+from backupd.inside.tables import is_internal, is_same, joined, literal, placeholder, quoted, read_schema, rows_of
 from backupd.inside.trees import EVERYTHING, ChangedPages
 
 if TYPE_CHECKING:
@@ -88,6 +88,13 @@ class TablePair:
     def columns_of_one(self) -> tuple[str, ...]:
         """Stored columns that only one of both states has, which are not compared."""
         return tuple(sorted({*self.before.columns} ^ {*self.after.columns}))
+
+    def condition(self, change: RowChange, table: Table, encoding: str) -> str:
+        """Return the condition of SQL that finds the row of a change in `table`, one of both, in this encoding."""
+        if change.rowid is not None:
+            return f"{quoted(table.rowid or 'rowid')} = {change.rowid}"
+        columns = zip(self.identity, change.key, strict=True)
+        return " AND ".join(f"{quoted(column)} = {literal(value, encoding)}" for column, value in columns)
 
     @property
     def is_same_table(self) -> bool:

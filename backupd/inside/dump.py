@@ -85,7 +85,7 @@ def as_sql(
         yield from _numbers(connection)
         yield from _internal(connection, schema)
         for name, sql in schema.virtual.items():
-            yield f"-- the virtual table {_in_comment(name)} is left out; it was made by: {_in_comment(sql)}\n"
+            yield f"-- the virtual table {in_comment(name)} is left out; it was made by: {in_comment(sql)}\n"
         for other in schema.others.values():
             yield created(other.sql)
     yield "COMMIT;\n"
@@ -131,7 +131,8 @@ def created(sql: str) -> str:
     return f"{sql}\n;\n" if "--" in sql or "/*" in sql else f"{sql};\n"
 
 
-def _in_comment(text: str) -> str:
+def in_comment(text: str) -> str:
+    """Return a text on one line, which a comment of SQL can hold."""
     return " ".join(text.split())
 
 

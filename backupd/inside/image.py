@@ -44,26 +44,17 @@ class _Image:
 
     def xRead(self, amount: int, offset: int) -> bytes | memoryview:
         number, start = divmod(offset, self._page_size)
-        if offset and not start and amount == self._page_size:
-            try:
-                return self._page(number + 1)
-            except BackupdError as error:
-                self.failure = error
-                raise apsw.IOError(error.message) from error
-        return self._part(number + 1, start, amount)
-
-    def _part(self, number: int, start: int, amount: int) -> bytes:
-        """Return a part of a page. SQLite reads the header of page 1 by itself, and a page of zeros beyond the end."""
+        number += 1
         if number > self._source.page_count:
             return b""
         try:
-            page = bytes(self._page(number))
+            page = self._page(number)
         except BackupdError as error:
             self.failure = error
             raise apsw.IOError(error.message) from error
         if number == 1:  # a log, or its index, is no part of it
-            page = page[: _VERSIONS.start] + _ROLLBACK + page[_VERSIONS.stop :]
-        return page[start : start + amount]
+            page = bytes(page[: _VERSIONS.start]) + _ROLLBACK + bytes(page[_VERSIONS.stop :])
+        return page if amount == self._page_size else page[start : start + amount]
 
     def xFileSize(self) -> int:
         return self._source.page_count * self._page_size

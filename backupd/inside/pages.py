@@ -149,7 +149,7 @@ class StoredPages:
             if page_hash(image) != digest:
                 with self._naming(number):
                     raise DamageError(
-                        f"pack {self._archive.pack_key(self._packs[self._pack_of(number) - 1])} has another"
+                        f"pack {self._archive.pack_key(self._packs[self._pack_of(number) - 1])} has another image of it"
                     )
             self._pages[number] = image, None
         return image

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from backupd.inside.diff import Kind
-from backupd.inside.dump import created, insertion, table_as_sql
-from backupd.inside.tables import is_internal, literal, quoted
+from backupd.inside.dump import created, in_comment, insertion, table_as_sql
+from backupd.inside.tables import is_internal, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
-    from backupd.inside.diff import Difference, RowChange, TablePair
+    from backupd.inside.diff import Difference, TablePair
     from backupd.inside.tables import Schema
 
 
@@ -36,7 +36,7 @@ def statements(difference: Difference) -> Iterator[str]:
     yield from (created(other.sql) for key, other in after.others.items() if key not in staying)
     for name in {**before.virtual, **after.virtual}:
         if before.virtual.get(name) != after.virtual.get(name):
-            yield f"-- the virtual table {' '.join(name.split())} differs, and is left out\n"
+            yield f"-- the virtual table {in_comment(name)} differs, and is left out\n"
     for name in ("user_version", "application_id"):
         numbers = [state.connection.pragma(name) for state in (difference.before, difference.after)]
         if numbers[0] != numbers[1]:
@@ -71,17 +71,10 @@ def _row_statements(difference: Difference, pair: TablePair) -> Iterator[str]:
     encoding, table = difference.after.schema.encoding, pair.after.name
     for change in difference.row_changes(pair):
         if change.kind is not Kind.ADDED:
-            yield f"DELETE FROM {quoted(table)} WHERE {_condition(pair, change, encoding)};\n"  # noqa: S608
+            yield f"DELETE FROM {quoted(table)} WHERE {pair.condition(change, pair.after, encoding)};\n"  # noqa: S608
     for change in difference.row_changes(pair):
         if change.after is not None:
             # Elsewhere the rowid may be taken by a row that did not change, but has another one by now.
             rowid = () if pair.after.key or pair.after.rowid is None else (pair.after.rowid,)
             row = (change.rowid, *change.after) if rowid else change.after
             yield insertion(table, (*rowid, *pair.columns), row, encoding)
-
-
-def _condition(pair: TablePair, change: RowChange, encoding: str) -> str:
-    if change.rowid is not None:
-        return f"{quoted(pair.after.rowid or 'rowid')} = {change.rowid}"
-    columns = zip(pair.identity, change.key, strict=True)
-    return " AND ".join(f"{quoted(column)} = {literal(value, encoding)}" for column, value in columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import apsw
 from backupd.errors import BusyError, UsageError
 from backupd.inside.diff import Kind
 from backupd.inside.dump import reject_condition
-from backupd.inside.tables import is_same, joined, literal, placeholder, quoted, rows_of
+from backupd.inside.tables import is_same, joined, placeholder, quoted, rows_of
 from backupd.live.destination import LiveDatabase
 from backupd.live.intent import announced_transaction
 
@@ -83,8 +84,12 @@ class Recovery:
         self._overwrites = overwrites
 
     def plan(self, copy: Path) -> RecoveryPlan:
-        """Find the rows, and bring them back into `copy`, a copy of the live database that is not needed any more."""
+        """Find the rows, and bring them back into `copy`, a copy of the live database in a private directory.
+
+        They are kept beside it for `carry_out`, which so asks no store while the application waits.
+        """
         plan = RecoveryPlan()
+        self._rows = copy.with_suffix(".rows")
         connection = apsw.Connection(os.fspath(copy))
         try:
             connection.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
@@ -92,21 +97,23 @@ class Recovery:
             for name, value in (("foreign_keys", False), ("journal_mode", "delete"), ("synchronous", "off")):
                 connection.pragma(name, value)
             before, rows_before = self._violations(connection), self._row_count(connection)
-            for change in self._difference.row_changes(self._pair):
-                self._count(plan, change)
             connection.execute("BEGIN")
             total_before, written = connection.total_changes(), 0
-            for change in self._changes():
-                try:
-                    self._apply(connection, change)
-                except (apsw.ConstraintError, apsw.SQLError) as error:
-                    plan.conflicts.append(Conflict(change.key, str(error)))
-                    if len(plan.conflicts) >= _MOST_CONFLICTS or not connection.in_transaction:
-                        break
-                    continue
-                written += 1
-                if len(plan.samples) < _SAMPLES:
-                    plan.samples.append(change)
+            with self._rows.open("wb") as rows:
+                for change in self._difference.row_changes(self._pair):
+                    # After so many conflicts, or a trigger that has rolled everything back, the rest is only counted.
+                    is_over = len(plan.conflicts) >= _MOST_CONFLICTS or not connection.in_transaction
+                    if not self._count(plan, change) or is_over:
+                        continue
+                    try:
+                        self._apply(connection, change)
+                    except (apsw.ConstraintError, apsw.SQLError) as error:
+                        plan.conflicts.append(Conflict(change.key, str(error)))
+                        continue
+                    pickle.dump(change, rows)
+                    written += 1
+                    if len(plan.samples) < _SAMPLES:
+                        plan.samples.append(change)
             if connection.in_transaction:
                 plan.by_triggers = connection.total_changes() - total_before - written
                 inserted = 0 if plan.conflicts else plan.missing
@@ -124,7 +131,7 @@ class Recovery:
         *,
         lock_timeout: float,
     ) -> SnapshotId | None:
-        """Do it in one transaction, after a safety snapshot, which is returned.
+        """Do what was planned in one transaction, after a safety snapshot, which is returned. `plan` comes before.
 
         Raises `UsageError`, and changes nothing, when a row has a conflict by now; `BusyError` when the application
         writes too often for a safety snapshot; and what that raises.
@@ -143,33 +150,29 @@ class Recovery:
             hint="stop the application for a moment, or try again; nothing was changed",
         )
 
-    def _count(self, plan: RecoveryPlan, change: RowChange) -> None:
+    def _count(self, plan: RecoveryPlan, change: RowChange) -> bool:
+        """Count a row, and return whether it is brought back."""
         if change.kind is Kind.ADDED:
             plan.only_live += 1
-        elif self._is_wanted(change):
-            plan.missing += change.kind is Kind.REMOVED
-            plan.different += change.kind is Kind.CHANGED
+            return False
+        is_wanted, is_missing = self._is_wanted(change), change.kind is Kind.REMOVED
+        plan.missing += is_wanted and is_missing
+        plan.different += is_wanted and not is_missing
+        return is_wanted and (is_missing or self._overwrites)
 
-    def _changes(self) -> Iterator[RowChange]:
-        """Yield the rows that are brought back."""
-        kinds = {Kind.REMOVED, Kind.CHANGED} if self._overwrites else {Kind.REMOVED}
-        for change in self._difference.row_changes(self._pair):
-            if change.kind in kinds and self._is_wanted(change):
-                yield change
+    def _planned(self) -> Iterator[RowChange]:
+        """Yield the rows that `plan` has kept."""
+        with self._rows.open("rb") as rows:
+            while rows.peek(1):
+                yield pickle.load(rows)  # noqa: S301  (this process wrote it, into a directory of its own)
 
     def _is_wanted(self, change: RowChange) -> bool:
         if self._where is None:
             return True
-        table, condition = self._pair.before, self._condition(change, self._pair.before.rowid)
+        table, encoding = self._pair.before, self._difference.before.schema.encoding
+        condition = self._pair.condition(change, table, encoding)
         sql = f"SELECT 1 FROM main.{quoted(table.name)} WHERE {condition} AND ({self._where})"  # noqa: S608
         return bool(self._difference.before.connection.execute(sql).fetchall())
-
-    def _condition(self, change: RowChange, rowid: str | None) -> str:
-        if change.rowid is not None:
-            return f"{quoted(rowid or 'rowid')} = {change.rowid}"
-        encoding = self._difference.after.schema.encoding
-        columns = zip(self._pair.identity, change.key, strict=True)
-        return " AND ".join(f"{quoted(column)} = {literal(value, encoding)}" for column, value in columns)
 
     def _apply_all(self, connection: apsw.Connection) -> None:
         try:
@@ -177,7 +180,7 @@ class Recovery:
         except apsw.SQLError as error:
             raise _conflicting(self._pair, Conflict(("*",), str(error))) from error
         before = self._violations(connection)
-        for change in self._changes():
+        for change in self._planned():
             try:
                 self._apply(connection, change)
             except (apsw.ConstraintError, apsw.SQLError) as error:
@@ -194,7 +197,7 @@ class Recovery:
         row, table = change.before or (), self._pair.after
         name = f"main.{quoted(table.name)}"
         if change.kind is Kind.CHANGED:
-            condition = self._condition(change, table.rowid)
+            condition = self._pair.condition(change, table, self._difference.after.schema.encoding)
             columns = [quoted(column) for column in self._pair.columns]
             now = next(rows_of(connection, columns, f"FROM {name} WHERE {condition}"), None)
             if now is None or change.after is None or not is_same(now, change.after):
@@ -218,7 +221,7 @@ class Recovery:
     def _violations(self, connection: apsw.Connection) -> Counter[tuple[object, ...]]:
         """Count the rows of all tables whose foreign key names no row: table, rowid, and the table it should be in.
 
-        None where foreign keys cannot be checked: then they do not work for the application either.
+        There are none where foreign keys cannot be checked: then they do not work for the application either.
         """
         try:
             found = connection.execute("PRAGMA main.foreign_key_check").fetchall()

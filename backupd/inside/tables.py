@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from backupd.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     import apsw
 
@@ -82,15 +83,16 @@ class Schema:
             if name in self.virtual:
                 raise UsageError(
                     f"{name} in {where} is a virtual table, whose rows are kept in other tables",
-                    hint=f"use those: {_listed(table for table in self.tables if table.startswith(f'{name}_'))}",
+                    hint=f"use those: {listed(table for table in self.tables if table.startswith(f'{name}_'))}",
                 )
             if name.lower() not in by_name:
-                raise UsageError(f"{where} has no table {name!r}", hint=f"it has: {_listed(self.tables)}")
+                raise UsageError(f"{where} has no table {name!r}", hint=f"it has: {listed(self.tables)}")
             chosen.append(by_name[name.lower()])
         return [*dict.fromkeys(chosen)]
 
 
-def _listed(names: Iterator[str] | dict[str, Table]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """Return names for a message, with the first ones of many."""
     found = [*names]
     return ", ".join(found[:_NAMES_SHOWN]) + (" and more" if len(found) > _NAMES_SHOWN else "") or "none"
 
@@ -196,13 +198,10 @@ def rows_of(
     codec = _UTF_16.get(str(connection.pragma("encoding")))
     done = 0
     if codec is None:  # of UTF-16, SQLite would join a surrogate that stands alone with what follows
-        try:
+        with suppress(UnicodeDecodeError):
             for row in connection.execute(f"SELECT {', '.join(columns)} {rest}", values):
                 yield row
                 done += 1
-        except UnicodeDecodeError:
-            pass
-        else:
             return
     # Twice as many values for each row, so only where it is needed.
     exact = [f"CASE typeof({each}) WHEN 'text' THEN CAST({each} AS BLOB) ELSE {each} END" for each in columns]

@@ -133,6 +133,8 @@ def test_what_the_application_wrote_after_the_plan_is_not_overwritten(tmp_path: 
     _prepare(tmp_path, "CREATE TABLE t (a, b)", "(1, 'old'), (2, 'old')", "UPDATE t SET b = 'new'")
     for change in ("UPDATE t SET b = 'newer' WHERE a = 2", "DELETE FROM t WHERE a = 2", "DROP TABLE t"):
         with _recovery(tmp_path, overwrites=True) as recovery:
+            (tmp_path / "trial.db").write_bytes((tmp_path / "live.db").read_bytes())
+            assert recovery.plan(tmp_path / "trial.db").different == 2
             _database(tmp_path / "live.db", change)
             before = (tmp_path / "live.db").read_bytes()
             with pytest.raises(UsageError, match=r"nothing was changed|no such table"):
