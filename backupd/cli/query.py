@@ -130,7 +130,7 @@ def _print_tables(result: Result) -> None:
         output.print_data(output.table(headings, [("", rows)]).lstrip("\n"))
         has_rows = True
     if headings and not has_rows:
-        output.print_note("no row fits")
+        output.print_note("no rows")
 
 
 def _cell(value: object) -> str:

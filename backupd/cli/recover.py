@@ -217,7 +217,9 @@ def _print_result(
     saved = f"; what was there is in snapshot {safety}" if safety else ""
     output.print_line(f"recovered {pair.after.name} in {path}: {rows}{saved}")
     if safety is not None:
-        output.print_note(f"hint: to go back: backupd undo {point.manifest.database}")
+        from backupd.cli.restore import undo_command
+
+        output.print_note(f"hint: to go back: {undo_command(point, path, session)}")
 
 
 def _values(point: RestorePoint, pair: TablePair, plan: RecoveryPlan) -> dict[str, Any]:

@@ -275,7 +275,7 @@ def _print_result(result: InPlaceResult, session: Session) -> None:
         return
     output.print_line(_line(result))
     if result.safety_snapshot is not None:
-        output.print_note(f"hint: to go back: {_undo_command(plan, session)}")
+        output.print_note(f"hint: to go back: {undo_command(plan.point, plan.target, session)}")
     if plan.way is Way.REPLACEMENT:
         output.print_note("hint: start the application, or restart it if it still runs: it would write to the old file")
 
@@ -297,12 +297,13 @@ def _values(found: RestorePoint, target: Path, way: str, fetched_bytes: int, dur
     }
 
 
-def _undo_command(plan: Plan, session: Session) -> str:
+def undo_command(point: RestorePoint, target: Path, session: Session) -> str:
+    """Return the command that undoes what was just brought back from `point` into `target`."""
     from backupd.restore.placing import resolve_target
 
-    name, store = plan.point.manifest.database, plan.point.archive.url
-    is_configured = any(each.name == name and resolve_target(each.path) == plan.target for each in session.databases())
-    command = ["backupd", "undo", name if is_configured else str(plan.target)]
+    name, store = point.manifest.database, point.archive.url
+    is_configured = any(each.name == name and resolve_target(each.path) == target for each in session.databases())
+    command = ["backupd", "undo", name if is_configured else str(target)]
     if not session.settings.stores and store not in {each.url for each in session.settings.stores_or_default}:
         command += ["--store", store]
     return shlex.join(command)
